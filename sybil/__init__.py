@@ -1,0 +1,23 @@
+"""Sybil: lossless speculative decoding."""
+
+from sybil.decoding import Decoder, Settings
+from sybil.errors import SybilError
+from sybil.pairs import PAIRS, Pair, load
+from sybil.results import Generation, Stats, Step, Timings
+from sybil.sampling import Sampling
+
+__version__ = "0.1.0"
+__all__ = [
+    "PAIRS",
+    "Decoder",
+    "Generation",
+    "Pair",
+    "Sampling",
+    "Settings",
+    "Stats",
+    "Step",
+    "SybilError",
+    "Timings",
+    "__version__",
+    "load",
+]

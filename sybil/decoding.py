@@ -1,0 +1,320 @@
+"""The one loop: propose -> target forward -> verify -> commit. Autoregressive decoding is gamma 0."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from sybil import verification
+from sybil.drafting import Context, Drafter, DrafterFactory, Outcome, Proposal
+from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, PromptTooLong
+from sybil.models import Model, prefill
+from sybil.results import FinishReason, Generation, Stats, Step, Timings
+from sybil.sampling import Noise, Processor, Sampling, probabilities, process
+from sybil.stopping import Criterion, Stops
+from sybil.verification import Proposed, Rule, Verdict
+
+Inputs = str | Sequence[str] | Sequence[Tensor] | Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Keywords of generate and stream. Names and defaults are transformers', but for max_new_tokens (128)
+    and for gamma, rule and seed, which are ours.
+
+    do_sample False is greedy and ignores temperature and the filters. eos_token_id None means the model's
+    own; seed None, a fresh one. Stop strings end a row with the token that completes one, which is kept.
+    """
+
+    max_new_tokens: int = 128
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = 50
+    top_p: float | None = 1.0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    eos_token_id: int | Sequence[int] | None = None
+    stop_strings: str | Sequence[str] | None = None
+    logits_processor: Sequence[Processor] = ()
+    stopping_criteria: Sequence[Criterion] = ()
+    num_return_sequences: int = 1
+    gamma: int = 4
+    rule: str = "token"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("num_return_sequences", 1), ("gamma", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                remedy = "; load the model without a draft for plain decoding" if name == "gamma" else ""
+                raise InvalidSetting(f"{name} is {value!r}: use an integer of {least} or more{remedy}")
+        if self.do_sample and self.temperature == 0:
+            raise InvalidSetting("temperature is 0 with do_sample=True: raise it, or leave do_sample out for greedy decoding")
+        if self.repetition_penalty <= 0:
+            raise InvalidSetting(f"repetition_penalty is {self.repetition_penalty}: use a number above 0 (1 is none)")
+        verification.rule_named(self.rule)
+        self.sampling()
+
+    def sampling(self) -> Sampling:
+        """These settings as a Sampling, processors included."""
+        processors = tuple(self.logits_processor)
+        if self.repetition_penalty != 1.0:
+            from transformers import RepetitionPenaltyLogitsProcessor
+
+            processors = (RepetitionPenaltyLogitsProcessor(self.repetition_penalty), *processors)
+        filters = Sampling(self.temperature, self.top_k or 0, 1.0 if self.top_p is None else self.top_p, self.min_p or 0.0)
+        if not self.do_sample:
+            return Sampling(processors=processors)
+        return Sampling(filters.temperature, filters.top_k, filters.top_p, filters.min_p, processors)
+
+
+class Decoder:
+    """A target, whatever drafts for it, and the tokenizer both share. Made by sybil.load."""
+
+    def __init__(
+        self,
+        target: Model,
+        draft: DrafterFactory | None = None,
+        tokenizer: Tokenizer | None = None,
+        eos_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self.target, self.draft, self.tokenizer, self.eos_token_ids = target, draft, tokenizer, eos_token_ids
+
+    def without_draft(self) -> Decoder:
+        """The same target decoding autoregressively."""
+        return Decoder(self.target, None, self.tokenizer, self.eos_token_ids)
+
+    def generate(self, inputs: Inputs, *, streamer: Any = None, **settings: Any) -> Generation:
+        """Generate after inputs: a string, a list of strings, a list of 1-d LongTensors, or (batch, n).
+
+        settings: the fields of Settings. streamer: transformers' (put, end), for a single row.
+        Raises the errors of sybil.errors; nothing has been generated then."""
+        run = self._run(inputs, settings)
+        if streamer is not None:
+            if len(run.rows) != 1:
+                raise InvalidSetting(f"streamer is set with {len(run.rows)} rows: stream one prompt at a time")
+            streamer.put(torch.tensor([run.rows[0].prompt]))
+        steps = []
+        for step in run:
+            steps.append(step)
+            if streamer is not None:
+                streamer.put(torch.tensor(step.tokens[0]))
+        if streamer is not None:
+            streamer.end()
+        text = [self.tokenizer.decode(row.new, skip_special_tokens=True) for row in run.rows] if self.tokenizer else []
+        reasons = tuple(row.finished or "length" for row in run.rows)
+        return Generation([torch.tensor(row.new) for row in run.rows], text, reasons, Stats.of(steps))
+
+    def stream(self, inputs: Inputs, **settings: Any) -> Iterator[Step]:
+        """generate(), a Step at a time. Settings are checked at once; leaving early is fine."""
+        return iter(self._run(inputs, settings))
+
+    def _run(self, inputs: Inputs, settings: dict[str, Any]) -> _Run:
+        unknown = settings.keys() - Settings.__dataclass_fields__.keys()
+        if unknown:
+            known = ", ".join(Settings.__dataclass_fields__)
+            raise InvalidSetting(f"unknown setting {', '.join(sorted(unknown))}: the settings are {known}, streamer")
+        chosen = Settings(**settings)
+        prompts = [prompt for prompt in self._encode(inputs) for _ in range(chosen.num_return_sequences)]
+        return _Run(self, prompts, chosen)
+
+    def _encode(self, inputs: Inputs) -> list[list[int]]:
+        if isinstance(inputs, str):
+            inputs = [inputs]
+        prompts: list[list[int]] = []
+        for item in inputs:
+            if not isinstance(item, str):
+                prompts.append([int(token) for token in item])
+            elif self.tokenizer is None:
+                raise InvalidSetting("inputs are text, but the decoder has no tokenizer: pass token ids, or load() with tokenizer=")
+            else:
+                prompts.append(list(self.tokenizer.encode(item).ids))
+        if not prompts:
+            raise EmptyPrompt("inputs is empty: give at least one prompt")
+        for prompt in prompts:
+            self._check(prompt)
+        return prompts
+
+    def _check(self, prompt: list[int]) -> None:
+        if not prompt:
+            raise EmptyPrompt("the prompt has 0 tokens: give at least 1 to continue from")
+        if len(prompt) >= self.target.context:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} tokens and the model's context is {self.target.context}: "
+                f"shorten it to at most {self.target.context - 1}"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < self.target.vocab_size:
+            raise InvalidSetting(
+                f"the prompt has token ids from {min(prompt)} to {max(prompt)} and the target's vocabulary is "
+                f"0 to {self.target.vocab_size - 1}: encode it with the target's tokenizer"
+            )
+
+
+@dataclass(slots=True)
+class _Row:
+    """One sequence of a batch. limit: how many tokens it may have, prompt included."""
+
+    prompt: list[int]
+    limit: int
+    at_limit: FinishReason
+    new: list[int] = field(default_factory=list)
+    finished: FinishReason | None = None
+
+    @property
+    def room(self) -> int:
+        return 0 if self.finished else self.limit - len(self.prompt) - len(self.new)
+
+
+class _Run:
+    """A generation under way: what is committed, the target's cache, the drafter."""
+
+    def __init__(self, decoder: Decoder, prompts: list[list[int]], settings: Settings) -> None:
+        self.target, self.settings, self.sampling = decoder.target, settings, settings.sampling()
+        self.rule: Rule = verification.rule_named(settings.rule)
+        self.gamma = settings.gamma if decoder.draft else 0
+        self.stops = _stops(decoder, settings)
+        self.rows = []
+        for prompt in prompts:
+            wanted, possible = len(prompt) + settings.max_new_tokens, self.target.context
+            at_limit: FinishReason = "length" if wanted <= possible else "context"
+            self.rows.append(_Row(prompt, min(wanted, possible), at_limit))
+
+        capacity = max(row.limit for row in self.rows) + self.gamma + 1
+        tokens = torch.zeros(len(prompts), capacity, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt)
+        seed = torch.seed() if settings.seed is None else settings.seed
+        self.context = Context(tokens, torch.tensor([len(prompt) for prompt in prompts]), Noise(seed))
+        self.cache = self.target.new_cache(len(prompts), capacity)
+        self.drafter: Drafter | None = None
+        if decoder.draft:
+            self.drafter = decoder.draft(len(prompts), capacity, self.target.vocab_size, self.sampling)
+
+    def __iter__(self) -> Iterator[Step]:
+        clock = _Clock(self.target.device)
+        self._prefill()
+        clock.lap("prefill")
+        while any(row.room for row in self.rows):
+            yield self._round(clock)
+            clock.restart()
+
+    @torch.inference_mode()
+    def _prefill(self) -> None:
+        prefill(self.target, self.cache, self.context.tokens, self.context.lengths - 1)
+
+    @torch.inference_mode()
+    def _round(self, clock: _Clock) -> Step:
+        context = self.context
+        counts = torch.tensor([min(self.gamma, max(row.room - 1, 0)) for row in self.rows])
+        gamma = int(counts.max())
+        if self.drafter and gamma:
+            proposal = self.drafter.propose(context, gamma)
+            counts = counts.clamp(max=proposal.tokens.shape[1])
+        else:
+            proposal = Proposal(context.tokens[:, :0], None)
+        clock.lap("draft")
+
+        if not torch.equal(self.cache.lengths, context.lengths - 1):
+            raise CacheOutOfStep(
+                f"the target's cache holds {self.cache.lengths.tolist()} tokens where {(context.lengths - 1).tolist()} "
+                "are due: this is a defect of Sybil, please report it"
+            )
+        proposed = proposal.tokens.to("cpu")
+        last = context.tokens.gather(1, context.lengths[:, None] - 1)
+        logits = self.target.forward(torch.cat([last, proposed], 1), self.cache)  # (batch, gamma + 1, vocab)
+        clock.lap("verify")
+
+        verdict = self._judge(logits, proposed, proposal.probs, counts)
+        clock.lap("sample")
+
+        kept = self._commit(proposed, verdict)
+        if self.drafter:
+            self.drafter.observe(Outcome(verdict.accepted.cpu(), context.lengths))
+        clock.lap("other")
+        return Step(
+            tokens=tuple(tokens for tokens, _ in kept),
+            accepted=tuple(accepted for _, accepted in kept),
+            proposed=tuple(counts.tolist()),
+            finished=tuple(row.finished for row in self.rows),
+            timings=clock.timings(),
+        )
+
+    def _judge(self, logits: Tensor, tokens: Tensor, draft_probs: Tensor | None, counts: Tensor) -> Verdict:
+        """The rule's verdict on a proposal of tokens (batch, gamma)."""
+        if self.sampling.processors:
+            prefixes = [torch.cat(pair) for pair in zip(self.context.prefixes(), tokens, strict=True)]
+            logits = process(logits, prefixes, self.sampling.processors)
+        target_probs = probabilities(logits, self.sampling)
+        device, gamma = logits.device, tokens.shape[1]
+        if self.sampling.greedy:  # one-hot: no noise can change the verdict
+            accept_noise, next_noise = torch.zeros(tokens.shape), torch.zeros(len(tokens))
+        else:
+            accept_noise = self.context.uniforms(gamma, Noise.ACCEPT)
+            next_noise = self.context.uniforms(1, Noise.NEXT)[:, 0]
+        proposed = Proposed(tokens.to(device), draft_probs, target_probs, counts.to(device))
+        return self.rule(proposed, accept_noise, next_noise)
+
+    def _commit(self, proposed: Tensor, verdict: Verdict) -> list[tuple[tuple[int, ...], int]]:
+        """Append what each row gained, up to its stop; (tokens, how many of them were proposed) a row."""
+        accepted, following = verdict.accepted.tolist(), verdict.next_token.tolist()
+        lengths = self.context.lengths.clone()
+        gained: list[tuple[tuple[int, ...], int]] = []
+        for index, (row, block) in enumerate(zip(self.rows, proposed.tolist(), strict=True)):
+            if not row.room:
+                gained.append(((), 0))
+                continue
+            block = [*block[: accepted[index]], following[index]]
+            count, row.finished = self.stops.keep(row.prompt, row.new, block)
+            block = block[:count]
+            row.new += block
+            start = int(lengths[index])
+            self.context.tokens[index, start : start + count] = torch.tensor(block)
+            lengths[index] = start + count
+            if not row.room:
+                row.finished = row.finished or row.at_limit
+            gained.append((tuple(block), min(accepted[index], count)))
+        self.context.lengths = lengths
+        self.cache.lengths = lengths - 1
+        return gained
+
+
+def _stops(decoder: Decoder, settings: Settings) -> Stops:
+    eos = settings.eos_token_id
+    ids = decoder.eos_token_ids if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
+    strings = settings.stop_strings or ()
+    strings = (strings,) if isinstance(strings, str) else tuple(strings)
+    if strings and decoder.tokenizer is None:
+        raise InvalidSetting("stop_strings are set, but the decoder has no tokenizer: load() with tokenizer=")
+    if "" in strings:
+        raise InvalidSetting("stop_strings holds '', which every text contains: leave it out")
+    return Stops(ids, strings, tuple(settings.stopping_criteria), decoder.tokenizer)
+
+
+class _Clock:
+    """Seconds by phase, read after the device has done what it was asked."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._phases: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        self._began = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self._phases[phase] = self._phases.get(phase, 0.0) + now - self._began
+        self._began = now
+
+    def timings(self) -> Timings:
+        """The phases since the last call."""
+        phases, self._phases = self._phases, {}
+        return Timings(**phases)

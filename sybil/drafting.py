@@ -1,0 +1,104 @@
+"""What proposes tokens: the Drafter protocol and its implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sybil.models import Model, feed
+from sybil.sampling import Noise, Sampling, draw, probabilities, process
+
+
+@dataclass(slots=True)
+class Context:
+    """The committed tokens that a proposal follows.
+
+    tokens: (batch, capacity) int64, a row's first lengths[row] of them committed; lengths: (batch,)."""
+
+    tokens: Tensor
+    lengths: Tensor
+    noise: Noise
+
+    def uniforms(self, count: int, use: int) -> Tensor:
+        """(batch, count) uniforms for the round that begins at these lengths."""
+        return self.noise.uniforms(torch.arange(len(self.lengths)), self.lengths, count, use)
+
+    def prefixes(self) -> list[Tensor]:
+        """The committed tokens of each row, 1-d."""
+        return [row[:length] for row, length in zip(self.tokens, self.lengths.tolist(), strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """tokens: (batch, gamma); probs: (batch, gamma, vocab), those the tokens were really drawn from,
+    after every processor, or None where they were determined."""
+
+    tokens: Tensor
+    probs: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """accepted: (batch,) proposed tokens kept; lengths: (batch,) tokens committed now."""
+
+    accepted: Tensor
+    lengths: Tensor
+
+
+class Drafter(Protocol):
+    """Lives as long as one generation. A proposal may be shorter than gamma, or empty."""
+
+    def propose(self, context: Context, gamma: int) -> Proposal: ...
+
+    def observe(self, outcome: Outcome) -> None: ...
+
+
+DrafterFactory = Callable[[int, int, int, Sampling], Drafter]
+"""(batch, capacity in tokens, the target's vocabulary, sampling) -> Drafter."""
+
+
+class ModelDrafter:
+    """A smaller model that draws from its own distribution, under the target's sampling settings."""
+
+    def __init__(self, model: Model, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> None:
+        self.model, self.vocab_size, self.sampling = model, vocab_size, sampling
+        self.cache = model.new_cache(batch, capacity)
+
+    def propose(self, context: Context, gamma: int) -> Proposal:
+        gamma = min(gamma, self.model.context - int(context.lengths.max()))
+        if gamma <= 0:
+            return Proposal(context.tokens[:, :0], None)
+        logits = feed(self.model, self.cache, context.tokens, context.lengths)  # (batch, vocab)
+        uniforms = None if self.sampling.greedy else context.uniforms(gamma, Noise.PROPOSE)
+        tokens: list[Tensor] = []
+        probs: list[Tensor] = []
+        for index in range(gamma):
+            if index:
+                logits = self.model.forward(tokens[-1][:, None], self.cache)[:, -1]
+            logits = self._processed(logits, context, tokens)
+            if uniforms is None:
+                tokens.append(logits.argmax(-1))
+            else:
+                probs.append(probabilities(logits, self.sampling))
+                tokens.append(draw(probs[-1], uniforms[:, index]))
+        return Proposal(torch.stack(tokens, 1), torch.stack(probs, 1) if probs else None)
+
+    def observe(self, outcome: Outcome) -> None:
+        """Keep what is committed and really in the cache: its last proposed token never went in."""
+        self.cache.lengths = torch.minimum(self.cache.lengths, outcome.lengths - 1)
+
+    def _processed(self, logits: Tensor, context: Context, tokens: list[Tensor]) -> Tensor:
+        """The logits over the target's vocabulary (a padded one may be longer or shorter), processors applied."""
+        surplus = self.vocab_size - logits.shape[-1]
+        if surplus:
+            logits = F.pad(logits, (0, surplus), value=float("-inf"))  # negative: cuts the padding off
+        if not self.sampling.processors:
+            return logits
+        proposed = torch.stack(tokens, 1) if tokens else context.tokens[:, :0]
+        prefixes = [torch.cat(pair) for pair in zip(context.prefixes(), proposed, strict=True)]
+        return process(logits[:, None], prefixes, self.sampling.processors)[:, 0]

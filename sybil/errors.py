@@ -1,0 +1,59 @@
+"""One exception per way to fail; each message names the values at odds and the remedy, in one line."""
+
+from __future__ import annotations
+
+
+class SybilError(Exception):
+    """Base of everything Sybil raises on purpose. The command line prints it and exits with 2."""
+
+
+class InvalidSetting(SybilError, ValueError):
+    """A generation setting outside its range: gamma, top_p, temperature, ..."""
+
+
+class EmptyPrompt(SybilError, ValueError):
+    """A prompt without a single token: there is nothing to condition on."""
+
+
+class PromptTooLong(SybilError, ValueError):
+    """A prompt that fills the model's context and leaves no room for a new token."""
+
+
+class UnknownPair(SybilError, LookupError):
+    """A pair's name that is not registered."""
+
+
+class NotAModel(SybilError):
+    """A folder or hub repository that lacks what a model needs (config.json, safetensors, tokenizer.json)."""
+
+
+class WeightsMismatch(SybilError):
+    """Weights whose names or shapes are not those that the config asks for."""
+
+
+class VocabularyMismatch(SybilError):
+    """A draft whose tokens are not the target's tokens."""
+
+
+class UnsupportedModel(SybilError):
+    """A model whose state can't be rolled back, or an architecture that is not a decoder-only language model."""
+
+
+class HubUnreachable(SybilError, OSError):
+    """A hub id that is neither in the local cache nor to be fetched."""
+
+
+class DeviceUnavailable(SybilError):
+    """A device that torch does not see."""
+
+
+class NumericalFailure(SybilError, ArithmeticError):
+    """Logits with NaN, or with no finite entry: no distribution can be made of them."""
+
+
+class CacheOutOfStep(SybilError, RuntimeError):
+    """A cache whose lengths are not the committed tokens less one. Always a defect, never the user's fault."""
+
+
+class ResultsMismatch(SybilError):
+    """A results file to be resumed that was written under other settings."""

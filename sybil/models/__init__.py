@@ -1,0 +1,60 @@
+"""Models behind one face: forward(tokens, cache) -> logits."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sybil.models.cache import Cache
+
+
+class Model(Protocol):
+    """All that the loop and the drafters know of a model."""
+
+    vocab_size: int
+    context: int
+    """How many tokens a sequence may have, prompt included."""
+    device: torch.device
+
+    def new_cache(self, batch: int, capacity: int) -> Any:
+        """An empty cache for batch rows of at most capacity tokens."""
+
+    def forward(self, tokens: Tensor, cache: Any) -> Tensor:
+        """tokens (batch, n) -> logits (batch, n, vocab). Writes the tokens at each row's length in the
+        cache and advances the lengths by n."""
+
+    def prefill(self, tokens: Tensor, cache: Any) -> None:
+        """forward() without the logits."""
+
+
+def feed(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> Tensor:
+    """Bring a cache up to `until` tokens a row, tokens being (batch, capacity); logits (batch, vocab) after the last.
+
+    Rows may lack unequal numbers: all go in as one block, whose first tokens are, for some rows, in already
+    (they are written again) and whose last, for rows too short, are padding beyond their length."""
+    if int((until - cache.lengths).max()) > 2:  # more than a round leaves: a prompt, whose logits nobody asked for
+        prefill(model, cache, tokens, until - 1)
+    starts, block = _missing(cache, tokens, until)
+    logits = model.forward(block, cache)
+    cache.lengths = until.clone()
+    return logits[torch.arange(len(until)), (until - starts - 1).to(logits.device)]
+
+
+def prefill(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> None:
+    """feed() without the logits; until may be what is there already."""
+    if bool((cache.lengths < until).any()):
+        _, block = _missing(cache, tokens, until)
+        model.prefill(block, cache)
+        cache.lengths = until.clone()
+
+
+def _missing(cache: Cache, tokens: Tensor, until: Tensor) -> tuple[Tensor, Tensor]:
+    count = int((until - cache.lengths).max())
+    starts = (until - count).clamp(min=0)  # (batch,)
+    cache.lengths = starts
+    return starts, tokens.gather(1, starts[:, None] + torch.arange(count))
+
+
+__all__ = ["Cache", "Model", "feed", "prefill"]

@@ -1,0 +1,91 @@
+"""Any other transformers causal LM behind the same face.
+
+transformers' caches only grow at the end, the same for every row. Rows that roll back by unequal numbers
+therefore leave holes: slots that the attention mask hides, while each token keeps its own position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from sybil.errors import UnsupportedModel
+
+
+class HoledCache:
+    """A DynamicCache, and which of its slots hold which token of each row.
+
+    places: (batch, slots), the place in its row of the token in a slot, -1 for a hole."""
+
+    def __init__(self, batch: int, config: Any) -> None:
+        self.lengths = torch.zeros(batch, dtype=torch.int64)
+        self.places = torch.zeros(batch, 0, dtype=torch.int64)
+        self.slots = DynamicCache(config=config)
+
+    def settle(self) -> None:
+        """Turn what lies beyond each row's length into holes, and drop the slots that are holes in every row."""
+        self.places = self.places.masked_fill(self.places >= self.lengths[:, None], -1)
+        used = (self.places >= 0).any(0).nonzero()
+        surplus = self.places.shape[1] - (int(used[-1]) + 1 if len(used) else 0)
+        if surplus:
+            self.slots.crop(-surplus)
+            self.places = self.places[:, :-surplus]
+
+    def append(self, count: int) -> Tensor:
+        """Make room for count tokens a row; their positions (batch, count)."""
+        positions = self.lengths[:, None] + torch.arange(count)
+        self.places = torch.cat([self.places, positions], 1)
+        self.lengths = self.lengths + count
+        return positions
+
+
+class HuggingFaceModel:
+    """forward(tokens, cache) -> logits for a transformers model with a growing key-value cache."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model.eval()
+        text = model.config.get_text_config()
+        if model.config.is_encoder_decoder or not model.can_generate():
+            raise UnsupportedModel(f"{type(model).__name__} is not a decoder-only language model: give one of those")
+        if getattr(model, "_is_stateful", False):
+            raise UnsupportedModel(
+                f"{type(model).__name__} keeps a recurrent state, which can't be rolled back after a rejection: "
+                "give a model with attention only"
+            )
+        self.vocab_size = int(text.vocab_size)
+        self.context = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
+        self.device: torch.device = model.device
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.model.parameters())
+
+    def new_cache(self, batch: int, capacity: int) -> HoledCache:
+        return HoledCache(batch, self.model.config)
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, cache: HoledCache) -> Tensor:
+        """tokens (batch, n) -> logits (batch, n, vocab)."""
+        return self._run(tokens, cache, logits_to_keep=0)
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Tensor, cache: HoledCache) -> None:
+        """forward() with the last token's logits only, which nobody reads."""
+        self._run(tokens, cache, logits_to_keep=1)
+
+    def _run(self, tokens: Tensor, cache: HoledCache, logits_to_keep: int) -> Tensor:
+        cache.settle()
+        # a padded row may stand past the context: what is computed there is never read
+        positions = cache.append(tokens.shape[1]).clamp(max=self.context - 1)
+        logits: Tensor = self.model(
+            input_ids=tokens.to(self.device),
+            attention_mask=(cache.places >= 0).long().to(self.device),
+            position_ids=positions.to(self.device),
+            past_key_values=cache.slots,
+            use_cache=True,
+            logits_to_keep=logits_to_keep,
+        ).logits
+        return logits

@@ -1,0 +1,230 @@
+"""From a name, a folder or a transformers model to a Decoder: registered pairs, loading, dtype and device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Tokenizer
+
+from sybil.decoding import Decoder
+from sybil.drafting import ModelDrafter
+from sybil.errors import (
+    DeviceUnavailable,
+    HubUnreachable,
+    InvalidSetting,
+    NotAModel,
+    UnknownPair,
+    VocabularyMismatch,
+)
+from sybil.models import Model, checkpoints
+from sybil.text import differing_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
+EMBEDDED = "embedded:"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A target and a draft that share a tokenizer: hub ids, or folders inside the package."""
+
+    target: str
+    draft: str
+    about: str
+
+
+PAIRS: Mapping[str, Pair] = {
+    "stdlib": Pair(f"{EMBEDDED}stdlib/target", f"{EMBEDDED}stdlib/draft", "ships with Sybil: Python, 11M parameters"),
+    "gpt2-medium": Pair("openai-community/gpt2-medium", "openai-community/gpt2", "355M parameters"),
+    "gpt2-xl": Pair("openai-community/gpt2-xl", "openai-community/gpt2", "1.6B parameters"),
+    "opt-1.3b": Pair("facebook/opt-1.3b", "facebook/opt-125m", "1.3B parameters"),
+    "smollm2-1.7b": Pair("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-135M", "1.7B parameters"),
+    "qwen2.5-3b": Pair("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-0.5B", "3B parameters"),
+}
+
+
+def pair(name: str) -> Pair:
+    """The registered pair of that name; raises UnknownPair."""
+    if name not in PAIRS:
+        raise UnknownPair(f"there is no pair {name!r}: the pairs are {', '.join(PAIRS)}, or give a target and a draft")
+    return PAIRS[name]
+
+
+def embedded_folder(name: str) -> Path:
+    """Where a folder of the package's embedded pairs lies."""
+    return Path(str(resources.files("sybil"))) / "embedded" / name
+
+
+def load(
+    target: str | Path | PreTrainedModel,
+    draft: str | Path | PreTrainedModel | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    tokenizer: Any = None,
+) -> Decoder:
+    """A Decoder for a pair's name, a hub id, a folder or a transformers model.
+
+    A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding. dtype: None is
+    float32 on a CPU, float16 on a GPU; device: None is the GPU where there is one. tokenizer: for models
+    passed as objects, transformers' or tokenizers' own. Raises the errors of sybil.errors.
+    """
+    if isinstance(target, str) and draft is None and target in PAIRS:
+        target, draft = PAIRS[target].target, PAIRS[target].draft
+    chosen = choose_device(device)
+    dtype = dtype or (torch.float16 if chosen.type == "cuda" else torch.float32)
+    main = _load_one(target, dtype, chosen, tokenizer)
+    if draft is None:
+        return Decoder(main.model, None, main.tokenizer, main.eos_token_ids)
+    helper = _load_one(draft, dtype, chosen, None)
+    _check_vocabularies(main, helper)
+    return Decoder(main.model, partial(ModelDrafter, helper.model), main.tokenizer, main.eos_token_ids)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best there is; raises DeviceUnavailable or InvalidSetting."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InvalidSetting(f"device is {str(device)!r}: use 'cpu', 'cuda' or 'cuda:N'") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise DeviceUnavailable(
+            f"device {chosen} was asked for and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs: "
+            "use device 'cpu', or install a CUDA build of torch and its driver"
+        )
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    name: str
+    model: Model
+    tokenizer: Tokenizer | None
+    eos_token_ids: frozenset[int]
+
+
+def _load_one(source: str | Path | PreTrainedModel, dtype: torch.dtype, device: torch.device, tokenizer: Any) -> _Loaded:
+    if not isinstance(source, str | Path):
+        config = source.config.to_dict()
+        eos = _eos(getattr(source, "generation_config", None) and source.generation_config.to_dict(), config)
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        return _Loaded(type(source).__name__, _wrap(source), backend, eos)
+    folder = locate(source)
+    config = checkpoints.read_config(folder)
+    model: Model
+    if checkpoints.is_native(config):
+        model = checkpoints.load(folder, dtype, device)
+    else:
+        model = _load_foreign(folder, dtype, device)
+    generation = folder / "generation_config.json"
+    eos = _eos(checkpoints.read_json(generation) if generation.exists() else None, config)
+    return _Loaded(str(source), model, _load_tokenizer(folder), eos)
+
+
+def _wrap(model: PreTrainedModel) -> Model:
+    """Our own forward where it knows the family and the model lies on one device, transformers' elsewhere."""
+    config = model.config.to_dict()
+    if checkpoints.is_native(config) and not getattr(model, "hf_device_map", None):
+        state = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
+        return checkpoints.from_state(config, state, model.dtype, model.device, type(model).__name__)
+    from sybil.models.huggingface import HuggingFaceModel
+
+    return HuggingFaceModel(model)
+
+
+def _load_foreign(folder: Path, dtype: torch.dtype, device: torch.device) -> Model:
+    from transformers import AutoModelForCausalLM
+
+    from sybil.models.huggingface import HuggingFaceModel
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise NotAModel(f"{folder} can't be loaded as a causal language model ({reason}): check its files") from None
+    return HuggingFaceModel(model.to(device))
+
+
+def locate(source: str | Path) -> Path:
+    """The local folder of an embedded pair, a path or a hub id (fetched where it isn't cached).
+
+    Raises NotAModel or HubUnreachable."""
+    name = str(source)
+    if name.startswith(EMBEDDED):
+        return embedded_folder(name.removeprefix(EMBEDDED))
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise NotAModel(f"{source} is no folder: give a Hugging Face model folder, a hub id, or one of {', '.join(PAIRS)}")
+    return _fetch(name)
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (RepositoryNotFoundError, GatedRepoError, HFValidationError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise NotAModel(f"the hub gives no model {name!r} ({reason}): check the id, or log in if it is gated") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise HubUnreachable(
+            f"{name!r} is neither a folder nor in the local cache, and the hub can't be reached ({type(error).__name__}): "
+            f"check the network, give a folder, or use the embedded pair 'stdlib'"
+        ) from None
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if path.exists():
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise NotAModel(f"{path} is no tokenizer ({error}): export the model again") from None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
+    except (ValueError, OSError, KeyError, AttributeError, ImportError):
+        raise NotAModel(f"{folder} holds no tokenizer.json: save its fast tokenizer beside the weights") from None
+
+
+def _eos(generation: Mapping[str, Any] | None, config: Mapping[str, Any]) -> frozenset[int]:
+    for source in (generation or {}, config):
+        eos = source.get("eos_token_id")
+        if eos is not None:
+            return frozenset([eos] if isinstance(eos, int) else eos)
+    return frozenset()
+
+
+def _check_vocabularies(target: _Loaded, draft: _Loaded) -> None:
+    """Same tokens, or VocabularyMismatch. Padding beyond a shared tokenizer is no difference."""
+    if target.tokenizer is not None and draft.tokenizer is not None:
+        differing = differing_tokens(target.tokenizer, draft.tokenizer)
+        sizes = target.tokenizer.get_vocab_size(), draft.tokenizer.get_vocab_size()
+    else:
+        differing = abs(target.model.vocab_size - draft.model.vocab_size)
+        sizes = target.model.vocab_size, draft.model.vocab_size
+    if differing:
+        raise VocabularyMismatch(
+            f"target {target.name} has {sizes[0]} tokens and draft {draft.name} {sizes[1]}, "
+            f"{differing} of them not the same: choose a draft with the target's tokenizer"
+        )

@@ -1,0 +1,133 @@
+"""From logits to probabilities, and from probabilities and noise to tokens. Pure.
+
+Greedy decoding is temperature 0: a one-hot distribution, after which everything is the same code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sybil.errors import InvalidSetting, NumericalFailure
+
+Processor = Callable[[Tensor, Tensor], Tensor]
+"""transformers' LogitsProcessor: (prefix (1, n), logits (1, vocab)) -> logits (1, vocab)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a next token's distribution is made of logits. Names and order are transformers'.
+
+    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch a filter off. processors see the
+    raw logits and each position's own prefix, and run first.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    processors: tuple[Processor, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InvalidSetting(f"temperature is {self.temperature}: use a finite number of 0 (greedy) or more")
+        if self.top_k < 0:
+            raise InvalidSetting(f"top_k is {self.top_k}: use a positive number of tokens, or 0 for all")
+        if not 0 < self.top_p <= 1:
+            raise InvalidSetting(f"top_p is {self.top_p}: use a number above 0 and at most 1 (1 keeps every token)")
+        if not 0 <= self.min_p <= 1:
+            raise InvalidSetting(f"min_p is {self.min_p}: use a number from 0 (off) to 1")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distributions sampled from, rows of logits (..., vocab) -> rows that sum to 1, float32 at least.
+
+    Raises NumericalFailure where a row has NaN, +inf, or nothing finite."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if not bool(torch.isfinite(logits.amax(-1)).all()):
+        raise NumericalFailure(
+            "the model's logits hold NaN or infinity, so there is no distribution to draw from: "
+            "check its weights, or load it with dtype=torch.float32"
+        )
+    if sampling.greedy:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    scaled = logits / sampling.temperature
+    if 0 < sampling.top_k < scaled.shape[-1]:
+        least = scaled.topk(sampling.top_k, dim=-1).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < least, -math.inf)
+    if sampling.top_p < 1:
+        ascending, order = scaled.sort(dim=-1)
+        below = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        below[..., -1] = False  # the likeliest token always stays
+        scaled = scaled.masked_fill(below.scatter(-1, order, below), -math.inf)
+    probs = scaled.softmax(-1)
+    if sampling.min_p > 0:
+        probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
+
+
+def process(logits: Tensor, prefixes: list[Tensor], processors: tuple[Processor, ...]) -> Tensor:
+    """Apply processors to logits (batch, n, vocab), position i of a row seeing its prefix with the row's
+    last n - 1 - i tokens left out. Rows of prefixes are 1-d and may differ in length."""
+    if not processors:
+        return logits
+    processed = logits.to(torch.promote_types(logits.dtype, torch.float32)).clone()
+    last = logits.shape[1] - 1
+    for row, prefix in enumerate(prefixes):
+        for place in range(last + 1):
+            ids = prefix[None, : len(prefix) - (last - place)]
+            scores = processed[row, place][None]
+            for processor in processors:
+                scores = processor(ids, scores)
+            processed[row, place] = scores[0]
+    return processed
+
+
+def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Inverse-CDF draws: probs (..., vocab), uniforms (...) in [0, 1) -> tokens (...), int64.
+
+    A token without mass is never drawn; rows need not be normalised. The sums run in float64."""
+    cdf = probs.double().cumsum(-1)
+    point = uniforms.double().to(probs.device)[..., None] * cdf[..., -1:]
+    return torch.searchsorted(cdf, point, right=True).squeeze(-1)
+
+
+class Noise:
+    """Uniform numbers keyed by (seed, row, position, index in the round, use), and by nothing else.
+
+    A row's noise does not depend on the rows beside it or on the rounds before it, and no key is asked
+    for twice: rounds begin at different positions. The keys are hashed with SplitMix64's finaliser
+    (Steele, Lea, Flood 2014), twice a word.
+    """
+
+    PROPOSE, ACCEPT, NEXT = range(3)
+
+    def __init__(self, seed: int) -> None:
+        self._key = _mix(np.array([seed % 2**64], dtype=np.uint64))
+
+    def uniforms(self, rows: Tensor, positions: Tensor, count: int, use: int) -> Tensor:
+        """(batch, count) float64 in [0, 1) on the CPU; rows and positions are (batch,) int64."""
+        key = self._key
+        for word in (rows.numpy(), positions.numpy()):
+            key = _mix(key ^ _mix(word.astype(np.uint64) + np.uint64(1)))
+        index = np.arange(count, dtype=np.uint64)[None] * np.uint64(3) + np.uint64(use)
+        bits = _mix(key[:, None] ^ _mix(index + np.uint64(0x632BE59BD9B4E019)))
+        return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed

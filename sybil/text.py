@@ -1,0 +1,43 @@
+"""Text to token ids and back: the few things asked of a Hugging Face fast tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer
+
+
+class TextStream:
+    """Token ids in, text out as soon as it is whole.
+
+    A token may end inside a UTF-8 character, and a tokenizer may write a word differently once it
+    sees what follows; what could still change is held back until the next token, or until finish()."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = 0  # characters already given out
+        self._settled = 0  # ids before this are no longer decoded
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that these tokens complete, perhaps ''."""
+        self._ids += ids
+        text: str = self._tokenizer.decode(self._ids[self._settled :], skip_special_tokens=True)
+        if text.endswith("�"):
+            return ""
+        piece, self._shown = text[self._shown :], len(text)
+        if len(self._ids) - self._settled > 64:  # keep the work a token costs bounded
+            self._settled = len(self._ids) - 16
+            kept: str = self._tokenizer.decode(self._ids[self._settled :], skip_special_tokens=True)
+            self._shown = len(kept)
+        return piece
+
+    def finish(self) -> str:
+        """What was still held back."""
+        text: str = self._tokenizer.decode(self._ids[self._settled :], skip_special_tokens=True)
+        return text[self._shown :]
+
+
+def differing_tokens(one: Tokenizer, other: Tokenizer) -> int:
+    """How many entries (text and id) only one of two vocabularies has; 0 where they are the same."""
+    return len(one.get_vocab(with_added_tokens=True).items() ^ other.get_vocab(with_added_tokens=True).items())

@@ -1,0 +1,258 @@
+"""Make the embedded pair from scratch: corpus, tokenizer, target, draft, evaluation, export.
+
+    python tools/train_pair.py --minutes 110
+
+Each stage leaves its result in the work folder and is skipped when that is there; a stage that is
+cut off goes on from its last checkpoint. Everything is seeded; with a time budget the number of
+steps still depends on the machine, and the model card says how many there were.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import corpus as corpora
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from optimizers import MuonWithAdam
+from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+CONTEXT = 512
+VOCABULARY = 4096
+TARGET_SHAPE = dict(n_layer=8, n_embd=320, n_head=5)
+DRAFT_SHAPE = dict(n_layer=1, n_embd=256, n_head=4)
+TOKENS_A_STEP = 24 * 256
+TOKENS_A_MICROBATCH = 4 * 256  # what two cores' caches hold
+SHORT, LONG = 256, CONTEXT
+LONG_FROM = 0.85  # the share of a schedule after which windows are as long as the context
+GROW_AT = 0.6  # the share of the target's schedule that its first, half as deep, form trains for
+CHECKPOINT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage needs to know."""
+
+    work: Path
+    seed: int
+    device: torch.device
+
+    def path(self, name: str) -> Path:
+        return self.work / name
+
+
+def build(shape: dict[str, int], seed: int) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_positions=CONTEXT, bos_token_id=0, eos_token_id=0,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **shape,
+        )  # fmt: skip
+    )
+
+
+def grow(shallow: GPT2LMHeadModel, seed: int) -> GPT2LMHeadModel:
+    """Twice as deep, the same function: after each block a copy whose outputs start at zero.
+
+    On a small budget a shallow model learns faster a second, and hands that on (stacking, Gong et al. 2019)."""
+    deep = build(TARGET_SHAPE, seed)
+    state = {name: tensor for name, tensor in shallow.state_dict().items() if ".h." not in name}
+    for name, tensor in shallow.state_dict().items():
+        if ".h." in name:
+            head, layer, rest = re.match(r"(.*\.h\.)(\d+)(\..*)", name).groups()  # type: ignore[union-attr]
+            state[f"{head}{2 * int(layer)}{rest}"] = tensor
+            state[f"{head}{2 * int(layer) + 1}{rest}"] = torch.zeros_like(tensor) if "c_proj" in rest else tensor
+    deep.load_state_dict(state)
+    return deep
+
+
+def encode(tokenizer: Tokenizer, texts: tuple[tuple[str, str], ...]) -> np.ndarray:
+    """All texts in one row of token ids, an end-of-text before each."""
+    end = tokenizer.token_to_id(corpora.END_OF_TEXT)
+    parts = [[end, *encoding.ids] for encoding in tokenizer.encode_batch([text for _, text in texts])]
+    return np.concatenate([np.array(part, dtype=np.int64) for part in parts])
+
+
+def window(tokens: np.ndarray, index: int, length: int, seed: int) -> np.ndarray:
+    """The index-th training window. Starts follow a golden-ratio sequence, which covers the text
+    evenly without bookkeeping: the index alone is the state to resume from."""
+    places = len(tokens) - length - 1
+    start = int(((index + seed) * 0.6180339887498949) % 1.0 * places)
+    return tokens[start : start + length + 1]
+
+
+def batches(tokens: np.ndarray, first: int, length: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The micro-batches of one step: (tokens (rows, length + 1), positions (rows, length)).
+
+    Short windows stand at place 0 half the time and anywhere in the context otherwise, so that
+    every position embedding is trained from the first step."""
+    rows = TOKENS_A_MICROBATCH // length
+    places = np.random.default_rng((seed, first))
+    for start in range(first, first + TOKENS_A_STEP // length, rows):
+        text = np.stack([window(tokens, start + row, length, seed) for row in range(rows)])
+        offsets = places.integers(0, CONTEXT - length + 1, rows) * places.integers(0, 2, rows)
+        yield torch.from_numpy(text), torch.from_numpy(offsets[:, None] + np.arange(length))
+
+
+def train(
+    run: Run,
+    name: str,
+    model: GPT2LMHeadModel,
+    minutes: float,
+    text: Callable[[int], np.ndarray],
+    loss_of: Callable[[Tensor, Tensor, Tensor], Tensor],
+    evaluate: Callable[[], float],
+    schedule: tuple[float, float] = (0.0, 1.0),
+) -> None:
+    """Train until the budget is spent, from the last checkpoint where there is one.
+
+    text(step) gives the row of tokens that this step's windows are cut from;
+    loss_of(logits, tokens, positions) is a mean over the tokens of a micro-batch;
+    schedule is the part of the learning rate's course that this budget covers."""
+    done, checkpoint = run.path(f"{name}.pt"), run.path(f"{name}.checkpoint.pt")
+    if done.exists():
+        model.load_state_dict(torch.load(done, map_location=run.device)["model"])
+        return
+    optimizer = MuonWithAdam(model)
+    step = seen = windows = 0
+    spent, history = 0.0, []
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=run.device)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, seen, windows, spent, history = (state[k] for k in ("step", "seen", "windows", "spent", "history"))
+
+    def save(path: Path) -> None:
+        state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, seen=seen)
+        temporary = path.with_suffix(".tmp")
+        torch.save(state | dict(windows=windows, spent=spent, history=history), temporary)
+        os.replace(temporary, path)
+
+    budget, saved = minutes * 60, time.monotonic()
+    columns = (*Progress.get_default_columns()[:2], TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[loss]}")) as progress:
+        bar = progress.add_task(name, total=budget, completed=spent, loss="")
+        while spent < budget:
+            began = time.monotonic()
+            share = schedule[0] + (schedule[1] - schedule[0]) * spent / budget
+            length = LONG if share >= LONG_FROM else SHORT
+            total = 0.0
+            for tokens, positions in batches(text(step), windows, length, run.seed):
+                tokens, positions = tokens.to(run.device), positions.to(run.device)
+                logits = model(input_ids=tokens[:, :-1], position_ids=positions, use_cache=False).logits
+                loss = loss_of(logits, tokens, positions) * TOKENS_A_MICROBATCH / TOKENS_A_STEP
+                loss.backward()
+                total += loss.item()
+            optimizer.step(rate=min(1.0, (share + 1e-3) / 0.02) * min(1.0, (1.0 - share) / 0.7))
+            step, seen, windows = step + 1, seen + TOKENS_A_STEP, windows + TOKENS_A_STEP // length
+            spent += time.monotonic() - began
+            history.append((seen, round(total, 4)))
+            progress.update(bar, completed=spent, loss=f"step {step}  {seen / 1e6:.2f}M tokens  loss {total:.3f}")
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                save(checkpoint)
+                saved = time.monotonic()
+                with run.path(f"{name}.log").open("a") as log:
+                    row = dict(step=step, tokens=seen, seconds=round(spent), loss=total, held_out=evaluate())
+                    log.write(json.dumps(row) + "\n")
+    save(done)
+    checkpoint.unlink(missing_ok=True)
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+@torch.no_grad()
+def held_out_loss(model: GPT2LMHeadModel, tokens: np.ndarray, device: torch.device, windows: int | None = None) -> float:
+    """Mean nats a token over the held-out text, cut into whole contexts (the first few with windows)."""
+    count = (len(tokens) - 1) // CONTEXT
+    total = 0.0
+    chosen = range(count) if windows is None else range(0, count, max(1, count // windows))
+    for index in chosen:
+        text = torch.from_numpy(tokens[index * CONTEXT : (index + 1) * CONTEXT + 1]).to(device)[None]
+        total += cross_entropy(model(input_ids=text[:, :-1]).logits, text, text).item()
+    return total / len(chosen)
+
+
+def make_tokenizer(run: Run, corpus: corpora.Corpus) -> Tokenizer:
+    path = run.path("tokenizer.json")
+    if not path.exists():
+        corpora.train_tokenizer(corpus, VOCABULARY).save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+@torch.no_grad()
+def write_target_text(run: Run, target: GPT2LMHeadModel, tokens: np.ndarray, rows: int) -> np.ndarray:
+    """Text in the target's own hand, half of it greedy and half sampled, after prompts from the corpus.
+
+    A draft is asked about what the target writes, not about what people wrote: it is distilled on both."""
+    path = run.path("target_text.npy")
+    if not path.exists():
+        torch.manual_seed(run.seed)
+        pieces: list[np.ndarray] = []
+        for batch in range(0, rows, 64):
+            starts = [window(tokens, batch + row, 48, run.seed + 7) for row in range(64)]
+            prompts = torch.from_numpy(np.stack(starts)).to(run.device)
+            sampled = bool((batch // 64) % 2)
+            written = target.generate(
+                input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=208,
+                do_sample=sampled, top_k=0, eos_token_id=None, pad_token_id=0,
+            )  # fmt: skip
+            pieces.append(written.cpu().numpy().astype(np.int64).ravel())
+        np.save(path, np.concatenate(pieces))
+    return np.load(path)
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="Time budget for the training of both models.")] = 110,
+    work: Annotated[Path, typer.Option(help="Checkpoints and intermediate results.")] = Path("build/pair"),
+    seed: int = 0,
+    with_tests: Annotated[bool, typer.Option(help="Train on the library's tests too.")] = False,
+) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    run = Run(work, seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    corpus = corpora.read(with_tests=with_tests)
+    tokenizer = make_tokenizer(run, corpus)
+    training, held_out = encode(tokenizer, corpus.training), encode(tokenizer, corpus.held_out)
+
+    shallow = build(TARGET_SHAPE | dict(n_layer=TARGET_SHAPE["n_layer"] // 2), seed).to(run.device)
+    train(
+        run, "shallow", shallow, minutes * 0.7 * GROW_AT, lambda step: training, cross_entropy,
+        lambda: held_out_loss(shallow, held_out, run.device, windows=32), schedule=(0.0, GROW_AT),
+    )  # fmt: skip
+    target = grow(shallow, seed).to(run.device)
+    train(
+        replace(run, seed=seed + 1_000_003), "target", target, minutes * 0.7 * (1 - GROW_AT), lambda step: training,
+        cross_entropy, lambda: held_out_loss(target, held_out, run.device, windows=32), schedule=(GROW_AT, 1.0),
+    )  # fmt: skip
+    target.eval().requires_grad_(False)
+
+    own = write_target_text(run, target, training, rows=2048)
+    draft = build(DRAFT_SHAPE, seed).to(run.device)
+
+    def distillation(logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = F.log_softmax(target(input_ids=tokens[:, :-1], position_ids=positions, use_cache=False).logits, -1)
+        return F.kl_div(F.log_softmax(logits, -1), wanted, log_target=True, reduction="sum") / wanted[..., 0].numel()
+
+    train(
+        run, "draft", draft, minutes * 0.3, lambda step: own if step % 2 else training, distillation,
+        lambda: held_out_loss(draft, held_out, run.device, windows=32),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    typer.run(main)
