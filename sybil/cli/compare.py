@@ -1,0 +1,133 @@
+"""sybil compare: what speculation gains, and that nothing in the output changed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sybil.cli.models import DeviceOption, DraftOption, DtypeOption, GammaOption, PairOption, TargetOption, dtype_named, names
+from sybil.decoding import Settings
+from sybil.errors import InvalidSetting
+from sybil.measuring import compare as measuring
+from sybil.measuring import plots, prompts
+from sybil.measuring.machine import describe
+from sybil.measuring.timing import Interval
+from sybil.pairs import choose_device
+
+FULL, QUICK = (64, 64), (12, 32)  # prompts, new tokens
+
+
+def compare(
+    pair: PairOption = "stdlib",
+    target: TargetOption = None,
+    draft: DraftOption = None,
+    gamma: GammaOption = 4,
+    quick: Annotated[bool, typer.Option("--quick", help="A fifth of the prompts, half the tokens.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(help="New tokens a prompt.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option("--prompts", help="JSONL with your own prompts.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the rows (JSONL) and the chart (PNG).")] = Path("sybil-compare"),
+    resume: Annotated[Path | None, typer.Option(help="Go on with the JSONL file of a run that was cut off.")] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Run transformers, its assisted generation, and Sybil without and with the draft over the same prompts."""
+    console = Console()
+    chosen_target, chosen_draft = names(pair, target, draft)
+    if chosen_draft is None:
+        raise InvalidSetting(f"target {chosen_target} has no draft to compare with: add --draft")
+    chosen_device = choose_device(device)
+    count, length = QUICK if quick else FULL
+    task = measuring.Task(
+        target=chosen_target,
+        draft=chosen_draft,
+        max_new_tokens=length if max_new_tokens is None else max_new_tokens,
+        gamma=gamma,
+        dtype=str(dtype_named(dtype) or ("torch.float32" if chosen_device.type == "cpu" else "torch.float16")).removeprefix("torch."),
+        device=str(chosen_device),
+    )
+    Settings(gamma=task.gamma, max_new_tokens=task.max_new_tokens)  # refused here, before anything is loaded
+    chosen = prompts.spread(prompts.load(prompt_file), count)
+    rows = measuring.read(resume, task) if resume else []
+    path = resume or out / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
+
+    with console.status("loading the models"):
+        comparison = measuring.Comparison(task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = frozenset((row["prompt"], row["contender"]) for row in rows)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    interrupted = False
+    try:
+        with Progress(*columns, console=console) as progress:
+            total = len(chosen) * len(measuring.CONTENDERS)
+            bar = progress.add_task("measuring", total=total, completed=len(done))
+            for row in comparison.rows(chosen, done):
+                measuring.append(path, row)
+                rows.append(row)
+                progress.update(bar, advance=1, description=f"{row['prompt']}: {row['contender']}")
+    except KeyboardInterrupt:
+        interrupted = True
+        console.print(f"interrupted: {len(rows)} rows kept in {path}; go on with --resume {path}")
+    summaries = measuring.summarise(rows)
+    if summaries:
+        about = describe(comparison.device)
+        caption = (
+            f"{task.target} with {task.draft}, greedy, gamma {task.gamma}, {summaries[0].prompts} prompts, "
+            f"{task.max_new_tokens} new tokens, {task.dtype} on {about['processor']}, {about['threads']} threads, "
+            f"torch {about['torch']}, transformers {about['transformers']}, commit {about['commit'] or 'none'}"
+        )
+        console.print(_table(summaries, console))
+        console.print(caption, style="dim", soft_wrap=True)
+        _print_agreement(console, measuring.differences(comparison, rows, chosen), rows)
+        chart = path.with_suffix(".png")
+        plots.comparison(summaries, rows, caption, chart)
+        console.print(f"rows: {path}   chart: {chart}", soft_wrap=True)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _table(summaries: list[measuring.Summary], console: Console) -> Table:
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN)
+    table.add_column("decoder", no_wrap=True)
+    for heading in (
+        "ms/token", "tokens/s", "over transformers", "over Sybil without a draft",
+        "accepted", "tokens/round", "first token, ms", "peak memory, MB",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right")
+    for row in summaries:
+        table.add_row(
+            row.contender,
+            f"{row.ms_per_token:.2f}",
+            f"{row.tokens_per_second:.0f}",
+            _interval(row.over_transformers),
+            _interval(row.over_autoregressive),
+            "–" if row.acceptance_rate is None else f"{row.acceptance_rate:.0%}",  # noqa: RUF001
+            f"{row.tokens_per_round:.2f}",
+            f"{row.ms_to_first_token:.1f}",
+            "–" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",  # noqa: RUF001
+        )
+    return table
+
+
+def _interval(interval: Interval) -> str:
+    if interval.low == interval.high:
+        return f"{interval.value:.2f}x"
+    return f"{interval.value:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _print_agreement(console: Console, found: list[measuring.Difference], rows: list[measuring.Row]) -> None:
+    for name in measuring.CONTENDERS[1:]:
+        total = sum(row["contender"] == name for row in rows)
+        differing = [difference for difference in found if difference.contender == name]
+        console.print(f"{name}: the tokens of transformers generate on {total - len(differing)} of {total} prompts")
+        for difference in differing:
+            console.print(
+                f"  {difference.prompt} leaves them at token {difference.position}, "
+                f"where the target's two best logits are {difference.gap:.1e} apart"
+            )

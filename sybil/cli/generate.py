@@ -1,0 +1,111 @@
+"""sybil generate: stream a continuation, the draft's tokens in one colour and the target's in another."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from sybil.cli.models import DeviceOption, DraftOption, DtypeOption, GammaOption, PairOption, TargetOption, dtype_named, names
+from sybil.errors import EmptyPrompt
+from sybil.pairs import load
+from sybil.results import Stats, Step
+from sybil.text import TextStream
+
+DRAFTED, OWN = "green", "bold magenta"
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue; '-' or nothing reads standard input.")] = None,
+    pair: PairOption = "stdlib",
+    target: TargetOption = None,
+    draft: DraftOption = None,
+    gamma: GammaOption = 4,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that hold this share of the mass.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Continue a prompt. Green: tokens that the draft proposed; magenta: the target's own."""
+    text = prompt if prompt not in (None, "-") else _standard_input()
+    if not text:
+        raise EmptyPrompt("the prompt is empty: give text as the argument or on standard input")
+    chosen_target, chosen_draft = names(pair, target, draft)
+    decoder = load(chosen_target, draft=chosen_draft, dtype=dtype_named(dtype), device=device)
+    settings = dict(
+        gamma=gamma, max_new_tokens=max_new_tokens, do_sample=temperature != 0, temperature=temperature or 1.0,
+        top_k=top_k, top_p=top_p, seed=seed,
+    )  # fmt: skip
+    assert decoder.tokenizer is not None  # a folder without one is refused by load
+    stream = decoder.stream(text, **settings)
+    if as_json:
+        steps = list(stream)
+        tokens = [token for step in steps for token in step.tokens[0]]
+        completion = decoder.tokenizer.decode(tokens, skip_special_tokens=True)
+        sys.stdout.write(json.dumps(_record(chosen_target, chosen_draft, settings, text, completion, tokens, steps)) + "\n")
+        return
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text(text, style="dim"), end="")
+    pieces = TextStream(decoder.tokenizer)
+    steps = []
+    try:
+        for step in stream:
+            steps.append(step)
+            for index, token in enumerate(step.tokens[0]):
+                style = DRAFTED if index < step.accepted[0] else OWN
+                console.print(Text(pieces.push([token]), style=style), end="")
+    except KeyboardInterrupt:
+        console.print(Text(pieces.finish()), Text(" [interrupted]", style="red"), end="")
+    else:
+        console.print(Text(pieces.finish()), end="")
+    console.print("\n" + _line(Stats.of(steps), steps), style="dim")
+
+
+def _standard_input() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    return sys.stdin.read()
+
+
+def _line(stats: Stats, steps: list[Step]) -> str:
+    reason = next((reason for step in reversed(steps) for reason in step.finished if reason), "interrupted")
+    line = f"{stats.emitted} tokens in {stats.seconds:.2f} s ({stats.tokens_per_second:.1f} tokens/s), ended by {reason}"
+    if stats.proposed:
+        line += (
+            f"; accepted {stats.accepted} of {stats.proposed} proposed ({stats.acceptance_rate:.0%}), "
+            f"{stats.tokens_per_round:.2f} tokens a round"
+        )
+    return line
+
+
+def _record(
+    target: str, draft: str | None, settings: dict[str, object], prompt: str, text: str, tokens: list[int], steps: list[Step]
+) -> dict[str, object]:
+    stats = Stats.of(steps)
+    return {
+        "target": target,
+        "draft": draft,
+        "settings": settings,
+        "prompt": prompt,
+        "text": text,
+        "tokens": tokens,
+        "from_draft": [index < step.accepted[0] for step in steps for index in range(len(step.tokens[0]))],
+        "finished": steps[-1].finished[0],
+        "proposed": stats.proposed,
+        "accepted": stats.accepted,
+        "acceptance_rate": stats.acceptance_rate,
+        "rounds": stats.rounds,
+        "tokens_per_round": stats.tokens_per_round,
+        "seconds": stats.seconds,
+        "tokens_per_second": stats.tokens_per_second,
+        "lossless": True,
+    }

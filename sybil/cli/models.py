@@ -1,0 +1,38 @@
+"""The options that choose models, shared by the commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import typer
+
+from sybil.errors import InvalidSetting
+from sybil.pairs import pair as registered
+
+PairOption = Annotated[str, typer.Option(help="A registered pair of target and draft.")]
+TargetOption = Annotated[str | None, typer.Option(help="Target: a hub id or a folder, in place of the pair.")]
+DraftOption = Annotated[str | None, typer.Option(help="Draft for --target: a hub id or a folder.")]
+GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or float64; by device if left out.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; the GPU, where there is one, if left out.")]
+
+
+def names(pair: str, target: str | None, draft: str | None) -> tuple[str, str | None]:
+    """Target and draft as the options choose them; raises UnknownPair or InvalidSetting."""
+    if target is not None:
+        return target, draft
+    if draft is not None:
+        return registered(pair).target, draft
+    chosen = registered(pair)
+    return chosen.target, chosen.draft
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """torch's dtype of that name; raises InvalidSetting."""
+    if name is None:
+        return None
+    if name not in ("float32", "float16", "bfloat16", "float64"):
+        raise InvalidSetting(f"dtype is {name!r}: use float32, float16, bfloat16 or float64")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -1,0 +1,306 @@
+"""The main job: the same prompts through transformers and through Sybil, interleaved, in one process.
+
+Every contender decodes greedily. A prompt goes through all of them before the next one's turn, in
+alternating order, so that a machine that slows down or speeds up does so for all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sybil.decoding import Decoder
+from sybil.errors import InvalidSetting, ResultsMismatch
+from sybil.measuring.machine import describe
+from sybil.measuring.memory import PeakMemory
+from sybil.measuring.prompts import Prompt
+from sybil.measuring.timing import Interval, speed_up
+from sybil.pairs import load, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TRANSFORMERS, ASSISTED = "transformers generate", "transformers assisted"
+AUTOREGRESSIVE, SPECULATIVE = "sybil autoregressive", "sybil speculative"
+CONTENDERS = (TRANSFORMERS, ASSISTED, AUTOREGRESSIVE, SPECULATIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One contender's run of one prompt. proposed and accepted are None where the contender doesn't say."""
+
+    tokens: list[int]
+    seconds: float
+    time_to_first_token: float
+    rounds: int
+    proposed: int | None = None
+    accepted: int | None = None
+    memory_growth: int | None = None
+
+
+class Contender(Protocol):
+    weight_bytes: int
+
+    def run(self, prompt: Tensor, max_new_tokens: int) -> Measured: ...
+
+
+class SybilContender:
+    """Sybil's decoder, with its draft or without."""
+
+    def __init__(self, decoder: Decoder, weight_bytes: int, gamma: int) -> None:
+        self.decoder, self.weight_bytes, self.gamma = decoder, weight_bytes, gamma
+
+    def run(self, prompt: Tensor, max_new_tokens: int) -> Measured:
+        began = time.perf_counter()
+        out = self.decoder.generate([prompt], max_new_tokens=max_new_tokens, gamma=self.gamma)
+        seconds = time.perf_counter() - began
+        stats, drafts = out.stats, self.decoder.draft is not None
+        return Measured(
+            out.tokens[0].tolist(),
+            seconds,
+            stats.time_to_first_token,
+            stats.rounds,
+            stats.proposed if drafts else None,
+            stats.accepted if drafts else None,
+        )
+
+
+class TransformersContender:
+    """transformers' own generate, with its assisted generation where there is a draft, at its defaults."""
+
+    def __init__(self, model: PreTrainedModel, assistant: PreTrainedModel | None) -> None:
+        self.model, self.assistant = model, assistant
+        models = [model] if assistant is None else [model, assistant]
+        self.weight_bytes = sum(tensor.nbytes for each in models for tensor in each.parameters())
+        self._forwards = 0
+        model.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self._forwards += 1
+
+    def run(self, prompt: Tensor, max_new_tokens: int) -> Measured:
+        ids = prompt[None].to(self.model.device)
+        clock = _FirstToken()
+        self._forwards = 0
+        began = time.perf_counter()
+        out = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            assistant_model=self.assistant,
+            streamer=clock,
+        )
+        tokens = out[0, len(prompt) :].tolist()
+        seconds = time.perf_counter() - began
+        return Measured(tokens, seconds, (clock.at or began) - began, self._forwards)
+
+
+class _FirstToken:
+    """A streamer that notes when the first new token came; the prompt is put first."""
+
+    def __init__(self) -> None:
+        self._puts = 0
+        self.at: float | None = None
+
+    def put(self, _: Tensor) -> None:
+        self._puts += 1
+        if self._puts == 2:
+            self.at = time.perf_counter()
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is compared: the settings that a row must share to be comparable with another."""
+
+    target: str
+    draft: str
+    max_new_tokens: int
+    gamma: int
+    dtype: str
+    device: str
+
+
+Row = dict[str, Any]
+
+
+class Comparison:
+    """The models of a task, loaded once each way, and the loop over prompts."""
+
+    def __init__(self, task: Task) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.task = task
+        dtype: torch.dtype = getattr(torch, task.dtype)
+        decoder = load(task.target, draft=task.draft, dtype=dtype, device=task.device)
+        if decoder.tokenizer is None:
+            raise InvalidSetting(f"{task.target} has no tokenizer: choose a model that does")
+        self.tokenizer, self.device = decoder.tokenizer, decoder.target.device
+        target, draft = (
+            AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype).to(self.device).eval()
+            for name in (task.target, task.draft)
+        )
+        plain, assisted = TransformersContender(target, None), TransformersContender(target, draft)
+        self.reference = target
+        self.contenders: dict[str, Contender] = {
+            TRANSFORMERS: plain,
+            ASSISTED: assisted,
+            AUTOREGRESSIVE: SybilContender(decoder.without_draft(), plain.weight_bytes, task.gamma),
+            SPECULATIVE: SybilContender(decoder, assisted.weight_bytes, task.gamma),
+        }
+
+    def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:
+        """Measure every prompt with every contender, but for the (prompt, contender) done already."""
+        about: Row = {**describe(self.device), **asdict(self.task)}
+        warm_up = torch.tensor(self.tokenizer.encode(prompts[0].text).ids)
+        for contender in self.contenders.values():
+            contender.run(warm_up, 8)
+        for index, prompt in enumerate(prompts):
+            ids = torch.tensor(self.tokenizer.encode(prompt.text).ids)
+            order = list(self.contenders) if index % 2 == 0 else list(reversed(self.contenders))
+            for name in order:
+                if (prompt.id, name) in done:
+                    continue
+                contender = self.contenders[name]
+                with PeakMemory(self.device) as peak:
+                    measured = contender.run(ids, self.task.max_new_tokens)
+                yield {
+                    "contender": name,
+                    "prompt": prompt.id,
+                    "domain": prompt.domain,
+                    "prompt_tokens": len(ids),
+                    **asdict(measured),
+                    "memory_growth": peak.growth,
+                    "weight_bytes": contender.weight_bytes,
+                    **about,
+                }
+
+    @torch.inference_mode()
+    def gap(self, prompt: Prompt, tokens: list[int]) -> float:
+        """The target's top-2 logit gap after the prompt and tokens, by transformers' forward."""
+        ids = torch.tensor([[*self.tokenizer.encode(prompt.text).ids, *tokens]], device=self.device)
+        top = self.reference(input_ids=ids).logits[0, -1].float().topk(2).values
+        return float(top[0] - top[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where a contender's tokens first leave transformers', and how near a tie the target was there."""
+
+    prompt: str
+    contender: str
+    position: int
+    gap: float
+
+
+def differences(comparison: Comparison, rows: list[Row], prompts: list[Prompt]) -> list[Difference]:
+    """Every prompt on which a contender's tokens aren't transformers' greedy tokens."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    reference = {row["prompt"]: row["tokens"] for row in rows if row["contender"] == TRANSFORMERS}
+    found = []
+    for row in rows:
+        tokens, wanted = row["tokens"], reference.get(row["prompt"])
+        if wanted is None or tokens == wanted:
+            continue
+        same = next((i for i, (a, b) in enumerate(zip(tokens, wanted, strict=False)) if a != b), min(len(tokens), len(wanted)))
+        gap = comparison.gap(by_id[row["prompt"]], wanted[:same])
+        found.append(Difference(row["prompt"], row["contender"], same, gap))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One contender over all prompts. Times in ms; medians over prompts; None where it doesn't apply."""
+
+    contender: str
+    ms_per_token: float
+    tokens_per_second: float
+    over_transformers: Interval
+    over_autoregressive: Interval
+    acceptance_rate: float | None
+    tokens_per_round: float
+    ms_to_first_token: float
+    peak_memory: int | None
+    prompts: int
+
+
+def summarise(rows: list[Row]) -> list[Summary]:
+    """A Summary a contender, over the prompts that all of them have finished."""
+    by_contender = {name: {row["prompt"]: row for row in rows if row["contender"] == name} for name in CONTENDERS}
+    common = sorted(set.intersection(*(set(group) for group in by_contender.values())))
+    if not common:
+        return []
+    ms = {
+        name: [1e3 * group[prompt]["seconds"] / len(group[prompt]["tokens"]) for prompt in common]
+        for name, group in by_contender.items()
+    }
+    summaries = []
+    for name, group in by_contender.items():
+        chosen = [group[prompt] for prompt in common]
+        emitted = sum(len(row["tokens"]) for row in chosen)
+        proposed = sum(row["proposed"] or 0 for row in chosen)
+        growth = [row["memory_growth"] for row in chosen if row["memory_growth"] is not None]
+        summaries.append(
+            Summary(
+                contender=name,
+                ms_per_token=_median(ms[name]),
+                tokens_per_second=emitted / sum(row["seconds"] for row in chosen),
+                over_transformers=speed_up(ms[TRANSFORMERS], ms[name]),
+                over_autoregressive=speed_up(ms[AUTOREGRESSIVE], ms[name]),
+                acceptance_rate=sum(row["accepted"] or 0 for row in chosen) / proposed if proposed else None,
+                tokens_per_round=emitted / sum(row["rounds"] for row in chosen),
+                ms_to_first_token=1e3 * _median([row["time_to_first_token"] for row in chosen]),
+                peak_memory=chosen[0]["weight_bytes"] + max(growth) if growth else None,
+                prompts=len(common),
+            )
+        )
+    return summaries
+
+
+def _median(values: list[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).quantile(0.5))
+
+
+def append(path: Path, row: Row) -> None:
+    """One whole line, on the disk before the next is measured."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path, task: Task) -> list[Row]:
+    """The rows of a run to be resumed. A last line cut short is dropped, from the file too;
+    raises ResultsMismatch where the rows belong to another task or to none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise ResultsMismatch(f"{path} can't be resumed ({error.strerror}): name the JSONL file of an earlier run") from None
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.replace(path)
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            theirs = Task(**{name: row[name] for name in Task.__dataclass_fields__})
+        except (ValueError, KeyError, TypeError):
+            raise ResultsMismatch(f"{path}, line {number}, is no row of a comparison: name another file") from None
+        if theirs != task:
+            raise ResultsMismatch(f"{path} was measured with {theirs}, and this run asks for {task}: use the same settings")
+        rows.append(row)
+    return rows

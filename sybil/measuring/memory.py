@@ -1,0 +1,47 @@
+"""Peak memory of a stretch of work: the GPU allocator's, or this process's resident memory on Linux."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class PeakMemory:
+    """with PeakMemory(device) as peak: ...; peak.growth is then in bytes above the start, None where unknown."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self.growth: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._start: int | None = torch.cuda.memory_allocated()
+        else:
+            self._start = _resident("VmRSS") if _reset_peak() else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        peak = torch.cuda.max_memory_allocated() if self._cuda else _resident("VmHWM")
+        if peak is not None and self._start is not None:
+            self.growth = max(peak - self._start, 0)
+
+
+def _reset_peak() -> bool:
+    """Make VmHWM count anew; False where the system has no such thing (see proc(5), clear_refs)."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _resident(field: str) -> int | None:
+    try:
+        rows = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return int(rows[field].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None
