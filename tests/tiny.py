@@ -1,0 +1,99 @@
+"""Tiny random models in float64, where a near-tie between two logits does not happen by chance."""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from sybil.models import checkpoints
+from sybil.models.huggingface import HuggingFaceModel
+from sybil.models.transformer import Transformer
+
+
+@lru_cache
+def gpt2(seed: int = 0, vocab: int = 31, layers: int = 2, width: int = 16, context: int = 64) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocab, n_positions=context, n_embd=width, n_layer=layers, n_head=2,
+        initializer_range=0.4, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).double().eval()
+
+
+@lru_cache
+def llama(seed: int = 0, vocab: int = 31, layers: int = 2, width: int = 16, context: int = 64) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab, max_position_embeddings=context, hidden_size=width, intermediate_size=2 * width,
+        num_hidden_layers=layers, num_attention_heads=2, initializer_range=0.4, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).double().eval()
+
+
+def native(model: GPT2LMHeadModel) -> Transformer:
+    """Sybil's own forward with the model's weights."""
+    state = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
+    return checkpoints.from_state(model.config.to_dict(), state, model.dtype, model.device, "tiny")
+
+
+def foreign(model: PreTrainedModel) -> HuggingFaceModel:
+    return HuggingFaceModel(model)
+
+
+def perturbed(model: GPT2LMHeadModel, noise: float, seed: int = 1) -> GPT2LMHeadModel:
+    """A draft that often agrees: the target with noise on its weights."""
+    copy = GPT2LMHeadModel(model.config).double().eval()
+    copy.load_state_dict(model.state_dict())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter += noise * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return copy
+
+
+def prompts(lengths: list[int], vocab: int = 31, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(1, vocab, (length,), generator=generator) for length in lengths]
+
+
+def greedy(model: PreTrainedModel, prompt: Tensor, count: int, **settings: object) -> list[int]:
+    """transformers' own greedy tokens."""
+    settings = {"eos_token_id": None, **settings}
+    ids = prompt[None]
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0, **settings
+    )
+    tokens: list[int] = out[0, len(prompt) :].tolist()
+    return tokens
+
+
+@torch.no_grad()
+def joint(model: PreTrainedModel, prompt: Tensor, count: int, temperature: float = 1.0) -> Tensor:
+    """The exact distribution of the next count tokens, (vocab,) * count, by running every sequence."""
+    vocab = model.config.vocab_size
+    sequences = torch.tensor(list(itertools.product(range(vocab), repeat=count)))
+    ids = torch.cat([prompt.expand(len(sequences), -1), sequences], 1)
+    log_probs = (model(input_ids=ids).logits[:, len(prompt) - 1 : -1] / temperature).log_softmax(-1)
+    return log_probs.gather(-1, sequences[..., None]).sum((1, 2)).exp().reshape((vocab,) * count)
+
+
+def letters(size: int = 31) -> Tokenizer:
+    """A tokenizer of single characters: token 0 is '!', as GPT-2's is."""
+    alphabet = "!abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:size]
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer | None = None) -> Path:
+    """An ordinary Hugging Face folder."""
+    model.save_pretrained(folder)
+    (tokenizer or letters()).save(str(folder / "tokenizer.json"))
+    return folder
