@@ -213,11 +213,8 @@ class _Run:
         context = self.context
         counts = torch.tensor([min(self.gamma, max(row.room - 1, 0)) for row in self.rows])
         gamma = int(counts.max())
-        if self.drafter and gamma:
-            proposal = self.drafter.propose(context, gamma)
-            counts = counts.clamp(max=proposal.tokens.shape[1])
-        else:
-            proposal = Proposal(context.tokens[:, :0], None)
+        proposal = self.drafter.propose(context, gamma) if self.drafter and gamma else Proposal.nothing(len(self.rows))
+        counts = torch.minimum(counts, proposal.counts)
         clock.lap("draft")
 
         if not torch.equal(self.cache.lengths, context.lengths - 1):

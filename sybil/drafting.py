@@ -36,10 +36,17 @@ class Context:
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """tokens: (batch, gamma); probs: (batch, gamma, vocab), those the tokens were really drawn from,
-    after every processor, or None where they were determined."""
+    after every processor, or None where they were determined; counts: (batch,), how many of a row's
+    tokens are proposed (the rest is padding)."""
 
     tokens: Tensor
     probs: Tensor | None
+    counts: Tensor
+
+    @classmethod
+    def nothing(cls, batch: int) -> Proposal:
+        """No token for any row."""
+        return cls(torch.zeros(batch, 0, dtype=torch.int64), None, torch.zeros(batch, dtype=torch.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class Outcome:
 
 
 class Drafter(Protocol):
-    """Lives as long as one generation. A proposal may be shorter than gamma, or empty."""
+    """Lives as long as one generation. A proposal may be shorter than gamma, or empty, for each row."""
 
     def propose(self, context: Context, gamma: int) -> Proposal: ...
 
@@ -70,10 +77,12 @@ class ModelDrafter:
         self.cache = model.new_cache(batch, capacity)
 
     def propose(self, context: Context, gamma: int) -> Proposal:
-        gamma = min(gamma, self.model.context - int(context.lengths.max()))
-        if gamma <= 0:
-            return Proposal(context.tokens[:, :0], None)
-        logits = feed(self.model, self.cache, context.tokens, context.lengths)  # (batch, vocab)
+        counts = (self.model.context - context.lengths).clamp(0, gamma)
+        gamma = int(counts.max())
+        if not gamma:
+            return Proposal.nothing(len(counts))
+        known = context.tokens.clamp(max=self.model.vocab_size - 1)  # the target's padding may hold a token more
+        logits = feed(self.model, self.cache, known, context.lengths)  # (batch, vocab)
         uniforms = None if self.sampling.greedy else context.uniforms(gamma, Noise.PROPOSE)
         tokens: list[Tensor] = []
         probs: list[Tensor] = []
@@ -86,7 +95,7 @@ class ModelDrafter:
             else:
                 probs.append(probabilities(logits, self.sampling))
                 tokens.append(draw(probs[-1], uniforms[:, index]))
-        return Proposal(torch.stack(tokens, 1), torch.stack(probs, 1) if probs else None)
+        return Proposal(torch.stack(tokens, 1), torch.stack(probs, 1) if probs else None, counts)
 
     def observe(self, outcome: Outcome) -> None:
         """Keep what is committed and really in the cache: its last proposed token never went in."""

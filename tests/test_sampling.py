@@ -101,7 +101,7 @@ def test_processors_see_each_position_s_own_prefix() -> None:
 def test_noise_is_uniform_and_its_neighbours_are_independent() -> None:
     """Null: 2^18 numbers are uniform, and so are pairs of neighbours in row, position, index, use and seed.
     Chi-square on counts of 64 cells (8 x 8 for pairs); six tests at 1e-8 each, seeds fixed. Detects, with
-    power 0.99, cells that are off by 2.5 % of their mass (noncentrality 165)."""
+    power 0.99, cells that are off by 2.3 % of their mass (noncentrality 141)."""
     rows = torch.arange(512)
     positions = torch.arange(128)
     first = Noise(0)

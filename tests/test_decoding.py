@@ -1,0 +1,311 @@
+"""The loop: the same greedy tokens as transformers, stops exact to the token, rows that keep to themselves."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import foreign, gpt2, greedy, letters, llama, native, perturbed, prompts
+from torch import Tensor
+from transformers import (
+    MaxLengthCriteria,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    StoppingCriteria,
+)
+
+import sybil
+from sybil import Decoder, Stats, Step
+from sybil.drafting import Context, ModelDrafter, Outcome, Proposal
+from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalFailure, PromptTooLong
+
+COUNT = 24
+
+
+def decoder(target: Any = None, draft: Any = None, **rest: Any) -> Decoder:
+    target = native(gpt2()) if target is None else target
+    return Decoder(target, None if draft is None else partial(ModelDrafter, draft), **rest)
+
+
+def agreeable(noise: float = 0.05) -> Any:
+    """A draft that agrees with gpt2() often, not always."""
+    return native(perturbed(gpt2(), noise))
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 5),
+    noise=st.sampled_from([0.0, 0.02, 0.1, 1.0]),
+    gamma=st.integers(1, 8),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+)
+def test_greedy_speculative_is_autoregressive_is_transformers(seed: int, noise: float, gamma: int, lengths: list[int]) -> None:
+    model = gpt2(seed)
+    inputs = prompts(lengths, seed=seed)
+    wanted = [greedy(model, prompt, COUNT) for prompt in inputs]
+    plain = decoder(native(model)).generate(inputs, max_new_tokens=COUNT, eos_token_id=[])
+    drafted = decoder(native(model), native(perturbed(model, noise)))
+    speculative = drafted.generate(inputs, max_new_tokens=COUNT, gamma=gamma, eos_token_id=[])
+    assert [row.tolist() for row in plain.tokens] == wanted
+    assert [row.tolist() for row in speculative.tokens] == wanted
+    assert plain.stats.rounds == plain.stats.emitted == COUNT * len(lengths)
+    if noise == 0.0:
+        assert speculative.stats.acceptance_rate == 1.0
+        assert speculative.stats.tokens_per_round > 1
+
+
+@pytest.mark.parametrize("gamma", [1, 4])
+def test_transformers_models_behind_the_loop(gamma: int) -> None:
+    inputs = prompts([3, 9, 1])
+    drafted = decoder(foreign(llama()), foreign(llama(seed=1, layers=1)))
+    out = drafted.generate(inputs, max_new_tokens=COUNT, gamma=gamma, eos_token_id=[])
+    assert [row.tolist() for row in out.tokens] == [greedy(llama(), prompt, COUNT) for prompt in inputs]
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
+    inputs = prompts([2, 7, 4, 4])
+    drafted = decoder(draft=agreeable())
+    chosen: dict[str, Any] = dict(max_new_tokens=COUNT, do_sample=True, seed=3, gamma=3)
+    together = drafted.generate(inputs, **chosen)
+    assert torch.equal(together.tokens[0], drafted.generate(inputs[:1], **chosen).tokens[0])
+    longer = drafted.generate([inputs[0], torch.ones(50, dtype=torch.int64)], **chosen)  # ends early, at the context
+    assert torch.equal(together.tokens[0], longer.tokens[0])
+    assert longer.finish_reasons[1] in ("context", "eos")
+
+
+def test_a_seed_repeats_and_another_differs() -> None:
+    drafted = decoder(draft=agreeable())
+    runs = [drafted.generate(prompts([5]), do_sample=True, seed=seed, max_new_tokens=COUNT).tokens[0] for seed in (1, 1, 2, None)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert not torch.equal(runs[0], runs[3])
+
+
+@given(gamma=st.integers(1, 8), count=st.integers(1, 12))
+@settings(max_examples=20)
+def test_max_new_tokens_is_never_overshot(gamma: int, count: int) -> None:
+    out = decoder(draft=native(gpt2())).generate(prompts([4, 2]), max_new_tokens=count, gamma=gamma, eos_token_id=[])
+    assert [len(row) for row in out.tokens] == [count, count]
+    assert out.finish_reasons == ("length", "length")
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3, 4, 5, 8])
+def test_an_end_token_inside_a_block_ends_the_row_there(gamma: int) -> None:
+    model = gpt2()
+    for prompt in prompts([3, 5, 8, 13]):
+        plain = greedy(model, prompt, COUNT)
+        for eos in {plain[2], plain[5]}:
+            wanted = plain[: plain.index(eos) + 1]
+            out = decoder(draft=native(model)).generate([prompt], max_new_tokens=COUNT, gamma=gamma, eos_token_id=eos)
+            assert out.tokens[0].tolist() == wanted == greedy(model, prompt, COUNT, eos_token_id=eos)
+            assert out.finish_reasons == ("eos",)
+            assert sum(out.stats.accepted_in_round) == out.stats.rounds
+            assert out.stats.emitted == len(wanted) >= out.stats.accepted
+
+
+def test_the_model_s_own_end_token_is_used_where_none_is_given() -> None:
+    prompt = prompts([6])[0]
+    plain = greedy(gpt2(), prompt, COUNT)
+    out = decoder(draft=agreeable(), eos_token_ids=frozenset({plain[3]})).generate([prompt], max_new_tokens=COUNT)
+    assert out.tokens[0].tolist() == plain[: plain.index(plain[3]) + 1]
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 8])
+def test_a_stop_string_ends_the_row_with_the_token_that_completes_it(gamma: int) -> None:
+    tokenizer = letters()
+    prompt = prompts([6])[0]
+    plain = greedy(gpt2(), prompt, COUNT)
+    text = tokenizer.decode(plain)
+    stop = text[4:7]
+    out = decoder(draft=native(gpt2()), tokenizer=tokenizer).generate(
+        [prompt], max_new_tokens=COUNT, gamma=gamma, stop_strings=[stop, "nowhere"], eos_token_id=[]
+    )
+    assert out.text == [text[: text.index(stop) + len(stop)]]
+    assert out.finish_reasons == ("stop_string",)
+
+
+class EndsInEven(StoppingCriteria):
+    """Looks at the whole sequence, and must be asked after every token."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return (input_ids.shape[1] > 9) & (input_ids[:, -1] % 2 == 0)
+
+
+@pytest.mark.parametrize("gamma", [2, 5, 8])
+def test_criteria_are_asked_after_every_token(gamma: int) -> None:
+    for prompt in prompts([3, 5, 8]):
+        wanted = greedy(gpt2(), prompt, COUNT, stopping_criteria=[EndsInEven()])
+        out = decoder(draft=native(gpt2())).generate(
+            [prompt], max_new_tokens=COUNT, gamma=gamma, stopping_criteria=[EndsInEven()], eos_token_id=[]
+        )
+        assert out.tokens[0].tolist() == wanted
+    out = decoder(draft=native(gpt2())).generate(prompts([3]), gamma=gamma, stopping_criteria=[MaxLengthCriteria(8)], eos_token_id=[])
+    assert len(out.tokens[0]) == 5
+
+
+@pytest.mark.parametrize("gamma", [1, 4])
+def test_processors_are_those_of_transformers(gamma: int) -> None:
+    inputs = prompts([3, 8, 5])
+    processors = [NoRepeatNGramLogitsProcessor(2)]
+    wanted = [
+        greedy(gpt2(), prompt, COUNT, repetition_penalty=1.3, no_repeat_ngram_size=2) for prompt in inputs
+    ]
+    out = decoder(draft=agreeable()).generate(
+        inputs, max_new_tokens=COUNT, gamma=gamma, repetition_penalty=1.3, logits_processor=processors, eos_token_id=[]
+    )
+    assert [row.tolist() for row in out.tokens] == wanted
+    assert out.stats.accepted > 0
+    prompt = inputs[0]
+    eos = greedy(gpt2(), prompt, COUNT)[1]
+    least = MinNewTokensLengthLogitsProcessor(len(prompt), 7, eos)
+    out = decoder(draft=agreeable()).generate([prompt], max_new_tokens=COUNT, gamma=gamma, logits_processor=[least], eos_token_id=eos)
+    assert out.tokens[0].tolist() == greedy(gpt2(), prompt, COUNT, min_new_tokens=7, eos_token_id=eos)
+
+
+def test_generation_ends_at_the_context() -> None:
+    out = decoder(draft=agreeable()).generate(prompts([60, 3]), max_new_tokens=10, gamma=5, eos_token_id=[])
+    assert [len(row) for row in out.tokens] == [4, 10]
+    assert out.finish_reasons == ("context", "length")
+    assert out.tokens[0].tolist() == greedy(gpt2(), prompts([60, 3])[0], 4)
+
+
+def test_a_draft_with_a_shorter_context_stops_proposing() -> None:
+    out = decoder(draft=native(gpt2(seed=4, context=16))).generate(prompts([4]), max_new_tokens=COUNT, gamma=4, eos_token_id=[])
+    assert out.tokens[0].tolist() == greedy(gpt2(), prompts([4])[0], COUNT)
+    assert out.stats.proposed < 4 * out.stats.rounds
+
+
+def test_a_row_beyond_the_draft_s_context_does_not_shorten_its_neighbours_proposals() -> None:
+    short = decoder(draft=native(gpt2(seed=4, context=16)))
+    inputs, chosen = prompts([4, 15]), dict(max_new_tokens=COUNT, do_sample=True, seed=0, eos_token_id=[])
+    together, alone = short.generate(inputs, **chosen), short.generate(inputs[:1], **chosen)  # type: ignore[arg-type]
+    assert torch.equal(together.tokens[0], alone.tokens[0])
+
+
+@pytest.mark.parametrize("vocab", [24, 40])
+def test_a_draft_with_a_padded_or_shorter_vocabulary(vocab: int) -> None:
+    drafted = decoder(draft=native(gpt2(seed=4, vocab=vocab)))
+    inputs = prompts([4], vocab=24)
+    out = drafted.generate(inputs, max_new_tokens=6, eos_token_id=[])
+    assert out.tokens[0].tolist() == greedy(gpt2(), inputs[0], 6)
+    sampled = drafted.generate(inputs, max_new_tokens=COUNT, do_sample=True, eos_token_id=[], seed=0)
+    assert int(sampled.tokens[0].max()) < 31
+
+
+def test_leaving_a_stream_early_leaves_the_decoder_as_it_was() -> None:
+    drafted = decoder(draft=agreeable())
+    wanted = drafted.generate(prompts([5]), max_new_tokens=COUNT).tokens[0]
+    stream = drafted.stream(prompts([5]), max_new_tokens=COUNT)
+    first = next(iter(stream))
+    assert isinstance(first, Step)
+    assert first.tokens[0] == tuple(wanted[: len(first.tokens[0])].tolist())
+    stream.close()  # type: ignore[attr-defined]
+    assert torch.equal(drafted.generate(prompts([5]), max_new_tokens=COUNT).tokens[0], wanted)
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_steps_add_up() -> None:
+    drafted = decoder(draft=agreeable())
+    steps = list(drafted.stream(prompts([5, 2]), max_new_tokens=COUNT, gamma=3, eos_token_id=[]))
+    stats = Stats.of(steps)
+    assert stats.emitted == sum(len(tokens) for step in steps for tokens in step.tokens) == 2 * COUNT
+    assert stats.rounds == sum(stats.accepted_in_round)
+    assert stats.accepted == sum(n * rounds for n, rounds in enumerate(stats.accepted_in_round)) <= stats.proposed
+    assert 0 < stats.time_to_first_token <= stats.seconds
+    assert stats.tokens_per_second == pytest.approx(stats.emitted / stats.seconds)
+    assert [step.finished.count("length") for step in steps][-1] == 2
+    assert Stats().acceptance_rate == Stats().tokens_per_round == Stats().tokens_per_second == 0.0
+
+
+class Collector:
+    def __init__(self) -> None:
+        self.put_tokens: list[list[int]] = []
+        self.ended = False
+
+    def put(self, tokens: Tensor) -> None:
+        self.put_tokens.append(tokens.flatten().tolist())
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_a_streamer_gets_the_prompt_and_then_the_tokens() -> None:
+    streamer, prompt = Collector(), prompts([4])[0]
+    out = decoder(draft=agreeable()).generate([prompt], max_new_tokens=9, streamer=streamer)
+    assert streamer.put_tokens[0] == prompt.tolist()
+    assert sum(streamer.put_tokens[1:], []) == out.tokens[0].tolist()
+    assert streamer.ended
+    with pytest.raises(InvalidSetting, match="2 rows"):
+        decoder().generate(prompts([4, 4]), streamer=streamer)
+
+
+def test_inputs_in_every_form() -> None:
+    drafted = decoder(draft=agreeable(), tokenizer=letters())
+    one, two = drafted.generate(["ab", "cd"], max_new_tokens=5).text
+    assert drafted.generate("ab", max_new_tokens=5).text == [one]
+    ids = torch.tensor([[1, 2], [3, 4]])
+    assert drafted.generate(ids, max_new_tokens=5).text == [one, two]
+    assert drafted.generate([ids[0], ids[1]], max_new_tokens=5).text == [one, two]
+    assert drafted.generate("ab", max_new_tokens=5, num_return_sequences=2).text == [one, one]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "chosen", "error", "named"),
+    [
+        ("", {}, EmptyPrompt, "0 tokens"),
+        ([], {}, EmptyPrompt, "at least one prompt"),
+        ("a" * 64, {}, PromptTooLong, "64 tokens .* 64: shorten it to at most 63"),
+        ([torch.tensor([31])], {}, InvalidSetting, "31 to 31 .* 0 to 30"),
+        ("a", {"gamma": 0}, InvalidSetting, "gamma is 0"),
+        ("a", {"gamma": -3}, InvalidSetting, "gamma is -3"),
+        ("a", {"max_new_tokens": 0}, InvalidSetting, "max_new_tokens is 0"),
+        ("a", {"do_sample": True, "temperature": 0}, InvalidSetting, "greedy"),
+        ("a", {"do_sample": True, "top_p": 0.0}, InvalidSetting, "top_p is 0.0"),
+        ("a", {"top_p": 1.2}, InvalidSetting, "top_p is 1.2"),
+        ("a", {"repetition_penalty": 0.0}, InvalidSetting, "repetition_penalty is 0.0"),
+        ("a", {"rule": "typical"}, InvalidSetting, "'typical'"),
+        ("a", {"tempreature": 1}, InvalidSetting, "tempreature.*temperature"),
+        ("a", {"stop_strings": [""]}, InvalidSetting, "''"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_runs(inputs: Any, chosen: dict[str, Any], error: type, named: str) -> None:
+    drafted = decoder(draft=agreeable(), tokenizer=letters())
+    with pytest.raises(error, match=named):
+        drafted.stream(inputs, **chosen)
+
+
+def test_text_needs_a_tokenizer() -> None:
+    for chosen in ({"inputs": "a"}, {"inputs": prompts([2]), "stop_strings": "a"}):
+        with pytest.raises(InvalidSetting, match="no tokenizer"):
+            decoder().generate(**chosen)  # type: ignore[arg-type]
+
+
+def test_nan_logits_are_an_error_not_a_token() -> None:
+    broken = native(perturbed(gpt2(), 0.0))  # a copy
+    broken.final_norm.weight[3] = float("nan")
+    for target, draft in ((broken, None), (broken, agreeable()), (native(gpt2()), broken)):
+        with pytest.raises(NumericalFailure, match="NaN"):
+            decoder(target, draft).generate(prompts([3]), do_sample=True)
+
+
+def test_a_cache_out_of_step_is_noticed() -> None:
+    class Lagging(ModelDrafter):
+        def propose(self, context: Context, gamma: int) -> Proposal:
+            context.lengths = context.lengths + 1  # a planted fault: the loop's own state is moved
+            return Proposal.nothing(len(context.lengths))
+
+        def observe(self, outcome: Outcome) -> None: ...
+
+    with pytest.raises(CacheOutOfStep, match="defect"):
+        Decoder(native(gpt2()), partial(Lagging, native(gpt2()))).generate(prompts([3]))
+
+
+def test_models_passed_as_objects() -> None:
+    loaded = sybil.load(gpt2(), draft=perturbed(gpt2(), 0.05), tokenizer=letters())
+    out = loaded.generate("abc", max_new_tokens=COUNT, eos_token_id=[])
+    assert out.tokens[0].tolist() == greedy(gpt2(), torch.tensor([1, 2, 3]), COUNT)
+    assert out.lossless
