@@ -55,7 +55,9 @@ class Settings:
                 remedy = "; load the model without a draft for plain decoding" if name == "gamma" else ""
                 raise InvalidSetting(f"{name} is {value!r}: use an integer of {least} or more{remedy}")
         if self.do_sample and self.temperature == 0:
-            raise InvalidSetting("temperature is 0 with do_sample=True: raise it, or leave do_sample out for greedy decoding")
+            raise InvalidSetting(
+                "temperature is 0 with do_sample=True: raise it, or leave do_sample out for greedy decoding"
+            )
         if self.repetition_penalty <= 0:
             raise InvalidSetting(f"repetition_penalty is {self.repetition_penalty}: use a number above 0 (1 is none)")
         verification.rule_named(self.rule)
@@ -68,7 +70,9 @@ class Settings:
             from transformers import RepetitionPenaltyLogitsProcessor
 
             processors = (RepetitionPenaltyLogitsProcessor(self.repetition_penalty), *processors)
-        filters = Sampling(self.temperature, self.top_k or 0, 1.0 if self.top_p is None else self.top_p, self.min_p or 0.0)
+        filters = Sampling(
+            self.temperature, self.top_k or 0, 1.0 if self.top_p is None else self.top_p, self.min_p or 0.0
+        )
         if not self.do_sample:
             return Sampling(processors=processors)
         return Sampling(filters.temperature, filters.top_k, filters.top_p, filters.min_p, processors)
@@ -132,7 +136,9 @@ class Decoder:
             if not isinstance(item, str):
                 prompts.append([int(token) for token in item])
             elif self.tokenizer is None:
-                raise InvalidSetting("inputs are text, but the decoder has no tokenizer: pass token ids, or load() with tokenizer=")
+                raise InvalidSetting(
+                    "inputs are text, but the decoder has no tokenizer: pass token ids, or load() with tokenizer="
+                )
             else:
                 prompts.append(list(self.tokenizer.encode(item).ids))
         if not prompts:

@@ -28,6 +28,7 @@ from sybil.text import differing_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SLOW_TOKENIZERS = ("vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
 EMBEDDED = "embedded:"
 
@@ -113,7 +114,9 @@ class _Loaded:
     eos_token_ids: frozenset[int]
 
 
-def _load_one(source: str | Path | PreTrainedModel, dtype: torch.dtype, device: torch.device, tokenizer: Any) -> _Loaded:
+def _load_one(
+    source: str | Path | PreTrainedModel, dtype: torch.dtype, device: torch.device, tokenizer: Any
+) -> _Loaded:
     if not isinstance(source, str | Path):
         config = source.config.to_dict()
         eos = _eos(getattr(source, "generation_config", None) and source.generation_config.to_dict(), config)
@@ -166,7 +169,9 @@ def locate(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists() or isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise NotAModel(f"{source} is no folder: give a Hugging Face model folder, a hub id, or one of {', '.join(PAIRS)}")
+        raise NotAModel(
+            f"{source} is no folder: give a Hugging Face model folder, a hub id, or one of {', '.join(PAIRS)}"
+        )
     return _fetch(name)
 
 
@@ -187,8 +192,8 @@ def _fetch(name: str) -> Path:
         raise NotAModel(f"the hub gives no model {name!r} ({reason}): check the id, or log in if it is gated") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise HubUnreachable(
-            f"{name!r} is neither a folder nor in the local cache, and the hub can't be reached ({type(error).__name__}): "
-            f"check the network, give a folder, or use the embedded pair 'stdlib'"
+            f"{name!r} is neither a folder nor in the local cache, and the hub can't be reached "
+            f"({type(error).__name__}): check the network, give a folder, or use the embedded pair 'stdlib'"
         ) from None
 
 
@@ -199,12 +204,16 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise NotAModel(f"{path} is no tokenizer ({error}): export the model again") from None
+    missing = NotAModel(f"{folder} holds no tokenizer.json: save its fast tokenizer beside the weights")
+    if not any((folder / name).exists() for name in SLOW_TOKENIZERS):  # without any, transformers makes an empty one up
+        raise missing
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
+        backend: Tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
+        return backend
     except (ValueError, OSError, KeyError, AttributeError, ImportError):
-        raise NotAModel(f"{folder} holds no tokenizer.json: save its fast tokenizer beside the weights") from None
+        raise missing from None
 
 
 def _eos(generation: Mapping[str, Any] | None, config: Mapping[str, Any]) -> frozenset[int]:

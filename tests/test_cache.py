@@ -89,7 +89,9 @@ def machine(reference: PreTrainedModel, model: Model) -> type[RuleBasedStateMach
     ids=["own gpt2", "transformers gpt2", "transformers llama"],
 )
 def test_cached_logits_are_uncached_logits(reference: PreTrainedModel, wrap: Any) -> None:
-    run_state_machine_as_test(machine(reference, wrap(reference)), settings=settings(max_examples=15, stateful_step_count=8))
+    run_state_machine_as_test(
+        machine(reference, wrap(reference)), settings=settings(max_examples=15, stateful_step_count=8)
+    )
 
 
 def test_the_state_machine_sees_a_cache_that_forgets_to_roll_back() -> None:
@@ -107,6 +109,6 @@ def test_the_state_machine_sees_a_cache_that_forgets_to_roll_back() -> None:
     model.new_cache = lambda batch, capacity: Stale(  # type: ignore[method-assign]
         shape.layers, batch, shape.heads, capacity + 8, shape.width // shape.heads, torch.float64, model.device
     )
+    unshrunk = settings(max_examples=15, stateful_step_count=8, phases=[Phase.generate])
     with pytest.raises((AssertionError, BaseExceptionGroup)):
-        unshrunk = settings(max_examples=15, stateful_step_count=8, phases=[Phase.generate])
         run_state_machine_as_test(machine(gpt2(), model), settings=unshrunk)

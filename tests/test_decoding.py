@@ -43,7 +43,9 @@ def agreeable(noise: float = 0.05) -> Any:
     gamma=st.integers(1, 8),
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
 )
-def test_greedy_speculative_is_autoregressive_is_transformers(seed: int, noise: float, gamma: int, lengths: list[int]) -> None:
+def test_greedy_speculative_is_autoregressive_is_transformers(
+    seed: int, noise: float, gamma: int, lengths: list[int]
+) -> None:
     model = gpt2(seed)
     inputs = prompts(lengths, seed=seed)
     wanted = [greedy(model, prompt, COUNT) for prompt in inputs]
@@ -79,7 +81,10 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
 
 def test_a_seed_repeats_and_another_differs() -> None:
     drafted = decoder(draft=agreeable())
-    runs = [drafted.generate(prompts([5]), do_sample=True, seed=seed, max_new_tokens=COUNT).tokens[0] for seed in (1, 1, 2, None)]
+    runs = [
+        drafted.generate(prompts([5]), do_sample=True, seed=seed, max_new_tokens=COUNT).tokens[0]
+        for seed in (1, 1, 2, None)
+    ]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
     assert not torch.equal(runs[0], runs[3])
@@ -143,7 +148,9 @@ def test_criteria_are_asked_after_every_token(gamma: int) -> None:
             [prompt], max_new_tokens=COUNT, gamma=gamma, stopping_criteria=[EndsInEven()], eos_token_id=[]
         )
         assert out.tokens[0].tolist() == wanted
-    out = decoder(draft=native(gpt2())).generate(prompts([3]), gamma=gamma, stopping_criteria=[MaxLengthCriteria(8)], eos_token_id=[])
+    out = decoder(draft=native(gpt2())).generate(
+        prompts([3]), gamma=gamma, stopping_criteria=[MaxLengthCriteria(8)], eos_token_id=[]
+    )
     assert len(out.tokens[0]) == 5
 
 
@@ -151,9 +158,7 @@ def test_criteria_are_asked_after_every_token(gamma: int) -> None:
 def test_processors_are_those_of_transformers(gamma: int) -> None:
     inputs = prompts([3, 8, 5])
     processors = [NoRepeatNGramLogitsProcessor(2)]
-    wanted = [
-        greedy(gpt2(), prompt, COUNT, repetition_penalty=1.3, no_repeat_ngram_size=2) for prompt in inputs
-    ]
+    wanted = [greedy(gpt2(), prompt, COUNT, repetition_penalty=1.3, no_repeat_ngram_size=2) for prompt in inputs]
     out = decoder(draft=agreeable()).generate(
         inputs, max_new_tokens=COUNT, gamma=gamma, repetition_penalty=1.3, logits_processor=processors, eos_token_id=[]
     )
@@ -162,7 +167,9 @@ def test_processors_are_those_of_transformers(gamma: int) -> None:
     prompt = inputs[0]
     eos = greedy(gpt2(), prompt, COUNT)[1]
     least = MinNewTokensLengthLogitsProcessor(len(prompt), 7, eos)
-    out = decoder(draft=agreeable()).generate([prompt], max_new_tokens=COUNT, gamma=gamma, logits_processor=[least], eos_token_id=eos)
+    out = decoder(draft=agreeable()).generate(
+        [prompt], max_new_tokens=COUNT, gamma=gamma, logits_processor=[least], eos_token_id=eos
+    )
     assert out.tokens[0].tolist() == greedy(gpt2(), prompt, COUNT, min_new_tokens=7, eos_token_id=eos)
 
 
@@ -174,7 +181,9 @@ def test_generation_ends_at_the_context() -> None:
 
 
 def test_a_draft_with_a_shorter_context_stops_proposing() -> None:
-    out = decoder(draft=native(gpt2(seed=4, context=16))).generate(prompts([4]), max_new_tokens=COUNT, gamma=4, eos_token_id=[])
+    out = decoder(draft=native(gpt2(seed=4, context=16))).generate(
+        prompts([4]), max_new_tokens=COUNT, gamma=4, eos_token_id=[]
+    )
     assert out.tokens[0].tolist() == greedy(gpt2(), prompts([4])[0], COUNT)
     assert out.stats.proposed < 4 * out.stats.rounds
 
@@ -237,7 +246,7 @@ def test_a_streamer_gets_the_prompt_and_then_the_tokens() -> None:
     streamer, prompt = Collector(), prompts([4])[0]
     out = decoder(draft=agreeable()).generate([prompt], max_new_tokens=9, streamer=streamer)
     assert streamer.put_tokens[0] == prompt.tolist()
-    assert sum(streamer.put_tokens[1:], []) == out.tokens[0].tolist()
+    assert [token for put in streamer.put_tokens[1:] for token in put] == out.tokens[0].tolist()
     assert streamer.ended
     with pytest.raises(InvalidSetting, match="2 rows"):
         decoder().generate(prompts([4, 4]), streamer=streamer)
@@ -272,7 +281,9 @@ def test_inputs_in_every_form() -> None:
         ("a", {"stop_strings": [""]}, InvalidSetting, "''"),
     ],
 )
-def test_bad_requests_are_refused_before_anything_runs(inputs: Any, chosen: dict[str, Any], error: type, named: str) -> None:
+def test_bad_requests_are_refused_before_anything_runs(
+    inputs: Any, chosen: dict[str, Any], error: type, named: str
+) -> None:
     drafted = decoder(draft=agreeable(), tokenizer=letters())
     with pytest.raises(error, match=named):
         drafted.stream(inputs, **chosen)

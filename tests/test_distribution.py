@@ -45,9 +45,14 @@ def sample(decoder: Decoder, count: int, seed: int = 0, **settings: object) -> T
     parts = []
     for batch in range(SEQUENCES // rows):
         out = decoder.generate(
-            [PROMPT], num_return_sequences=rows, max_new_tokens=count, do_sample=True, eos_token_id=[], seed=seed + batch,
+            [PROMPT],
+            num_return_sequences=rows,
+            max_new_tokens=count,
+            do_sample=True,
+            eos_token_id=[],
+            seed=seed + batch,
             **{"top_k": 0, **settings},
-        )  # fmt: skip
+        )
         parts.append(torch.stack(out.tokens))
     return torch.cat(parts)
 
@@ -111,7 +116,13 @@ def test_the_tokens_after_a_stop_token_are_those_of_plain_decoding() -> None:
     decoder = Decoder(native(TARGET), drafting())
     for batch in range(SEQUENCES // 3_000):
         out = decoder.generate(
-            [PROMPT], num_return_sequences=3_000, max_new_tokens=3, do_sample=True, top_k=0, eos_token_id=eos, seed=1200 + batch
+            [PROMPT],
+            num_return_sequences=3_000,
+            max_new_tokens=3,
+            do_sample=True,
+            top_k=0,
+            eos_token_id=eos,
+            seed=1200 + batch,
         )
         for row in out.tokens:
             key = tuple(row.tolist())
@@ -156,5 +167,7 @@ def test_a_planted_rule_is_seen(fault: verification.Rule, monkeypatch: pytest.Mo
 
 
 def test_a_planted_drafter_is_seen() -> None:
-    decoder = Decoder(native(TARGET), lambda batch, capacity, vocab, sampling: ArgmaxDrafter(DRAFT, batch, capacity, vocab, sampling))
+    decoder = Decoder(
+        native(TARGET), lambda batch, capacity, vocab, sampling: ArgmaxDrafter(DRAFT, batch, capacity, vocab, sampling)
+    )
     assert check(sample(decoder, 3, seed=1400, gamma=2), joint(TARGET, PROMPT, 3), 0) < ALPHA

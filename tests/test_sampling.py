@@ -75,7 +75,9 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float], named: st
         Sampling(**settings)  # type: ignore[arg-type]
 
 
-@given(st.lists(st.sampled_from([0.0, 0.0, 1.0, 1e-9, 3.0]), min_size=1, max_size=9).filter(any), st.integers(0, 2**53 - 1))
+@given(
+    st.lists(st.sampled_from([0.0, 0.0, 1.0, 1e-9, 3.0]), min_size=1, max_size=9).filter(any), st.integers(0, 2**53 - 1)
+)
 def test_a_draw_inverts_the_distribution_function(weights: list[float], numerator: int) -> None:
     probs = torch.tensor(weights, dtype=torch.float64)
     uniform = numerator * 2.0**-53
@@ -124,4 +126,7 @@ def test_noise_depends_on_its_key_alone() -> None:
     both = noise.uniforms(torch.tensor([4, 9]), torch.tensor([100, 7]), 5, Noise.ACCEPT)
     alone = Noise(-3).uniforms(torch.tensor([9]), torch.tensor([7]), 3, Noise.ACCEPT)
     assert torch.equal(both[1, :3], alone[0])
-    assert len({float(x) for use in range(3) for x in noise.uniforms(torch.tensor([0]), torch.tensor([0]), 50, use)[0]}) == 150
+    assert (
+        len({float(x) for use in range(3) for x in noise.uniforms(torch.tensor([0]), torch.tensor([0]), 50, use)[0]})
+        == 150
+    )

@@ -14,7 +14,13 @@ from sybil.models.transformer import Transformer
 
 configurations = st.builds(
     lambda heads, head_size, **rest: GPT2Config(
-        n_head=heads, n_embd=heads * head_size, n_positions=24, initializer_range=0.3, bos_token_id=0, eos_token_id=0, **rest
+        n_head=heads,
+        n_embd=heads * head_size,
+        n_positions=24,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+        **rest,
     ),
     heads=st.integers(1, 4),
     head_size=st.sampled_from([2, 3, 8]),
@@ -29,7 +35,12 @@ configurations = st.builds(
 
 
 @settings(max_examples=60)
-@given(config=configurations, batch=st.integers(1, 3), parts=st.lists(st.integers(1, 6), min_size=1, max_size=4), seed=st.integers(0, 9))
+@given(
+    config=configurations,
+    batch=st.integers(1, 3),
+    parts=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    seed=st.integers(0, 9),
+)
 def test_logits_equal_transformers_in_float64(config: GPT2Config, batch: int, parts: list[int], seed: int) -> None:
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(config).double().eval()
@@ -56,7 +67,9 @@ def test_packed_products_equal_plain_ones(activation: linear.Activation, rows: i
         return
     plain = linear.linear(weight.double(), bias.double(), activation)(x.double())
     for pack in (True, False):
-        torch.testing.assert_close(linear.linear(weight, bias, activation, pack)(x).double(), plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            linear.linear(weight, bias, activation, pack)(x).double(), plain, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_packing_is_refused_where_it_is_not_known() -> None:

@@ -34,7 +34,9 @@ def distributions(draw_from: st.DrawFn, vocab: int) -> Tensor:
     """Zeros, ties, one-hots, and masses many magnitudes apart."""
     if draw_from(st.booleans()):
         return torch.eye(vocab, dtype=torch.float64)[draw_from(st.integers(0, vocab - 1))]
-    weights = draw_from(st.lists(st.sampled_from([0.0, 1.0, 1.0, 2.0, 0.3, 1e-3, 1e-9]), min_size=vocab, max_size=vocab))
+    weights = draw_from(
+        st.lists(st.sampled_from([0.0, 1.0, 1.0, 2.0, 0.3, 1e-3, 1e-9]), min_size=vocab, max_size=vocab)
+    )
     return normalised(weights if any(weights) else [1.0] * vocab)
 
 
@@ -86,10 +88,14 @@ def emitted(rule: Rule, target: Tensor, draft: Tensor | None, gamma: int, count:
         if weight == 0:
             continue
         thresholds = [
-            float(target_rows[i, token] / (1.0 if draft_rows is None else draft_rows[i, token])) for i, token in enumerate(tokens)
+            float(target_rows[i, token] / (1.0 if draft_rows is None else draft_rows[i, token]))
+            for i, token in enumerate(tokens)
         ]
         proposed = Proposed(
-            torch.tensor([tokens]), None if draft_rows is None else draft_rows[None], target_rows[None], torch.tensor([count])
+            torch.tensor([tokens]),
+            None if draft_rows is None else draft_rows[None],
+            target_rows[None],
+            torch.tensor([count]),
         )
         for noise in itertools.product(*(pieces([threshold]) for threshold in thresholds)):
             accept = torch.tensor([[middle for middle, _ in noise]], dtype=torch.float64)
@@ -142,7 +148,6 @@ def from_the_target(proposed: Proposed, accept_noise: Tensor, next_noise: Tensor
     return Verdict(verdict.accepted, draw(proposed.target_probs[rows, verdict.accepted], next_noise))
 
 
-
 def without_counts(proposed: Proposed, accept_noise: Tensor, next_noise: Tensor) -> Verdict:
     """A planted fault: padding judged as if it had been proposed, then cut."""
     full = Proposed(proposed.tokens, proposed.draft_probs, proposed.target_probs, torch.full_like(proposed.counts, 2))
@@ -168,7 +173,9 @@ def test_rows_are_judged_by_themselves() -> None:
     together = verification.token(Proposed(tokens, draft, target, counts), noise, following)
     for row in range(6):
         one = slice(row, row + 1)
-        alone = verification.token(Proposed(tokens[one], draft[one], target[one], counts[one]), noise[one], following[one])
+        alone = verification.token(
+            Proposed(tokens[one], draft[one], target[one], counts[one]), noise[one], following[one]
+        )
         assert int(alone.accepted) == together.accepted[row] <= counts[row]
         assert int(alone.next_token) == together.next_token[row]
 

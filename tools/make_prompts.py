@@ -1,6 +1,6 @@
 """Cut the embedded pair's prompts from the held-out modules: code, prose and structured text.
 
-    python tools/make_prompts.py sybil/embedded/stdlib/prompts.jsonl
+python tools/make_prompts.py sybil/embedded/stdlib/prompts.jsonl
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-import corpus as corpora
 import typer
+
+import corpus as corpora
 
 WANTED = {"code": 24, "prose": 20, "structured": 20}
 SHORTEST, LONGEST = 60, 700  # characters of a prompt
@@ -41,9 +42,12 @@ def prose(tree: ast.Module, source: str) -> Iterator[tuple[int, str]]:
 def structured(tree: ast.Module, source: str) -> Iterator[tuple[int, str]]:
     """The first lines of a table, or of a run of assignments of constants."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict | ast.List | ast.Tuple | ast.Set | ast.Call):
-            if (node.end_lineno or 0) - node.lineno >= LINES_OF_A_TABLE + 2:
-                yield node.lineno, lines(source, node.lineno, node.lineno + LINES_OF_A_TABLE - 1)
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Dict | ast.List | ast.Tuple | ast.Set | ast.Call)
+            and (node.end_lineno or 0) - node.lineno >= LINES_OF_A_TABLE + 2
+        ):
+            yield node.lineno, lines(source, node.lineno, node.lineno + LINES_OF_A_TABLE - 1)
         for _, body in ast.iter_fields(node):
             if isinstance(body, list):
                 yield from runs(body, source)
@@ -53,7 +57,11 @@ def runs(body: list[ast.stmt], source: str) -> Iterator[tuple[int, str]]:
     run: list[ast.stmt] = []
     for statement in [*body, None]:
         simple = isinstance(statement, ast.Assign | ast.Expr) and statement.lineno == statement.end_lineno
-        if simple and statement is not None and isinstance(statement.value, ast.Constant | ast.Call | ast.Name | ast.Tuple):
+        if (
+            simple
+            and statement is not None
+            and isinstance(statement.value, ast.Constant | ast.Call | ast.Name | ast.Tuple)
+        ):
             run.append(statement)
             continue
         if len(run) >= LINES_OF_A_TABLE + 2:

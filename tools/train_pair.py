@@ -10,8 +10,6 @@ steps still depends on the machine, and the model card says how many there were.
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -19,16 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import corpus as corpora
 import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from optimizers import MuonWithAdam
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
+
+import corpus as corpora
+from optimizers import MuonWithAdam
 
 CONTEXT = 512
 VOCABULARY = 4096
@@ -58,9 +57,15 @@ def build(shape: dict[str, int], seed: int) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=VOCABULARY, n_positions=CONTEXT, bos_token_id=0, eos_token_id=0,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **shape,
-        )  # fmt: skip
+            vocab_size=VOCABULARY,
+            n_positions=CONTEXT,
+            bos_token_id=0,
+            eos_token_id=0,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **shape,
+        )
     )
 
 
@@ -139,7 +144,7 @@ def train(
         state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, seen=seen)
         temporary = path.with_suffix(".tmp")
         torch.save(state | dict(windows=windows, spent=spent, history=history), temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
 
     budget, saved = minutes * 60, time.monotonic()
     columns = (*Progress.get_default_columns()[:2], TimeElapsedColumn(), TimeRemainingColumn())
@@ -176,7 +181,9 @@ def cross_entropy(logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_loss(model: GPT2LMHeadModel, tokens: np.ndarray, device: torch.device, windows: int | None = None) -> float:
+def held_out_loss(
+    model: GPT2LMHeadModel, tokens: np.ndarray, device: torch.device, windows: int | None = None
+) -> float:
     """Mean nats a token over the held-out text, cut into whole contexts (the first few with windows)."""
     count = (len(tokens) - 1) // CONTEXT
     total = 0.0

@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sybil.cli.models import DeviceOption, DraftOption, DtypeOption, GammaOption, PairOption, TargetOption, dtype_named, names
+from sybil.cli.models import (
+    DeviceOption,
+    DraftOption,
+    DtypeOption,
+    GammaOption,
+    PairOption,
+    TargetOption,
+    dtype_named,
+    names,
+)
 from sybil.decoding import Settings
 from sybil.errors import InvalidSetting
 from sybil.measuring import compare as measuring
@@ -39,6 +48,8 @@ def compare(
 ) -> None:
     """Run transformers, its assisted generation, and Sybil without and with the draft over the same prompts."""
     console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no edge to wrap at
     chosen_target, chosen_draft = names(pair, target, draft)
     if chosen_draft is None:
         raise InvalidSetting(f"target {chosen_target} has no draft to compare with: add --draft")
@@ -49,7 +60,9 @@ def compare(
         draft=chosen_draft,
         max_new_tokens=length if max_new_tokens is None else max_new_tokens,
         gamma=gamma,
-        dtype=str(dtype_named(dtype) or ("torch.float32" if chosen_device.type == "cpu" else "torch.float16")).removeprefix("torch."),
+        dtype=str(
+            dtype_named(dtype) or ("torch.float32" if chosen_device.type == "cpu" else "torch.float16")
+        ).removeprefix("torch."),
         device=str(chosen_device),
     )
     Settings(gamma=task.gamma, max_new_tokens=task.max_new_tokens)  # refused here, before anything is loaded
@@ -93,32 +106,34 @@ def compare(
 
 
 def _table(summaries: list[measuring.Summary], console: Console) -> Table:
+    """For a terminal, or as Markdown for a file."""
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN)
+    between = "\n" if console.is_terminal else " "
     table.add_column("decoder", no_wrap=True)
     for heading in (
-        "ms/token", "tokens/s", "over transformers", "over Sybil without a draft",
-        "accepted", "tokens/round", "first token, ms", "peak memory, MB",
+        "ms/ token", "tokens/ s", "over transformers", "over Sybil, no draft",
+        "accepted", "tokens/ round", "first token, ms", "peak memory, MB",
     ):  # fmt: skip
-        table.add_column(heading, justify="right")
+        table.add_column(heading.replace("/ ", f"/{between.strip(' ')}"), justify="right")
     for row in summaries:
         table.add_row(
             row.contender,
             f"{row.ms_per_token:.2f}",
             f"{row.tokens_per_second:.0f}",
-            _interval(row.over_transformers),
-            _interval(row.over_autoregressive),
-            "–" if row.acceptance_rate is None else f"{row.acceptance_rate:.0%}",  # noqa: RUF001
+            _interval(row.over_transformers, between),
+            _interval(row.over_autoregressive, between),
+            "" if row.acceptance_rate is None else f"{row.acceptance_rate:.0%}",
             f"{row.tokens_per_round:.2f}",
             f"{row.ms_to_first_token:.1f}",
-            "–" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",  # noqa: RUF001
+            "" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
         )
     return table
 
 
-def _interval(interval: Interval) -> str:
+def _interval(interval: Interval, between: str) -> str:
     if interval.low == interval.high:
         return f"{interval.value:.2f}x"
-    return f"{interval.value:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
+    return f"{interval.value:.2f}x{between}({interval.low:.2f} to {interval.high:.2f})"
 
 
 def _print_agreement(console: Console, found: list[measuring.Difference], rows: list[measuring.Row]) -> None:

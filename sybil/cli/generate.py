@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from sybil.cli.models import DeviceOption, DraftOption, DtypeOption, GammaOption, PairOption, TargetOption, dtype_named, names
+from sybil.cli.models import (
+    DeviceOption,
+    DraftOption,
+    DtypeOption,
+    GammaOption,
+    PairOption,
+    TargetOption,
+    dtype_named,
+    names,
+)
 from sybil.errors import EmptyPrompt
 from sybil.pairs import load
 from sybil.results import Stats, Step
@@ -28,7 +38,9 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that hold this share of the mass.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens that hold this share of the mass.")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -50,7 +62,9 @@ def generate(
         steps = list(stream)
         tokens = [token for step in steps for token in step.tokens[0]]
         completion = decoder.tokenizer.decode(tokens, skip_special_tokens=True)
-        sys.stdout.write(json.dumps(_record(chosen_target, chosen_draft, settings, text, completion, tokens, steps)) + "\n")
+        sys.stdout.write(
+            json.dumps(_record(chosen_target, chosen_draft, settings, text, completion, tokens, steps)) + "\n"
+        )
         return
 
     console = Console(highlight=False, soft_wrap=True)
@@ -78,7 +92,9 @@ def _standard_input() -> str:
 
 def _line(stats: Stats, steps: list[Step]) -> str:
     reason = next((reason for step in reversed(steps) for reason in step.finished if reason), "interrupted")
-    line = f"{stats.emitted} tokens in {stats.seconds:.2f} s ({stats.tokens_per_second:.1f} tokens/s), ended by {reason}"
+    line = (
+        f"{stats.emitted} tokens in {stats.seconds:.2f} s ({stats.tokens_per_second:.1f} tokens/s), ended by {reason}"
+    )
     if stats.proposed:
         line += (
             f"; accepted {stats.accepted} of {stats.proposed} proposed ({stats.acceptance_rate:.0%}), "
@@ -88,7 +104,13 @@ def _line(stats: Stats, steps: list[Step]) -> str:
 
 
 def _record(
-    target: str, draft: str | None, settings: dict[str, object], prompt: str, text: str, tokens: list[int], steps: list[Step]
+    target: str,
+    draft: str | None,
+    settings: Mapping[str, object],
+    prompt: str,
+    text: str,
+    tokens: list[int],
+    steps: list[Step],
 ) -> dict[str, object]:
     stats = Stats.of(steps)
     return {

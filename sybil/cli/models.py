@@ -15,7 +15,9 @@ TargetOption = Annotated[str | None, typer.Option(help="Target: a hub id or a fo
 DraftOption = Annotated[str | None, typer.Option(help="Draft for --target: a hub id or a folder.")]
 GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or float64; by device if left out.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; the GPU, where there is one, if left out.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N; the GPU, where there is one, if left out.")
+]
 
 
 def names(pair: str, target: str | None, draft: str | None) -> tuple[str, str | None]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.errors import InvalidSetting, ResultsMismatch
+from sybil.errors import InvalidSetting, PromptTooLong, ResultsMismatch
 from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
 from sybil.measuring.prompts import Prompt
@@ -47,6 +47,8 @@ class Measured:
 
 
 class Contender(Protocol):
+    """A way to decode. weight_bytes: those of all its models."""
+
     weight_bytes: int
 
     def run(self, prompt: Tensor, max_new_tokens: int) -> Measured: ...
@@ -141,13 +143,16 @@ class Comparison:
 
     def __init__(self, task: Task) -> None:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.set_verbosity_error()  # our own bar is the only one
+        logging.disable_progress_bar()
         self.task = task
         dtype: torch.dtype = getattr(torch, task.dtype)
         decoder = load(task.target, draft=task.draft, dtype=dtype, device=task.device)
         if decoder.tokenizer is None:
             raise InvalidSetting(f"{task.target} has no tokenizer: choose a model that does")
-        self.tokenizer, self.device = decoder.tokenizer, decoder.target.device
+        self.tokenizer, self.device, self.context = decoder.tokenizer, decoder.target.device, decoder.target.context
         target, draft = (
             AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype).to(self.device).eval()
             for name in (task.target, task.draft)
@@ -164,11 +169,11 @@ class Comparison:
     def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:
         """Measure every prompt with every contender, but for the (prompt, contender) done already."""
         about: Row = {**describe(self.device), **asdict(self.task)}
-        warm_up = torch.tensor(self.tokenizer.encode(prompts[0].text).ids)
+        encoded = [torch.tensor(self.tokenizer.encode(prompt.text).ids) for prompt in prompts]
+        self._check(prompts, encoded)
         for contender in self.contenders.values():
-            contender.run(warm_up, 8)
-        for index, prompt in enumerate(prompts):
-            ids = torch.tensor(self.tokenizer.encode(prompt.text).ids)
+            contender.run(encoded[0], min(8, self.task.max_new_tokens))  # warm up
+        for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
             order = list(self.contenders) if index % 2 == 0 else list(reversed(self.contenders))
             for name in order:
                 if (prompt.id, name) in done:
@@ -186,6 +191,15 @@ class Comparison:
                     "weight_bytes": contender.weight_bytes,
                     **about,
                 }
+
+    def _check(self, prompts: list[Prompt], encoded: list[Tensor]) -> None:
+        """transformers would run past the context: refuse before anything is measured."""
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            if len(ids) + self.task.max_new_tokens > self.context:
+                raise PromptTooLong(
+                    f"prompt {prompt.id} has {len(ids)} tokens and max_new_tokens is {self.task.max_new_tokens}, "
+                    f"more together than the context of {self.context}: lower max_new_tokens or leave the prompt out"
+                )
 
     @torch.inference_mode()
     def gap(self, prompt: Prompt, tokens: list[int]) -> float:
@@ -214,7 +228,9 @@ def differences(comparison: Comparison, rows: list[Row], prompts: list[Prompt]) 
         tokens, wanted = row["tokens"], reference.get(row["prompt"])
         if wanted is None or tokens == wanted:
             continue
-        same = next((i for i, (a, b) in enumerate(zip(tokens, wanted, strict=False)) if a != b), min(len(tokens), len(wanted)))
+        same = next(
+            (i for i, (a, b) in enumerate(zip(tokens, wanted, strict=False)) if a != b), min(len(tokens), len(wanted))
+        )
         gap = comparison.gap(by_id[row["prompt"]], wanted[:same])
         found.append(Difference(row["prompt"], row["contender"], same, gap))
     return found
@@ -287,7 +303,9 @@ def read(path: Path, task: Task) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError as error:
-        raise ResultsMismatch(f"{path} can't be resumed ({error.strerror}): name the JSONL file of an earlier run") from None
+        raise ResultsMismatch(
+            f"{path} can't be resumed ({error.strerror}): name the JSONL file of an earlier run"
+        ) from None
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
         temporary = path.with_suffix(".tmp")
@@ -301,6 +319,8 @@ def read(path: Path, task: Task) -> list[Row]:
         except (ValueError, KeyError, TypeError):
             raise ResultsMismatch(f"{path}, line {number}, is no row of a comparison: name another file") from None
         if theirs != task:
-            raise ResultsMismatch(f"{path} was measured with {theirs}, and this run asks for {task}: use the same settings")
+            raise ResultsMismatch(
+                f"{path} was measured with {theirs}, and this run asks for {task}: use the same settings"
+            )
         rows.append(row)
     return rows

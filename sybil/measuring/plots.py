@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +21,7 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), layout="constrained")
+    farthest = 0.0
     jitter = np.random.default_rng(0)
     for place, summary in enumerate(summaries):
         chosen = [row for row in rows if row["contender"] == summary.contender]
@@ -28,11 +29,12 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
         left.barh(place, summary.ms_per_token, color=COLOURS[summary.contender], alpha=0.85)
         left.plot(ms, place + jitter.uniform(-0.28, 0.28, len(ms)), ".", color="black", alpha=0.35, markersize=3.5)
         label = f"{summary.ms_per_token:.2f} ms, {summary.over_transformers.value:.2f}x"
-        left.annotate(label, (summary.ms_per_token, place), (4, 0), textcoords="offset points", va="center", weight="bold")
+        left.text(0.99, place, label, transform=left.get_yaxis_transform(), ha="right", va="center", weight="bold")
+        farthest = max(farthest, summary.ms_per_token, *ms)
     left.set_yticks(range(len(summaries)), [summary.contender for summary in summaries])
     left.invert_yaxis()
     left.set_xlabel("milliseconds a token (bar: median; dots: prompts)")
-    left.set_xlim(0, 1.35 * max(summary.ms_per_token for summary in summaries))
+    left.set_xlim(0, 1.5 * farthest)  # the labels stand to the right of every dot
 
     seconds = {(row["contender"], row["prompt"]): row["seconds"] / len(row["tokens"]) for row in rows}
     domains: dict[str, list[float]] = {}
@@ -40,15 +42,17 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
         plain = seconds.get((TRANSFORMERS, row["prompt"]))
         if row["contender"] == SPECULATIVE and plain:
             domains.setdefault(row["domain"], []).append(plain / seconds[SPECULATIVE, row["prompt"]])
-    right.boxplot(list(domains.values()), tick_labels=list(domains), medianprops={"color": COLOURS[SPECULATIVE], "linewidth": 2})
+    right.boxplot(
+        list(domains.values()), tick_labels=list(domains), medianprops={"color": COLOURS[SPECULATIVE], "linewidth": 2}
+    )
     right.axhline(1, color="black", linewidth=0.8, linestyle=":")
     right.set_ylim(bottom=0)
     right.set_ylabel("Sybil's speed-up over transformers")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(caption, fontsize=9)
+    figure.suptitle(textwrap.fill(caption, 130), fontsize=9)
 
     temporary = path.with_suffix(".tmp")
     figure.savefig(temporary, dpi=140, format="png")
     plt.close(figure)
-    os.replace(temporary, path)
+    temporary.replace(path)

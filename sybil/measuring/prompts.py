@@ -29,7 +29,9 @@ def load(path: Path | None = None) -> list[Prompt]:
             row = json.loads(line)
             prompts.append(Prompt(str(row.get("id", number)), str(row.get("domain", "own")), row["text"]))
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InvalidSetting(f"{path} holds no prompts ({error!r}): give JSON lines such as {{'text': 'def main('}}") from None
+        raise InvalidSetting(
+            f"{path} holds no prompts ({error!r}): give JSON lines such as {{'text': 'def main('}}"
+        ) from None
     return prompts
 
 

@@ -23,7 +23,14 @@ class KVCache:
     """Keys and values of every layer, each (batch, heads, capacity, head size)."""
 
     def __init__(
-        self, layers: int, batch: int, heads: int, capacity: int, head_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        batch: int,
+        heads: int,
+        capacity: int,
+        head_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         shape = (layers, batch, heads, capacity, head_size)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)

@@ -71,7 +71,7 @@ def load(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
-                stored |= {name.removeprefix("transformer."): tensors.get_tensor(name) for name in tensors.keys()}
+                stored |= {name.removeprefix("transformer."): tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  no dict
         except (SafetensorError, OSError) as error:
             raise NotAModel(f"{file} is not a safetensors file ({error}): download or export it again") from None
     return from_state(config, stored, dtype, device, str(folder))
@@ -86,7 +86,9 @@ def from_state(
 
     def take(ours: str, theirs: str, size: tuple[int, ...], transposed: bool = False) -> None:
         if theirs not in stored:
-            raise WeightsMismatch(f"{name} lacks the weight {theirs}, which its config asks for: the two don't belong together")
+            raise WeightsMismatch(
+                f"{name} lacks the weight {theirs}, which its config asks for: the two don't belong together"
+            )
         tensor = stored[theirs]
         if tuple(tensor.shape) != size:
             raise WeightsMismatch(
@@ -123,7 +125,9 @@ def _gpt2_shape(config: Mapping[str, Any]) -> Shape:
     """GPT2Config's fields, with its defaults where config.json leaves one out."""
     width, heads = int(config.get("n_embd", 768)), int(config.get("n_head", 12))
     if width % heads:
-        raise WeightsMismatch(f"config.json has n_embd {width} and n_head {heads}: the first must be a multiple of the second")
+        raise WeightsMismatch(
+            f"config.json has n_embd {width} and n_head {heads}: the first must be a multiple of the second"
+        )
     scale = 1 / math.sqrt(width // heads) if config.get("scale_attn_weights", True) else 1.0
     return Shape(
         vocab_size=int(config.get("vocab_size", 50257)),

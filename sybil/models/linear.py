@@ -37,12 +37,14 @@ def can_pack(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
 
-def linear(weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", pack: bool | None = None) -> Linear:
+def linear(
+    weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", pack: bool | None = None
+) -> Linear:
     """x (..., inputs) -> activation(x @ weight.T + bias), weight being (outputs, inputs).
 
     pack: None packs where it can be done; False never does."""

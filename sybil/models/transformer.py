@@ -34,6 +34,8 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
+    """Layer normalisation over the last dimension."""
+
     weight: Tensor
     bias: Tensor
     epsilon: float

@@ -1,0 +1,5 @@
+"""python -m sybil."""
+
+from sybil.cli.main import run
+
+run()
