@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import corpus as corpora
+import export_pair
 from optimizers import MuonWithAdam
 
 CONTEXT = 512
@@ -39,6 +40,7 @@ SHORT, LONG = 256, CONTEXT
 LONG_FROM = 0.85  # the share of a schedule after which windows are as long as the context
 GROW_AT = 0.6  # the share of the target's schedule that its first, half as deep, form trains for
 CHECKPOINT_SECONDS = 120
+EXPORT = Path(__file__).resolve().parents[1] / "sybil" / "embedded" / "stdlib"
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,21 @@ def main(
         run, "draft", draft, minutes * 0.3, lambda step: own if step % 2 else training, distillation,
         lambda: held_out_loss(draft, held_out, run.device, windows=32),
     )  # fmt: skip
+    draft.eval()
+
+    export_pair.clear(EXPORT)
+    for name, model in (("target", target), ("draft", draft)):
+        export_pair.export(model, tokenizer, EXPORT / name)
+    histories = {"target": summed(run, "shallow", "target"), "draft": summed(run, "draft")}
+    command = f"python tools/train_pair.py --minutes {minutes:g} --seed {seed}" + " --with-tests" * with_tests
+    export_pair.write_card(EXPORT, corpus, training, held_out, histories, command)
+
+
+def summed(run: Run, *names: str) -> dict[str, float]:
+    """What the stages of one model took together."""
+    states = [torch.load(run.path(f"{name}.pt"), map_location="cpu") for name in names]
+    keys = (("tokens", "seen", 1), ("steps", "step", 1), ("minutes", "spent", 60))
+    return {ours: sum(state[theirs] for state in states) / unit for ours, theirs, unit in keys}
 
 
 if __name__ == "__main__":
