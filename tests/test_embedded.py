@@ -1,0 +1,86 @@
+"""The pair that ships with Sybil, and that the README's two lines are what CI runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import sybil
+from sybil.measuring import compare
+from sybil.measuring.compare import SPECULATIVE, Comparison, Task
+from sybil.measuring.prompts import load, spread
+from sybil.pairs import PAIRS, embedded_folder, locate
+
+ROOT = Path(__file__).resolve().parents[1]
+NEAR_TIE = 1e-3
+
+
+@pytest.mark.parametrize("name", ["target", "draft"])
+def test_each_model_is_an_ordinary_folder(name: str) -> None:
+    folder = embedded_folder(f"stdlib/{name}")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.float16
+    assert model.config.model_type == "gpt2"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = "def main(argv):\n    return 'naïve ✓'\n"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert not list(folder.glob("*.bin"))
+
+
+def test_sizes() -> None:
+    target, draft = (
+        sum(tensor.numel() for tensor in AutoModelForCausalLM.from_pretrained(locate(name)).parameters())
+        for name in (PAIRS["stdlib"].target, PAIRS["stdlib"].draft)
+    )
+    assert 10e6 <= target <= 30e6
+    assert draft < target / 5
+    assert sum(file.stat().st_size for file in embedded_folder("stdlib").rglob("*") if file.is_file()) < 60e6
+
+
+def test_the_card_says_what_a_card_must() -> None:
+    card = embedded_folder("stdlib/README.md").read_text()
+    for word in (
+        "PSF licence",
+        "nats a token",
+        "bits a byte",
+        "temperature 0",
+        "temperature 1",
+        "train_pair.py",
+        "SHA-256",
+    ):
+        assert word in card
+    assert {row.id for row in load()}
+
+
+def test_greedy_tokens_are_transformers_own_in_float32() -> None:
+    """Every difference must be a near-tie of the target's two best logits."""
+    task = Task(
+        PAIRS["stdlib"].target, PAIRS["stdlib"].draft, max_new_tokens=24, gamma=4, dtype="float32", device="cpu"
+    )
+    comparison = Comparison(task)
+    prompts = spread(load(), 9)
+    rows = list(comparison.rows(prompts))
+    differences = compare.differences(comparison, rows, prompts)
+    assert all(difference.gap < NEAR_TIE for difference in differences)
+    drafted = [row for row in rows if row["contender"] == SPECULATIVE]
+    assert sum(row["rounds"] for row in drafted) < 0.7 * sum(len(row["tokens"]) for row in drafted)
+
+
+def test_a_batch_of_unequal_prompts() -> None:
+    decoder = sybil.load("stdlib", dtype=torch.float64, device="cpu")
+    texts = [prompt.text for prompt in spread(load(), 3)]
+    together = decoder.generate(texts, max_new_tokens=24)
+    alone = [decoder.generate(text, max_new_tokens=24).text[0] for text in texts]
+    assert together.text == alone
+
+
+def test_ci_runs_the_readme_s_second_line() -> None:
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    block = re.search(r"```\n(python3 -m venv .*\n)(.*nox -s tests)\n```", readme)
+    assert block, "the README's two lines"
+    assert block[2] in ci.splitlines()
+    assert "sybil compare" in block[1]
