@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -195,7 +196,7 @@ class _Run:
         tokens = torch.zeros(len(prompts), capacity, dtype=torch.int64)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
-        seed = torch.seed() if settings.seed is None else settings.seed
+        seed = secrets.randbits(63) if settings.seed is None else settings.seed
         self.context = Context(tokens, torch.tensor([len(prompt) for prompt in prompts]), Noise(seed))
         self.cache = self.target.new_cache(len(prompts), capacity)
         self.drafter: Drafter | None = None

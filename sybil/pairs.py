@@ -35,7 +35,9 @@ EMBEDDED = "embedded:"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A target and a draft that share a tokenizer: hub ids, or folders inside the package."""
+    """A target and a draft that share a tokenizer: hub ids, or folders inside the package.
+
+    A pair's name is no hub id's: one alone has a colon."""
 
     target: str
     draft: str
@@ -44,11 +46,10 @@ class Pair:
 
 PAIRS: Mapping[str, Pair] = {
     "stdlib": Pair(f"{EMBEDDED}stdlib/target", f"{EMBEDDED}stdlib/draft", "ships with Sybil: Python, 11M parameters"),
-    "gpt2-medium": Pair("openai-community/gpt2-medium", "openai-community/gpt2", "355M parameters"),
-    "gpt2-xl": Pair("openai-community/gpt2-xl", "openai-community/gpt2", "1.6B parameters"),
-    "opt-1.3b": Pair("facebook/opt-1.3b", "facebook/opt-125m", "1.3B parameters"),
-    "smollm2-1.7b": Pair("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-135M", "1.7B parameters"),
-    "qwen2.5-3b": Pair("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-0.5B", "3B parameters"),
+    "gpt2:medium": Pair("openai-community/gpt2-medium", "openai-community/gpt2", "355M parameters"),
+    "gpt2:xl": Pair("openai-community/gpt2-xl", "openai-community/gpt2", "1.6B parameters"),
+    "smollm2:1.7b": Pair("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-135M", "1.7B parameters"),
+    "qwen2.5:3b": Pair("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-0.5B", "3B parameters"),
 }
 
 
@@ -78,8 +79,8 @@ def load(
     float32 on a CPU, float16 on a GPU; device: None is the GPU where there is one. tokenizer: for models
     passed as objects, transformers' or tokenizers' own. Raises the errors of sybil.errors.
     """
-    if isinstance(target, str) and draft is None and target in PAIRS:
-        target, draft = PAIRS[target].target, PAIRS[target].draft
+    if isinstance(target, str) and target in PAIRS:
+        target, draft = PAIRS[target].target, PAIRS[target].draft if draft is None else draft
     chosen = choose_device(device)
     dtype = dtype or (torch.float16 if chosen.type == "cuda" else torch.float32)
     main = _load_one(target, dtype, chosen, tokenizer)

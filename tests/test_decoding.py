@@ -21,7 +21,7 @@ from transformers import (
 import sybil
 from sybil import Decoder, Stats, Step
 from sybil.drafting import Context, ModelDrafter, Outcome, Proposal
-from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalFailure, PromptTooLong
+from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalFailure, PromptTooLong, UnsupportedModel
 
 COUNT = 24
 
@@ -320,3 +320,21 @@ def test_models_passed_as_objects() -> None:
     out = loaded.generate("abc", max_new_tokens=COUNT, eos_token_id=[])
     assert out.tokens[0].tolist() == greedy(gpt2(), torch.tensor([1, 2, 3]), COUNT)
     assert out.lossless
+
+
+def test_a_sliding_window_is_exact_for_one_row_and_refused_for_more() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=31, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=6, max_position_embeddings=64, initializer_range=0.4,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = MistralForCausalLM(config).double().eval()
+    drafted = decoder(foreign(model), foreign(llama(seed=1, layers=1)))
+    for prompt in prompts([3, 12]):
+        out = drafted.generate([prompt], max_new_tokens=COUNT, gamma=3, eos_token_id=[])
+        assert out.tokens[0].tolist() == greedy(model, prompt, COUNT)
+    with pytest.raises(UnsupportedModel, match="2 rows"):
+        drafted.generate(prompts([3, 12]))

@@ -24,6 +24,7 @@ from sybil.measuring.memory import PeakMemory
 from sybil.measuring.prompts import Prompt
 from sybil.measuring.timing import Interval, speed_up
 from sybil.pairs import load, locate
+from sybil.results import Stats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,13 +63,16 @@ class SybilContender:
 
     def run(self, prompt: Tensor, max_new_tokens: int) -> Measured:
         began = time.perf_counter()
-        out = self.decoder.generate([prompt], max_new_tokens=max_new_tokens, gamma=self.gamma)
+        steps, first = [], 0.0
+        for step in self.decoder.stream([prompt], max_new_tokens=max_new_tokens, gamma=self.gamma):
+            first = first or time.perf_counter() - began
+            steps.append(step)
         seconds = time.perf_counter() - began
-        stats, drafts = out.stats, self.decoder.draft is not None
+        stats, drafts = Stats.of(steps), self.decoder.draft is not None
         return Measured(
-            out.tokens[0].tolist(),
+            [token for step in steps for token in step.tokens[0]],
             seconds,
-            stats.time_to_first_token,
+            first,
             stats.rounds,
             stats.proposed if drafts else None,
             stats.accepted if drafts else None,

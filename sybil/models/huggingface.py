@@ -6,7 +6,7 @@ therefore leave holes: slots that the attention mask hides, while each token kee
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ class HoledCache:
 
     places: (batch, slots), the place in its row of the token in a slot, -1 for a hole."""
 
-    def __init__(self, batch: int, config: Any) -> None:
+    def __init__(self, batch: int) -> None:
         self.lengths = torch.zeros(batch, dtype=torch.int64)
         self.places = torch.zeros(batch, 0, dtype=torch.int64)
-        self.slots = DynamicCache(config=config)
+        self.slots = DynamicCache()  # every token of every layer: a window that forgets could not be rolled back
 
     def settle(self) -> None:
         """Turn what lies beyond each row's length into holes, and drop the slots that are holes in every row."""
@@ -55,6 +55,11 @@ class HuggingFaceModel:
                 f"{type(model).__name__} keeps a recurrent state, which can't be rolled back after a rejection: "
                 "give a model with attention only"
             )
+        takes = inspect.signature(model.forward).parameters
+        self._takes = {name for name in ("position_ids", "logits_to_keep") if name in takes}
+        windowed = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+        windowed |= bool(getattr(text, "sliding_window", None)) and not hasattr(text, "layer_types")
+        self._holes_are_exact = "position_ids" in self._takes and not windowed
         self.vocab_size = int(text.vocab_size)
         self.context = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
         self.device: torch.device = model.device
@@ -64,7 +69,13 @@ class HuggingFaceModel:
         return sum(tensor.nbytes for tensor in self.model.parameters())
 
     def new_cache(self, batch: int, capacity: int) -> HoledCache:
-        return HoledCache(batch, self.model.config)
+        """Raises UnsupportedModel for several rows where the model counts distances in slots, holes and all."""
+        if batch > 1 and not self._holes_are_exact:
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} counts distances in cache slots (a sliding window, or no position_ids), "
+                f"which would go wrong with {batch} rows side by side: generate one prompt at a time"
+            )
+        return HoledCache(batch)
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: HoledCache) -> Tensor:
@@ -80,12 +91,12 @@ class HuggingFaceModel:
         cache.settle()
         # a padded row may stand past the context: what is computed there is never read
         positions = cache.append(tokens.shape[1]).clamp(max=self.context - 1)
+        known = {"position_ids": positions.to(self.device), "logits_to_keep": logits_to_keep}
         logits: Tensor = self.model(
             input_ids=tokens.to(self.device),
             attention_mask=(cache.places >= 0).long().to(self.device),
-            position_ids=positions.to(self.device),
             past_key_values=cache.slots,
             use_cache=True,
-            logits_to_keep=logits_to_keep,
+            **{name: known[name] for name in self._takes},
         ).logits
         return logits
