@@ -108,6 +108,6 @@ class ModelDrafter:
             logits = F.pad(logits, (0, surplus), value=float("-inf"))  # negative: cuts the padding off
         if not self.sampling.processors:
             return logits
-        proposed = torch.stack(tokens, 1) if tokens else context.tokens[:, :0]
+        proposed = torch.stack(tokens, 1).cpu() if tokens else context.tokens[:, :0]
         prefixes = [torch.cat(pair) for pair in zip(context.prefixes(), proposed, strict=True)]
         return process(logits[:, None], prefixes, self.sampling.processors)[:, 0]

@@ -85,7 +85,7 @@ def process(logits: Tensor, prefixes: list[Tensor], processors: tuple[Processor,
     last = logits.shape[1] - 1
     for row, prefix in enumerate(prefixes):
         for place in range(last + 1):
-            ids = prefix[None, : len(prefix) - (last - place)]
+            ids = prefix[None, : len(prefix) - (last - place)].to(logits.device)
             scores = processed[row, place][None]
             for processor in processors:
                 scores = processor(ids, scores)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,5 +27,7 @@ def speed_up(baseline: Sequence[float], other: Sequence[float]) -> Interval:
     median = float(np.median(ratios))
     if len(ratios) < 2 or np.ptp(ratios) == 0:
         return Interval(median, median, median)
+    from scipy import stats  # slow to import, and most commands need none of it
+
     found = stats.bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0))
     return Interval(median, float(found.confidence_interval.low), float(found.confidence_interval.high))
