@@ -17,66 +17,12 @@ from sybil.drafting import Context, Drafter, DrafterFactory, Outcome, Proposal
 from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, PromptTooLong
 from sybil.models import Model, prefill
 from sybil.results import FinishReason, Generation, Stats, Step, Timings
-from sybil.sampling import Noise, Processor, Sampling, probabilities, process
-from sybil.stopping import Criterion, Stops
+from sybil.sampling import Noise, probabilities, process
+from sybil.settings import Settings
+from sybil.stopping import Stops
 from sybil.verification import Proposed, Rule, Verdict
 
 Inputs = str | Sequence[str] | Sequence[Tensor] | Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Keywords of generate and stream. Names and defaults are transformers', but for max_new_tokens (128)
-    and for gamma, rule and seed, which are ours.
-
-    do_sample False is greedy and ignores temperature and the filters. eos_token_id None means the model's
-    own; seed None, a fresh one. Stop strings end a row with the token that completes one, which is kept.
-    """
-
-    max_new_tokens: int = 128
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int | None = 50
-    top_p: float | None = 1.0
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    eos_token_id: int | Sequence[int] | None = None
-    stop_strings: str | Sequence[str] | None = None
-    logits_processor: Sequence[Processor] = ()
-    stopping_criteria: Sequence[Criterion] = ()
-    num_return_sequences: int = 1
-    gamma: int = 4
-    rule: str = "token"
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("num_return_sequences", 1), ("gamma", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                remedy = "; load the model without a draft for plain decoding" if name == "gamma" else ""
-                raise InvalidSetting(f"{name} is {value!r}: use an integer of {least} or more{remedy}")
-        if self.do_sample and self.temperature == 0:
-            raise InvalidSetting(
-                "temperature is 0 with do_sample=True: raise it, or leave do_sample out for greedy decoding"
-            )
-        if self.repetition_penalty <= 0:
-            raise InvalidSetting(f"repetition_penalty is {self.repetition_penalty}: use a number above 0 (1 is none)")
-        verification.rule_named(self.rule)
-        self.sampling()
-
-    def sampling(self) -> Sampling:
-        """These settings as a Sampling, processors included."""
-        processors = tuple(self.logits_processor)
-        if self.repetition_penalty != 1.0:
-            from transformers import RepetitionPenaltyLogitsProcessor
-
-            processors = (RepetitionPenaltyLogitsProcessor(self.repetition_penalty), *processors)
-        filters = Sampling(
-            self.temperature, self.top_k or 0, 1.0 if self.top_p is None else self.top_p, self.min_p or 0.0
-        )
-        if not self.do_sample:
-            return Sampling(processors=processors)
-        return Sampling(filters.temperature, filters.top_k, filters.top_p, filters.min_p, processors)
 
 
 class Decoder:

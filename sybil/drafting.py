@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,8 +64,28 @@ class Drafter(Protocol):
     def observe(self, outcome: Outcome) -> None: ...
 
 
-DrafterFactory = Callable[[int, int, int, Sampling], Drafter]
-"""(batch, capacity in tokens, the target's vocabulary, sampling) -> Drafter."""
+class DrafterFactory(Protocol):
+    """Makes a generation's drafter. weight_bytes: what its weights take, all generations together."""
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
+        """capacity: tokens a row; vocab_size: the target's."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftModel:
+    """Makes a ModelDrafter for each generation."""
+
+    model: Model
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.model.weight_bytes
+
+    def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
+        return ModelDrafter(self.model, batch, capacity, vocab_size, sampling)
 
 
 class ModelDrafter:

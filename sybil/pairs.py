@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from sybil.decoding import Decoder
-from sybil.drafting import ModelDrafter
+from sybil.drafting import DraftModel
 from sybil.errors import (
     DeviceUnavailable,
     HubUnreachable,
@@ -88,7 +87,7 @@ def load(
         return Decoder(main.model, None, main.tokenizer, main.eos_token_ids)
     helper = _load_one(draft, dtype, chosen, None)
     _check_vocabularies(main, helper)
-    return Decoder(main.model, partial(ModelDrafter, helper.model), main.tokenizer, main.eos_token_ids)
+    return Decoder(main.model, DraftModel(helper.model), main.tokenizer, main.eos_token_ids)
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

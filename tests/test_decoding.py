@@ -20,7 +20,7 @@ from transformers import (
 
 import sybil
 from sybil import Decoder, Stats, Step
-from sybil.drafting import Context, ModelDrafter, Outcome, Proposal
+from sybil.drafting import Context, DraftModel, ModelDrafter, Outcome, Proposal
 from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalFailure, PromptTooLong, UnsupportedModel
 
 COUNT = 24
@@ -28,7 +28,7 @@ COUNT = 24
 
 def decoder(target: Any = None, draft: Any = None, **rest: Any) -> Decoder:
     target = native(gpt2()) if target is None else target
-    return Decoder(target, None if draft is None else partial(ModelDrafter, draft), **rest)
+    return Decoder(target, None if draft is None else DraftModel(draft), **rest)
 
 
 def agreeable(noise: float = 0.05) -> Any:

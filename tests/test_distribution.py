@@ -19,7 +19,7 @@ from tiny import foreign, gpt2, joint, llama, native, perturbed
 from torch import Tensor
 
 from sybil import Decoder, verification
-from sybil.drafting import Context, DrafterFactory, ModelDrafter, Proposal
+from sybil.drafting import Context, DraftModel, ModelDrafter, Proposal
 from sybil.sampling import Sampling, draw, probabilities
 from sybil.verification import Proposed, Verdict
 
@@ -57,10 +57,6 @@ def sample(decoder: Decoder, count: int, seed: int = 0, **settings: object) -> T
     return torch.cat(parts)
 
 
-def drafting(model: object = DRAFT) -> DrafterFactory:
-    return lambda batch, capacity, vocab, sampling: ModelDrafter(model, batch, capacity, vocab, sampling)  # type: ignore[arg-type]
-
-
 def check(tokens: Tensor, expected: Tensor, first: int) -> float:
     """The p-value of three tokens from place `first` on, jointly."""
     places = tuple(place for place in range(expected.ndim) if not first <= place < first + 3)
@@ -73,7 +69,7 @@ def check(tokens: Tensor, expected: Tensor, first: int) -> float:
 @pytest.mark.parametrize("first", [0, 2])
 def test_three_tokens_jointly(gamma: int, first: int) -> None:
     """At first 0 a block's own tokens; at 2 those that stand astride rounds, after rollbacks and full acceptances."""
-    tokens = sample(Decoder(native(TARGET), drafting()), first + 3, seed=100 * gamma, gamma=gamma)
+    tokens = sample(Decoder(native(TARGET), DraftModel(DRAFT)), first + 3, seed=100 * gamma, gamma=gamma)
     assert check(tokens, joint(TARGET, PROMPT, first + 3), first) > ALPHA
 
 
@@ -84,7 +80,7 @@ def test_autoregressive_sampling() -> None:
 def test_other_models_behind_the_loop() -> None:
     """transformers' forward on both sides, its cache full of holes."""
     model = llama(seed=2, vocab=VOCAB, layers=1, width=8)
-    decoder = Decoder(foreign(model), drafting(foreign(llama(seed=3, vocab=VOCAB, layers=1, width=8))))
+    decoder = Decoder(foreign(model), DraftModel(foreign(llama(seed=3, vocab=VOCAB, layers=1, width=8))))
     assert check(sample(decoder, 4, seed=1000, gamma=2), joint(model, PROMPT, 4), 1) > ALPHA
 
 
@@ -96,7 +92,7 @@ def test_temperature_and_filters() -> None:
         logits = TARGET(input_ids=torch.cat([PROMPT.expand(len(steps), -1), steps], 1)).logits[:, len(PROMPT) - 1 : -1]
     probs = probabilities(logits, Sampling(0.7, 0, 0.9)).gather(-1, steps[..., None]).squeeze(-1).prod(-1)
     expected[tuple(steps.T)] = probs
-    tokens = sample(Decoder(native(TARGET), drafting()), 3, seed=1100, gamma=2, **settings)
+    tokens = sample(Decoder(native(TARGET), DraftModel(DRAFT)), 3, seed=1100, gamma=2, **settings)
     assert check(tokens, expected, 0) > ALPHA
 
 
@@ -113,7 +109,7 @@ def test_the_tokens_after_a_stop_token_are_those_of_plain_decoding() -> None:
     for sequence in torch.cartesian_prod(*[torch.arange(VOCAB)] * 3).tolist():
         key = cut(tuple(sequence))
         due[key] = due.get(key, 0.0) + float(expected[tuple(sequence)]) * SEQUENCES
-    decoder = Decoder(native(TARGET), drafting())
+    decoder = Decoder(native(TARGET), DraftModel(DRAFT))
     for batch in range(SEQUENCES // 3_000):
         out = decoder.generate(
             [PROMPT],
@@ -162,7 +158,7 @@ def one_uniform_for_all(proposed: Proposed, accept_noise: Tensor, next_noise: Te
 @pytest.mark.parametrize("fault", [recovered_from_the_target, bonus_off_by_one, one_uniform_for_all])
 def test_a_planted_rule_is_seen(fault: verification.Rule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(verification.RULES, "token", fault)
-    tokens = sample(Decoder(native(TARGET), drafting()), 5, seed=1300, gamma=2)
+    tokens = sample(Decoder(native(TARGET), DraftModel(DRAFT)), 5, seed=1300, gamma=2)
     assert min(check(tokens, joint(TARGET, PROMPT, 5), first) for first in (0, 2)) < ALPHA
 
 

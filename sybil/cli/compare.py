@@ -22,13 +22,13 @@ from sybil.cli.models import (
     dtype_named,
     names,
 )
-from sybil.decoding import Settings
 from sybil.errors import InvalidSetting
 from sybil.measuring import compare as measuring
 from sybil.measuring import plots, prompts
 from sybil.measuring.machine import describe
 from sybil.measuring.timing import Interval
 from sybil.pairs import choose_device
+from sybil.settings import Settings
 
 FULL, QUICK = (64, 64), (12, 32)  # prompts, new tokens
 

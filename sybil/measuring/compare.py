@@ -8,123 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sybil.decoding import Decoder
 from sybil.errors import InvalidSetting, PromptTooLong, ResultsMismatch
+from sybil.measuring.contenders import Contender, SybilContender, TransformersContender
 from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
 from sybil.measuring.prompts import Prompt
 from sybil.measuring.timing import Interval, speed_up
 from sybil.pairs import load, locate
-from sybil.results import Stats
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TRANSFORMERS, ASSISTED = "transformers generate", "transformers assisted"
 AUTOREGRESSIVE, SPECULATIVE = "sybil autoregressive", "sybil speculative"
 CONTENDERS = (TRANSFORMERS, ASSISTED, AUTOREGRESSIVE, SPECULATIVE)
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One contender's run of one prompt. proposed and accepted are None where the contender doesn't say."""
-
-    tokens: list[int]
-    seconds: float
-    time_to_first_token: float
-    rounds: int
-    proposed: int | None = None
-    accepted: int | None = None
-    memory_growth: int | None = None
-
-
-class Contender(Protocol):
-    """A way to decode. weight_bytes: those of all its models."""
-
-    weight_bytes: int
-
-    def run(self, prompt: Tensor, max_new_tokens: int) -> Measured: ...
-
-
-class SybilContender:
-    """Sybil's decoder, with its draft or without."""
-
-    def __init__(self, decoder: Decoder, weight_bytes: int, gamma: int) -> None:
-        self.decoder, self.weight_bytes, self.gamma = decoder, weight_bytes, gamma
-
-    def run(self, prompt: Tensor, max_new_tokens: int) -> Measured:
-        began = time.perf_counter()
-        steps, first = [], 0.0
-        for step in self.decoder.stream([prompt], max_new_tokens=max_new_tokens, gamma=self.gamma):
-            first = first or time.perf_counter() - began
-            steps.append(step)
-        seconds = time.perf_counter() - began
-        stats, drafts = Stats.of(steps), self.decoder.draft is not None
-        return Measured(
-            [token for step in steps for token in step.tokens[0]],
-            seconds,
-            first,
-            stats.rounds,
-            stats.proposed if drafts else None,
-            stats.accepted if drafts else None,
-        )
-
-
-class TransformersContender:
-    """transformers' own generate, with its assisted generation where there is a draft, at its defaults."""
-
-    def __init__(self, model: PreTrainedModel, assistant: PreTrainedModel | None) -> None:
-        self.model, self.assistant = model, assistant
-        models = [model] if assistant is None else [model, assistant]
-        self.weight_bytes = sum(tensor.nbytes for each in models for tensor in each.parameters())
-        self._forwards = 0
-        model.register_forward_pre_hook(self._count)
-
-    def _count(self, *_: object) -> None:
-        self._forwards += 1
-
-    def run(self, prompt: Tensor, max_new_tokens: int) -> Measured:
-        ids = prompt[None].to(self.model.device)
-        clock = _FirstToken()
-        self._forwards = 0
-        began = time.perf_counter()
-        out = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-            assistant_model=self.assistant,
-            streamer=clock,
-        )
-        tokens = out[0, len(prompt) :].tolist()
-        seconds = time.perf_counter() - began
-        return Measured(tokens, seconds, (clock.at or began) - began, self._forwards)
-
-
-class _FirstToken:
-    """A streamer that notes when the first new token came; the prompt is put first."""
-
-    def __init__(self) -> None:
-        self._puts = 0
-        self.at: float | None = None
-
-    def put(self, _: Tensor) -> None:
-        self._puts += 1
-        if self._puts == 2:
-            self.at = time.perf_counter()
-
-    def end(self) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +68,8 @@ class Comparison:
         self.contenders: dict[str, Contender] = {
             TRANSFORMERS: plain,
             ASSISTED: assisted,
-            AUTOREGRESSIVE: SybilContender(decoder.without_draft(), plain.weight_bytes, task.gamma),
-            SPECULATIVE: SybilContender(decoder, assisted.weight_bytes, task.gamma),
+            AUTOREGRESSIVE: SybilContender(decoder.without_draft(), task.gamma),
+            SPECULATIVE: SybilContender(decoder, task.gamma),
         }
 
     def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:

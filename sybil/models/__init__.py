@@ -18,6 +18,10 @@ class Model(Protocol):
     """How many tokens a sequence may have, prompt included."""
     device: torch.device
 
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights take, packed copies included."""
+
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty cache for batch rows of at most capacity tokens."""
 

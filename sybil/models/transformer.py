@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sybil.models.cache import KVCache, Layout
-from sybil.models.linear import Activation, Linear, linear
+from sybil.models.linear import Activation, Linear, can_pack, linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,10 @@ class Transformer:
         self.token_embedding = weights["token_embedding"]  # (vocab, W)
         self.position_embedding = weights["position_embedding"]  # (context, W)
         self.device, self.dtype = self.token_embedding.device, self.token_embedding.dtype
-        self.weight_bytes = sum(tensor.nbytes for tensor in weights.values())
+        packed_again = shape.tied_head and pack is not False and can_pack(self.token_embedding)
+        self.weight_bytes = (
+            sum(tensor.nbytes for tensor in weights.values()) + packed_again * self.token_embedding.nbytes
+        )
 
         def norm(name: str) -> Norm:
             return Norm(weights[f"{name}.weight"], weights[f"{name}.bias"], shape.epsilon)
