@@ -42,8 +42,8 @@ def distributions(draw_from: st.DrawFn, vocab: int) -> Tensor:
 
 @st.composite
 def problems(draw_from: st.DrawFn) -> tuple[Tensor, Tensor | None, int]:
-    """Context-dependent (target (gamma + 1, nodes, vocab), draft (gamma, nodes, vocab) or None, count): one
-    distribution for every prefix of proposed tokens; count is how many of gamma tokens are really proposed."""
+    """(target (nodes, vocab), draft likewise or None, count): context-dependent distributions, one for every prefix
+    of up to gamma proposed tokens, placed as node() says; count is how many of the gamma are really proposed."""
     vocab, gamma = draw_from(st.sampled_from([(2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (4, 1)]))
     target, draft = [], []
     for depth in range(gamma + 1):
