@@ -20,7 +20,7 @@ def install(session: nox.Session, *groups: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every test but the slow proofs: under 10 minutes on two cores, no network."""
+    """Every test: under 10 minutes on two cores, no network."""
     install(session, "test")
     session.run("pytest", *session.posargs)
 

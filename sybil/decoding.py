@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,18 +70,31 @@ class Decoder:
         unknown = settings.keys() - Settings.__dataclass_fields__.keys()
         if unknown:
             known = ", ".join(Settings.__dataclass_fields__)
-            raise InvalidSetting(f"unknown setting {', '.join(sorted(unknown))}: the settings are {known}, streamer")
-        chosen = Settings(**settings)
+            raise InvalidSetting(f"unknown setting {', '.join(sorted(unknown))}: the settings are {known}")
+        chosen = Settings(**{name: value for name, value in settings.items() if value is not None})
         prompts = [prompt for prompt in self._encode(inputs) for _ in range(chosen.num_return_sequences)]
         return _Run(self, prompts, chosen)
 
     def _encode(self, inputs: Inputs) -> list[list[int]]:
         if isinstance(inputs, str):
             inputs = [inputs]
+        if isinstance(inputs, Mapping):
+            raise InvalidSetting(
+                "inputs is a mapping: pass its input_ids, a list of 1-d LongTensors where rows are padded"
+            )
         prompts: list[list[int]] = []
         for item in inputs:
-            if not isinstance(item, str):
-                prompts.append([int(token) for token in item])
+            if isinstance(item, Tensor):
+                if item.ndim != 1 or item.is_floating_point():
+                    raise InvalidSetting(
+                        f"inputs holds a tensor of shape {tuple(item.shape)} and {item.dtype}: "
+                        "pass 1-d LongTensors, or one of shape (batch, n)"
+                    )
+                prompts.append(item.tolist())
+            elif not isinstance(item, str):
+                raise InvalidSetting(
+                    f"inputs holds {item!r}: pass strings, 1-d LongTensors, or a (batch, n) LongTensor"
+                )
             elif self.tokenizer is None:
                 raise InvalidSetting(
                     "inputs are text, but the decoder has no tokenizer: pass token ids, or load() with tokenizer="
@@ -197,9 +210,12 @@ class _Run:
 
     def _judge(self, logits: Tensor, tokens: Tensor, draft_probs: Tensor | None, counts: Tensor) -> Verdict:
         """The rule's verdict on a proposal of tokens (batch, gamma)."""
+        wanted = self._wanted(tokens, counts)
         if self.sampling.processors:
             prefixes = [torch.cat(pair) for pair in zip(self.context.prefixes(), tokens, strict=True)]
-            logits = process(logits, prefixes, self.sampling.processors)
+            logits = process(logits, prefixes, wanted, self.sampling.processors)
+        if not bool(wanted.all()):
+            logits = logits.masked_fill(~wanted[..., None].to(logits.device), 0.0)
         target_probs = probabilities(logits, self.sampling)
         device, gamma = logits.device, tokens.shape[1]
         if self.sampling.greedy:  # one-hot: no noise can change the verdict
@@ -207,8 +223,20 @@ class _Run:
         else:
             accept_noise = self.context.uniforms(gamma, Noise.ACCEPT)
             next_noise = self.context.uniforms(1, Noise.NEXT)[:, 0]
+        if draft_probs is not None:
+            draft_probs = draft_probs.to(device)
         proposed = Proposed(tokens.to(device), draft_probs, target_probs, counts.to(device))
         return self.rule(proposed, accept_noise, next_noise)
+
+    def _wanted(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """(batch, gamma + 1), True where plain decoding could come to stand: not in a row that has ended, not
+        beyond what is proposed, not after a proposed end token. What a model or processor says elsewhere is void."""
+        wanted = torch.arange(tokens.shape[1] + 1) <= counts[:, None]
+        wanted &= torch.tensor([row.room > 0 for row in self.rows])[:, None]
+        if self.stops.eos:
+            ended = torch.isin(tokens, torch.tensor(sorted(self.stops.eos))).cumsum(1) > 0
+            wanted[:, 1:] &= ~ended
+        return wanted
 
     def _commit(self, proposed: Tensor, verdict: Verdict) -> list[tuple[tuple[int, ...], int]]:
         """Append what each row gained, up to its stop; (tokens, how many of them were proposed) a row."""
@@ -250,7 +278,7 @@ class _Clock:
     """Seconds by phase, read after the device has done what it was asked."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device, self._cuda = device, device.type == "cuda"
         self._phases: dict[str, float] = {}
         self.restart()
 
@@ -259,7 +287,7 @@ class _Clock:
 
     def lap(self, phase: str) -> None:
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         self._phases[phase] = self._phases.get(phase, 0.0) + now - self._began
         self._began = now

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from sybil.decoding import Decoder
@@ -20,6 +21,7 @@ from sybil.errors import (
     NotAModel,
     UnknownPair,
     VocabularyMismatch,
+    WeightsMismatch,
 )
 from sybil.models import Model, checkpoints
 from sybil.text import differing_tokens
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 SLOW_TOKENIZERS = ("vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
 EMBEDDED = "embedded:"
+PLANNED_DRAFTS = ("int8", "skip", "lookup", "hybrid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +83,14 @@ def load(
     """
     if isinstance(target, str) and target in PAIRS:
         target, draft = PAIRS[target].target, PAIRS[target].draft if draft is None else draft
+    if device is None and not isinstance(target, str | Path):  # a model that is somewhere already: follow it
+        device, dtype = target.device, dtype or target.dtype
     chosen = choose_device(device)
     dtype = dtype or (torch.float16 if chosen.type == "cuda" else torch.float32)
     main = _load_one(target, dtype, chosen, tokenizer)
     if draft is None:
         return Decoder(main.model, None, main.tokenizer, main.eos_token_ids)
-    helper = _load_one(draft, dtype, chosen, None)
+    helper = _load_one(draft, dtype, chosen, tokenizer)  # one given for objects is shared: padding may differ then
     _check_vocabularies(main, helper)
     return Decoder(main.model, DraftModel(helper.model), main.tokenizer, main.eos_token_ids)
 
@@ -97,7 +102,9 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise InvalidSetting(f"device is {str(device)!r}: use 'cpu', 'cuda' or 'cuda:N'") from None
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda"):
+        raise InvalidSetting(f"device is {str(device)!r}: use 'cpu', 'cuda' or 'cuda:N'")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise DeviceUnavailable(
             f"device {chosen} was asked for and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs: "
@@ -120,8 +127,7 @@ def _load_one(
     if not isinstance(source, str | Path):
         config = source.config.to_dict()
         eos = _eos(getattr(source, "generation_config", None) and source.generation_config.to_dict(), config)
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        return _Loaded(type(source).__name__, _wrap(source), backend, eos)
+        return _Loaded(type(source).__name__, _wrap(source), _plain(tokenizer), eos)
     folder = locate(source)
     config = checkpoints.read_config(folder)
     model: Model
@@ -131,7 +137,17 @@ def _load_one(
         model = _load_foreign(folder, dtype, device)
     generation = folder / "generation_config.json"
     eos = _eos(checkpoints.read_json(generation) if generation.exists() else None, config)
-    return _Loaded(str(source), model, _load_tokenizer(folder), eos)
+    return _Loaded(str(source), model, _plain(_load_tokenizer(folder)), eos)
+
+
+def _plain(tokenizer: Any) -> Tokenizer | None:
+    """A tokenizer of our own that neither cuts nor pads, whatever its file or its owner has set."""
+    if tokenizer is None:
+        return None
+    copy: Tokenizer = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
 
 
 def _wrap(model: PreTrainedModel) -> Model:
@@ -151,10 +167,18 @@ def _load_foreign(folder: Path, dtype: torch.dtype, device: torch.device) -> Mod
     from sybil.models.huggingface import HuggingFaceModel
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (ValueError, OSError, KeyError, ImportError, ArithmeticError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise NotAModel(f"{folder} can't be loaded as a causal language model ({reason}): check its files") from None
+    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if missing:  # transformers would go on with random numbers there
+        raise WeightsMismatch(
+            f"{folder} lacks {len(missing)} weights that its config asks for, {missing[0]} the first: "
+            "mend config.json or fetch the weights that belong to it"
+        )
     return HuggingFaceModel(model.to(device))
 
 
@@ -165,6 +189,8 @@ def locate(source: str | Path) -> Path:
     name = str(source)
     if name.startswith(EMBEDDED):
         return embedded_folder(name.removeprefix(EMBEDDED))
+    if name in PLANNED_DRAFTS:
+        raise InvalidSetting(f"draft is {name!r}, which is planned and not there yet: give a draft model, or none")
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder

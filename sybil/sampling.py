@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sybil.errors import InvalidSetting, NumericalFailure
 
+COLDEST = 1e-6  # a temperature below it would take logits beyond what float32 holds
 Processor = Callable[[Tensor, Tensor], Tensor]
 """transformers' LogitsProcessor: (prefix (1, n), logits (1, vocab)) -> logits (1, vocab)."""
 
@@ -34,8 +35,8 @@ class Sampling:
     processors: tuple[Processor, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InvalidSetting(f"temperature is {self.temperature}: use a finite number of 0 (greedy) or more")
+        if not (math.isfinite(self.temperature) and (self.temperature == 0 or self.temperature >= COLDEST)):
+            raise InvalidSetting(f"temperature is {self.temperature}: use 0 (greedy) or a number from {COLDEST:g}")
         if self.top_k < 0:
             raise InvalidSetting(f"top_k is {self.top_k}: use a positive number of tokens, or 0 for all")
         if not 0 < self.top_p <= 1:
@@ -76,15 +77,16 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     return probs
 
 
-def process(logits: Tensor, prefixes: list[Tensor], processors: tuple[Processor, ...]) -> Tensor:
+def process(logits: Tensor, prefixes: list[Tensor], wanted: Tensor, processors: tuple[Processor, ...]) -> Tensor:
     """Apply processors to logits (batch, n, vocab), position i of a row seeing its prefix with the row's
-    last n - 1 - i tokens left out. Rows of prefixes are 1-d and may differ in length."""
+    last n - 1 - i tokens left out. Rows of prefixes are 1-d and may differ in length. Positions that
+    wanted (batch, n) leaves out are not asked about."""
     if not processors:
         return logits
     processed = logits.to(torch.promote_types(logits.dtype, torch.float32)).clone()
     last = logits.shape[1] - 1
     for row, prefix in enumerate(prefixes):
-        for place in range(last + 1):
+        for place in wanted[row].nonzero().flatten().tolist():
             ids = prefix[None, : len(prefix) - (last - place)].to(logits.device)
             scores = processed[row, place][None]
             for processor in processors:

@@ -17,7 +17,8 @@ class Settings:
     and for gamma, rule and seed, which are ours.
 
     do_sample False is greedy and ignores temperature and the filters. eos_token_id None means the model's
-    own; seed None, a fresh one. Stop strings end a row with the token that completes one, which is kept.
+    own; seed None, a fresh one; None anywhere, the
+    default. Stop strings end a row with the token that completes one, which is kept.
     """
 
     max_new_tokens: int = 128
@@ -42,6 +43,12 @@ class Settings:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 remedy = "; load the model without a draft for plain decoding" if name == "gamma" else ""
                 raise InvalidSetting(f"{name} is {value!r}: use an integer of {least} or more{remedy}")
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, str) or not isinstance(value, int | float) or value != value):
+                raise InvalidSetting(f"{name} is {value!r}: use a number")
+        if self.seed is not None and not isinstance(self.seed, int):
+            raise InvalidSetting(f"seed is {self.seed!r}: use an integer, or None for a fresh one")
         if self.do_sample and self.temperature == 0:
             raise InvalidSetting(
                 "temperature is 0 with do_sample=True: raise it, or leave do_sample out for greedy decoding"

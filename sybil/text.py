@@ -10,8 +10,7 @@ from tokenizers import Tokenizer
 class TextStream:
     """Token ids in, text out as soon as it is whole.
 
-    A token may end inside a UTF-8 character, and a tokenizer may write a word differently once it
-    sees what follows; what could still change is held back until the next token, or until finish()."""
+    A token may end inside a UTF-8 character: what is not whole is held back until the next token, or finish()."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

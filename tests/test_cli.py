@@ -135,6 +135,7 @@ def test_bad_requests(folders: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "temperature is -1.0" in refused(capsys, "generate", "abc", *models, "--temperature", -1)
     assert "max_new_tokens is 0" in refused(capsys, "generate", "abc", *models, "--max-new-tokens", 0)
     assert "float8" in refused(capsys, "generate", "abc", *models[:4], "--dtype", "float8")
+    assert "'mps'" in refused(capsys, "generate", "abc", *models, "--device", "mps")
     assert "'tpu9'" in refused(capsys, "generate", "abc", *models, "--device", "tpu9")
 
 
@@ -173,6 +174,35 @@ def test_weights_that_do_not_fit_the_config(folders: Path, capsys: pytest.Captur
     assert "(31, 32)" in line
     (target / "config.json").write_text(json.dumps(config | {"n_layer": 3}))
     assert "lacks the weight h.2." in refused(capsys, "generate", "abc", "--target", target)
+
+
+def test_weights_that_transformers_would_make_up(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = folders / "llama-less"
+    shutil.copytree(folders / "llama", target)
+    weights = load_file(target / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    assert sybil("generate", "abc", "--target", target) == 2
+    assert "down_proj" in capsys.readouterr().err
+    (target / "model.safetensors").write_bytes(b"\x10\x00")
+    assert sybil("generate", "abc", "--target", target) == 2
+    assert "can't be loaded" in capsys.readouterr().err
+
+
+def test_a_tokenizer_file_that_cuts_and_pads(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = broken(folders, "cutting")
+    tokenizer = letters()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(target / "tokenizer.json"))
+    for folder in (target, folders / "target"):
+        assert sybil("generate", "abcdef", "--target", folder, "--dtype", "float64", "--json") == 0
+    one, other = (json.loads(line)["tokens"] for line in capsys.readouterr().out.splitlines())
+    assert one == other
+
+
+def test_drafts_that_are_planned(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "not there yet" in refused(capsys, "generate", "abc", "--target", folders / "target", "--draft", "lookup")
 
 
 def test_vocabularies_that_differ(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

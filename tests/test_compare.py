@@ -9,7 +9,7 @@ import pytest
 from tiny import gpt2, perturbed, save
 
 from sybil.errors import InvalidSetting, ResultsMismatch
-from sybil.measuring import compare, plots
+from sybil.measuring import compare, files, plots
 from sybil.measuring.compare import AUTOREGRESSIVE, CONTENDERS, SPECULATIVE, TRANSFORMERS, Comparison, Row, Task
 from sybil.measuring.prompts import Prompt, load, spread
 from sybil.measuring.timing import Interval, speed_up
@@ -22,7 +22,15 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     folder = tmp_path_factory.mktemp("pair")
     target = save(gpt2(), folder / "target")
     draft = save(perturbed(gpt2(), 0.05), folder / "draft")
-    return Task(str(target), str(draft), max_new_tokens=12, gamma=3, dtype="float64", device="cpu")
+    return Task(
+        str(target),
+        str(draft),
+        max_new_tokens=12,
+        gamma=3,
+        dtype="float64",
+        device="cpu",
+        prompts=compare.digest(PROMPTS),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,7 @@ def test_a_run_cut_off_goes_on_where_it_was(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     for row in rows[:6]:
-        compare.append(path, row)
+        files.append(path, row)
     with path.open("a") as file:
         file.write('{"contender": "sybil spec')  # killed in the middle of a line
     kept = compare.read(path, task)
@@ -96,8 +104,15 @@ def test_a_run_cut_off_goes_on_where_it_was(
 
 def test_rows_of_another_task_are_not_resumed(rows: list[Row], task: Task, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    compare.append(path, rows[0] | {"gamma": 7})
+    files.append(path, rows[0] | {"gamma": 7})
     with pytest.raises(ResultsMismatch, match=r"gamma=7.*gamma=3"):
+        compare.read(path, task)
+    path.write_text('{"model_type": "gpt2"}')  # not ours, and no line end: left as it is
+    with pytest.raises(ResultsMismatch, match="no whole row"):
+        compare.read(path, task)
+    assert path.read_text() == '{"model_type": "gpt2"}'
+    path.write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ResultsMismatch, match="no text file"):
         compare.read(path, task)
     path.write_text("{}\n")
     with pytest.raises(ResultsMismatch, match="line 1"):
@@ -139,6 +154,16 @@ def test_own_prompts(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"text": "abc"}\n')
     assert load(path) == [Prompt("1", "own", "abc")]
-    path.write_text('{"txt": "abc"}\n')
-    with pytest.raises(InvalidSetting, match="no prompts"):
-        load(path)
+    for content, named in (
+        ('{"txt": "abc"}', "no prompts"),
+        ('{"text": 5}', "line 1"),
+        ('{"text": ""}', "line 1"),
+        ('{"text": "a", "id": 1}\n{"text": "b", "id": 1}', "line 2"),
+        ("", "empty"),
+        ("[1]", "no prompts"),
+    ):
+        path.write_text(content)
+        with pytest.raises(InvalidSetting, match=named):
+            load(path)
+    path.write_text('{"text": "a\u2028b"}')
+    assert load(path)[0].text == "a\u2028b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -289,6 +290,61 @@ def test_bad_requests_are_refused_before_anything_runs(
         drafted.stream(inputs, **chosen)
 
 
+class NothingAfter:
+    """A grammar that allows no token after the end token, as constraint processors do."""
+
+    def __init__(self, eos: int) -> None:
+        self.eos = eos
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.full_like(scores, float("-inf")) if int(ids[0, -1]) == self.eos else scores
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_what_lies_beyond_an_end_token_is_never_judged(do_sample: bool) -> None:
+    inputs = prompts([3, 5])
+    eos = greedy(gpt2(), inputs[0], COUNT)[2]
+    chosen: dict[str, Any] = dict(max_new_tokens=COUNT, eos_token_id=eos, logits_processor=[NothingAfter(eos)], seed=0)
+    out = decoder(draft=native(gpt2())).generate(inputs, gamma=6, do_sample=do_sample, **chosen)
+    if not do_sample:
+        assert [row.tolist() for row in out.tokens] == [greedy(gpt2(), p, COUNT, eos_token_id=eos) for p in inputs]
+    for row in out.tokens:
+        assert eos not in row[:-1]
+
+
+def test_none_is_the_default_and_wrong_types_are_named() -> None:
+    drafted = decoder(draft=agreeable(), tokenizer=letters())
+    plain = drafted.generate("ab", max_new_tokens=5).text
+    nothing = dict(temperature=None, logits_processor=None, stopping_criteria=None, top_k=None, gamma=None)
+    assert drafted.generate("ab", max_new_tokens=5, **nothing).text == plain
+    wrong: list[tuple[Any, dict[str, Any], str]] = [
+        ("ab", {"temperature": "0.8"}, "temperature is '0.8'"),
+        ("ab", {"repetition_penalty": float("nan")}, "repetition_penalty is nan"),
+        ("ab", {"seed": 1.5}, "seed is 1.5"),
+        ({"input_ids": torch.ones(1, 2)}, {}, "mapping"),
+        (torch.tensor([1, 2]), {}, "1-d LongTensors"),
+        (torch.ones(1, 2), {}, "float32"),
+        ([1, 2], {}, "holds 1"),
+    ]
+    for inputs, chosen, named in wrong:
+        with pytest.raises(InvalidSetting, match=named):
+            drafted.generate(inputs, **chosen)
+
+
+def test_rotary_scalings_that_look_at_the_longest_row_end_the_context_where_they_set_in() -> None:
+    config = copy.deepcopy(llama().config)
+    config.rope_parameters = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+        "factor": 4.0, "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = type(llama())(config).double().eval()
+    assert foreign(model).context == 16
+    out = decoder(foreign(model)).generate(prompts([9]), max_new_tokens=COUNT, eos_token_id=[])
+    assert out.finish_reasons == ("context",)
+    assert foreign(llama()).context == 64
+
+
 def test_text_needs_a_tokenizer() -> None:
     for chosen in ({"inputs": "a"}, {"inputs": prompts([2]), "stop_strings": "a"}):
         with pytest.raises(InvalidSetting, match="no tokenizer"):
@@ -323,7 +379,7 @@ def test_models_passed_as_objects() -> None:
 
 
 def test_a_sliding_window_is_exact_for_one_row_and_refused_for_more() -> None:
-    from transformers import MistralConfig, MistralForCausalLM
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM, MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
     config = MistralConfig(
@@ -332,6 +388,12 @@ def test_a_sliding_window_is_exact_for_one_row_and_refused_for_more() -> None:
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = MistralForCausalLM(config).double().eval()
+    neo = GPTNeoConfig(
+        vocab_size=31, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]],
+        window_size=4, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModel, match="2 rows"):
+        decoder(foreign(GPTNeoForCausalLM(neo).double())).generate(prompts([3, 12]))
     drafted = decoder(foreign(model), foreign(llama(seed=1, layers=1)))
     for prompt in prompts([3, 12]):
         out = drafted.generate([prompt], max_new_tokens=COUNT, gamma=3, eos_token_id=[])

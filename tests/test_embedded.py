@@ -58,11 +58,10 @@ def test_the_card_says_what_a_card_must() -> None:
 
 def test_greedy_tokens_are_transformers_own_in_float32() -> None:
     """Every difference must be a near-tie of the target's two best logits."""
-    task = Task(
-        PAIRS["stdlib"].target, PAIRS["stdlib"].draft, max_new_tokens=24, gamma=4, dtype="float32", device="cpu"
-    )
-    comparison = Comparison(task)
     prompts = spread(load(), 9)
+    names = PAIRS["stdlib"].target, PAIRS["stdlib"].draft
+    task = Task(*names, max_new_tokens=24, gamma=4, dtype="float32", device="cpu", prompts=compare.digest(prompts))
+    comparison = Comparison(task)
     rows = list(comparison.rows(prompts))
     differences = compare.differences(comparison, rows, prompts)
     assert all(difference.gap < NEAR_TIE for difference in differences)

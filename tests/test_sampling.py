@@ -64,6 +64,7 @@ def test_logits_that_make_no_distribution_are_refused(bad: float) -> None:
     [
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": 1e-38}, "temperature is 1e-38"),
         ({"top_k": -2}, "top_k is -2"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
@@ -95,7 +96,9 @@ def test_processors_see_each_position_s_own_prefix() -> None:
         seen.append(ids[0].tolist())
         return scores + len(ids[0])
 
-    logits = process(torch.zeros(2, 3, 4), [torch.tensor([7, 8, 1, 2]), torch.tensor([9, 3, 4])], (note,))
+    wanted = torch.ones(2, 3, dtype=torch.bool)
+    prefixes = [torch.tensor([7, 8, 1, 2]), torch.tensor([9, 3, 4])]
+    logits = process(torch.zeros(2, 3, 4), prefixes, wanted, (note,))
     assert seen == [[7, 8], [7, 8, 1], [7, 8, 1, 2], [9], [9, 3], [9, 3, 4]]
     assert logits[:, :, 0].tolist() == [[2, 3, 4], [1, 2, 3]]
 

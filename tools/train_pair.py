@@ -1,6 +1,6 @@
 """Make the embedded pair from scratch: corpus, tokenizer, target, draft, evaluation, export.
 
-    python tools/train_pair.py --minutes 110
+    python tools/train_pair.py --target-minutes 68 --draft-minutes 20
 
 Each stage leaves its result in the work folder and is skipped when that is there; a stage that is
 cut off goes on from its last checkpoint. Everything is seeded; with a time budget the number of
@@ -226,7 +226,8 @@ def write_target_text(run: Run, target: GPT2LMHeadModel, tokens: np.ndarray, row
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="Time budget for the training of both models.")] = 110,
+    target_minutes: Annotated[float, typer.Option(help="Time budget for training the target.")] = 68,
+    draft_minutes: Annotated[float, typer.Option(help="Time budget for distilling the draft.")] = 20,
     work: Annotated[Path, typer.Option(help="Checkpoints and intermediate results.")] = Path("build/pair"),
     seed: int = 0,
     with_tests: Annotated[bool, typer.Option(help="Train on the library's tests too.")] = False,
@@ -239,12 +240,12 @@ def main(
 
     shallow = build(TARGET_SHAPE | dict(n_layer=TARGET_SHAPE["n_layer"] // 2), seed).to(run.device)
     train(
-        run, "shallow", shallow, minutes * 0.7 * GROW_AT, lambda step: training, cross_entropy,
+        run, "shallow", shallow, target_minutes * GROW_AT, lambda step: training, cross_entropy,
         lambda: held_out_loss(shallow, held_out, run.device, windows=32), schedule=(0.0, GROW_AT),
     )  # fmt: skip
     target = grow(shallow, seed).to(run.device)
     train(
-        replace(run, seed=seed + 1_000_003), "target", target, minutes * 0.7 * (1 - GROW_AT), lambda step: training,
+        replace(run, seed=seed + 1_000_003), "target", target, target_minutes * (1 - GROW_AT), lambda step: training,
         cross_entropy, lambda: held_out_loss(target, held_out, run.device, windows=32), schedule=(GROW_AT, 1.0),
     )  # fmt: skip
     target.eval().requires_grad_(False)
@@ -258,7 +259,7 @@ def main(
         return F.kl_div(F.log_softmax(logits, -1), wanted, log_target=True, reduction="sum") / wanted[..., 0].numel()
 
     train(
-        run, "draft", draft, minutes * 0.3, lambda step: own if step % 2 else training, distillation,
+        run, "draft", draft, draft_minutes, lambda step: own if step % 2 else training, distillation,
         lambda: held_out_loss(draft, held_out, run.device, windows=32),
     )  # fmt: skip
     draft.eval()
@@ -267,7 +268,8 @@ def main(
     for name, model in (("target", target), ("draft", draft)):
         export_pair.export(model, tokenizer, EXPORT / name)
     histories = {"target": summed(run, "shallow", "target"), "draft": summed(run, "draft")}
-    command = f"python tools/train_pair.py --minutes {minutes:g} --seed {seed}" + " --with-tests" * with_tests
+    command = f"python tools/train_pair.py --target-minutes {target_minutes:g} --draft-minutes {draft_minutes:g} --seed {seed}"
+    command += " --with-tests" * with_tests
     export_pair.write_card(EXPORT, corpus, training, held_out, histories, command)
 
 

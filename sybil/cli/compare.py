@@ -24,7 +24,7 @@ from sybil.cli.models import (
 )
 from sybil.errors import InvalidSetting
 from sybil.measuring import compare as measuring
-from sybil.measuring import plots, prompts
+from sybil.measuring import files, plots, prompts
 from sybil.measuring.machine import describe
 from sybil.measuring.timing import Interval
 from sybil.pairs import choose_device
@@ -55,6 +55,7 @@ def compare(
         raise InvalidSetting(f"target {chosen_target} has no draft to compare with: add --draft")
     chosen_device = choose_device(device)
     count, length = QUICK if quick else FULL
+    chosen = prompts.spread(prompts.load(prompt_file), count)
     task = measuring.Task(
         target=chosen_target,
         draft=chosen_draft,
@@ -64,11 +65,13 @@ def compare(
             dtype_named(dtype) or ("torch.float32" if chosen_device.type == "cpu" else "torch.float16")
         ).removeprefix("torch."),
         device=str(chosen_device),
+        prompts=measuring.digest(chosen),
     )
     Settings(gamma=task.gamma, max_new_tokens=task.max_new_tokens)  # refused here, before anything is loaded
-    chosen = prompts.spread(prompts.load(prompt_file), count)
     rows = measuring.read(resume, task) if resume else []
     path = resume or out / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
+    if out.exists() and not out.is_dir():
+        raise InvalidSetting(f"out is {out}, which is a file: name a folder")
 
     with console.status("loading the models"):
         comparison = measuring.Comparison(task)
@@ -81,7 +84,7 @@ def compare(
             total = len(chosen) * len(measuring.CONTENDERS)
             bar = progress.add_task("measuring", total=total, completed=len(done))
             for row in comparison.rows(chosen, done):
-                measuring.append(path, row)
+                files.append(path, row)
                 rows.append(row)
                 progress.update(bar, advance=1, description=f"{row['prompt']}: {row['contender']}")
     except KeyboardInterrupt:
@@ -137,8 +140,9 @@ def _interval(interval: Interval, between: str) -> str:
 
 
 def _print_agreement(console: Console, found: list[measuring.Difference], rows: list[measuring.Row]) -> None:
+    referred = {row["prompt"] for row in rows if row["contender"] == measuring.TRANSFORMERS}
     for name in measuring.CONTENDERS[1:]:
-        total = sum(row["contender"] == name for row in rows)
+        total = sum(row["contender"] == name and row["prompt"] in referred for row in rows)
         differing = [difference for difference in found if difference.contender == name]
         console.print(f"{name}: the tokens of transformers generate on {total - len(differing)} of {total} prompts")
         for difference in differing:

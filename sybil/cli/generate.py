@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from sybil.cli.models import (
     DeviceOption,
@@ -26,7 +24,7 @@ from sybil.pairs import load
 from sybil.results import Stats, Step
 from sybil.text import TextStream
 
-DRAFTED, OWN = "green", "bold magenta"
+DRAFTED, OWN = typer.colors.GREEN, typer.colors.BRIGHT_MAGENTA
 
 
 def generate(
@@ -67,21 +65,23 @@ def generate(
         )
         return
 
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(Text(text, style="dim"), end="")
+    # the text goes out as it is: a console library would swallow its tabs and form feeds
+    typer.secho(text, nl=False, dim=True)
     pieces = TextStream(decoder.tokenizer)
     steps = []
+    interrupted = False
     try:
         for step in stream:
             steps.append(step)
             for index, token in enumerate(step.tokens[0]):
-                style = DRAFTED if index < step.accepted[0] else OWN
-                console.print(Text(pieces.push([token]), style=style), end="")
+                colour = DRAFTED if index < step.accepted[0] else OWN
+                typer.secho(pieces.push([token]), nl=False, fg=colour)
     except KeyboardInterrupt:
-        console.print(Text(pieces.finish()), Text(" [interrupted]", style="red"), end="")
-    else:
-        console.print(Text(pieces.finish()), end="")
-    console.print("\n" + _line(Stats.of(steps), steps), style="dim")
+        interrupted = True
+    typer.secho(pieces.finish(), nl=False)
+    typer.secho("\n" + _line(Stats.of(steps), steps), dim=True)
+    if interrupted:
+        raise typer.Exit(130)
 
 
 def _standard_input() -> str:

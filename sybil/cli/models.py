@@ -8,6 +8,7 @@ import torch
 import typer
 
 from sybil.errors import InvalidSetting
+from sybil.pairs import PAIRS
 from sybil.pairs import pair as registered
 
 PairOption = Annotated[str, typer.Option(help="A registered pair of target and draft.")]
@@ -22,8 +23,10 @@ DeviceOption = Annotated[
 
 def names(pair: str, target: str | None, draft: str | None) -> tuple[str, str | None]:
     """Target and draft as the options choose them; raises UnknownPair or InvalidSetting."""
-    if target is not None:
+    if target is not None and target not in PAIRS:
         return target, draft
+    if target is not None:
+        return registered(target).target, draft or registered(target).draft
     if draft is not None:
         return registered(pair).target, draft
     chosen = registered(pair)

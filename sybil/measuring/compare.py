@@ -6,8 +6,8 @@ alternating order, so that a machine that slows down or speeds up does so for al
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sybil.errors import InvalidSetting, PromptTooLong, ResultsMismatch
 from sybil.measuring.contenders import Contender, SybilContender, TransformersContender
+from sybil.measuring.files import replace
 from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
 from sybil.measuring.prompts import Prompt
@@ -39,6 +40,12 @@ class Task:
     gamma: int
     dtype: str
     device: str
+    prompts: str  # their digest
+
+
+def digest(prompts: list[Prompt]) -> str:
+    """Of the prompts' ids and texts, so that rows of other prompts are known as such."""
+    return hashlib.sha256(json.dumps([(prompt.id, prompt.text) for prompt in prompts]).encode()).hexdigest()[:16]
 
 
 Row = dict[str, Any]
@@ -195,28 +202,17 @@ def _median(values: list[float]) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(0.5))
 
 
-def append(path: Path, row: Row) -> None:
-    """One whole line, on the disk before the next is measured."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def read(path: Path, task: Task) -> list[Row]:
-    """The rows of a run to be resumed. A last line cut short is dropped, from the file too;
-    raises ResultsMismatch where the rows belong to another task or to none."""
+    """The rows of a run to be resumed. A last line cut short is dropped, from the file too, once the rest has shown
+    itself to be this task's; raises ResultsMismatch where it is another's or no such file, which is left alone."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ResultsMismatch(
-            f"{path} can't be resumed ({error.strerror}): name the JSONL file of an earlier run"
-        ) from None
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(path)
+        reason = error.strerror
+        raise ResultsMismatch(f"{path} can't be resumed ({reason}): name the JSONL file of an earlier run") from None
+    except UnicodeDecodeError:
+        raise ResultsMismatch(f"{path} is no text file: name the JSONL file of an earlier run") from None
+    *lines, rest = text.split("\n")
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -225,8 +221,10 @@ def read(path: Path, task: Task) -> list[Row]:
         except (ValueError, KeyError, TypeError):
             raise ResultsMismatch(f"{path}, line {number}, is no row of a comparison: name another file") from None
         if theirs != task:
-            raise ResultsMismatch(
-                f"{path} was measured with {theirs}, and this run asks for {task}: use the same settings"
-            )
+            raise ResultsMismatch(f"{path} was measured with {theirs}, this run asks for {task}: use the same settings")
         rows.append(row)
+    if not rows:
+        raise ResultsMismatch(f"{path} holds no whole row of a comparison: name another file, or start anew")
+    if rest:
+        replace(path, text.removesuffix(rest).encode())
     return rows

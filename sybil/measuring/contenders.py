@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -67,7 +68,11 @@ class TransformersContender:
 
     def __init__(self, model: PreTrainedModel, assistant: PreTrainedModel | None) -> None:
         self.model, self.assistant = model, assistant
+        from transformers import GenerationConfig
+
         models = [model] if assistant is None else [model, assistant]
+        # greedy and nothing else: a checkpoint may bring penalties of its own
+        self._request = GenerationConfig(eos_token_id=model.generation_config.eos_token_id, pad_token_id=0)
         self.weight_bytes = sum(tensor.nbytes for each in models for tensor in each.parameters())
         self._forwards = 0
         model.register_forward_pre_hook(self._count)
@@ -78,14 +83,14 @@ class TransformersContender:
     def run(self, prompt: Tensor, max_new_tokens: int) -> Measured:
         ids = prompt[None].to(self.model.device)
         clock = _FirstToken()
+        request = copy.copy(self._request)
+        request.max_new_tokens = max_new_tokens
         self._forwards = 0
         began = time.perf_counter()
         out = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=0,
+            generation_config=request,
             assistant_model=self.assistant,
             streamer=clock,
         )

@@ -13,19 +13,19 @@ class PeakMemory:
     """with PeakMemory(device) as peak: ...; peak.growth is then in bytes above the start, None where unknown."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device, self._cuda = device, device.type == "cuda"
         self.growth: int | None = None
 
     def __enter__(self) -> PeakMemory:
         if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self._start: int | None = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._start: int | None = torch.cuda.memory_allocated(self._device)
         else:
             self._start = _resident("VmRSS") if _reset_peak() else None
         return self
 
     def __exit__(self, *_: object) -> None:
-        peak = torch.cuda.max_memory_allocated() if self._cuda else _resident("VmHWM")
+        peak = torch.cuda.max_memory_allocated(self._device) if self._cuda else _resident("VmHWM")
         if peak is not None and self._start is not None:
             self.growth = max(peak - self._start, 0)
 

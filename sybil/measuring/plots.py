@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sybil.measuring.compare import CONTENDERS, SPECULATIVE, TRANSFORMERS, Row, Summary
+from sybil.measuring.files import replace
 
 COLOURS = dict(zip(CONTENDERS, ("#9aa3ad", "#6b7784", "#c9a227", "#7b2d8b"), strict=True))
 
@@ -52,7 +54,7 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(textwrap.fill(caption, 130), fontsize=9)
 
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, dpi=140, format="png")
+    image = io.BytesIO()
+    figure.savefig(image, dpi=140, format="png")
     plt.close(figure)
-    temporary.replace(path)
+    replace(path, image.getvalue())

@@ -23,16 +23,26 @@ class Prompt:
 def load(path: Path | None = None) -> list[Prompt]:
     """The shipped prompts, or those of a JSONL file whose rows have text, and may have id and domain."""
     path = path or embedded_folder("stdlib") / "prompts.jsonl"
-    prompts = []
+    prompts: dict[str, Prompt] = {}
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            if not line.strip():
+                continue
             row = json.loads(line)
-            prompts.append(Prompt(str(row.get("id", number)), str(row.get("domain", "own")), row["text"]))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InvalidSetting(
-            f"{path} holds no prompts ({error!r}): give JSON lines such as {{'text': 'def main('}}"
-        ) from None
-    return prompts
+            prompt = Prompt(str(row.get("id", number)), str(row.get("domain", "own")), row["text"])
+            if not (isinstance(prompt.text, str) and prompt.text) or prompt.id in prompts:
+                raise InvalidSetting(
+                    f"{path}, line {number}: text must be a string with something in it, and id its own"
+                )
+            prompts[prompt.id] = prompt
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, InvalidSetting):
+            raise
+        example = '{"text": "def main("}'
+        raise InvalidSetting(f"{path} holds no prompts ({error!r}): give JSON lines such as {example}") from None
+    if not prompts:
+        raise InvalidSetting(f"{path} is empty: give a JSON line a prompt")
+    return list(prompts.values())
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:

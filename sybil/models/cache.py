@@ -37,10 +37,6 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.int64)
 
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
-
     def layout(self, count: int) -> Layout:
         """Where the next count tokens of each row go, and which keys each of them sees."""
         return Layout(self.lengths, count, self.keys.device)

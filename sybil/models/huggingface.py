@@ -7,6 +7,7 @@ therefore leave holes: slots that the attention mask hides, while each token kee
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,12 +57,18 @@ class HuggingFaceModel:
                 "give a model with attention only"
             )
         takes = inspect.signature(model.forward).parameters
+        layers = {*(getattr(text, "layer_types", None) or ()), *(getattr(text, "attention_layers", None) or ())}
+        if "past_key_values" not in takes or layers & {"conv", "linear_attention", "mamba", "recurrent"}:
+            raise UnsupportedModel(
+                f"{type(model).__name__} has layers without a key-value cache, which can't be rolled back after a "
+                "rejection: give a model with attention only"
+            )
         self._takes = {name for name in ("position_ids", "logits_to_keep") if name in takes}
-        windowed = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-        windowed |= bool(getattr(text, "sliding_window", None)) and not hasattr(text, "layer_types")
+        windowed = bool(layers - {"full_attention", "global"})
+        windowed |= bool(getattr(text, "sliding_window", None)) and not layers
         self._holes_are_exact = "position_ids" in self._takes and not windowed
         self.vocab_size = int(text.vocab_size)
-        self.context = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
+        self.context = _context(text)
         self.device: torch.device = model.device
 
     @property
@@ -100,3 +107,18 @@ class HuggingFaceModel:
             **{name: known[name] for name in self._takes},
         ).logits
         return logits
+
+
+def _context(config: Any) -> int:
+    """How long a sequence may get. Rotary scalings that depend on the longest sequence in a call stop where they
+    set in: beyond, a token's logits would depend on the tokens verified with it."""
+    context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [scaling, *(part for part in scaling.values() if isinstance(part, dict))]  # one a kind of layer, or one
+    for part in nested:
+        if part.get("rope_type") in ("longrope", "dynamic"):
+            original = part.get("original_max_position_embeddings")
+            context = min(
+                context, int(original or getattr(config, "original_max_position_embeddings", None) or context)
+            )
+    return context
