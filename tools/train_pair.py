@@ -268,8 +268,8 @@ def main(
     for name, model in (("target", target), ("draft", draft)):
         export_pair.export(model, tokenizer, EXPORT / name)
     histories = {"target": summed(run, "shallow", "target"), "draft": summed(run, "draft")}
-    command = f"python tools/train_pair.py --target-minutes {target_minutes:g} --draft-minutes {draft_minutes:g} --seed {seed}"
-    command += " --with-tests" * with_tests
+    budgets = f"--target-minutes {target_minutes:g} --draft-minutes {draft_minutes:g}"
+    command = f"python tools/train_pair.py {budgets} --seed {seed}" + " --with-tests" * with_tests
     export_pair.write_card(EXPORT, corpus, training, held_out, histories, command)
 
 
