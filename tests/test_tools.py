@@ -102,7 +102,6 @@ def test_orthogonalised_updates_have_singular_values_near_one(shape: tuple[int, 
 
 def test_training_learns_and_goes_on_after_a_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off in its third step, resumed from the checkpoint of the second, and better than chance at the end."""
-    monkeypatch.setattr(train_pair, "TOKENS_A_STEP", 512)
     monkeypatch.setattr(train_pair, "TOKENS_A_MICROBATCH", 256)
     monkeypatch.setattr(train_pair, "SHORT", 32)
     monkeypatch.setattr(train_pair, "LONG", 64)
@@ -118,7 +117,7 @@ def test_training_learns_and_goes_on_after_a_cut(tmp_path: Path, monkeypatch: py
             raise KeyboardInterrupt
         return tokens
 
-    arguments: dict[str, Any] = dict(text=text, loss_of=train_pair.cross_entropy, evaluate=lambda: 0.0)
+    arguments: dict[str, Any] = dict(text=text, loss_of=train_pair.cross_entropy, evaluate=lambda: 0.0, size=512)
     with pytest.raises(KeyboardInterrupt):
         train_pair.train(run, "tiny", model, 1.0, **arguments)
     spent = torch.load(tmp_path / "tiny.checkpoint.pt")["spent"]

@@ -1,6 +1,6 @@
 """Make the embedded pair from scratch: corpus, tokenizer, target, draft, evaluation, export.
 
-    python tools/train_pair.py --target-minutes 68 --draft-minutes 20
+    python tools/train_pair.py --target-minutes 68 --draft-minutes 22
 
 Each stage leaves its result in the work folder and is skipped when that is there; a stage that is
 cut off goes on from its last checkpoint. Everything is seeded; with a time budget the number of
@@ -34,7 +34,7 @@ CONTEXT = 512
 VOCABULARY = 4096
 TARGET_SHAPE = dict(n_layer=8, n_embd=320, n_head=5)
 DRAFT_SHAPE = dict(n_layer=1, n_embd=256, n_head=4)
-TOKENS_A_STEP = 24 * 256
+TARGET_STEP, DRAFT_STEP = 24 * 256, 8 * 256  # tokens a step of the optimiser
 TOKENS_A_MICROBATCH = 4 * 256  # what two cores' caches hold
 SHORT, LONG = 256, CONTEXT
 LONG_FROM = 0.85  # the share of a schedule after which windows are as long as the context
@@ -101,14 +101,14 @@ def window(tokens: np.ndarray, index: int, length: int, seed: int) -> np.ndarray
     return tokens[start : start + length + 1]
 
 
-def batches(tokens: np.ndarray, first: int, length: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The micro-batches of one step: (tokens (rows, length + 1), positions (rows, length)).
+def batches(tokens: np.ndarray, first: int, length: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The micro-batches of one step of size tokens: (tokens (rows, length + 1), positions (rows, length)).
 
     Short windows stand at place 0 half the time and anywhere in the context otherwise, so that
     every position embedding is trained from the first step."""
     rows = TOKENS_A_MICROBATCH // length
     places = np.random.default_rng((seed, first))
-    for start in range(first, first + TOKENS_A_STEP // length, rows):
+    for start in range(first, first + size // length, rows):
         text = np.stack([window(tokens, start + row, length, seed) for row in range(rows)])
         offsets = places.integers(0, CONTEXT - length + 1, rows) * places.integers(0, 2, rows)
         yield torch.from_numpy(text), torch.from_numpy(offsets[:, None] + np.arange(length))
@@ -122,12 +122,13 @@ def train(
     text: Callable[[int], np.ndarray],
     loss_of: Callable[[Tensor, Tensor, Tensor], Tensor],
     evaluate: Callable[[], float],
+    size: int,
     schedule: tuple[float, float] = (0.0, 1.0),
 ) -> None:
     """Train until the budget is spent, from the last checkpoint where there is one.
 
     text(step) gives the row of tokens that this step's windows are cut from;
-    loss_of(logits, tokens, positions) is a mean over the tokens of a micro-batch;
+    loss_of(logits, tokens, positions) is a mean over the tokens of a micro-batch; size is the tokens of a step;
     schedule is the part of the learning rate's course that this budget covers."""
     done, checkpoint = run.path(f"{name}.pt"), run.path(f"{name}.checkpoint.pt")
     if done.exists():
@@ -157,14 +158,14 @@ def train(
             share = schedule[0] + (schedule[1] - schedule[0]) * spent / budget
             length = LONG if share >= LONG_FROM else SHORT
             total = 0.0
-            for tokens, positions in batches(text(step), windows, length, run.seed):
+            for tokens, positions in batches(text(step), windows, length, size, run.seed):
                 tokens, positions = tokens.to(run.device), positions.to(run.device)
                 logits = model(input_ids=tokens[:, :-1], position_ids=positions, use_cache=False).logits
-                loss = loss_of(logits, tokens, positions) * TOKENS_A_MICROBATCH / TOKENS_A_STEP
+                loss = loss_of(logits, tokens, positions) * TOKENS_A_MICROBATCH / size
                 loss.backward()
                 total += loss.item()
             optimizer.step(rate=min(1.0, (share + 1e-3) / 0.02) * min(1.0, (1.0 - share) / 0.7))
-            step, seen, windows = step + 1, seen + TOKENS_A_STEP, windows + TOKENS_A_STEP // length
+            step, seen, windows = step + 1, seen + size, windows + size // length
             spent += time.monotonic() - began
             history.append((seen, round(total, 4)))
             progress.update(bar, completed=spent, loss=f"step {step}  {seen / 1e6:.2f}M tokens  loss {total:.3f}")
@@ -227,7 +228,7 @@ def write_target_text(run: Run, target: GPT2LMHeadModel, tokens: np.ndarray, row
 
 def main(
     target_minutes: Annotated[float, typer.Option(help="Time budget for training the target.")] = 68,
-    draft_minutes: Annotated[float, typer.Option(help="Time budget for distilling the draft.")] = 20,
+    draft_minutes: Annotated[float, typer.Option(help="Time budget for distilling the draft.")] = 22,
     work: Annotated[Path, typer.Option(help="Checkpoints and intermediate results.")] = Path("build/pair"),
     seed: int = 0,
     with_tests: Annotated[bool, typer.Option(help="Train on the library's tests too.")] = False,
@@ -241,12 +242,13 @@ def main(
     shallow = build(TARGET_SHAPE | dict(n_layer=TARGET_SHAPE["n_layer"] // 2), seed).to(run.device)
     train(
         run, "shallow", shallow, target_minutes * GROW_AT, lambda step: training, cross_entropy,
-        lambda: held_out_loss(shallow, held_out, run.device, windows=32), schedule=(0.0, GROW_AT),
+        lambda: held_out_loss(shallow, held_out, run.device, windows=32), TARGET_STEP, schedule=(0.0, GROW_AT),
     )  # fmt: skip
     target = grow(shallow, seed).to(run.device)
     train(
         replace(run, seed=seed + 1_000_003), "target", target, target_minutes * (1 - GROW_AT), lambda step: training,
-        cross_entropy, lambda: held_out_loss(target, held_out, run.device, windows=32), schedule=(GROW_AT, 1.0),
+        cross_entropy, lambda: held_out_loss(target, held_out, run.device, windows=32), TARGET_STEP,
+        schedule=(GROW_AT, 1.0),
     )  # fmt: skip
     target.eval().requires_grad_(False)
 
@@ -260,7 +262,7 @@ def main(
 
     train(
         run, "draft", draft, draft_minutes, lambda step: own if step % 2 else training, distillation,
-        lambda: held_out_loss(draft, held_out, run.device, windows=32),
+        lambda: held_out_loss(draft, held_out, run.device, windows=32), DRAFT_STEP,
     )  # fmt: skip
     draft.eval()
 
