@@ -16,9 +16,6 @@ class Interval:
     low: float
     high: float
 
-    def excludes(self, value: float) -> bool:
-        return not self.low <= value <= self.high
-
 
 def speed_up(baseline: Sequence[float], other: Sequence[float]) -> Interval:
     """The median over prompts of baseline / other (seconds or ms a token, paired by prompt), with a
