@@ -99,6 +99,8 @@ class Decoder:
                 raise InvalidSetting(
                     "inputs are text, but the decoder has no tokenizer: pass token ids, or load() with tokenizer="
                 )
+            elif not item.isascii() and any("\ud800" <= letter <= "\udfff" for letter in item):
+                raise InvalidSetting("the prompt holds bytes that are no UTF-8 text: give it in UTF-8")
             else:
                 prompts.append(list(self.tokenizer.encode(item).ids))
         if not prompts:

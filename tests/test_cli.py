@@ -201,6 +201,26 @@ def test_a_tokenizer_file_that_cuts_and_pads(folders: Path, capsys: pytest.Captu
     assert one == other
 
 
+def test_prompts_that_are_no_text(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "UTF-8" in refused(capsys, "generate", "ab\udcff", *pair(folders))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff"), encoding="utf-8"))
+    assert "UTF-8" in refused(capsys, "generate", *pair(folders))
+
+
+def test_a_draft_that_is_padded_otherwise_is_no_pair_for_transformers(
+    folders: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    padded = save(gpt2(vocab=40), folders / "padded")
+    arguments = ("--target", folders / "target", "--draft", padded, "--max-new-tokens", 8, "--out", tmp_path / "out")
+    assert sybil("generate", "abc", *arguments[:6]) == 0
+    assert sybil("compare", *arguments) == 2
+    err = capsys.readouterr().err
+    assert "31" in err
+    assert "40" in err
+
+
 def test_drafts_that_are_planned(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "not there yet" in refused(capsys, "generate", "abc", "--target", folders / "target", "--draft", "lookup")
 

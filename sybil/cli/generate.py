@@ -19,7 +19,7 @@ from sybil.cli.models import (
     dtype_named,
     names,
 )
-from sybil.errors import EmptyPrompt
+from sybil.errors import EmptyPrompt, InvalidSetting
 from sybil.pairs import load
 from sybil.results import Stats, Step
 from sybil.text import TextStream
@@ -87,7 +87,10 @@ def generate(
 def _standard_input() -> str:
     if sys.stdin is None or sys.stdin.isatty():
         return ""
-    return sys.stdin.read()
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidSetting(f"standard input is no UTF-8 text ({error}): give the prompt in UTF-8") from None
 
 
 def _line(stats: Stats, steps: list[Step]) -> str:

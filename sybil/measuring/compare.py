@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sybil.errors import InvalidSetting, PromptTooLong, ResultsMismatch
+from sybil.errors import InvalidSetting, PromptTooLong, ResultsMismatch, VocabularyMismatch
 from sybil.measuring.contenders import Contender, SybilContender, TransformersContender
 from sybil.measuring.files import replace
 from sybil.measuring.machine import describe
@@ -70,6 +70,12 @@ class Comparison:
             AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype).to(self.device).eval()
             for name in (task.target, task.draft)
         )
+        sizes = target.config.get_text_config().vocab_size, draft.config.get_text_config().vocab_size
+        if sizes[0] != sizes[1]:  # the same tokens with other padding: Sybil takes it
+            raise VocabularyMismatch(
+                f"target {task.target} has logits for {sizes[0]} tokens and draft {task.draft} for {sizes[1]}, which "
+                "transformers' assisted generation refuses: compare a pair of equal sizes"
+            )
         plain, assisted = TransformersContender(target, None), TransformersContender(target, draft)
         self.reference = target
         self.contenders: dict[str, Contender] = {
