@@ -249,8 +249,8 @@ def test_a_hub_id_without_network(capsys: pytest.CaptureFixture[str]) -> None:
     assert "stdlib" in line
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the test must lack")
-def test_a_missing_gpu(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_gpu(folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     line = refused(capsys, "generate", "abc", *pair(folders), "--device", "cuda")
     assert "sees 0 GPUs" in line
     assert "cpu" in line
