@@ -86,7 +86,7 @@ def load(
     if device is None and not isinstance(target, str | Path):  # a model that is somewhere already: follow it
         device, dtype = target.device, dtype or target.dtype
     chosen = choose_device(device)
-    dtype = dtype or (torch.float16 if chosen.type == "cuda" else torch.float32)
+    dtype = dtype or default_dtype(chosen)
     main = _load_one(target, dtype, chosen, tokenizer)
     if draft is None:
         return Decoder(main.model, None, main.tokenizer, main.eos_token_ids)
@@ -111,6 +111,11 @@ def choose_device(device: str | torch.device | None) -> torch.device:
             "use device 'cpu', or install a CUDA build of torch and its driver"
         )
     return chosen
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """What models are loaded in where nothing is said."""
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +159,7 @@ def _wrap(model: PreTrainedModel) -> Model:
     """Our own forward where it knows the family and the model lies on one device, transformers' elsewhere."""
     config = model.config.to_dict()
     if checkpoints.is_native(config) and not getattr(model, "hf_device_map", None):
-        state = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
-        return checkpoints.from_state(config, state, model.dtype, model.device, type(model).__name__)
+        return checkpoints.from_state(config, model.state_dict(), model.dtype, model.device, type(model).__name__)
     from sybil.models.huggingface import HuggingFaceModel
 
     return HuggingFaceModel(model)

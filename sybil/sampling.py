@@ -81,8 +81,6 @@ def process(logits: Tensor, prefixes: list[Tensor], wanted: Tensor, processors: 
     """Apply processors to logits (batch, n, vocab), position i of a row seeing its prefix with the row's
     last n - 1 - i tokens left out. Rows of prefixes are 1-d and may differ in length. Positions that
     wanted (batch, n) leaves out are not asked about."""
-    if not processors:
-        return logits
     processed = logits.to(torch.promote_types(logits.dtype, torch.float32)).clone()
     last = logits.shape[1] - 1
     for row, prefix in enumerate(prefixes):

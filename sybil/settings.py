@@ -17,8 +17,8 @@ class Settings:
     and for gamma, rule and seed, which are ours.
 
     do_sample False is greedy and ignores temperature and the filters. eos_token_id None means the model's
-    own; seed None, a fresh one; None anywhere, the
-    default. Stop strings end a row with the token that completes one, which is kept.
+    own; seed None, a fresh one; None anywhere else, the default. Stop strings end a row with the token that
+    completes one, which is kept.
     """
 
     max_new_tokens: int = 128

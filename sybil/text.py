@@ -21,20 +21,22 @@ class TextStream:
     def push(self, ids: Iterable[int]) -> str:
         """The text that these tokens complete, perhaps ''."""
         self._ids += ids
-        text: str = self._tokenizer.decode(self._ids[self._settled :], skip_special_tokens=True)
+        text = self._unsettled()
         if text.endswith("�"):
             return ""
         piece, self._shown = text[self._shown :], len(text)
         if len(self._ids) - self._settled > 64:  # keep the work a token costs bounded
             self._settled = len(self._ids) - 16
-            kept: str = self._tokenizer.decode(self._ids[self._settled :], skip_special_tokens=True)
-            self._shown = len(kept)
+            self._shown = len(self._unsettled())
         return piece
 
     def finish(self) -> str:
         """What was still held back."""
+        return self._unsettled()[self._shown :]
+
+    def _unsettled(self) -> str:
         text: str = self._tokenizer.decode(self._ids[self._settled :], skip_special_tokens=True)
-        return text[self._shown :]
+        return text
 
 
 def differing_tokens(one: Tokenizer, other: Tokenizer) -> int:

@@ -38,8 +38,7 @@ def llama(seed: int = 0, vocab: int = 31, layers: int = 2, width: int = 16, cont
 
 def native(model: GPT2LMHeadModel) -> Transformer:
     """Sybil's own forward with the model's weights."""
-    state = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
-    return checkpoints.from_state(model.config.to_dict(), state, model.dtype, model.device, "tiny")
+    return checkpoints.from_state(model.config.to_dict(), model.state_dict(), model.dtype, model.device, "tiny")
 
 
 def foreign(model: PreTrainedModel) -> HuggingFaceModel:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -46,22 +47,27 @@ def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 @torch.no_grad()
-def loss(folder: Path, tokens: np.ndarray, size: int) -> Loss:
-    """The exported model in float32 over the held-out tokens, cut into whole contexts; size is the text's bytes."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def held_out_loss(model: GPT2LMHeadModel, tokens: np.ndarray, windows: int | None = None) -> float:
+    """Mean nats a token over the held-out text, cut into whole contexts (windows: only so many, spread evenly)."""
     context = model.config.n_positions
-    total, count = 0.0, (len(tokens) - 1) // context
-    for index in range(count):
-        text = torch.from_numpy(tokens[index * context : (index + 1) * context + 1])[None]
-        logits = model(input_ids=text[:, :-1]).logits
-        total += torch.nn.functional.cross_entropy(logits[0], text[0, 1:]).item()
-    nats = total / count
+    count = (len(tokens) - 1) // context
+    chosen = range(count) if windows is None else range(0, count, max(1, count // windows))
+    total = 0.0
+    for index in chosen:
+        text = torch.from_numpy(tokens[index * context : (index + 1) * context + 1]).to(model.device)
+        total += F.cross_entropy(model(input_ids=text[None, :-1]).logits[0].float(), text[1:]).item()
+    return total / len(chosen)
+
+
+def loss(folder: Path, tokens: np.ndarray, size: int) -> Loss:
+    """The exported model in float32 over the held-out tokens; size is the text's bytes."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    nats = held_out_loss(model, tokens)
     return Loss(nats, nats / math.log(2) * len(tokens) / size)
 
 
-def acceptance(target: Path, draft: Path, texts: list[prompts.Prompt], temperature: float) -> sybil.Stats:
+def acceptance(decoder: sybil.Decoder, texts: list[prompts.Prompt], temperature: float) -> sybil.Stats:
     """The counters over the given prompts, at temperature 0 or sampling."""
-    decoder = sybil.load(target, draft=draft, dtype=torch.float32, device="cpu")
     steps = []
     for seed, prompt in enumerate(texts):
         steps += decoder.stream(
@@ -88,11 +94,12 @@ def write_card(
     folders = {name: path / name for name in ("target", "draft")}
     size = sum(len(text.encode()) for _, text in corpus.held_out)
     losses = {name: loss(folder, held_out, size) for name, folder in folders.items()}
+    decoder = sybil.load(folders["target"], draft=folders["draft"], dtype=torch.float32, device="cpu")
     shipped = prompts.load(path / "prompts.jsonl")
     rows = []
     for domain in ("code", "prose", "structured", None):
         chosen = [prompt for prompt in shipped if domain in (prompt.domain, None)]
-        greedy, sampled = (acceptance(folders["target"], folders["draft"], chosen, t) for t in (0.0, 1.0))
+        greedy, sampled = (acceptance(decoder, chosen, t) for t in (0.0, 1.0))
         rows.append(
             f"| {domain or 'all'} | {len(chosen)} | {greedy.acceptance_rate:.3f} | {greedy.tokens_per_round:.2f} "
             f"| {sampled.acceptance_rate:.3f} | {sampled.tokens_per_round:.2f} |"
@@ -118,7 +125,7 @@ They continue Python source and its documentation; they know nothing else, and w
 |---|---|---|---|---|---|---|---|---|
 {chr(10).join(models)}
 
-GPT-2 architecture, context {sybil.load(folders["target"]).target.context}, byte-level BPE of 4096 tokens
+GPT-2 architecture, context {decoder.target.context}, byte-level BPE of 4096 tokens
 ({bytes_read / len(training):.2f} bytes a token on the training text). The losses are of the exported weights in float32,
 over the whole held-out text in contexts of 512 tokens that share nothing.
 

@@ -1,8 +1,8 @@
 """Muon for the matrices of the blocks, Adam for the rest.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) orthogonalises the momentum of
-each matrix; at this size it needs about two thirds of AdamW's tokens. torch's own version works in
-bfloat16, which a CPU without bf16 units takes 50 times longer for than float32.
+each matrix. torch's own version works in bfloat16, and took 28 seconds a step for the target's 32 matrices
+on two cores without bf16 units (torch 2.13.0); this one keeps the gradient's dtype.
 """
 
 from __future__ import annotations

@@ -183,20 +183,6 @@ def cross_entropy(logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
-@torch.no_grad()
-def held_out_loss(
-    model: GPT2LMHeadModel, tokens: np.ndarray, device: torch.device, windows: int | None = None
-) -> float:
-    """Mean nats a token over the held-out text, cut into whole contexts (the first few with windows)."""
-    count = (len(tokens) - 1) // CONTEXT
-    total = 0.0
-    chosen = range(count) if windows is None else range(0, count, max(1, count // windows))
-    for index in chosen:
-        text = torch.from_numpy(tokens[index * CONTEXT : (index + 1) * CONTEXT + 1]).to(device)[None]
-        total += cross_entropy(model(input_ids=text[:, :-1]).logits, text, text).item()
-    return total / len(chosen)
-
-
 def make_tokenizer(run: Run, corpus: corpora.Corpus) -> Tokenizer:
     path = run.path("tokenizer.json")
     if not path.exists():
@@ -242,12 +228,12 @@ def main(
     shallow = build(TARGET_SHAPE | dict(n_layer=TARGET_SHAPE["n_layer"] // 2), seed).to(run.device)
     train(
         run, "shallow", shallow, target_minutes * GROW_AT, lambda step: training, cross_entropy,
-        lambda: held_out_loss(shallow, held_out, run.device, windows=32), TARGET_STEP, schedule=(0.0, GROW_AT),
+        lambda: export_pair.held_out_loss(shallow, held_out, windows=32), TARGET_STEP, schedule=(0.0, GROW_AT),
     )  # fmt: skip
     target = grow(shallow, seed).to(run.device)
     train(
         replace(run, seed=seed + 1_000_003), "target", target, target_minutes * (1 - GROW_AT), lambda step: training,
-        cross_entropy, lambda: held_out_loss(target, held_out, run.device, windows=32), TARGET_STEP,
+        cross_entropy, lambda: export_pair.held_out_loss(target, held_out, windows=32), TARGET_STEP,
         schedule=(GROW_AT, 1.0),
     )  # fmt: skip
     target.eval().requires_grad_(False)
@@ -262,7 +248,7 @@ def main(
 
     train(
         run, "draft", draft, draft_minutes, lambda step: own if step % 2 else training, distillation,
-        lambda: held_out_loss(draft, held_out, run.device, windows=32), DRAFT_STEP,
+        lambda: export_pair.held_out_loss(draft, held_out, windows=32), DRAFT_STEP,
     )  # fmt: skip
     draft.eval()
 

@@ -25,9 +25,8 @@ from sybil.cli.models import (
 from sybil.errors import InvalidSetting
 from sybil.measuring import compare as measuring
 from sybil.measuring import files, plots, prompts
-from sybil.measuring.machine import describe
 from sybil.measuring.timing import Interval
-from sybil.pairs import choose_device
+from sybil.pairs import choose_device, default_dtype
 from sybil.settings import Settings
 
 FULL, QUICK = (64, 48), (9, 16)  # prompts, new tokens: about two minutes and twenty seconds on two cores
@@ -61,9 +60,7 @@ def compare(
         draft=chosen_draft,
         max_new_tokens=length if max_new_tokens is None else max_new_tokens,
         gamma=gamma,
-        dtype=str(
-            dtype_named(dtype) or ("torch.float32" if chosen_device.type == "cpu" else "torch.float16")
-        ).removeprefix("torch."),
+        dtype=str(dtype_named(dtype) or default_dtype(chosen_device)).removeprefix("torch."),
         device=str(chosen_device),
         prompts=measuring.digest(chosen),
     )
@@ -92,7 +89,7 @@ def compare(
         console.print(f"interrupted: {len(rows)} rows kept in {path}; go on with --resume {path}")
     summaries = measuring.summarise(rows)
     if summaries:
-        about = describe(comparison.device)
+        about = comparison.machine
         caption = (
             f"{task.target} with {task.draft}, greedy, gamma {task.gamma}, {summaries[0].prompts} prompts, "
             f"{task.max_new_tokens} new tokens, {task.dtype} on {about['processor']}, {about['threads']} threads, "

@@ -25,12 +25,8 @@ def names(pair: str, target: str | None, draft: str | None) -> tuple[str, str | 
     """Target and draft as the options choose them; raises UnknownPair or InvalidSetting."""
     if target is not None and target not in PAIRS:
         return target, draft
-    if target is not None:
-        return registered(target).target, draft or registered(target).draft
-    if draft is not None:
-        return registered(pair).target, draft
-    chosen = registered(pair)
-    return chosen.target, chosen.draft
+    chosen = registered(target or pair)
+    return chosen.target, draft or chosen.draft
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -51,6 +52,11 @@ def digest(prompts: list[Prompt]) -> str:
 Row = dict[str, Any]
 
 
+def ms_per_token(row: Row) -> float:
+    """Milliseconds that a row's run took for each new token."""
+    return 1e3 * float(row["seconds"]) / len(row["tokens"])
+
+
 class Comparison:
     """The models of a task, loaded once each way, and the loop over prompts."""
 
@@ -66,6 +72,7 @@ class Comparison:
         if decoder.tokenizer is None:
             raise InvalidSetting(f"{task.target} has no tokenizer: choose a model that does")
         self.tokenizer, self.device, self.context = decoder.tokenizer, decoder.target.device, decoder.target.context
+        self.machine = describe(self.device)
         target, draft = (
             AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype).to(self.device).eval()
             for name in (task.target, task.draft)
@@ -87,7 +94,7 @@ class Comparison:
 
     def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:
         """Measure every prompt with every contender, but for the (prompt, contender) done already."""
-        about: Row = {**describe(self.device), **asdict(self.task)}
+        about: Row = {**self.machine, **asdict(self.task)}
         encoded = [torch.tensor(self.tokenizer.encode(prompt.text).ids) for prompt in prompts]
         self._check(prompts, encoded)
         for contender in self.contenders.values():
@@ -177,10 +184,7 @@ def summarise(rows: list[Row]) -> list[Summary]:
     common = sorted(set.intersection(*(set(group) for group in by_contender.values())))
     if not common:
         return []
-    ms = {
-        name: [1e3 * group[prompt]["seconds"] / len(group[prompt]["tokens"]) for prompt in common]
-        for name, group in by_contender.items()
-    }
+    ms = {name: [ms_per_token(group[prompt]) for prompt in common] for name, group in by_contender.items()}
     summaries = []
     for name, group in by_contender.items():
         chosen = [group[prompt] for prompt in common]
@@ -190,22 +194,18 @@ def summarise(rows: list[Row]) -> list[Summary]:
         summaries.append(
             Summary(
                 contender=name,
-                ms_per_token=_median(ms[name]),
+                ms_per_token=median(ms[name]),
                 tokens_per_second=emitted / sum(row["seconds"] for row in chosen),
                 over_transformers=speed_up(ms[TRANSFORMERS], ms[name]),
                 over_autoregressive=speed_up(ms[AUTOREGRESSIVE], ms[name]),
                 acceptance_rate=sum(row["accepted"] or 0 for row in chosen) / proposed if proposed else None,
                 tokens_per_round=emitted / sum(row["rounds"] for row in chosen),
-                ms_to_first_token=1e3 * _median([row["time_to_first_token"] for row in chosen]),
+                ms_to_first_token=1e3 * median([row["time_to_first_token"] for row in chosen]),
                 peak_memory=chosen[0]["weight_bytes"] + max(growth) if growth else None,
                 prompts=len(common),
             )
         )
     return summaries
-
-
-def _median(values: list[float]) -> float:
-    return float(torch.tensor(values, dtype=torch.float64).quantile(0.5))
 
 
 def read(path: Path, task: Task) -> list[Row]:

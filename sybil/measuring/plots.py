@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sybil.measuring.compare import CONTENDERS, SPECULATIVE, TRANSFORMERS, Row, Summary
+from sybil.measuring.compare import CONTENDERS, SPECULATIVE, TRANSFORMERS, Row, Summary, ms_per_token
 from sybil.measuring.files import replace
 
 COLOURS = dict(zip(CONTENDERS, ("#9aa3ad", "#6b7784", "#c9a227", "#7b2d8b"), strict=True))
@@ -27,7 +27,7 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
     jitter = np.random.default_rng(0)
     for place, summary in enumerate(summaries):
         chosen = [row for row in rows if row["contender"] == summary.contender]
-        ms = [1e3 * row["seconds"] / len(row["tokens"]) for row in chosen]
+        ms = [ms_per_token(row) for row in chosen]
         left.barh(place, summary.ms_per_token, color=COLOURS[summary.contender], alpha=0.85)
         left.plot(ms, place + jitter.uniform(-0.28, 0.28, len(ms)), ".", color="black", alpha=0.35, markersize=3.5)
         label = f"{summary.ms_per_token:.2f} ms, {summary.over_transformers.value:.2f}x"
@@ -38,12 +38,12 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
     left.set_xlabel("milliseconds a token (bar: median; dots: prompts)")
     left.set_xlim(0, 1.5 * farthest)  # the labels stand to the right of every dot
 
-    seconds = {(row["contender"], row["prompt"]): row["seconds"] / len(row["tokens"]) for row in rows}
+    cost = {(row["contender"], row["prompt"]): ms_per_token(row) for row in rows}
     domains: dict[str, list[float]] = {}
     for row in rows:
-        plain = seconds.get((TRANSFORMERS, row["prompt"]))
+        plain = cost.get((TRANSFORMERS, row["prompt"]))
         if row["contender"] == SPECULATIVE and plain:
-            domains.setdefault(row["domain"], []).append(plain / seconds[SPECULATIVE, row["prompt"]])
+            domains.setdefault(row["domain"], []).append(plain / cost[SPECULATIVE, row["prompt"]])
     right.boxplot(
         list(domains.values()), tick_labels=list(domains), medianprops={"color": COLOURS[SPECULATIVE], "linewidth": 2}
     )

@@ -35,9 +35,9 @@ def load(path: Path | None = None) -> list[Prompt]:
                     f"{path}, line {number}: text must be a string with something in it, and id its own"
                 )
             prompts[prompt.id] = prompt
+    except InvalidSetting:
+        raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        if isinstance(error, InvalidSetting):
-            raise
         example = '{"text": "def main("}'
         raise InvalidSetting(f"{path} holds no prompts ({error!r}): give JSON lines such as {example}") from None
     if not prompts:

@@ -71,7 +71,7 @@ def load(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
-                stored |= {name.removeprefix("transformer."): tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  no dict
+                stored |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  no dict
         except (SafetensorError, OSError) as error:
             raise NotAModel(f"{file} is not a safetensors file ({error}): download or export it again") from None
     return from_state(config, stored, dtype, device, str(folder))
@@ -80,7 +80,8 @@ def load(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
 def from_state(
     config: Mapping[str, Any], stored: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, name: str
 ) -> Transformer:
-    """A GPT-2 state dict (names without "transformer.") in our names and layout."""
+    """A GPT-2 state dict, of the model with its head or without, in our names and layout."""
+    stored = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     shape = _gpt2_shape(config)
     weights: dict[str, Tensor] = {}
 

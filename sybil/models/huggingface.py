@@ -51,14 +51,10 @@ class HuggingFaceModel:
         text = model.config.get_text_config()
         if model.config.is_encoder_decoder or not model.can_generate():
             raise UnsupportedModel(f"{type(model).__name__} is not a decoder-only language model: give one of those")
-        if getattr(model, "_is_stateful", False):
-            raise UnsupportedModel(
-                f"{type(model).__name__} keeps a recurrent state, which can't be rolled back after a rejection: "
-                "give a model with attention only"
-            )
         takes = inspect.signature(model.forward).parameters
         layers = {*(getattr(text, "layer_types", None) or ()), *(getattr(text, "attention_layers", None) or ())}
-        if "past_key_values" not in takes or layers & {"conv", "linear_attention", "mamba", "recurrent"}:
+        recurrent = getattr(model, "_is_stateful", False) or layers & {"conv", "linear_attention", "mamba", "recurrent"}
+        if recurrent or "past_key_values" not in takes:
             raise UnsupportedModel(
                 f"{type(model).__name__} has layers without a key-value cache, which can't be rolled back after a "
                 "rejection: give a model with attention only"
