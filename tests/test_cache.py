@@ -9,7 +9,7 @@ import torch
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from tiny import foreign, gpt2, llama, native
+from tiny import foreign, gpt2, in_sybil, llama, windowed
 from transformers import PreTrainedModel
 
 from sybil.models import Model, feed
@@ -85,8 +85,8 @@ def machine(reference: PreTrainedModel, model: Model) -> type[RuleBasedStateMach
 
 @pytest.mark.parametrize(
     ("reference", "wrap"),
-    [(gpt2(), native), (gpt2(), foreign), (llama(), foreign)],
-    ids=["own gpt2", "transformers gpt2", "transformers llama"],
+    [(gpt2(), in_sybil), (windowed(), in_sybil), (gpt2(), foreign), (llama(), foreign)],
+    ids=["own gpt2", "own mistral", "transformers gpt2", "transformers llama"],
 )
 def test_cached_logits_are_uncached_logits(reference: PreTrainedModel, wrap: Any) -> None:
     run_state_machine_as_test(
@@ -95,7 +95,7 @@ def test_cached_logits_are_uncached_logits(reference: PreTrainedModel, wrap: Any
 
 
 def test_the_state_machine_sees_a_cache_that_forgets_to_roll_back() -> None:
-    model = native(gpt2())
+    model = in_sybil(gpt2())
 
     class Stale(KVCache):
         """Rolls back to a place one too far on, so that a rejected token's keys stay."""
@@ -107,7 +107,7 @@ def test_the_state_machine_sees_a_cache_that_forgets_to_roll_back() -> None:
 
     shape = model.shape
     model.new_cache = lambda batch, capacity: Stale(  # type: ignore[method-assign]
-        shape.layers, batch, shape.heads, capacity + 8, shape.width // shape.heads, torch.float64, model.device
+        shape.layers, batch, shape.kv_heads, capacity + 8, shape.head_size, torch.float64, model.device
     )
     unshrunk = settings(max_examples=15, stateful_step_count=8, phases=[Phase.generate])
     with pytest.raises((AssertionError, BaseExceptionGroup)):

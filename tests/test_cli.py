@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import gpt2, greedy, letters, llama, perturbed, save
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, T5Config, T5ForConditionalGeneration
 
 from sybil.cli.main import run
 
@@ -173,17 +173,20 @@ def test_weights_that_do_not_fit_the_config(folders: Path, capsys: pytest.Captur
     assert "(31, 16)" in line
     assert "(31, 32)" in line
     (target / "config.json").write_text(json.dumps(config | {"n_layer": 3}))
-    assert "lacks the weight h.2." in refused(capsys, "generate", "abc", "--target", target)
+    assert "lacks the weight transformer.h.2." in refused(capsys, "generate", "abc", "--target", target)
 
 
 def test_weights_that_transformers_would_make_up(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target = folders / "llama-less"
-    shutil.copytree(folders / "llama", target)
+    neo = GPTNeoConfig(
+        vocab_size=31, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global"], 2]],
+        max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    target = save(GPTNeoForCausalLM(neo), folders / "neo-less")  # a family that goes through transformers
     weights = load_file(target / "model.safetensors")
-    del weights["model.layers.1.mlp.down_proj.weight"]
+    del weights["transformer.h.1.mlp.c_proj.weight"]
     save_file(weights, target / "model.safetensors", {"format": "pt"})
     assert sybil("generate", "abc", "--target", target) == 2
-    assert "down_proj" in capsys.readouterr().err
+    assert "c_proj" in capsys.readouterr().err
     (target / "model.safetensors").write_bytes(b"\x10\x00")
     assert sybil("generate", "abc", "--target", target) == 2
     assert "can't be loaded" in capsys.readouterr().err

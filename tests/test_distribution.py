@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny import foreign, gpt2, joint, llama, native, perturbed
+from tiny import foreign, gpt2, in_sybil, joint, llama, perturbed
 from torch import Tensor
 
 from sybil import Decoder, verification
@@ -26,7 +26,7 @@ from sybil.verification import Proposed, Verdict
 VOCAB, SEQUENCES, ALPHA = 4, 30_000, 1e-8
 PROMPT = torch.tensor([1, 3, 2])
 TARGET = gpt2(seed=5, vocab=VOCAB, layers=2, width=8)
-DRAFT = native(perturbed(TARGET, 0.12))
+DRAFT = in_sybil(perturbed(TARGET, 0.12))
 
 
 def p_value(counts: Tensor, expected: Tensor) -> float:
@@ -69,12 +69,12 @@ def check(tokens: Tensor, expected: Tensor, first: int) -> float:
 @pytest.mark.parametrize("first", [0, 2])
 def test_three_tokens_jointly(gamma: int, first: int) -> None:
     """At first 0 a block's own tokens; at 2 those that stand astride rounds, after rollbacks and full acceptances."""
-    tokens = sample(Decoder(native(TARGET), DraftModel(DRAFT)), first + 3, seed=100 * gamma, gamma=gamma)
+    tokens = sample(Decoder(in_sybil(TARGET), DraftModel(DRAFT)), first + 3, seed=100 * gamma, gamma=gamma)
     assert check(tokens, joint(TARGET, PROMPT, first + 3), first) > ALPHA
 
 
 def test_autoregressive_sampling() -> None:
-    assert check(sample(Decoder(native(TARGET)), 4, seed=900), joint(TARGET, PROMPT, 4), 1) > ALPHA
+    assert check(sample(Decoder(in_sybil(TARGET)), 4, seed=900), joint(TARGET, PROMPT, 4), 1) > ALPHA
 
 
 def test_other_models_behind_the_loop() -> None:
@@ -92,7 +92,7 @@ def test_temperature_and_filters() -> None:
         logits = TARGET(input_ids=torch.cat([PROMPT.expand(len(steps), -1), steps], 1)).logits[:, len(PROMPT) - 1 : -1]
     probs = probabilities(logits, Sampling(0.7, 0, 0.9)).gather(-1, steps[..., None]).squeeze(-1).prod(-1)
     expected[tuple(steps.T)] = probs
-    tokens = sample(Decoder(native(TARGET), DraftModel(DRAFT)), 3, seed=1100, gamma=2, **settings)
+    tokens = sample(Decoder(in_sybil(TARGET), DraftModel(DRAFT)), 3, seed=1100, gamma=2, **settings)
     assert check(tokens, expected, 0) > ALPHA
 
 
@@ -109,7 +109,7 @@ def test_the_tokens_after_a_stop_token_are_those_of_plain_decoding() -> None:
     for sequence in torch.cartesian_prod(*[torch.arange(VOCAB)] * 3).tolist():
         key = cut(tuple(sequence))
         due[key] = due.get(key, 0.0) + float(expected[tuple(sequence)]) * SEQUENCES
-    decoder = Decoder(native(TARGET), DraftModel(DRAFT))
+    decoder = Decoder(in_sybil(TARGET), DraftModel(DRAFT))
     for batch in range(SEQUENCES // 3_000):
         out = decoder.generate(
             [PROMPT],
@@ -158,12 +158,13 @@ def one_uniform_for_all(proposed: Proposed, accept_noise: Tensor, next_noise: Te
 @pytest.mark.parametrize("fault", [recovered_from_the_target, bonus_off_by_one, one_uniform_for_all])
 def test_a_planted_rule_is_seen(fault: verification.Rule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(verification.RULES, "token", fault)
-    tokens = sample(Decoder(native(TARGET), DraftModel(DRAFT)), 5, seed=1300, gamma=2)
+    tokens = sample(Decoder(in_sybil(TARGET), DraftModel(DRAFT)), 5, seed=1300, gamma=2)
     assert min(check(tokens, joint(TARGET, PROMPT, 5), first) for first in (0, 2)) < ALPHA
 
 
 def test_a_planted_drafter_is_seen() -> None:
     decoder = Decoder(
-        native(TARGET), lambda batch, capacity, vocab, sampling: ArgmaxDrafter(DRAFT, batch, capacity, vocab, sampling)
+        in_sybil(TARGET),
+        lambda *arguments: ArgmaxDrafter(DRAFT, *arguments),
     )
     assert check(sample(decoder, 3, seed=1400, gamma=2), joint(TARGET, PROMPT, 3), 0) < ALPHA

@@ -1,60 +1,482 @@
-"""Sybil's own forward is transformers', to 1e-9 in float64."""
+"""Sybil's own forward is transformers', to 1e-9 in float64, for every family that it knows."""
 
 from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import gpt2, native
-from transformers import GPT2Config, GPT2LMHeadModel
+from safetensors.torch import load_file, save_file
+from tiny import gpt2, greedy, in_float64, in_sybil, prompts, save
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
-from sybil.models import linear
+import sybil
+from sybil.errors import NotAModel, UnsupportedModel, WeightsMismatch
+from sybil.models import Model, checkpoints, linear
+from sybil.models.families import FAMILIES, understand
 from sybil.models.transformer import Transformer
 
-configurations = st.builds(
-    lambda heads, head_size, **rest: GPT2Config(
-        n_head=heads,
-        n_embd=heads * head_size,
-        n_positions=24,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-        **rest,
+CONTEXT = 24
+CPU = torch.device("cpu")
+TOKENS: dict[str, Any] = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+ACTIVATIONS = ["gelu_new", "gelu", "relu", "silu", "gelu_pytorch_tanh"]
+
+ropes = st.one_of(
+    st.builds(lambda theta: {"rope_type": "default", "rope_theta": theta}, st.sampled_from([100.0, 10000.0, 1e6])),
+    st.builds(lambda f: {"rope_type": "linear", "rope_theta": 100.0, "factor": f}, st.sampled_from([2.0, 3.5])),
+    st.builds(
+        lambda f, original: {
+            "rope_type": "llama3", "rope_theta": 100.0, "factor": f, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": original,
+        },
+        st.sampled_from([2.0, 8.0]),
+        st.sampled_from([16, 64]),
     ),
-    heads=st.integers(1, 4),
-    head_size=st.sampled_from([2, 3, 8]),
-    n_layer=st.integers(1, 3),
-    vocab_size=st.integers(2, 60),
-    n_inner=st.one_of(st.none(), st.integers(1, 40)),
-    activation_function=st.sampled_from(["gelu_new", "gelu", "relu", "silu", "gelu_pytorch_tanh"]),
-    layer_norm_epsilon=st.sampled_from([1e-5, 1e-3]),
-    scale_attn_weights=st.booleans(),
-    tie_word_embeddings=st.booleans(),
-)
+)  # fmt: skip
+plain_ropes = st.builds(lambda theta: {"rope_type": "default", "rope_theta": theta}, st.sampled_from([100.0, 1e6]))
+windows = st.one_of(st.none(), st.integers(1, 30))
 
 
-@settings(max_examples=60)
+def common(draw: st.DrawFn) -> dict[str, Any]:
+    return TOKENS | dict(vocab_size=draw(st.integers(3, 60)), tie_word_embeddings=draw(st.booleans()))
+
+
+@st.composite
+def gpt2_configs(draw: st.DrawFn) -> GPT2Config:
+    heads = draw(st.integers(1, 4))
+    return GPT2Config(
+        n_head=heads,
+        n_embd=heads * draw(st.sampled_from([2, 3, 8])),
+        n_positions=CONTEXT,
+        n_layer=draw(st.integers(1, 3)),
+        n_inner=draw(st.one_of(st.none(), st.integers(1, 40))),
+        activation_function=draw(st.sampled_from(ACTIVATIONS)),
+        layer_norm_epsilon=draw(st.sampled_from([1e-5, 1e-3])),
+        scale_attn_weights=draw(st.booleans()),
+        initializer_range=0.3,
+        **common(draw),
+    )
+
+
+@st.composite
+def opt_configs(draw: st.DrawFn) -> OPTConfig:
+    heads = draw(st.integers(1, 4))
+    return OPTConfig(
+        num_attention_heads=heads,
+        hidden_size=heads * draw(st.sampled_from([2, 3, 8])),
+        word_embed_proj_dim=draw(st.sampled_from([None, 5])),
+        max_position_embeddings=CONTEXT,
+        num_hidden_layers=draw(st.integers(1, 3)),
+        ffn_dim=draw(st.integers(1, 40)),
+        activation_function=draw(st.sampled_from(ACTIVATIONS)),
+        do_layer_norm_before=draw(st.booleans()),
+        _remove_final_layer_norm=draw(st.booleans()),
+        enable_bias=draw(st.booleans()),
+        init_std=0.3,
+        **common(draw),
+    )
+
+
+@st.composite
+def neox_configs(draw: st.DrawFn) -> GPTNeoXConfig:
+    heads = draw(st.integers(1, 4))
+    return GPTNeoXConfig(
+        num_attention_heads=heads,
+        hidden_size=heads * draw(st.sampled_from([8, 12, 20])),
+        max_position_embeddings=CONTEXT,
+        num_hidden_layers=draw(st.integers(1, 3)),
+        intermediate_size=draw(st.integers(1, 40)),
+        hidden_act=draw(st.sampled_from(ACTIVATIONS)),
+        layer_norm_eps=draw(st.sampled_from([1e-5, 1e-3])),
+        use_parallel_residual=draw(st.booleans()),
+        attention_bias=draw(st.booleans()),
+        rope_parameters=draw(ropes) | {"partial_rotary_factor": draw(st.sampled_from([0.25, 0.5, 1.0]))},
+        initializer_range=0.3,
+        **common(draw),
+    )
+
+
+def gated(draw: st.DrawFn, rope: st.SearchStrategy[dict[str, Any]] = ropes, head_sizes: bool = True) -> dict[str, Any]:
+    """What Llama and its kin have in common."""
+    heads, kv_heads = draw(st.sampled_from([(1, 1), (3, 3), (2, 1), (4, 2), (6, 2)]))
+    head_size = draw(st.sampled_from([2, 4, 8]))
+    width = heads * draw(st.sampled_from([2, 4])) if head_sizes else heads * head_size
+    return common(draw) | dict(
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        hidden_size=width,
+        intermediate_size=draw(st.integers(1, 40)),
+        num_hidden_layers=draw(st.integers(1, 3)),
+        max_position_embeddings=CONTEXT,
+        hidden_act=draw(st.sampled_from(ACTIVATIONS)),
+        rms_norm_eps=draw(st.sampled_from([1e-6, 1e-3])),
+        rope_parameters=dict(draw(rope)),
+        initializer_range=0.3,
+        **({"head_dim": head_size} if head_sizes else {}),
+    )
+
+
+@st.composite
+def llama_configs(draw: st.DrawFn) -> LlamaConfig:
+    biases = dict(attention_bias=draw(st.booleans()), mlp_bias=draw(st.booleans()))
+    return LlamaConfig(**gated(draw, head_sizes=draw(st.booleans())), **biases)
+
+
+@st.composite
+def mistral_configs(draw: st.DrawFn) -> MistralConfig:
+    return MistralConfig(**gated(draw, head_sizes=draw(st.booleans())), sliding_window=draw(windows))
+
+
+@st.composite
+def phi3_configs(draw: st.DrawFn) -> Phi3Config:
+    fields = gated(draw, plain_ropes, head_sizes=False)
+    fields["rope_parameters"]["partial_rotary_factor"] = draw(st.sampled_from([0.5, 1.0]))
+    return Phi3Config(**fields, sliding_window=draw(windows))
+
+
+@st.composite
+def qwen2_configs(draw: st.DrawFn) -> Qwen2Config:
+    window = draw(windows)
+    return Qwen2Config(
+        **gated(draw, head_sizes=False),
+        use_sliding_window=window is not None,
+        sliding_window=window,
+        max_window_layers=draw(st.sampled_from([0, 28])),
+    )
+
+
+@st.composite
+def qwen3_configs(draw: st.DrawFn) -> Qwen3Config:
+    return Qwen3Config(**gated(draw), attention_bias=draw(st.booleans()))
+
+
+CONFIGS: dict[str, Callable[[], st.SearchStrategy[PreTrainedConfig]]] = {
+    "gpt2": gpt2_configs,
+    "opt": opt_configs,
+    "gpt_neox": neox_configs,
+    "llama": llama_configs,
+    "mistral": mistral_configs,
+    "phi3": phi3_configs,
+    "qwen2": qwen2_configs,
+    "qwen3": qwen3_configs,
+}
+families = pytest.mark.parametrize("family", CONFIGS)
+
+
+def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
+    """A transformers model all of whose weights are random, norms and biases too, as `dtype` rounds them."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = (parameter + 0.1 * torch.randn_like(parameter)).to(dtype)  # model.to() rounds RoPE too
+    return model
+
+
+def in_parts(model: Model, tokens: Tensor, parts: list[int], cuts: list[int]) -> tuple[Tensor, Tensor]:
+    """Logits (batch, n, vocab) of tokens fed part by part, each row rolled back by its own number of tokens after
+    each part; and how many tokens of each row were reached."""
+    cache = model.new_cache(*tokens.shape)
+    logits = torch.zeros(*tokens.shape, model.vocab_size, dtype=torch.float64)
+    at, reached = (torch.zeros(len(tokens), dtype=torch.int64) for _ in range(2))
+    rows = torch.arange(len(tokens))[:, None]
+    for part in parts:
+        places = at[:, None] + torch.arange(part)
+        logits[rows, places] = model.forward(tokens[rows, places], cache).double()
+        assert cache.lengths.equal(at + part)
+        reached = torch.maximum(reached, at + part)
+        at = at + part - torch.tensor(cuts[: len(tokens)]).clamp(max=part)
+        cache.lengths = at
+    return logits, reached
+
+
+@families
+@settings(max_examples=25)
 @given(
-    config=configurations,
-    batch=st.integers(1, 3),
+    data=st.data(),
+    stored=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    in_memory=st.booleans(),
+    shard=st.sampled_from(["1GB", "1KB"]),
     parts=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    cuts=st.lists(st.integers(0, 4), min_size=1, max_size=3),
     seed=st.integers(0, 9),
 )
-def test_logits_equal_transformers_in_float64(config: GPT2Config, batch: int, parts: list[int], seed: int) -> None:
-    torch.manual_seed(seed)
-    model = GPT2LMHeadModel(config).double().eval()
+def test_logits_equal_transformers_in_float64(
+    family: str, data: st.DataObject, stored: torch.dtype, in_memory: bool, shard: str, parts: list[int],
+    cuts: list[int], seed: int,
+) -> None:  # fmt: skip
+    model = random_model(data.draw(CONFIGS[family]()), stored, seed)
+    if in_memory:
+        ours = checkpoints.from_state(model.config.to_dict(), model.state_dict(), torch.float64, CPU, "tiny")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder, max_shard_size=shard)
+            ours = checkpoints.load(Path(folder), torch.float64, CPU)
+    tokens = torch.randint(model.config.vocab_size, (len(cuts), sum(parts)))
+    logits, reached = in_parts(ours, tokens, parts, cuts)
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms start at constants
-            parameter += 0.1 * torch.randn_like(parameter)
-    ours = native(model)
-    tokens = torch.randint(config.vocab_size, (batch, sum(parts)))
-    cache = ours.new_cache(batch, sum(parts))
-    logits = torch.cat([ours.forward(part, cache) for part in tokens.split(parts, dim=1)], 1)
+        wanted = in_float64(model)(input_ids=tokens, use_cache=False).logits
+    for row, count in enumerate(reached.tolist()):
+        assert (logits[row, :count] - wanted[row, :count]).abs().max() < 1e-9
+
+
+def example(family: str, **changes: Any) -> PreTrainedConfig:
+    """One configuration of a family."""
+    sizes = dict(
+        vocab_size=31, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
+    )  # fmt: skip
+    kinds: dict[str, PreTrainedConfig] = {
+        "gpt2": GPT2Config, "opt": OPTConfig, "gpt_neox": GPTNeoXConfig, "llama": LlamaConfig,
+        "mistral": MistralConfig, "phi3": Phi3Config, "qwen2": Qwen2Config, "qwen3": Qwen3Config,
+    }  # fmt: skip
+    inner = {"gpt2": "n_inner", "opt": "ffn_dim"}.get(family, "intermediate_size")
+    sizes[inner] = 24
+    if family in ("llama", "mistral", "phi3", "qwen2", "qwen3"):
+        sizes["num_key_value_heads"] = 2
+    sizes |= {"head_dim": 8} if family == "qwen3" else {"sliding_window": 5} if family == "mistral" else {}
+    scale = "init_std" if family == "opt" else "initializer_range"
+    config: PreTrainedConfig = kinds[family](**(sizes | {scale: 0.3} | TOKENS | changes))
+    return config
+
+
+@families
+def test_float32_equals_transformers_as_it_is(family: str) -> None:
+    model = random_model(example(family), torch.float32)
+    ours = in_sybil(model)
+    tokens = torch.randint(31, (2, 20))
+    logits, reached = in_parts(ours, tokens, [9, 6, 5], [0, 0])
     with torch.no_grad():
-        wanted = model(input_ids=tokens).logits
-    assert (logits - wanted).abs().max() < 1e-9
-    assert cache.lengths.tolist() == [sum(parts)] * batch
+        wanted = model(input_ids=tokens).logits.double()
+    assert reached.tolist() == [20, 20]
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("target", "draft"), [("llama", "opt"), ("mistral", "gpt2"), ("gpt_neox", "qwen3")])
+def test_greedy_tokens_are_transformers_own(target: str, draft: str, tmp_path: Path) -> None:
+    model = random_model(example(target))
+    save(model, tmp_path / "target")
+    save(random_model(example(draft), torch.bfloat16), tmp_path / "draft")
+    decoder = sybil.load(tmp_path / "target", tmp_path / "draft", dtype=torch.float64, device="cpu")
+    given = prompts([7, 3])
+    out = decoder.generate(given, max_new_tokens=20, gamma=3, eos_token_id=[])
+    assert [row.tolist() for row in out.tokens] == [greedy(model, prompt, 20) for prompt in given]
+    assert out.stats.proposed > 0
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 500000.0},
+        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0},
+        {
+            "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 512,
+        },
+    ],
+    ids=lambda rope: rope["rope_type"],
+)  # fmt: skip
+def test_rotary_tables_are_transformers_own_float32(rope: dict[str, Any]) -> None:
+    config = example("llama", head_dim=64, max_position_embeddings=3000, rope_parameters=rope)
+    rotary = understand(config.to_dict())[1].rotary
+    assert rotary is not None
+    theirs = random_model(config).model.rotary_emb(torch.zeros(1, dtype=torch.float64), torch.arange(3000)[None])
+    for ours, wanted in zip(rotary.tables(3000, torch.float64, CPU), theirs, strict=True):
+        assert wanted.dtype == torch.float64
+        assert wanted.float().double().equal(wanted)
+        assert ours.equal(wanted[0, :, :32])
+        assert ours.equal(wanted[0, :, 32:])
+
+
+@families
+def test_fields_that_a_config_leaves_out_have_transformers_defaults(family: str) -> None:
+    whole = type(example(family))().to_dict()
+    known, shape = understand({"model_type": family})
+    assert shape == understand(whole)[1]
+    sources = known.sources({"model_type": family}, shape, "", "embedding", "head")
+    assert sources == known.sources(whole, shape, "", "embedding", "head")
+
+
+def test_every_family_is_tested() -> None:
+    assert CONFIGS.keys() == FAMILIES.keys()
+
+
+def test_older_configs_say_the_same() -> None:
+    scaling = {"type": "linear", "factor": 2.0}
+    old = {"model_type": "llama", "rope_theta": 500.0, "rope_scaling": scaling, "torch_dtype": "float16"}
+    new = {"model_type": "llama", "dtype": "float16"}
+    new["rope_parameters"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
+    assert understand(old) == understand(new)
+    old = {"model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base": 500}
+    new = {"model_type": "gpt_neox", "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 500}}
+    assert understand(old) == understand(new)
+    wide = {"model_type": "llama", "max_position_embeddings": 512}
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    explicit = scaling | {"original_max_position_embeddings": 512}
+    assert understand(wide | {"rope_scaling": scaling}) == understand(wide | {"rope_scaling": explicit})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "bloom"},
+        {},
+        {"model_type": ["llama"]},
+        {"model_type": "llama", "quantization_config": {"quant_method": "gptq"}},
+        {"model_type": "llama", "hidden_act": "quick_gelu"},
+        {"model_type": "llama", "is_causal": False},
+        {"model_type": "llama", "layer_types": ["full_attention"] * 32},
+        {"model_type": "llama", "partial_rotary_factor": 0.5},
+        {"model_type": "llama", "rope_scaling": {"rope_type": "linear"}},
+        {"model_type": "llama", "rope_scaling": "linear"},
+        *(
+            {"model_type": "llama", "rope_parameters": {"rope_type": kind, "factor": 2.0}}
+            for kind in ("dynamic", "yarn", "longrope", "proportional")
+        ),
+        {"model_type": "llama", "rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        {"model_type": "phi3", "rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}},
+        {"model_type": "qwen2", "use_sliding_window": True},
+        {"model_type": "qwen3", "layer_types": ["full_attention"] * 31 + ["sliding_attention"]},
+        {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 32},
+        {"model_type": "opt", "layer_norm_elementwise_affine": False},
+        {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
+        {"model_type": "gpt2", "add_cross_attention": True},
+        {"model_type": "gpt2", "n_embd": "wide"},
+    ],
+    ids=str,
+)
+def test_what_is_not_reproduced_goes_through_transformers(config: dict[str, Any], tmp_path: Path) -> None:
+    assert not checkpoints.understands(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises((UnsupportedModel, NotAModel)):
+        checkpoints.load(tmp_path, torch.float32, CPU)
+    with pytest.raises(UnsupportedModel, match="HuggingFaceModel"):
+        checkpoints.from_state(config, {}, torch.float32, CPU, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"model_type": "gpt2", "n_embd": 10, "n_head": 3}, "n_embd 10 and n_head 3"),
+        ({"model_type": "opt", "hidden_size": 10}, "hidden_size 10 and num_attention_heads 12"),
+        ({"model_type": "llama", "num_attention_heads": 0}, "num_attention_heads 0"),
+        ({"model_type": "llama", "num_key_value_heads": 5}, "num_key_value_heads 5"),
+        ({"model_type": "llama", "hidden_size": 96}, "3 dimensions"),
+        ({"model_type": "llama"}, "lacks the weight model.embed_tokens.weight"),
+    ],
+)
+def test_numbers_that_contradict_each_other(config: dict[str, Any], named: str) -> None:
+    assert checkpoints.understands(config)
+    with pytest.raises(WeightsMismatch, match=named):
+        checkpoints.from_state(config, {}, torch.float32, CPU, "tiny")
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Model:
+    """The folder's model after its stored tensors were changed."""
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
+    return checkpoints.load(folder, torch.float64, CPU)
+
+
+@families
+@pytest.mark.parametrize("tied", [True, False])
+def test_checkpoints_under_other_names(family: str, tied: bool, tmp_path: Path) -> None:
+    model = random_model(example(family, tie_word_embeddings=tied))
+    model.save_pretrained(tmp_path)
+    tokens = torch.randint(31, (1, 8))
+    wanted = in_sybil(model).forward(tokens, in_sybil(model).new_cache(1, 8))
+    prefix, embedding = FAMILIES[family].prefixes[0], FAMILIES[family].embedding
+
+    def same(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> bool:
+        ours = rewritten(tmp_path, change)
+        return wanted.equal(ours.forward(tokens, ours.new_cache(1, 8)))
+
+    assert same(lambda weights: weights)
+    if tied:  # the head stored as well, then differing, then alone
+        assert same(lambda weights: weights | {"lm_head.weight": weights[prefix + embedding].clone()})
+        assert not same(lambda weights: weights | {"lm_head.weight": 2 * weights[prefix + embedding]})
+        half = {name: tensor for name, tensor in model.state_dict().items() if name != prefix + embedding}
+        assert same(lambda weights: half)
+    else:
+        heads = {"lm_head.weight", "embed_out.weight"}  # the latter is how transformers stores GPT-NeoX's
+        with pytest.raises(WeightsMismatch, match=r"lacks the weight lm_head\.weight"):
+            same(lambda weights: {name: tensor for name, tensor in weights.items() if name not in heads})
+        model.save_pretrained(tmp_path)
+        assert same(lambda weights: {name.replace("embed_out", "lm_head"): x for name, x in weights.items()})
+    assert same(lambda weights: {name.removeprefix(prefix): tensor for name, tensor in weights.items()})
+
+
+def test_a_shard_that_is_not_there(tmp_path: Path) -> None:
+    random_model(example("llama")).save_pretrained(tmp_path, max_shard_size="4KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    (tmp_path / "other.safetensors").write_bytes(b"of another model")
+    checkpoints.load(tmp_path, torch.float32, CPU)
+    shards[1].unlink()
+    with pytest.raises(NotAModel, match=shards[1].name):
+        checkpoints.load(tmp_path, torch.float32, CPU)
+    (tmp_path / checkpoints.INDEX).write_text("{}")
+    with pytest.raises(NotAModel, match="weight_map"):
+        checkpoints.load(tmp_path, torch.float32, CPU)
+
+
+@families
+def test_each_weight_is_read_once_and_no_file_stays_mapped(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Counted(Mapping[str, Tensor]):
+        def __init__(self, weights: Mapping[str, Tensor]) -> None:
+            self.weights = weights
+
+        def __getitem__(self, name: str) -> Tensor:
+            asked.append(name)
+            return self.weights[name]
+
+        def __contains__(self, name: object) -> bool:
+            return name in self.weights
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(self.weights)
+
+        def __len__(self) -> int:
+            return len(self.weights)
+
+    names: set[str] = set()
+
+    def build(shape: Any, weights: Mapping[str, Tensor], *_: Any) -> Transformer:
+        names.update(weights)
+        return Transformer(shape, Counted(weights))
+
+    monkeypatch.setattr(checkpoints, "build", build)
+    random_model(example(family), torch.float32).save_pretrained(tmp_path)
+    model = checkpoints.load(tmp_path, torch.float32, CPU)
+    assert sorted(asked) == sorted(names)
+    assert model.weight_bytes >= sum(x.nbytes for x in load_file(tmp_path / "model.safetensors").values())
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(tmp_path) not in maps.read_text()
 
 
 @pytest.mark.parametrize("activation", ["none", "gelu_tanh", "gelu", "relu", "silu"])
@@ -79,10 +501,10 @@ def test_packing_is_refused_where_it_is_not_known() -> None:
 
 def test_packed_float32_follows_float64() -> None:
     model = gpt2(seed=3)
-    wide = native(model)
+    wide = in_sybil(model)
     weights = GPT2LMHeadModel(model.config).eval()
     weights.load_state_dict(model.state_dict())
-    narrow: Transformer = native(weights)
+    narrow: Transformer = in_sybil(weights)
     assert narrow.dtype == torch.float32
     tokens = torch.randint(31, (2, 12))
     difference = narrow.forward(tokens, narrow.new_cache(2, 12)).double() - wide.forward(tokens, wide.new_cache(2, 12))

@@ -5,11 +5,21 @@ from __future__ import annotations
 import itertools
 from functools import lru_cache
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from sybil.models import checkpoints
 from sybil.models.huggingface import HuggingFaceModel
@@ -36,7 +46,32 @@ def llama(seed: int = 0, vocab: int = 31, layers: int = 2, width: int = 16, cont
     return LlamaForCausalLM(config).double().eval()
 
 
-def native(model: GPT2LMHeadModel) -> Transformer:
+@lru_cache
+def windowed() -> MistralForCausalLM:
+    """Grouped heads, rotary positions and a sliding window, in float64 throughout."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=31, max_position_embeddings=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=5, initializer_range=0.4, bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    return in_float64(MistralForCausalLM(config).eval())
+
+
+def in_float64(model: PreTrainedModel) -> PreTrainedModel:
+    """The reference: transformers computes RMS norms in float32 whatever the model's dtype, so they are replaced."""
+
+    def norm(self: Any, x: Tensor) -> Tensor:
+        scaled: Tensor = self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+        return scaled
+
+    for module in model.double().modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = MethodType(norm, module)
+    return model
+
+
+def in_sybil(model: PreTrainedModel) -> Transformer:
     """Sybil's own forward with the model's weights."""
     return checkpoints.from_state(model.config.to_dict(), model.state_dict(), model.dtype, model.device, "tiny")
 

@@ -1,32 +1,29 @@
-"""Hugging Face folders into a Transformer: config.json, *.safetensors, nothing executed.
+"""Hugging Face folders into a model of our own: config.json, *.safetensors, nothing executed.
 
-One description a family says how its config and its weights' names map to ours.
+What the stored tensors are called is said in models.families. They are read one at a time, so that loading takes
+little more memory than the model.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sybil.errors import NotAModel, UnsupportedModel, WeightsMismatch
-from sybil.models.linear import Activation
-from sybil.models.transformer import Shape, Transformer
+from sybil.errors import NotAModel, SybilError, UnsupportedModel, WeightsMismatch
+from sybil.models import Model, native
+from sybil.models.families import Source, understand
+from sybil.models.shape import Shape
+from sybil.models.transformer import Transformer
 
-_ACTIVATIONS: dict[str, Activation] = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
+INDEX = "model.safetensors.index.json"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -48,97 +45,169 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def is_native(config: Mapping[str, Any]) -> bool:
+def understands(config: Mapping[str, Any]) -> bool:
     """Whether our own forward knows the config's family and options."""
-    return (
-        config.get("model_type") == "gpt2"
-        and config.get("activation_function", "gelu_new") in _ACTIVATIONS
-        and not config.get("add_cross_attention", False)
-        and not config.get("scale_attn_by_inverse_layer_idx", False)
-        and not config.get("quantization_config")
-    )
+    try:
+        understand(config)
+    except UnsupportedModel:
+        return False
+    except WeightsMismatch:  # numbers that contradict each other: load() says so better than transformers
+        return True
+    return True
 
 
-def load(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
+def load(folder: Path, dtype: torch.dtype, device: torch.device) -> Model:
     """The folder's model; raises NotAModel, UnsupportedModel or WeightsMismatch."""
-    config = read_config(folder)
-    if not is_native(config):
-        raise UnsupportedModel(f"{folder} is a {config.get('model_type')!r} model: load it through HuggingFaceModel")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise NotAModel(f"{folder} holds no *.safetensors: Sybil reads weights from safetensors only")
-    stored: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                stored |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  no dict
-        except (SafetensorError, OSError) as error:
-            raise NotAModel(f"{file} is not a safetensors file ({error}): download or export it again") from None
-    return from_state(config, stored, dtype, device, str(folder))
+    return _assemble(read_config(folder), _Folder(folder), dtype, device, str(folder))
 
 
 def from_state(
     config: Mapping[str, Any], stored: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, name: str
-) -> Transformer:
-    """A GPT-2 state dict, of the model with its head or without, in our names and layout."""
-    stored = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
-    shape = _gpt2_shape(config)
-    weights: dict[str, Tensor] = {}
+) -> Model:
+    """A transformers model's state dict, with its head or without; memory is shared where nothing has to change."""
+    return _assemble(config, _State(stored), dtype, device, name)
 
-    def take(ours: str, theirs: str, size: tuple[int, ...], transposed: bool = False) -> None:
-        if theirs not in stored:
+
+def build(shape: Shape, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> Model:
+    """The forward for a shape: in one call on a CPU where native.c can be built, by torch's operators elsewhere.
+
+    weights: in dtype, float32 for int8; they may be made as they are asked for, each once."""
+    if device.type == "cpu" and dtype in native.STORAGES and native.library():
+        return native.NativeTransformer(shape, weights, dtype)
+    return Transformer(shape, weights, "int8" if dtype == torch.int8 else None)
+
+
+class _Stored(Protocol):
+    """Tensors by name; their shapes are known before any is read."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a tensor may be kept as it is read."""
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class _State:
+    """Tensors in memory."""
+
+    lasting = True
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+class _Folder:
+    """Tensors in a folder's files. A file stays mapped into memory as long as a tensor read from it lives."""
+
+    lasting = False
+
+    def __init__(self, folder: Path) -> None:
+        self.files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in _weight_files(folder):
+            with _opened(file) as tensors:
+                for name in tensors.keys():  # noqa: SIM118  no dict
+                    self.files[name] = file
+                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        with _opened(self.files[name]) as tensors:
+            tensor: Tensor = tensors.get_tensor(name)
+        return tensor
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    if (folder / INDEX).exists():
+        names = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(names, dict):
+            raise NotAModel(f"{folder / INDEX} holds no weight_map: download or export it again")
+        files = sorted({folder / str(name) for name in names.values()})
+        missing = [file for file in files if not file.exists()]
+        if missing:
+            raise NotAModel(
+                f"{folder} lacks {missing[0].name}, one of {len(files)} files that {INDEX} names: download it again"
+            )
+        return files
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise NotAModel(f"{folder} holds no *.safetensors: Sybil reads weights from safetensors only")
+    return files
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise NotAModel(f"{file} is not a safetensors file ({error}): download or export it again") from None
+
+
+class _Weights(Mapping[str, Tensor]):
+    """Our weights, each made of the stored ones when it is asked for."""
+
+    def __init__(
+        self, sources: Mapping[str, Source], stored: _Stored, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.sources, self.stored, self.dtype, self.device = sources, stored, dtype, device
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sources
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, name: str) -> Tensor:
+        source, stored = self.sources[name], self.stored
+        if stored.lasting and source.is_stored_so:
+            return stored.read(source.parts[0][0]).to(self.device, self.dtype).contiguous()
+        whole, row = torch.empty(source.size, dtype=self.dtype, device=self.device), 0
+        for theirs, _ in source.parts:
+            part = source.arranged(stored.read(theirs))
+            whole[row : row + len(part)] = part
+            row += len(part)
+        return whole
+
+
+def _assemble(config: Mapping[str, Any], stored: _Stored, dtype: torch.dtype, device: torch.device, name: str) -> Model:
+    try:
+        family, shape = understand(config)
+    except SybilError as error:
+        raise type(error)(f"{name}: {error}") from None
+    prefix = family.prefix(stored.shapes)
+    embedding = prefix + family.embedding
+    head = next((name for name in family.head if name in stored.shapes), family.head[0])
+    if shape.tied_head and head in stored.shapes:  # then transformers goes by what is stored, and so do we
+        if embedding not in stored.shapes:
+            embedding = head
+        elif not _equal(stored, embedding, head):
+            shape = replace(shape, tied_head=False)
+    sources = family.sources(config, shape, prefix, embedding, head)
+    for theirs, size in (part for source in sources.values() for part in source.parts):
+        if theirs not in stored.shapes:
             raise WeightsMismatch(
                 f"{name} lacks the weight {theirs}, which its config asks for: the two don't belong together"
             )
-        tensor = stored[theirs]
-        if tuple(tensor.shape) != size:
+        if stored.shapes[theirs] != size:
             raise WeightsMismatch(
-                f"{name}: {theirs} has shape {tuple(tensor.shape)} where its config asks for {size}: "
+                f"{name}: {theirs} has shape {stored.shapes[theirs]} where its config asks for {size}: "
                 "mend config.json or fetch the weights that belong to it"
             )
-        tensor = tensor.T if transposed else tensor
-        weights[ours] = tensor.to(device=device, dtype=dtype).contiguous()
-
-    def take_product(ours: str, theirs: str, inputs: int, outputs: int) -> None:
-        take(f"{ours}.weight", f"{theirs}.weight", (inputs, outputs), transposed=True)  # GPT-2 keeps (inputs, outputs)
-        take(f"{ours}.bias", f"{theirs}.bias", (outputs,))
-
-    def take_norm(ours: str, theirs: str) -> None:
-        take(f"{ours}.weight", f"{theirs}.weight", (shape.width,))
-        take(f"{ours}.bias", f"{theirs}.bias", (shape.width,))
-
-    take("token_embedding", "wte.weight", (shape.vocab_size, shape.width))
-    take("position_embedding", "wpe.weight", (shape.context, shape.width))
-    for layer in range(shape.layers):
-        take_norm(f"{layer}.attention_norm", f"h.{layer}.ln_1")
-        take_product(f"{layer}.query_key_value", f"h.{layer}.attn.c_attn", shape.width, 3 * shape.width)
-        take_product(f"{layer}.attention_out", f"h.{layer}.attn.c_proj", shape.width, shape.width)
-        take_norm(f"{layer}.mlp_norm", f"h.{layer}.ln_2")
-        take_product(f"{layer}.mlp_in", f"h.{layer}.mlp.c_fc", shape.width, shape.inner)
-        take_product(f"{layer}.mlp_out", f"h.{layer}.mlp.c_proj", shape.inner, shape.width)
-    take_norm("final_norm", "ln_f")
-    if not shape.tied_head:
-        take("head.weight", "lm_head.weight", (shape.vocab_size, shape.width))
-    return Transformer(shape, weights)
+    read_as = torch.float32 if dtype == torch.int8 else dtype
+    return build(shape, _Weights(sources, stored, read_as, device), dtype, device)
 
 
-def _gpt2_shape(config: Mapping[str, Any]) -> Shape:
-    """GPT2Config's fields, with its defaults where config.json leaves one out."""
-    width, heads = int(config.get("n_embd", 768)), int(config.get("n_head", 12))
-    if width % heads:
-        raise WeightsMismatch(
-            f"config.json has n_embd {width} and n_head {heads}: the first must be a multiple of the second"
-        )
-    scale = 1 / math.sqrt(width // heads) if config.get("scale_attn_weights", True) else 1.0
-    return Shape(
-        vocab_size=int(config.get("vocab_size", 50257)),
-        context=int(config.get("n_positions", 1024)),
-        layers=int(config.get("n_layer", 12)),
-        heads=heads,
-        width=width,
-        inner=int(config.get("n_inner") or 4 * width),
-        activation=_ACTIVATIONS[config.get("activation_function", "gelu_new")],
-        epsilon=float(config.get("layer_norm_epsilon", 1e-5)),
-        attention_scale=scale,
-        tied_head=bool(config.get("tie_word_embeddings", True)),
-    )
+def _equal(stored: _Stored, one: str, other: str) -> bool:
+    return stored.shapes[one] == stored.shapes[other] and torch.equal(stored.read(one), stored.read(other))

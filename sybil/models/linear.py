@@ -6,6 +6,7 @@ wrapped here and nowhere else; with few rows they run at the memory's bandwidth 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Activation = Literal["none", "gelu_tanh", "gelu", "relu", "silu"]
+Way = Literal["packed", "int8", "plain"]
 Linear = Callable[[Tensor], Tensor]
 
 _POSTFIX: dict[Activation, tuple[str, str]] = {
@@ -33,26 +35,40 @@ _PLAIN: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether this torch has oneDNN's packed product for the weight (CPU, float32)."""
+    """Whether this torch has oneDNN's packed product for the weight (CPU; float32, or bfloat16 where it is fast)."""
     return (
         weight.device.type == "cpu"
-        and weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and (
+            weight.dtype == torch.float32
+            or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
     )
 
 
+def can_quantise(weight: Tensor) -> bool:
+    """Whether this torch has the dynamic int8 product for the weight (CPU, float32)."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(torch.ops, "quantized")
+
+
 def linear(
-    weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", pack: bool | None = None
+    weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", way: Way | None = None
 ) -> Linear:
     """x (..., inputs) -> activation(x @ weight.T + bias), weight being (outputs, inputs).
 
-    pack: None packs where it can be done; False never does."""
-    if pack is None:
-        pack = can_pack(weight)
-    if not pack:
-        plain = _PLAIN[activation]
-        return lambda x: plain(F.linear(x, weight, bias))
+    way: None is packed where it can be done, and plain elsewhere. int8 rounds weights (a scale an output) and inputs
+    (a scale a call): for drafts, whose output decides nothing."""
+    way = way or ("packed" if can_pack(weight) else "plain")
+    if way == "packed":
+        return _packed(weight, bias, activation)
+    if way == "int8":
+        return _int8(weight, bias, activation)
+    plain = _PLAIN[activation]
+    return lambda x: plain(F.linear(x, weight, bias))
+
+
+def _packed(weight: Tensor, bias: Tensor | None, activation: Activation) -> Linear:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
     product = torch.ops.mkldnn._linear_pointwise
     name, algorithm = _POSTFIX[activation]
@@ -62,3 +78,22 @@ def linear(
         return out
 
     return apply
+
+
+def _int8(weight: Tensor, bias: Tensor | None, activation: Activation) -> Linear:
+    scales, rounded = quantise(weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # its making is deprecated, its product isn't
+        quantised = torch._make_per_channel_quantized_tensor(
+            rounded, scales, torch.zeros(len(scales), dtype=torch.int64), 0
+        )
+        packed = torch.ops.quantized.linear_prepack(quantised, bias)
+    product, plain = torch.ops.quantized.linear_dynamic, _PLAIN[activation]
+    return lambda x: plain(product(x, packed, True))
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight (outputs, inputs) as scales (outputs,) float32 and int8: scale * int8 is near the weight."""
+    weight = weight.float()
+    scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    return scales, (weight / scales[:, None]).round().to(torch.int8)

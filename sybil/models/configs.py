@@ -1,0 +1,189 @@
+"""transformers' configs as shapes, one function a family, each given a config whose defaults are filled in.
+
+An option that our forward doesn't reproduce raises UnsupportedModel where it is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sybil.errors import UnsupportedModel, WeightsMismatch
+from sybil.models.linear import Activation
+from sybil.models.shape import Rotary, Shape
+
+Config = Mapping[str, Any]
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context": "max_position_embeddings",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "width": "hidden_size",
+    "inner": "intermediate_size",
+    "activation": "hidden_act",
+    "tied_head": "tie_word_embeddings",
+}
+
+
+def unknown(name: str, value: object) -> UnsupportedModel:
+    """The error for an option that has to go through transformers."""
+    return UnsupportedModel(
+        f"config.json has {name} {value}, which Sybil's own forward does not know: load it through HuggingFaceModel"
+    )
+
+
+def _fields(config: Config, **theirs: str) -> dict[str, Any]:
+    """The fields of Shape that every family has; theirs: their names where they aren't the usual ones."""
+    if config.get("layer_types"):
+        raise unknown("layer_types", config["layer_types"])
+    names = _FIELDS | theirs
+    fields: dict[str, Any] = {ours: config[name] for ours, name in names.items()}
+    if fields["activation"] not in _ACTIVATIONS:
+        raise unknown(names["activation"], fields["activation"])
+    fields["activation"] = _ACTIVATIONS[fields["activation"]]
+    fields["head_size"] = fields.get("head_size") or _ratio(config, names["width"], names["heads"])
+    return fields
+
+
+def _ratio(config: Config, whole: str, part: str) -> int:
+    """config[whole] / config[part]; raises WeightsMismatch where that is no number of things."""
+    if config[part] < 1 or config[whole] < 1 or config[whole] % config[part]:
+        raise WeightsMismatch(
+            f"config.json has {whole} {config[whole]} and {part} {config[part]}: "
+            "the first must be a multiple of the second"
+        )
+    return int(config[whole] // config[part])
+
+
+def _rotary(
+    config: Config, head_size: int, theta: str = "rope_theta", part: str = "", default_part: float = 1.0
+) -> Rotary | None:
+    """part: the field that says which part of a head is rotated, where the family has one."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("default", "linear", "llama3"):
+        raise unknown("rope_type", kind)
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        raise unknown("rope_parameters", "for each type of layer")
+    base = rope.get("rope_theta") or config.get(theta) or 10000.0
+    rotated = rope.get("partial_rotary_factor")
+    if rotated is None:
+        rotated = config.get(part or "partial_rotary_factor")
+    rotated = default_part if rotated is None else rotated
+    if not part and rotated != 1:
+        raise unknown("partial_rotary_factor", rotated)
+    dimensions = int(head_size * rotated)
+    # float32 operations in transformers' order: each frequency is to be the same number
+    frequencies = 1.0 / (base ** (torch.arange(0, dimensions, 2, dtype=torch.float32) / dimensions))
+    if kind == "linear":
+        frequencies = frequencies / rope["factor"]
+    if kind == "llama3":
+        original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+        frequencies = _llama3(frequencies, rope, original or config["max_position_embeddings"])
+    size = 2 * len(frequencies)
+    if size > head_size:
+        raise WeightsMismatch(f"config.json has heads of {head_size} dimensions and rotates {size}: make them even")
+    return Rotary(size, tuple(frequencies.tolist())) if size else None
+
+
+def _llama3(frequencies: Tensor, rope: Config, original: int) -> Tensor:
+    """Long waves stretched by the factor, short ones as they are, those between interpolated (Llama 3.1)."""
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    waves = 2 * math.pi / frequencies
+    stretched = torch.where(waves > original / low, frequencies / factor, frequencies)
+    smooth = (original / waves - low) / (high - low)
+    between = (waves >= original / high) & (waves <= original / low)
+    return torch.where(between, (1 - smooth) * stretched / factor + smooth * stretched, stretched)
+
+
+def gpt2(config: Config) -> Shape:
+    """GPT-2."""
+    for name in ("add_cross_attention", "scale_attn_by_inverse_layer_idx"):
+        if config.get(name):
+            raise unknown(name, True)
+    fields = _fields(
+        config,
+        context="n_positions",
+        layers="n_layer",
+        heads="n_head",
+        width="n_embd",
+        inner="n_inner",
+        activation="activation_function",
+        epsilon="layer_norm_epsilon",
+    )
+    fields["inner"] = fields["inner"] or 4 * fields["width"]
+    return Shape(**fields, attention_scale=0.0 if config["scale_attn_weights"] else 1.0, position_offset=0)
+
+
+def opt(config: Config) -> Shape:
+    """OPT."""
+    if not config["layer_norm_elementwise_affine"]:
+        raise unknown("layer_norm_elementwise_affine", False)
+    before = config["do_layer_norm_before"]
+    return Shape(
+        **_fields(config, inner="ffn_dim", activation="activation_function"),
+        epsilon=1e-5,  # torch's default: OPT's config has no field for it
+        embedding_width=config["word_embed_proj_dim"] or 0,
+        post_norm=not before,
+        final_norm=before and not config["_remove_final_layer_norm"],
+        position_offset=2,
+    )
+
+
+def neox(config: Config) -> Shape:
+    """GPT-NeoX, Pythia."""
+    fields = _fields(config, epsilon="layer_norm_eps")
+    rotary = _rotary(config, fields["head_size"], "rotary_emb_base", "rotary_pct", 0.25)
+    return Shape(**fields, parallel=config["use_parallel_residual"], rotary=rotary)
+
+
+def llama(config: Config, *, part: str = "", **rest: Any) -> Shape:
+    """Llama, and its kin with what they have besides; part: see _rotary."""
+    fields = _fields(config, epsilon="rms_norm_eps", head_size="head_dim")
+    if config["num_key_value_heads"] is not None:
+        _ratio(config, "num_attention_heads", "num_key_value_heads")
+    return Shape(
+        **fields,
+        kv_heads=config["num_key_value_heads"] or 0,
+        gated=True,
+        norm="rms",
+        rotary=_rotary(config, fields["head_size"], part=part),
+        **rest,
+    )
+
+
+def mistral(config: Config) -> Shape:
+    """Mistral."""
+    return llama(config, window=config["sliding_window"])
+
+
+def phi3(config: Config) -> Shape:
+    """Phi-3."""
+    return llama(config, window=config["sliding_window"], part="partial_rotary_factor")
+
+
+def qwen(config: Config) -> Shape:
+    """Qwen2 and Qwen3."""
+    window = config["sliding_window"] if config["use_sliding_window"] else None
+    layers = config["num_hidden_layers"]
+    full = layers if window is None else min(layers, config["max_window_layers"])
+    kinds = {*(config["layer_types"] or ["full_attention"] * full + ["sliding_attention"] * (layers - full))}
+    if kinds == {"full_attention"}:
+        window = None
+    elif kinds != {"sliding_attention"} or window is None:
+        raise unknown("layer_types", f"{' and '.join(sorted(kinds))}, sliding_window {window}")
+    uniform = {**config, "layer_types": None}
+    return llama(uniform, window=window, query_key_norm=config["model_type"] == "qwen3")
