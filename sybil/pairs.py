@@ -72,25 +72,32 @@ def load(
     draft: str | Path | PreTrainedModel | None = None,
     *,
     dtype: torch.dtype | None = None,
+    draft_dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     tokenizer: Any = None,
 ) -> Decoder:
     """A Decoder for a pair's name, a hub id, a folder or a transformers model.
 
     A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding. dtype: None is
-    float32 on a CPU, float16 on a GPU; device: None is the GPU where there is one. tokenizer: for models
-    passed as objects, transformers' or tokenizers' own. Raises the errors of sybil.errors.
+    float32 on a CPU, float16 on a GPU; draft_dtype: None is int8 on a CPU, where our own forward knows the draft
+    (the rule makes up for what it costs in agreement), and dtype elsewhere; device: None is the GPU where there is
+    one. tokenizer: for models passed as objects, transformers' or tokenizers' own. Raises the errors of sybil.errors.
     """
     if isinstance(target, str) and target in PAIRS:
         target, draft = PAIRS[target].target, PAIRS[target].draft if draft is None else draft
-    if device is None and not isinstance(target, str | Path):  # a model that is somewhere already: follow it
-        device, dtype = target.device, dtype or target.dtype
+    if not isinstance(target, str | Path):  # a model that is somewhere already: follow it
+        from sybil.models.huggingface import entrance
+
+        device, dtype = device or entrance(target), dtype or target.dtype
     chosen = choose_device(device)
     dtype = dtype or default_dtype(chosen)
-    main = _load_one(target, dtype, chosen, tokenizer)
+    main = _load_one(target, dtype, dtype, chosen, tokenizer)
     if draft is None:
         return Decoder(main.model, None, main.tokenizer, main.eos_token_ids)
-    helper = _load_one(draft, dtype, chosen, tokenizer)  # one given for objects is shared: padding may differ then
+    if draft_dtype is None:
+        draft_dtype = torch.int8 if chosen.type == "cpu" and dtype in (torch.float32, torch.bfloat16) else dtype
+    # a tokenizer given for objects is shared: padding may differ then
+    helper = _load_one(draft, draft_dtype, dtype, chosen, tokenizer)
     _check_vocabularies(main, helper)
     return Decoder(main.model, DraftModel(helper.model), main.tokenizer, main.eos_token_ids)
 
@@ -127,19 +134,24 @@ class _Loaded:
 
 
 def _load_one(
-    source: str | Path | PreTrainedModel, dtype: torch.dtype, device: torch.device, tokenizer: Any
+    source: str | Path | PreTrainedModel,
+    dtype: torch.dtype,
+    foreign_dtype: torch.dtype,
+    device: torch.device,
+    tokenizer: Any,
 ) -> _Loaded:
+    """dtype: for our own forwards; foreign_dtype: for transformers'."""
     if not isinstance(source, str | Path):
         config = source.config.to_dict()
         eos = _eos(getattr(source, "generation_config", None) and source.generation_config.to_dict(), config)
-        return _Loaded(type(source).__name__, _wrap(source), _plain(tokenizer), eos)
+        return _Loaded(type(source).__name__, _wrap(source, dtype), _plain(tokenizer), eos)
     folder = locate(source)
     config = checkpoints.read_config(folder)
     model: Model
-    if checkpoints.is_native(config):
+    if checkpoints.understands(config):
         model = checkpoints.load(folder, dtype, device)
     else:
-        model = _load_foreign(folder, dtype, device)
+        model = _load_foreign(folder, foreign_dtype, device)
     generation = folder / "generation_config.json"
     eos = _eos(checkpoints.read_json(generation) if generation.exists() else None, config)
     return _Loaded(str(source), model, _plain(_load_tokenizer(folder)), eos)
@@ -155,14 +167,20 @@ def _plain(tokenizer: Any) -> Tokenizer | None:
     return copy
 
 
-def _wrap(model: PreTrainedModel) -> Model:
-    """Our own forward where it knows the family and the model lies on one device, transformers' elsewhere."""
+def _wrap(model: PreTrainedModel, dtype: torch.dtype) -> Model:
+    """Our own forward where it knows the family and all weights lie on one device, transformers' elsewhere."""
     config = model.config.to_dict()
-    if checkpoints.is_native(config) and not getattr(model, "hf_device_map", None):
-        return checkpoints.from_state(config, model.state_dict(), model.dtype, model.device, type(model).__name__)
+    if checkpoints.understands(config) and _is_whole(model):
+        return checkpoints.from_state(config, model.state_dict(), dtype, model.device, type(model).__name__)
     from sybil.models.huggingface import HuggingFaceModel
 
     return HuggingFaceModel(model)
+
+
+def _is_whole(model: PreTrainedModel) -> bool:
+    """Whether the weights are plain tensors on one device: not offloaded, quantised, or spread over several."""
+    kinds = {(type(weight), weight.device) for weight in model.parameters()}
+    return kinds == {(torch.nn.Parameter, model.device)} and model.device.type != "meta"
 
 
 def _load_foreign(folder: Path, dtype: torch.dtype, device: torch.device) -> Model:
@@ -170,9 +188,15 @@ def _load_foreign(folder: Path, dtype: torch.dtype, device: torch.device) -> Mod
 
     from sybil.models.huggingface import HuggingFaceModel
 
+    quantised = "quantization_config" in checkpoints.read_config(folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            folder,
+            dtype=dtype,
+            device_map={"": device} if quantised else None,  # quantised weights can't be moved later
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (ValueError, OSError, KeyError, ImportError, ArithmeticError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -183,7 +207,7 @@ def _load_foreign(folder: Path, dtype: torch.dtype, device: torch.device) -> Mod
             f"{folder} lacks {len(missing)} weights that its config asks for, {missing[0]} the first: "
             "mend config.json or fetch the weights that belong to it"
         )
-    return HuggingFaceModel(model.to(device))
+    return HuggingFaceModel(model if quantised else model.to(device))
 
 
 def locate(source: str | Path) -> Path:
