@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from sybil import verification
 from sybil.drafting import Context, Drafter, DrafterFactory, Outcome, Proposal
-from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, PromptTooLong
+from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalFailure, PromptTooLong
 from sybil.models import Model, prefill
 from sybil.results import FinishReason, Generation, Stats, Step, Timings
-from sybil.sampling import Noise, probabilities, process
+from sybil.sampling import Noise, likeliest, probabilities, process
 from sybil.settings import Settings
 from sybil.stopping import Stops
 from sybil.verification import Proposed, Rule, Verdict
@@ -157,7 +158,7 @@ class _Run:
         tokens = torch.zeros(len(prompts), capacity, dtype=torch.int64)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
-        seed = secrets.randbits(63) if settings.seed is None else settings.seed
+        seed = _fresh_seed(self.target) if settings.seed is None else settings.seed
         self.context = Context(tokens, torch.tensor([len(prompt) for prompt in prompts]), Noise(seed))
         self.cache = self.target.new_cache(len(prompts), capacity)
         self.drafter: Drafter | None = None
@@ -190,17 +191,19 @@ class _Run:
                 f"the target's cache holds {self.cache.lengths.tolist()} tokens where {(context.lengths - 1).tolist()} "
                 "are due: this is a defect of Sybil, please report it"
             )
-        proposed = proposal.tokens.to("cpu")
-        last = context.tokens.gather(1, context.lengths[:, None] - 1)
-        logits = self.target.forward(torch.cat([last, proposed], 1), self.cache)  # (batch, gamma + 1, vocab)
+        last = context.tokens.gather(1, context.lengths[:, None] - 1).to(proposal.tokens.device)
+        logits = self.target.forward(torch.cat([last, proposal.tokens], 1), self.cache)  # (batch, gamma + 1, vocab)
         clock.lap("verify")
 
-        verdict = self._judge(logits, proposed, proposal.probs, counts)
+        tokens = proposal.tokens.to(logits.device)
+        verdict = self._judge(logits, tokens, proposal.probs, counts)
+        # all that the host must know, in one transfer: on a GPU the only time in a round that it waits
+        known = torch.cat([verdict.accepted[:, None], verdict.next_token[:, None], tokens], 1).cpu()
         clock.lap("sample")
 
-        kept = self._commit(proposed, verdict)
+        kept = self._commit(known.tolist())
         if self.drafter:
-            self.drafter.observe(Outcome(verdict.accepted.cpu(), context.lengths))
+            self.drafter.observe(Outcome(known[:, 0], context.lengths))
         clock.lap("other")
         return Step(
             tokens=tuple(tokens for tokens, _ in kept),
@@ -212,27 +215,23 @@ class _Run:
 
     def _judge(self, logits: Tensor, tokens: Tensor, draft_probs: Tensor | None, counts: Tensor) -> Verdict:
         """The rule's verdict on a proposal of tokens (batch, gamma)."""
-        wanted = self._wanted(tokens, counts)
         if self.sampling.processors:
-            prefixes = [torch.cat(pair) for pair in zip(self.context.prefixes(), tokens, strict=True)]
-            logits = process(logits, prefixes, wanted, self.sampling.processors)
-        if not bool(wanted.all()):
-            logits = logits.masked_fill(~wanted[..., None].to(logits.device), 0.0)
-        target_probs = probabilities(logits, self.sampling)
-        device, gamma = logits.device, tokens.shape[1]
-        if self.sampling.greedy:  # one-hot: no noise can change the verdict
-            accept_noise, next_noise = torch.zeros(tokens.shape), torch.zeros(len(tokens))
-        else:
-            accept_noise = self.context.uniforms(gamma, Noise.ACCEPT)
-            next_noise = self.context.uniforms(1, Noise.NEXT)[:, 0]
+            proposed = tokens.cpu()
+            prefixes = [torch.cat(pair) for pair in zip(self.context.prefixes(), proposed, strict=True)]
+            logits = process(logits, prefixes, self._wanted(proposed, counts), self.sampling.processors)
+        counts = counts.to(logits.device)
+        if self.sampling.greedy:
+            return verification.greedy(tokens, likeliest(logits), counts)
+        accept_noise = self.context.uniforms(tokens.shape[1], Noise.ACCEPT)
+        next_noise = self.context.uniforms(1, Noise.NEXT)[:, 0]
         if draft_probs is not None:
-            draft_probs = draft_probs.to(device)
-        proposed = Proposed(tokens.to(device), draft_probs, target_probs, counts.to(device))
-        return self.rule(proposed, accept_noise, next_noise)
+            draft_probs = draft_probs.to(logits.device)
+        target_probs = probabilities(logits, self.sampling)
+        return self.rule(Proposed(tokens, draft_probs, target_probs, counts), accept_noise, next_noise)
 
     def _wanted(self, tokens: Tensor, counts: Tensor) -> Tensor:
-        """(batch, gamma + 1), True where plain decoding could come to stand: not in a row that has ended, not
-        beyond what is proposed, not after a proposed end token. What a model or processor says elsewhere is void."""
+        """(batch, gamma + 1), True where plain decoding could come to stand, and processors be asked: not in a row
+        that has ended, not beyond what is proposed, not after a proposed end token."""
         wanted = torch.arange(tokens.shape[1] + 1) <= counts[:, None]
         wanted &= torch.tensor([row.room > 0 for row in self.rows])[:, None]
         if self.stops.eos:
@@ -240,25 +239,31 @@ class _Run:
             wanted[:, 1:] &= ~ended
         return wanted
 
-    def _commit(self, proposed: Tensor, verdict: Verdict) -> list[tuple[tuple[int, ...], int]]:
-        """Append what each row gained, up to its stop; (tokens, how many of them were proposed) a row."""
-        accepted, following = verdict.accepted.tolist(), verdict.next_token.tolist()
+    def _commit(self, known: list[list[int]]) -> list[tuple[tuple[int, ...], int]]:
+        """Append what each row gained, up to its stop; (tokens, how many of them were proposed) a row.
+
+        known: accepted, next token, and the proposed tokens, a row each."""
         lengths = self.context.lengths.clone()
         gained: list[tuple[tuple[int, ...], int]] = []
-        for index, (row, block) in enumerate(zip(self.rows, proposed.tolist(), strict=True)):
+        for index, (row, (accepted, following, *proposed)) in enumerate(zip(self.rows, known, strict=True)):
             if not row.room:
                 gained.append(((), 0))
                 continue
-            block = [*block[: accepted[index]], following[index]]
+            block = [*proposed[:accepted], following]
             count, row.finished = self.stops.keep(row.prompt, row.new, block)
             block = block[:count]
+            if block[-1] < 0:
+                raise NumericalFailure(
+                    "the model's logits hold NaN or infinity, so there is no distribution to draw from: "
+                    "check its weights, or load it with dtype=torch.float32"
+                )
             row.new += block
             start = int(lengths[index])
             self.context.tokens[index, start : start + count] = torch.tensor(block)
             lengths[index] = start + count
             if not row.room:
                 row.finished = row.finished or row.at_limit
-            gained.append((tuple(block), min(accepted[index], count)))
+            gained.append((tuple(block), min(accepted, count)))
         self.context.lengths = lengths
         self.cache.lengths = lengths - 1
         return gained
@@ -276,25 +281,42 @@ def _stops(decoder: Decoder, settings: Settings) -> Stops:
     return Stops(ids, strings, tuple(settings.stopping_criteria), decoder.tokenizer)
 
 
+def _fresh_seed(target: Model) -> int:
+    seeds = [secrets.randbits(63)]
+    if getattr(target, "is_shared_by_ranks", False):  # which must draw the same tokens
+        torch.distributed.broadcast_object_list(seeds, src=0)
+    return seeds[0]
+
+
 class _Clock:
-    """Seconds by phase, read after the device has done what it was asked."""
+    """Seconds by phase. A GPU's phases are read from events it passes, so that nothing waits for the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
-        self._phases: dict[str, float] = {}
         self.restart()
 
     def restart(self) -> None:
-        self._began = time.perf_counter()
+        self._laps: list[tuple[str, float, torch.cuda.Event | None]] = [("", *self._now())]
 
     def lap(self, phase: str) -> None:
+        self._laps.append((phase, *self._now()))
+
+    def _now(self) -> tuple[float, torch.cuda.Event | None]:
+        event = None
         if self._cuda:
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self._phases[phase] = self._phases.get(phase, 0.0) + now - self._began
-        self._began = now
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self._device))
+        return time.perf_counter(), event
 
     def timings(self) -> Timings:
-        """The phases since the last call."""
-        phases, self._phases = self._phases, {}
+        """The phases since restart(). On a GPU what the host does after the last phase but one is not seen by the
+        device, so that one is the host's time."""
+        phases: dict[str, float] = {}
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+        for (_, before, started), (phase, after, ended) in itertools.pairwise(self._laps):
+            seconds = after - before
+            if started is not None and ended is not None and phase != "other":
+                seconds = started.elapsed_time(ended) / 1000
+            phases[phase] = phases.get(phase, 0.0) + seconds
         return Timings(**phases)

@@ -113,7 +113,8 @@ class ModelDrafter:
                 tokens.append(logits.argmax(-1))
             else:
                 probs.append(probabilities(logits, self.sampling))
-                tokens.append(draw(probs[-1], uniforms[:, index]))
+                # where there is nothing to draw from, any token will do: the rule can't keep it
+                tokens.append(draw(probs[-1], uniforms[:, index]).clamp(min=0))
         return Proposal(torch.stack(tokens, 1), torch.stack(probs, 1) if probs else None, counts)
 
     def observe(self, outcome: Outcome) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sybil.errors import InvalidSetting, NumericalFailure
+from sybil.errors import InvalidSetting
 
 COLDEST = 1e-6  # a temperature below it would take logits beyond what float32 holds
 Processor = Callable[[Tensor, Tensor], Tensor]
@@ -52,15 +52,12 @@ class Sampling:
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distributions sampled from, rows of logits (..., vocab) -> rows that sum to 1, float32 at least.
 
-    Raises NumericalFailure where a row has NaN, +inf, or nothing finite."""
+    A row with NaN, +inf or nothing finite becomes NaN, from which draw() draws nothing."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if not bool(torch.isfinite(logits.amax(-1)).all()):
-        raise NumericalFailure(
-            "the model's logits hold NaN or infinity, so there is no distribution to draw from: "
-            "check its weights, or load it with dtype=torch.float32"
-        )
     if sampling.greedy:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        chosen = likeliest(logits)[..., None]
+        one_hot = torch.zeros_like(logits).scatter_(-1, chosen.clamp(min=0), 1.0)
+        return torch.where(chosen >= 0, one_hot, math.nan)
     scaled = logits / sampling.temperature
     if 0 < sampling.top_k < scaled.shape[-1]:
         least = scaled.topk(sampling.top_k, dim=-1).values[..., -1:]
@@ -75,6 +72,12 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
         probs = probs / probs.sum(-1, keepdim=True)
     return probs
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The greedy tokens (...) of logits (..., vocab); -1 where a row has NaN, +inf or nothing finite."""
+    best, chosen = logits.max(-1)
+    return torch.where(best.isfinite(), chosen, -1)
 
 
 def process(logits: Tensor, prefixes: list[Tensor], wanted: Tensor, processors: tuple[Processor, ...]) -> Tensor:
@@ -96,10 +99,13 @@ def process(logits: Tensor, prefixes: list[Tensor], wanted: Tensor, processors: 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse-CDF draws: probs (..., vocab), uniforms (...) in [0, 1) -> tokens (...), int64.
 
-    A token without mass is never drawn; rows need not be normalised. The sums run in float64."""
+    A token without mass is never drawn, and -1 where a row is NaN or has none at all; rows need not be
+    normalised. The sums run in float64."""
     cdf = probs.double().cumsum(-1)
-    point = uniforms.double().to(probs.device)[..., None] * cdf[..., -1:]
-    return torch.searchsorted(cdf, point, right=True).squeeze(-1)
+    total = cdf[..., -1]
+    point = uniforms.double().to(probs.device) * total
+    token = torch.searchsorted(cdf, point[..., None], right=True).squeeze(-1)
+    return torch.where(total > 0, token, -1)
 
 
 class Noise:

@@ -34,7 +34,8 @@ class Proposed:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """accepted: (batch,) in 0..counts; next_token: (batch,), the recovered or bonus token."""
+    """accepted: (batch,) in 0..counts; next_token: (batch,), the recovered or bonus token, -1 where what it
+    would be drawn from is no distribution (logits of NaN or infinity)."""
 
     accepted: Tensor
     next_token: Tensor
@@ -64,12 +65,20 @@ def token(proposed: Proposed, accept_noise: Tensor, next_noise: Tensor) -> Verdi
     # p'(x) = norm(max(0, p_{n+1}(x) - q_{n+1}(x))), or p_{n+1} itself where nothing was rejected
     rows = torch.arange(len(tokens), device=tokens.device)
     next_probs = target_probs[rows, accepted]  # (batch, vocab)
-    rejected = accepted < counts
-    if bool(rejected.any()):
-        place = accepted.clamp(max=gamma - 1)
-        left = residual(next_probs, _draft_row(proposed, rows, place))
-        next_probs = torch.where(rejected[:, None], left, next_probs)
+    if gamma:
+        left = residual(next_probs, _draft_row(proposed, rows, accepted.clamp(max=gamma - 1)))
+        next_probs = torch.where((accepted < counts)[:, None], left, next_probs)
     return Verdict(accepted, draw(next_probs, next_noise))
+
+
+def greedy(tokens: Tensor, chosen: Tensor, counts: Tensor) -> Verdict:
+    """What every lossless rule says of a target that is certain: keep what it would have chosen itself.
+
+    tokens: (batch, gamma); chosen: (batch, gamma + 1), the target's likeliest tokens; counts: (batch,)."""
+    gamma = tokens.shape[1]
+    kept = (tokens == chosen[:, :gamma]) & (torch.arange(gamma, device=tokens.device) < counts[:, None])
+    accepted = kept.long().cumprod(1).sum(1)
+    return Verdict(accepted, chosen.gather(1, accepted[:, None])[:, 0])
 
 
 def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
@@ -77,7 +86,7 @@ def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
 
     They agree only where a rejection has probability 0 but for rounding, so what stands there is harmless."""
     left = (target_probs - draft_probs).clamp_(min=0)
-    return torch.where(left.sum(-1, keepdim=True) > 0, left, target_probs)
+    return torch.where(left.sum(-1, keepdim=True) == 0, target_probs, left)
 
 
 def _draft_at(draft_probs: Tensor | None, tokens: Tensor, like: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sybil.errors import InvalidSetting, NumericalFailure
-from sybil.sampling import Noise, Sampling, draw, probabilities, process
+from sybil.errors import InvalidSetting
+from sybil.sampling import Noise, Sampling, draw, likeliest, probabilities, process
 
 logit = st.one_of(st.floats(-30, 30), st.sampled_from([0.0, 1.0, -math.inf]))
 
@@ -51,12 +51,17 @@ def test_half_precision_logits_give_float32_probabilities() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_logits_that_make_no_distribution_are_refused(bad: float) -> None:
+def test_logits_that_make_no_distribution_draw_no_token(bad: float) -> None:
     logits = torch.zeros(2, 3, 5)
     logits[1, 2, 3] = bad
-    for sampling in (Sampling(), Sampling(1.0)):
-        with pytest.raises(NumericalFailure, match="NaN or infinity"):
-            probabilities(logits, sampling)
+    broken = torch.zeros(2, 3, dtype=torch.bool)
+    broken[1, 2] = True
+    for sampling in (Sampling(), Sampling(1.0), Sampling(0.5, top_k=2, top_p=0.9, min_p=0.1)):
+        probs = probabilities(logits, sampling)
+        assert probs.isnan().all(-1).equal(broken)
+        assert (draw(probs, torch.rand(2, 3)) < 0).equal(broken)
+    assert (likeliest(logits) < 0).equal(broken)
+    assert draw(torch.zeros(5), torch.tensor(0.5)) == -1
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,20 @@ def test_rows_are_judged_by_themselves() -> None:
         assert int(alone.next_token) == together.next_token[row]
 
 
+@given(st.integers(0, 2**32), st.integers(0, 4))
+def test_greedy_is_the_token_rule_of_a_certain_target(seed: int, gamma: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 3, (6, gamma), generator=generator)
+    chosen = torch.randint(0, 3, (6, gamma + 1), generator=generator)
+    counts = torch.randint(0, gamma + 1, (6,), generator=generator)
+    certain = torch.nn.functional.one_hot(chosen, 3).double()
+    noise = torch.rand(6, gamma, generator=generator), torch.rand(6, generator=generator)
+    wanted = verification.token(Proposed(tokens, None, certain, counts), *noise)
+    found = verification.greedy(tokens, chosen, counts)
+    assert found.accepted.equal(wanted.accepted)
+    assert found.next_token.equal(wanted.next_token)
+
+
 def test_a_token_of_no_mass_is_never_kept_even_by_zero_noise() -> None:
     target = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
     proposed = Proposed(torch.tensor([[0]]), torch.tensor([[[1.0, 0.0]]]), target, torch.tensor([1]))

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sybil.cli.models import (
@@ -22,6 +20,7 @@ from sybil.cli.models import (
     dtype_named,
     names,
 )
+from sybil.cli.terminal import make_console, make_progress, make_table
 from sybil.errors import InvalidSetting
 from sybil.measuring import compare as measuring
 from sybil.measuring import files, plots, prompts
@@ -46,9 +45,7 @@ def compare(
     device: DeviceOption = None,
 ) -> None:
     """Run transformers, its assisted generation, and Sybil without and with the draft over the same prompts."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no edge to wrap at
+    console = make_console()
     chosen_target, chosen_draft = names(pair, target, draft)
     if chosen_draft is None:
         raise InvalidSetting(f"target {chosen_target} has no draft to compare with: add --draft")
@@ -74,10 +71,9 @@ def compare(
         comparison = measuring.Comparison(task)
     path.parent.mkdir(parents=True, exist_ok=True)
     done = frozenset((row["prompt"], row["contender"]) for row in rows)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     interrupted = False
     try:
-        with Progress(*columns, console=console) as progress:
+        with make_progress(console) as progress:
             total = len(chosen) * len(measuring.CONTENDERS)
             bar = progress.add_task("measuring", total=total, completed=len(done))
             for row in comparison.rows(chosen, done):
@@ -106,15 +102,12 @@ def compare(
 
 
 def _table(summaries: list[measuring.Summary], console: Console) -> Table:
-    """For a terminal, or as Markdown for a file."""
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN)
     between = "\n" if console.is_terminal else " "
-    table.add_column("decoder", no_wrap=True)
-    for heading in (
-        "ms/ token", "tokens/ s", "over transformers", "over Sybil, no draft",
+    headings = (
+        "decoder", "ms/ token", "tokens/ s", "over transformers", "over Sybil, no draft",
         "accepted", "tokens/ round", "first token, ms", "peak memory, MB",
-    ):  # fmt: skip
-        table.add_column(heading.replace("/ ", f"/{between.strip(' ')}"), justify="right")
+    )  # fmt: skip
+    table = make_table(console, *(heading.replace("/ ", f"/{between.strip(' ')}") for heading in headings))
     for row in summaries:
         table.add_row(
             row.contender,

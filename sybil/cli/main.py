@@ -9,6 +9,7 @@ import typer
 import sybil
 from sybil.cli.compare import compare
 from sybil.cli.generate import generate
+from sybil.cli.profile import profile
 
 app = typer.Typer(
     name="sybil",
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(compare)
+app.command()(profile)
 
 
 def _version(wanted: bool) -> None:

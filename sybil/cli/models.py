@@ -16,6 +16,9 @@ TargetOption = Annotated[str | None, typer.Option(help="Target: a hub id or a fo
 DraftOption = Annotated[str | None, typer.Option(help="Draft for --target: a hub id or a folder.")]
 GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or float64; by device if left out.")]
+DraftDtypeOption = Annotated[
+    str | None, typer.Option(help="The draft's own, int8 too; int8 on a CPU, the target's on a GPU if left out.")
+]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; the GPU, where there is one, if left out.")
 ]
@@ -29,11 +32,12 @@ def names(pair: str, target: str | None, draft: str | None) -> tuple[str, str | 
     return chosen.target, draft or chosen.draft
 
 
-def dtype_named(name: str | None) -> torch.dtype | None:
-    """torch's dtype of that name; raises InvalidSetting."""
+def dtype_named(name: str | None, *, draft: bool = False) -> torch.dtype | None:
+    """torch's dtype of that name, int8 for a draft alone; raises InvalidSetting."""
     if name is None:
         return None
-    if name not in ("float32", "float16", "bfloat16", "float64"):
-        raise InvalidSetting(f"dtype is {name!r}: use float32, float16, bfloat16 or float64")
+    known = ["float32", "float16", "bfloat16", "float64"] + ["int8"] * draft
+    if name not in known:
+        raise InvalidSetting(f"{'draft_dtype' if draft else 'dtype'} is {name!r}: use {', '.join(known)}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype

@@ -1,11 +1,62 @@
-"""Medians and the intervals around them."""
+"""Measuring several things side by side; medians and the intervals around them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from sybil.models import Model
+
+STREAM, STREAM_BYTES = "stream", 512 << 20  # far more than any cache holds
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleave(
+    cases: Mapping[str, Callable[[], object]], passes: int, device: torch.device
+) -> Iterator[dict[str, float]]:
+    """Milliseconds of every case, a pass at a time, each pass in an order of its own, so that none is always run
+    while the same other thing is in the processor's caches. A pass before the first warms up and isn't told."""
+    order, generator = list(cases), random.Random(0)
+    for count in range(passes + 1):
+        generator.shuffle(order)
+        sample = {}
+        for name in order:
+            synchronise(device)
+            began = time.perf_counter()
+            cases[name]()
+            synchronise(device)
+            sample[name] = 1e3 * (time.perf_counter() - began)
+        if count:
+            yield {name: sample[name] for name in cases}
+
+
+def forward_case(model: Model, tokens: int, depth: int) -> Callable[[], Tensor]:
+    """A forward of some tokens after depth others that are in the cache."""
+    ids = torch.arange(depth + tokens)[None] % model.vocab_size
+    cache, lengths = model.new_cache(1, depth + tokens), torch.tensor([depth])
+    model.prefill(ids[:, :depth], cache)
+
+    def run() -> Tensor:
+        cache.lengths = lengths
+        return model.forward(ids[:, depth:], cache)
+
+    return run
+
+
+def stream_case(device: torch.device) -> Callable[[], Tensor]:
+    """A read of STREAM_BYTES from memory: what the machine's bandwidth is taken from."""
+    return torch.ones(STREAM_BYTES // 4, device=device).sum
 
 
 @dataclass(frozen=True, slots=True)
