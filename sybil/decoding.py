@@ -21,6 +21,7 @@ from sybil.results import FinishReason, Generation, Stats, Step, Timings
 from sybil.sampling import Noise, likeliest, probabilities, process
 from sybil.settings import Settings
 from sybil.stopping import Stops
+from sybil.transfer import upload
 from sybil.verification import Proposed, Rule, Verdict
 
 Inputs = str | Sequence[str] | Sequence[Tensor] | Tensor
@@ -191,7 +192,7 @@ class _Run:
                 f"the target's cache holds {self.cache.lengths.tolist()} tokens where {(context.lengths - 1).tolist()} "
                 "are due: this is a defect of Sybil, please report it"
             )
-        last = context.tokens.gather(1, context.lengths[:, None] - 1).to(proposal.tokens.device)
+        last = upload(context.tokens.gather(1, context.lengths[:, None] - 1), proposal.tokens.device)
         logits = self.target.forward(torch.cat([last, proposal.tokens], 1), self.cache)  # (batch, gamma + 1, vocab)
         clock.lap("verify")
 
@@ -219,11 +220,11 @@ class _Run:
             proposed = tokens.cpu()
             prefixes = [torch.cat(pair) for pair in zip(self.context.prefixes(), proposed, strict=True)]
             logits = process(logits, prefixes, self._wanted(proposed, counts), self.sampling.processors)
-        counts = counts.to(logits.device)
+        counts = upload(counts, logits.device)
         if self.sampling.greedy:
             return verification.greedy(tokens, likeliest(logits), counts)
-        accept_noise = self.context.uniforms(tokens.shape[1], Noise.ACCEPT)
-        next_noise = self.context.uniforms(1, Noise.NEXT)[:, 0]
+        accept_noise = upload(self.context.uniforms(tokens.shape[1], Noise.ACCEPT), logits.device)
+        next_noise = upload(self.context.uniforms(1, Noise.NEXT)[:, 0], logits.device)
         if draft_probs is not None:
             draft_probs = draft_probs.to(logits.device)
         target_probs = probabilities(logits, self.sampling)

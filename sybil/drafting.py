@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sybil.models import Model, feed
 from sybil.sampling import Noise, Sampling, draw, probabilities, process
+from sybil.transfer import upload
 
 
 @dataclass(slots=True)
@@ -102,7 +103,7 @@ class ModelDrafter:
             return Proposal.nothing(len(counts))
         known = context.tokens.clamp(max=self.model.vocab_size - 1)  # the target's padding may hold a token more
         logits = feed(self.model, self.cache, known, context.lengths)  # (batch, vocab)
-        uniforms = None if self.sampling.greedy else context.uniforms(gamma, Noise.PROPOSE)
+        uniforms = None if self.sampling.greedy else upload(context.uniforms(gamma, Noise.PROPOSE), logits.device)
         tokens: list[Tensor] = []
         probs: list[Tensor] = []
         for index in range(gamma):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from tiny import foreign, gpt2, in_sybil, llama, windowed
+from tiny import fixed, foreign, gpt2, in_sybil, llama, windowed
 from transformers import PreTrainedModel
 
 from sybil.models import Model, feed
@@ -85,8 +85,14 @@ def machine(reference: PreTrainedModel, model: Model) -> type[RuleBasedStateMach
 
 @pytest.mark.parametrize(
     ("reference", "wrap"),
-    [(gpt2(), in_sybil), (windowed(), in_sybil), (gpt2(), foreign), (llama(), foreign)],
-    ids=["own gpt2", "own mistral", "transformers gpt2", "transformers llama"],
+    [
+        pytest.param(gpt2(), in_sybil, id="own gpt2"),
+        pytest.param(windowed(), in_sybil, id="own mistral"),
+        pytest.param(gpt2(), fixed, id="gpt2 of fixed shapes"),
+        pytest.param(windowed(), fixed, id="mistral of fixed shapes"),
+        pytest.param(gpt2(), foreign, id="transformers' gpt2"),
+        pytest.param(llama(), foreign, id="transformers' llama"),
+    ],
 )
 def test_cached_logits_are_uncached_logits(reference: PreTrainedModel, wrap: Any) -> None:
     run_state_machine_as_test(

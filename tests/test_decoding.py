@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import foreign, gpt2, greedy, in_sybil, letters, llama, perturbed, prompts
+from tiny import fixed, foreign, gpt2, greedy, in_sybil, letters, llama, perturbed, prompts
 from torch import Tensor
 from transformers import (
     MaxLengthCriteria,
@@ -23,6 +23,7 @@ import sybil
 from sybil import Decoder, Stats, Step
 from sybil.drafting import Context, DraftModel, ModelDrafter, Outcome, Proposal
 from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalFailure, PromptTooLong, UnsupportedModel
+from sybil.models.static import StaticCache
 
 COUNT = 24
 
@@ -343,6 +344,21 @@ def test_rotary_scalings_that_look_at_the_longest_row_end_the_context_where_they
     out = decoder(foreign(model)).generate(prompts([9]), max_new_tokens=COUNT, eos_token_id=[])
     assert out.finish_reasons == ("context",)
     assert foreign(llama()).context == 64
+
+
+def test_fixed_shapes_give_the_same_tokens_and_a_cache_is_used_again() -> None:
+    target, draft = fixed(gpt2()), fixed(perturbed(gpt2(), 0.05))
+    rows = prompts([3, 40, 17])
+    wanted = decoder().generate(rows, max_new_tokens=COUNT, gamma=3, eos_token_id=[])
+    stores = set()
+    for _ in range(2):
+        cache = target.new_cache(3, 70)
+        assert isinstance(cache, StaticCache)
+        stores.add(id(cache.store))
+        del cache
+        found = decoder(target, draft).generate(rows, max_new_tokens=COUNT, gamma=3, eos_token_id=[])
+        assert [row.tolist() for row in found.tokens] == [row.tolist() for row in wanted.tokens]
+    assert len(stores) == 1
 
 
 def test_text_needs_a_tokenizer() -> None:

@@ -23,6 +23,7 @@ from transformers import (
 
 from sybil.models import checkpoints
 from sybil.models.huggingface import HuggingFaceModel
+from sybil.models.static import StaticCaches
 from sybil.models.transformer import Transformer
 
 
@@ -74,6 +75,13 @@ def in_float64(model: PreTrainedModel) -> PreTrainedModel:
 def in_sybil(model: PreTrainedModel) -> Transformer:
     """Sybil's own forward with the model's weights."""
     return checkpoints.from_state(model.config.to_dict(), model.state_dict(), model.dtype, model.device, "tiny")
+
+
+def fixed(model: PreTrainedModel) -> Transformer:
+    """in_sybil() with fixed shapes, as on a GPU."""
+    ours = in_sybil(model)
+    ours._static = StaticCaches(ours._cache)
+    return ours
 
 
 def foreign(model: PreTrainedModel) -> HuggingFaceModel:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sybil.models.cache import Cache
+from sybil.transfer import upload
 
 
 class Model(Protocol):
@@ -43,7 +44,8 @@ def feed(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> Tensor:
     starts, block = _missing(cache, tokens, until)
     logits = model.forward(block, cache)
     cache.lengths = until.clone()
-    return logits[torch.arange(len(until)), (until - starts - 1).to(logits.device)]
+    last = upload(until - starts - 1, logits.device)[:, None, None]
+    return logits.gather(1, last.expand(-1, -1, logits.shape[-1]))[:, 0]
 
 
 def prefill(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> None:

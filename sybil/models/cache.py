@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sybil.transfer import upload
+
 
 class Cache(Protocol):
     """What the loop and the drafters know of a cache."""
@@ -37,10 +39,6 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.int64)
 
-    def layout(self, count: int, window: int | None = None) -> Layout:
-        """Where the next count tokens of each row go, and which keys each of them sees: the last window, or all."""
-        return Layout(self.lengths, count, self.keys.device, window)
-
     def write(self, layer: int, keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Write (batch, kv_heads, count, head size) at the layout's places; the layer's keys and values so far."""
         all_keys, all_values = self.keys[layer], self.values[layer]
@@ -55,7 +53,7 @@ class KVCache:
 
 
 class Layout:
-    """The places of count tokens after lengths, one row beside another. Made once a forward.
+    """Where the next count tokens of each row go, and which keys each of them sees: the last window, or all.
 
     positions: (batch, count); mask: (batch, 1, count, end), True where a token may look, or None
     where it may look everywhere."""
@@ -65,13 +63,29 @@ class Layout:
         self.start, self.end = max(counts), max(counts) + count
         self.even = min(counts) == self.start
         places = torch.arange(count)
-        self.positions = (lengths[:, None] + places).to(device)
+        self.positions = upload(lengths[:, None] + places, device)
         self.rows = torch.arange(len(counts), device=device)[:, None]
         self.mask: Tensor | None = None
         windowed = window is not None and window < self.end
         if count > 1 or not self.even or windowed:
-            keys, positions = torch.arange(self.end, device=device), self.positions[..., None]
-            seen = keys <= positions  # (batch, count, end)
-            if window is not None:
-                seen &= keys > positions - window
-            self.mask = seen[:, None]
+            self.mask = _mask(self.positions, self.end, window)
+
+    @classmethod
+    def static(cls, lengths: Tensor, count: int, end: int, window: int | None = None) -> Layout:
+        """A layout whose shapes depend on count and end only, lengths (batch,) being read where they are: on the
+        device, which may be a GPU that replays what follows with other lengths."""
+        layout = cls.__new__(cls)
+        layout.even, layout.start, layout.end = False, 0, end
+        layout.positions = lengths[:, None] + torch.arange(count, device=lengths.device)
+        layout.rows = torch.arange(len(lengths), device=lengths.device)[:, None]
+        layout.mask = _mask(layout.positions, end, window)
+        return layout
+
+
+def _mask(positions: Tensor, end: int, window: int | None) -> Tensor:
+    """(batch, 1, count, end), True where the token at a position may look."""
+    keys, at = torch.arange(end, device=positions.device), positions[..., None]
+    seen = keys <= at
+    if window is not None:
+        seen &= keys > at - window
+    return seen[:, None]

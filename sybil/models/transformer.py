@@ -15,6 +15,8 @@ from torch import Tensor
 from sybil.models.cache import KVCache, Layout
 from sybil.models.linear import Activation, Linear, Way, can_pack, linear
 from sybil.models.shape import Shape
+from sybil.models.static import LONGEST, StaticCache, StaticCaches
+from sybil.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,10 @@ class Transformer:
     [{layer}.query_norm.weight], [{layer}.key_norm.weight], {layer}.attention_out, {layer}.mlp_norm, {layer}.mlp_in
     (gated: the gate's rows, then those it multiplies), {layer}.mlp_out, [final_norm], [head.weight]."""
 
-    def __init__(self, shape: Shape, weights: Mapping[str, Tensor], way: Way | None = None) -> None:
+    def __init__(
+        self, shape: Shape, weights: Mapping[str, Tensor], way: Way | None = None, static: bool | None = None
+    ) -> None:
+        """way: of the products, see models.linear; static: fixed shapes, see models.static; None is on a GPU."""
         self.shape = shape
         self.vocab_size, self.context = shape.vocab_size, shape.context
         self.weight_bytes = 0
@@ -126,39 +131,57 @@ class Transformer:
         else:
             self.head = product("head")
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        self._static = StaticCaches(self._cache) if static or (static is None and self.device.type == "cuda") else None
+
+    def _cache(self, batch: int, capacity: int) -> KVCache:
         shape = self.shape
         return KVCache(shape.layers, batch, shape.kv_heads, capacity, shape.head_size, self.dtype, self.device)
 
+    def new_cache(self, batch: int, capacity: int) -> KVCache | StaticCache:
+        return self._static.take(batch, capacity) if self._static else self._cache(batch, capacity)
+
     @torch.inference_mode()
-    def forward(self, tokens: Tensor, cache: KVCache) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
         """tokens (B, n) -> logits (B, n, vocab); writes the tokens at each row's length, advances it by n."""
-        x = self._hidden(tokens, cache)
+        if isinstance(cache, StaticCache) and tokens.shape[1] <= LONGEST:
+            logits = cache.forward(self._logits, tokens, self.shape.window)
+            cache.lengths = cache.lengths + tokens.shape[1]
+            return logits
+        return self._finish(self._at_lengths(tokens, cache))
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Tensor, cache: KVCache | StaticCache) -> None:
+        """forward() without the logits."""
+        self._at_lengths(tokens, cache)
+
+    def _at_lengths(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
+        store = cache.store if isinstance(cache, StaticCache) else cache
+        layout = Layout(cache.lengths, tokens.shape[1], self.device, self.shape.window)
+        cache.lengths = cache.lengths + tokens.shape[1]
+        return self._hidden(upload(tokens, self.device), store, layout)
+
+    def _logits(self, tokens: Tensor, store: KVCache, layout: Layout) -> Tensor:
+        return self._finish(self._hidden(tokens, store, layout))
+
+    def _finish(self, x: Tensor) -> Tensor:
         if self.final_norm:
             x = self.final_norm(x)
         if self.project_out:
             x = self.project_out(x)
         return self.head(x)
 
-    @torch.inference_mode()
-    def prefill(self, tokens: Tensor, cache: KVCache) -> None:
-        """forward() without the logits."""
-        self._hidden(tokens, cache)
-
-    def _hidden(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        layout = cache.layout(tokens.shape[1], self.shape.window)
+    def _hidden(self, tokens: Tensor, store: KVCache, layout: Layout) -> Tensor:
         # a padded row may stand past the context: what is computed there is never read
         positions = layout.positions.clamp(max=self.context - 1)
         rotation = None
         if self.rotations:
             cosines, sines = self.rotations
             rotation = cosines[positions][:, None], sines[positions][:, None]
-        call = Call(cache, layout, rotation)
+        call = Call(store, layout, rotation)
 
-        x = self._embed(tokens.to(self.device), positions)
+        x = self._embed(tokens, positions)
         for layer, block in enumerate(self.blocks):
             x = self._layer(layer, block, x, call)
-        cache.lengths = cache.lengths + tokens.shape[1]
         return x
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
