@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 from pathlib import Path
 
 import torch
@@ -28,6 +31,13 @@ class PeakMemory:
         peak = torch.cuda.max_memory_allocated(self._device) if self._cuda else _resident("VmHWM")
         if peak is not None and self._start is not None:
             self.growth = max(peak - self._start, 0)
+
+
+def release() -> None:
+    """Give freed memory back to the system, where it takes it: what stayed would hide the next growth."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_peak() -> bool:

@@ -22,11 +22,13 @@
 #define LANES 8
 #endif
 #endif
-#define PANEL (2 * LANES) /* outputs computed together */
-#ifndef AHEAD
-#define AHEAD 0
+#define WIDE 3               /* vectors of outputs, and */
+#define TILE 3               /* rows of inputs, computed together: enough sums to hide each other's delay, in registers */
+#define PANEL (WIDE * LANES) /* outputs computed together */
+#ifndef BLOCK
+#define BLOCK (1 << 14)      /* bytes of weights that every row is multiplied by before the next come */
 #endif
-#define TILE 6            /* rows computed together: 2 * TILE accumulators fit the registers */
+#define MOST_ROWS 128        /* whose sums are kept while a panel is gone through */
 
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -137,72 +139,94 @@ static inline Lanes widen(Ints word, int part, const int storage) {
     return __builtin_convertvector(word << (24 - 8 * part) >> 24, Lanes);
 }
 
-/* sums[row] = x[row] @ one panel; rows and storage are constants wherever this is inlined. */
+/* sums[row] += x[row] @ so many inputs of one panel, while the weights that come next are fetched: `ahead`, of which a
+   word's step fetches `stride` bytes. rows and storage are constants wherever this is inlined. */
 static inline __attribute__((always_inline)) void multiply(
-    const int32_t *panel, const float *x, int32_t inputs, const int rows, const int storage, Lanes sums[TILE][2]) {
+    const int32_t *panel, const float *x, int64_t row_size, int32_t inputs, const char *ahead, int32_t stride,
+    const int rows, const int storage, Lanes sums[TILE][WIDE]) {
     const int per = per_word(storage);
-    Lanes left[TILE], right[TILE];
-    for (int row = 0; row < TILE; row++) left[row] = right[row] = all(0.0f);
-    for (int64_t input = 0; input < inputs; input += per, panel += PANEL) {
-        Ints first = *(const Ints *)panel, second = *(const Ints *)(panel + LANES);
-        if (AHEAD) __builtin_prefetch(panel + AHEAD), __builtin_prefetch(panel + AHEAD + 16);
+    Lanes total[TILE][WIDE];
+    for (int row = 0; row < rows; row++)
+        for (int at = 0; at < WIDE; at++) total[row][at] = sums[row][at];
+    for (int64_t input = 0; input < inputs; input += per, panel += PANEL, ahead += stride) {
+        Ints words[WIDE];
+        for (int at = 0; at < WIDE; at++) words[at] = *(const volatile Ints *)(panel + at * LANES);
+        __builtin_prefetch(ahead);
 #pragma GCC unroll 4
         for (int part = 0; part < per; part++) {
             if (part && input + part >= inputs) break;
-            Lanes wide_first = widen(first, part, storage), wide_second = widen(second, part, storage);
-#pragma GCC unroll 6
+            Lanes weights[WIDE];
+            for (int at = 0; at < WIDE; at++) weights[at] = widen(words[at], part, storage);
+#pragma GCC unroll 4
             for (int row = 0; row < rows; row++) {
-                Lanes value = all(x[(int64_t)row * inputs + input + part]);
-                left[row] += value * wide_first;
-                right[row] += value * wide_second;
+                Lanes value = all(x[row * row_size + input + part]);
+                for (int at = 0; at < WIDE; at++) total[row][at] += value * weights[at];
             }
         }
     }
-    for (int row = 0; row < rows; row++) sums[row][0] = left[row], sums[row][1] = right[row];
+    for (int row = 0; row < rows; row++)
+        for (int at = 0; at < WIDE; at++) sums[row][at] = total[row][at];
 }
 
-static inline __attribute__((always_inline)) void multiply_rows(
-    const int32_t *panel, const float *x, int32_t inputs, int rows, const int storage, Lanes sums[TILE][2]) {
-    switch (rows) {
-    case 1: multiply(panel, x, inputs, 1, storage, sums); break;
-    case 2: multiply(panel, x, inputs, 2, storage, sums); break;
-    case 3: multiply(panel, x, inputs, 3, storage, sums); break;
-    case 4: multiply(panel, x, inputs, 4, storage, sums); break;
-    case 5: multiply(panel, x, inputs, 5, storage, sums); break;
-    default: multiply(panel, x, inputs, 6, storage, sums);
+#define MULTIPLY(rows, storage) multiply(panel, x, row_size, inputs, ahead, stride, rows, storage, sums)
+static void multiply_tile(const int32_t *panel, const float *x, int64_t row_size, int32_t inputs, const char *ahead,
+                          int32_t stride, int32_t rows, int32_t storage, Lanes sums[TILE][WIDE]) {
+    switch (TILE * storage + rows) {
+    case 1: MULTIPLY(1, FLOAT32); break;
+    case 2: MULTIPLY(2, FLOAT32); break;
+    case 3: MULTIPLY(3, FLOAT32); break;
+    case 4: MULTIPLY(1, BFLOAT16); break;
+    case 5: MULTIPLY(2, BFLOAT16); break;
+    case 6: MULTIPLY(3, BFLOAT16); break;
+    case 7: MULTIPLY(1, INT8); break;
+    case 8: MULTIPLY(2, INT8); break;
+    default: MULTIPLY(3, INT8);
     }
 }
 
-/* out (rows, outputs) = activation(x @ weight.T + bias) + residual, for some of the panels.
-   gated: a panel holds LANES gates and their LANES values, and out is (rows, outputs / 2) of activation(gate) * value. */
-static void product(const Product *p, int32_t panel, int32_t end, const float *x, float *out, const float *residual,
-                    int32_t rows, int32_t activation, int32_t gated) {
-    int32_t width = gated ? p->outputs / 2 : p->outputs, step = gated ? LANES : PANEL;
-    int32_t tiles = (rows + TILE - 1) / TILE, tile = (rows + tiles - 1) / tiles;
-    Lanes sums[TILE][2];
-    for (; panel < end; panel++) {
-        const int32_t *weight = (const int32_t *)p->weight + panel * words(p) * PANEL;
-        int32_t kept = smaller(step, width - panel * step);
-        for (int32_t from = 0; from < rows; from += tile) {
-            int32_t count = smaller(tile, rows - from);
-            const float *values = x + (int64_t)from * p->inputs;
-            if (p->storage == FLOAT32) multiply_rows(weight, values, p->inputs, count, FLOAT32, sums);
-            else if (p->storage == BFLOAT16) multiply_rows(weight, values, p->inputs, count, BFLOAT16, sums);
-            else multiply_rows(weight, values, p->inputs, count, INT8, sums);
-            for (int32_t row = 0; row < count; row++) {
-                float result[PANEL];
-                for (int half = 0; half < 2; half++) {
-                    Lanes value = sums[row][half];
-                    if (p->scale) value *= load(p->scale + panel * PANEL + half * LANES);
-                    if (p->bias) value += load(p->bias + panel * PANEL + half * LANES);
-                    if (!gated || half == 0) value = activate(value, activation);
-                    store(result + half * LANES, value);
-                }
-                if (gated) store(result, load(result) * load(result + LANES));
-                int64_t at = (int64_t)(from + row) * width + panel * step;
-                for (int32_t lane = 0; lane < kept; lane++)
-                    out[at + lane] = residual ? residual[at + lane] + result[lane] : result[lane];
+/* sums (rows) = x @ one panel. */
+static void panel_sums(const Product *p, int32_t panel, const float *x, int32_t rows, Lanes (*sums)[WIDE]) {
+    const int32_t per = per_word(p->storage), most = BLOCK / (4 * PANEL) * per;
+    const int32_t tiles = (rows + TILE - 1) / TILE, tile = (rows + tiles - 1) / tiles;
+    const int32_t *weight = (const int32_t *)p->weight + panel * words(p) * PANEL;
+    memset(sums, 0, rows * sizeof(sums[0]));
+    for (int32_t input = 0; input < p->inputs; input += most) {
+        int32_t inputs = smaller(most, p->inputs - input), size = (inputs + per - 1) / per * PANEL;
+        for (int32_t row = 0; row < rows; row += tile)
+            multiply_tile(weight, x + (int64_t)row * p->inputs + input, p->inputs, inputs,
+                          (const char *)(weight + size) + (int64_t)4 * size * row / rows, 4 * PANEL / tiles,
+                          smaller(tile, rows - row), p->storage, sums + row);
+        weight += size;
+    }
+}
+
+static inline Lanes finish(const Product *p, int32_t panel, int32_t at, Lanes value) {
+    if (p->scale) value *= load(p->scale + panel * PANEL + at * LANES);
+    if (p->bias) value += load(p->bias + panel * PANEL + at * LANES);
+    return value;
+}
+
+/* out (rows, outputs) = activation(x @ weight.T + bias) + residual, one panel of it.
+   gated: a panel of gates lies before each one of what they open; out (rows, outputs / 2) = activation(gate) * value. */
+static void product(const Product *p, int32_t panel, const float *x, float *out, const float *residual, int32_t rows,
+                    int32_t activation, int32_t gated) {
+    const int32_t width = gated ? p->outputs / 2 : p->outputs, kept = smaller(PANEL, width - panel * PANEL);
+    const int32_t which = gated ? 2 * panel : panel;
+    Lanes sums[MOST_ROWS][WIDE], opened[MOST_ROWS][WIDE];
+    for (int32_t first = 0; first < rows; first += MOST_ROWS) {
+        int32_t some = smaller(MOST_ROWS, rows - first);
+        panel_sums(p, which, x + (int64_t)first * p->inputs, some, sums);
+        if (gated) panel_sums(p, which + 1, x + (int64_t)first * p->inputs, some, opened);
+        for (int32_t row = 0; row < some; row++) {
+            float result[PANEL];
+            for (int32_t at = 0; at < WIDE; at++) {
+                Lanes value = activate(finish(p, which, at, sums[row][at]), activation);
+                if (gated) value *= finish(p, which + 1, at, opened[row][at]);
+                store(result + at * LANES, value);
             }
+            int64_t place = (int64_t)(first + row) * width + panel * PANEL;
+            for (int32_t lane = 0; lane < kept; lane++)
+                out[place + lane] = residual ? residual[place + lane] + result[lane] : result[lane];
         }
     }
 }
@@ -315,11 +339,13 @@ static void wait(Stage *stage, int32_t items) {
         wait(stage++, all_items);                                                            \
     }
 #define NORM(which, from, to) EACH(row, rows, normalise(m, which, (from) + row * width, (to) + row * width, width))
-#define PRODUCT(which, from, to, residual, activation, gated)                                                \
-    {                                                                                                        \
-        const int32_t panels = whole((which)->outputs, PANEL) / PANEL, parts = smaller(panels, 8 * threads); \
-        EACH(part, parts, product(which, (int64_t)panels * part / parts, (int64_t)panels * (part + 1) / parts, \
-                                  from, to, residual, rows, activation, gated))                              \
+#define PRODUCT(which, from, to, residual, activation, gated)                                                   \
+    {                                                                                                           \
+        const int32_t panels = whole((which)->outputs / ((gated) + 1), PANEL) / PANEL;                           \
+        const int32_t parts = smaller(panels, 8 * threads);                                                     \
+        EACH(part, parts, for (int64_t panel = (int64_t)panels * part / parts;                                  \
+                               panel < (int64_t)panels * (part + 1) / parts; panel++)                           \
+                              product(which, panel, from, to, residual, rows, activation, gated))               \
     }
 
 static int64_t stages(const Model *m) { return 9 * m->layers + 6; }

@@ -193,7 +193,7 @@ class NativeTransformer:
         if built is None:
             raise UnsupportedModel("native.c isn't built here: install a C compiler, or load through Transformer")
         self.shape, self.vocab_size, self.context, self.storage = shape, shape.vocab_size, shape.context, storage
-        self._library, self._lanes = built, built.sybil_lanes()
+        self._library, self._lanes, self._panel = built, built.sybil_lanes(), built.sybil_panel()
         self._kept: list[object] = []
         self._arena = _Arena()
         token_embedding = self._product(weights, "token_embedding")  # the largest first, while little else is there
@@ -282,12 +282,12 @@ class NativeTransformer:
         gated = self.shape.gated and name.endswith("mlp_in")
 
         def panels(tensor: Tensor) -> Tensor:
-            """(outputs, ...) -> (panels, panel, ...), padded with zeros; a gated one is half gates, half values."""
-            unit, parts = (self._lanes, 2) if gated else (2 * self._lanes, 1)
+            """(outputs, ...) -> (panels, panel, ...), padded with zeros; gated: of gates and of values in turn."""
+            parts = 2 if gated else 1
             each, rest = outputs // parts, tensor.shape[1:]
-            padded = tensor.new_zeros(parts, -(-each // unit) * unit, *rest)
+            padded = tensor.new_zeros(parts, -(-each // self._panel) * self._panel, *rest)
             padded[:, :each] = tensor.view(parts, each, *rest)
-            return padded.view(parts, -1, unit, *rest).transpose(0, 1).flatten(1, 2)
+            return padded.view(parts, -1, self._panel, *rest).transpose(0, 1).flatten(0, 1)
 
         scale = None
         if self.storage == torch.int8:

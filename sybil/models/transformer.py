@@ -117,6 +117,7 @@ class Transformer:
 
         self.token_embedding = take("token_embedding")  # (vocab, embedding width)
         self.device, self.dtype = self.token_embedding.device, self.token_embedding.dtype
+        self.storage = torch.int8 if way == "int8" else self.dtype
         self.position_embedding = None if shape.position_offset is None else take("position_embedding")
         self.rotations = shape.rotary and shape.rotary.tables(shape.context, self.dtype, self.device)
         projected = shape.embedding_width != shape.width

@@ -1,0 +1,136 @@
+"""The engine's bars, measured: `python benchmarks/engine.py flat`, `step`, `replay` or `bits`, on an idle machine.
+
+Each prints what was found beside what was asked for, and appends it all to the file that --out names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import Progress, TaskID
+
+from sybil.cli.terminal import make_console, make_progress, make_table
+from sybil.measuring import engine, files
+from sybil.measuring.machine import describe
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = make_console()
+
+OutOption = Annotated[Path, typer.Option(help="JSONL file to append the result to.")]
+PassesOption = Annotated[int, typer.Option(min=2, help="How often everything is measured.")]
+OUT = Path("sybil-engine.jsonl")
+
+
+def _ticking(progress: Progress, bar: TaskID) -> engine.Tick:
+    return lambda what: progress.update(bar, advance=1, description=what)
+
+
+def _finish(command: str, result: engine.Result, out: Path) -> None:
+    """Print the bars, append the record."""
+    table = make_table(console, command, "found", "95 % interval", "bar", "")
+    for bar in result.bars:
+        found, bound = bar.found, bar.at_least if bar.at_most is None else bar.at_most
+        asked = "" if bound is None else f"at {'least' if bar.at_most is None else 'most'} {bound:g}"
+        told = f"{found.low:.3f} to {found.high:.3f}" if found.low < found.high else ""
+        verdict = {True: "met", False: "missed", None: ""}[bar.met]
+        table.add_row(bar.what, f"{found.value:.3f}", told, asked, verdict)
+    console.print(table)
+    _append(command, result.record(), out)
+
+
+def _append(command: str, record: dict[str, Any], out: Path) -> None:
+    about = describe(torch.device("cpu"))
+    date = time.strftime("%Y-%m-%d")
+    files.append(out, {"command": command, "date": date, **about, **record})
+    console.print(
+        f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers "
+        f"{about['transformers']}, commit {about['commit'] or 'none'}, {date}; appended to {out}",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def flat(passes: PassesOption = 30, out: OutOption = OUT) -> None:
+    """Verification is flat: 9 tokens cost at most 1.25 times 1 token."""
+    with make_progress(console) as progress:
+        result = engine.flat(passes, _ticking(progress, progress.add_task("flat", total=3 * passes)))
+    _finish("flat", result, out)
+
+
+@app.command()
+def step(passes: PassesOption = 30, out: OutOption = OUT) -> None:
+    """A GPT-2 Medium step beside transformers' forward, and its share of the streaming bandwidth."""
+    with make_progress(console) as progress:
+        result = engine.step(passes, _ticking(progress, progress.add_task("step", total=passes)))
+    _finish("step", result, out)
+
+
+@app.command()
+def replay(
+    prompts: Annotated[int, typer.Option(min=1, help="Random prompts a workload.")] = 2,
+    repetitions: Annotated[int, typer.Option(min=1, help="Runs of a prompt by each decoder.")] = 5,
+    new_tokens: Annotated[int, typer.Option(min=8, help="New tokens a run.")] = 64,
+    out: OutOption = OUT,
+) -> None:
+    """A replay at 75 % acceptance: how much faster speculation is when its costs are real."""
+    plan = engine.ReplayPlan(prompts=prompts, repetitions=repetitions, new_tokens=new_tokens)
+    runs = sum(2 + (engine.TRANSFORMERS in bounds) for bounds in engine.REPLAY_BARS.values()) * prompts * repetitions
+    with make_progress(console) as progress:
+        result = engine.replay(plan, _ticking(progress, progress.add_task("replay", total=runs)))
+    _finish("replay", result, out)
+
+
+@app.command()
+def bits(
+    tokens: Annotated[int, typer.Option(min=1, help="Greedy tokens to compare in each dtype.")] = 100_000,
+    out: OutOption = OUT,
+) -> None:
+    """Speculative tokens against autoregressive ones, float32 and bfloat16: exit 1 if a single one differs."""
+    rows: list[engine.Bits] = []
+    interrupted = False
+    try:
+        with make_progress(console) as progress:
+            bar = progress.add_task("bits", total=2 * tokens)
+            for row in engine.bits(tokens):
+                rows.append(row)
+                what = f"{row.pair} {row.dtype}, gamma {row.gamma}, batch {row.batch}"
+                progress.update(bar, advance=row.compared, description=what)
+    except KeyboardInterrupt:
+        interrupted = True
+        console.print("interrupted: what was compared so far")
+    compared: Counter[tuple[str, str]] = Counter()
+    differing: Counter[tuple[str, str]] = Counter()
+    accepted: Counter[tuple[str, str]] = Counter()
+    proposed: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        key = row.dtype, row.pair
+        compared[key] += row.compared
+        differing[key] += row.differing
+        accepted[key] += row.accepted
+        proposed[key] += row.proposed
+    table = make_table(console, "bits", "tokens compared", "accepted", "differing")
+    for key, count in compared.items():
+        rate = accepted[key] / max(proposed[key], 1)
+        table.add_row(" ".join(key), str(count), f"{rate:.0%}", str(differing[key]))
+    verdict = "missed" if differing.total() else "met" if not interrupted else "met so far"
+    table.add_row("all (bar: 0 differ)", str(compared.total()), "", f"{differing.total()}, {verdict}")
+    console.print(table)
+    pairs = [
+        {"dtype": dtype, "pair": pair, "compared": count, "differing": differing[dtype, pair]}
+        for (dtype, pair), count in compared.items()
+    ]
+    _append("bits", {"compared": compared.total(), "differing": differing.total(), "pairs": pairs}, out)
+    if differing.total():
+        raise typer.Exit(1)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+if __name__ == "__main__":
+    app()

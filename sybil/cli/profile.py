@@ -1,0 +1,138 @@
+"""sybil profile: where a round's time goes, and how near the forwards come to the memory's bandwidth."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sybil.cli.models import (
+    DeviceOption,
+    DraftDtypeOption,
+    DraftOption,
+    DtypeOption,
+    GammaOption,
+    PairOption,
+    TargetOption,
+    dtype_named,
+    names,
+)
+from sybil.cli.terminal import make_console, make_progress, make_table
+from sybil.errors import InvalidSetting
+from sybil.measuring import files, plots
+from sybil.measuring import profile as measuring
+from sybil.measuring.machine import describe
+from sybil.measuring.workload import token_rate
+from sybil.measuring.workload import workload as workload_named
+from sybil.pairs import choose_device, default_dtype, load
+from sybil.settings import Settings
+
+
+def profile(
+    pair: PairOption = "stdlib",
+    target: TargetOption = None,
+    draft: DraftOption = None,
+    workload: Annotated[
+        str | None, typer.Option(help="A published shape with random weights: gpt2:medium, gpt2:xl or opt:1.3b.")
+    ] = None,
+    gamma: GammaOption = 4,
+    acceptance: Annotated[float, typer.Option(help="Of a workload's proposals, the part that is accepted.")] = 0.75,
+    passes: Annotated[int, typer.Option(help="How often everything is measured; the medians are told.")] = 30,
+    out: Annotated[Path, typer.Option(help="Folder for the numbers (JSON) and the chart (PNG).")] = Path(
+        "sybil-profile"
+    ),
+    dtype: DtypeOption = None,
+    draft_dtype: DraftDtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Milliseconds of a draft step, of verifying 1 to 17 tokens and of a round's parts, and the memory they take."""
+    console = make_console()
+    if passes < 1:
+        raise InvalidSetting(f"passes is {passes}: use an integer of 1 or more")
+    Settings(gamma=gamma)  # refused here, before anything is loaded
+    token_rate(acceptance, gamma)
+    if out.exists() and not out.is_dir():
+        raise InvalidSetting(f"out is {out}, which is a file: name a folder")
+    chosen_device = choose_device(device)
+    chosen = dtype_named(dtype) or default_dtype(chosen_device)
+    chosen_draft = dtype_named(draft_dtype, draft=True)
+    if workload is not None:
+        workload_named(workload)
+    with console.status("loading the models"):
+        if workload is not None:
+            subject = measuring.of_workload(workload, chosen, chosen_draft, chosen_device, acceptance, gamma)
+        else:
+            names_chosen = names(pair, target, draft)
+            decoder = load(
+                names_chosen[0], draft=names_chosen[1], dtype=chosen, draft_dtype=chosen_draft, device=chosen_device
+            )
+            subject = measuring.of_pair(" with ".join(filter(None, names_chosen)), decoder)
+        measured = measuring.Profile(subject, gamma)
+
+    path = out / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    samples: list[dict[str, float]] = []
+    interrupted = False
+    try:
+        with make_progress(console) as progress:
+            bar = progress.add_task("measuring", total=passes)
+            for sample in measured.passes(passes):
+                samples.append(sample)
+                progress.advance(bar)
+    except KeyboardInterrupt:
+        interrupted = True
+        console.print(f"interrupted after {len(samples)} of {passes} passes")
+    if samples:
+        out.mkdir(parents=True, exist_ok=True)
+        report = measuring.summarise(samples, measured.bytes_read)
+        about = describe(chosen_device)
+        kernels = measured.kernels(path.with_suffix(".trace.json")) if chosen_device.type == "cuda" else {}
+        precisions = [str(each).removeprefix("torch.") for each in measured.precisions]
+        caption = (
+            f"{subject.title}; target {precisions[0]}, draft {precisions[1]}, greedy, gamma {gamma}, medians of "
+            f"{report.passes} passes on {about['processor']}, {about['threads']} threads, torch {about['torch']}, "
+            f"commit {about['commit'] or 'none'}"
+        )
+        record = {
+            "title": subject.title, "replay": subject.replay, "dtype": precisions[0], "draft_dtype": precisions[1],
+            "gamma": gamma, "device": str(chosen_device), "date": time.strftime("%Y-%m-%d"), **about,
+            **asdict(report), "memory": measured.memory, "kernels": kernels, "samples": samples,
+        }  # fmt: skip
+        files.replace(path, json.dumps(record, indent=1).encode())
+        chart = path.with_suffix(".png")
+        plots.profile(report, caption, chart)
+        _print(console, report, measured.memory, kernels)
+        console.print(caption, style="dim", soft_wrap=True)
+        console.print(f"numbers: {path}   chart: {chart}", soft_wrap=True)
+        if kernels:
+            console.print(f"trace, for ui.perfetto.dev: {path.with_suffix('.trace.json')}", soft_wrap=True)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _print(
+    console: Console, report: measuring.Report, memory: dict[str, int | None], kernels: dict[str, float]
+) -> None:
+    forwards = make_table(console, "forward", "ms", "weights, GB/s", "of streaming")
+    for forward in report.forwards:
+        forwards.add_row(forward.name, f"{forward.ms:.3f}", f"{forward.bandwidth / 1e9:.1f}", f"{forward.share:.0%}")
+    forwards.add_row("streaming from memory", "", f"{report.streaming / 1e9:.1f}", "100%")
+    parts = make_table(console, "in a round", "ms", "of it")
+    for part, ms in report.parts.items():
+        parts.add_row(part, f"{ms:.3f}", f"{ms / report.round_ms:.1%}")
+    parts.add_row("all", f"{report.round_ms:.3f}", "100.0%")
+    parts.add_row("neither model's forward", "", f"{report.overhead:.1%}")
+    held = make_table(console, "memory", "MB")
+    for part, count in memory.items():
+        held.add_row(part, "" if count is None else f"{count / 1e6:.1f}")
+    tables = [forwards, parts, held]
+    if kernels:
+        tables.append(make_table(console, "kernel", "ms a round"))
+        for name, ms in kernels.items():
+            tables[-1].add_row(name[:80], f"{ms:.3f}")
+    for table in tables:
+        console.print(table)

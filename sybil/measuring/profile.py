@@ -1,0 +1,258 @@
+"""Where a round's time goes, and how near the forwards are to what the memory can deliver."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sybil.decoding import Decoder
+from sybil.drafting import DraftModel
+from sybil.errors import InvalidSetting
+from sybil.measuring import prompts as texts
+from sybil.measuring import workload as workloads
+from sybil.measuring.memory import PeakMemory, release
+from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
+from sybil.models import Model
+from sybil.models.cache import KVCache
+from sybil.results import Step
+
+DRAFT_STEP, VERIFIED = "draft step", (1, 2, 4, 6, 9, 17)
+PARTS = ("draft forwards", "target forward", "sampling and rule", "everything else")
+NEW_TOKENS, DEPTH = 64, 128
+
+
+def verification(tokens: int) -> str:
+    """The name of a target forward over that many tokens."""
+    return f"verification of {tokens}"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is profiled. title: what it is, for people; prompts: (n,) each, some for the rounds."""
+
+    title: str
+    decoder: Decoder
+    prompts: list[Tensor]
+    replay: bool = False
+
+
+def of_pair(title: str, decoder: Decoder) -> Subject:
+    """A loaded pair over the shipped prompts, cut to half its context at most."""
+    assert decoder.tokenizer is not None  # a folder without one is refused by load
+    most = min(DEPTH, decoder.target.context // 2)
+    encoded = [decoder.tokenizer.encode(prompt.text).ids[:most] for prompt in texts.spread(texts.load(), 9)]
+    return Subject(title, decoder, [torch.tensor(ids) for ids in encoded if ids])
+
+
+def of_workload(
+    name: str,
+    dtype: torch.dtype,
+    draft_dtype: torch.dtype | None,
+    device: torch.device,
+    acceptance_rate: float,
+    gamma: int,
+) -> Subject:
+    """Published shapes with random weights, the draft replaying the target. draft_dtype: None is int8 on a CPU,
+    dtype elsewhere. Raises InvalidSetting."""
+    workload = workloads.workload(name)
+    target = workload.target.build(dtype, device)
+    draft = workload.draft.build(draft_dtype or (torch.int8 if device.type == "cpu" else dtype), device)
+    prompts = workload.prompts(1, DEPTH // 2)
+    scripts = workloads.record(target, prompts, NEW_TOKENS, acceptance_rate, gamma)
+    title = (
+        f"{name}: {workload.target.name} with {workload.draft.name}, random weights, a replay in which "
+        f"{acceptance_rate:.0%} of what is proposed is accepted"
+    )
+    return Subject(title, Decoder(target, workloads.Replay(draft, scripts)), prompts, replay=True)
+
+
+class _Timed:
+    """A model whose forwards are timed; on a GPU by events, so that nothing waits for the clock."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.vocab_size, self.context, self.device = model.vocab_size, model.context, model.device
+        self.weight_bytes, self.new_cache, self.prefill = model.weight_bytes, model.new_cache, model.prefill
+
+    def forward(self, tokens: Tensor, cache: Any) -> Tensor:
+        if self.device.type == "cuda":
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            began.record()
+            logits = self._model.forward(tokens, cache)
+            ended.record()
+            self._events.append((began, ended))
+            return logits
+        start = time.perf_counter()
+        logits = self._model.forward(tokens, cache)
+        self._seconds += time.perf_counter() - start
+        return logits
+
+    def seconds(self) -> float:
+        """Of all forwards since the last call."""
+        synchronise(self.device)
+        seconds: float = self._seconds + sum(began.elapsed_time(ended) for began, ended in self._events) / 1000
+        self._seconds, self._events = 0.0, []
+        return seconds
+
+
+class _Rounds:
+    """Greedy rounds over prompts that come again and again, those left out that do other work than most: a text's
+    first, in which the draft reads the prompt, and its last, in which less is proposed."""
+
+    def __init__(self, subject: Subject, draft: DraftModel, gamma: int, new_tokens: int) -> None:
+        self._prompts, self._gamma, self._new_tokens = subject.prompts, gamma, new_tokens
+        self._target, self._draft = _Timed(subject.decoder.target), _Timed(draft.model)
+        self._decoder = Decoder(self._target, replace(draft, model=self._draft))
+        self._rounds = self._all()
+
+    def __call__(self) -> dict[str, float]:
+        """A whole round's parts, in milliseconds: the mean of the next five but one, which finds the processor's
+        caches as something else has left them."""
+        next(self._rounds)
+        rounds = [next(self._rounds) for _ in range(5)]
+        return {part: fmean(each[part] for each in rounds) for part in PARTS}
+
+    def _all(self) -> Iterator[dict[str, float]]:
+        while True:
+            for prompt in self._prompts:
+                steps = self._decoder.stream([prompt], max_new_tokens=self._new_tokens, gamma=self._gamma)
+                next(steps)
+                yield from (parts for step, parts in self._measured(steps) if step.proposed == (self._gamma,))
+
+    def _measured(self, steps: Iterator[Step]) -> Iterator[tuple[Step, dict[str, float]]]:
+        self._draft.seconds(), self._target.seconds()  # what went before
+        for step in steps:
+            forwards, sample = (self._draft.seconds(), self._target.seconds()), step.timings.sample
+            seconds = (*forwards, sample, step.timings.total - sum(forwards) - sample)
+            yield step, {part: 1e3 * each for part, each in zip(PARTS, seconds, strict=True)}
+
+
+class Profile:
+    """The cases of one subject, measured a pass at a time."""
+
+    def __init__(self, subject: Subject, gamma: int) -> None:
+        target, draft = subject.decoder.target, subject.decoder.draft
+        if not isinstance(draft, DraftModel):
+            raise InvalidSetting(f"{subject.title} has no draft model: a profile takes a pair")
+        self.device, context = target.device, min(target.context, draft.model.context)
+        self.depth = min(DEPTH, context - max(VERIFIED))
+        new_tokens = min(NEW_TOKENS, context - max(map(len, subject.prompts), default=context))
+        if self.depth < 1 or new_tokens < 2 * (gamma + 1):  # a round that is whole comes second
+            raise InvalidSetting(
+                f"{subject.title} has a context of {context} and gamma is {gamma}: a profile needs a context of "
+                f"{max(VERIFIED) + 1} or more, and {2 * (gamma + 1)} tokens of {NEW_TOKENS} after its prompts"
+            )
+        self.memory = _memory(Decoder(target, draft), draft.model, subject.prompts[0], new_tokens, gamma)
+        self.precisions = precision(target), precision(draft.model)
+        self.bytes_read = {DRAFT_STEP: bytes_read(draft.model)}
+        self._cases = {STREAM: stream_case(self.device), DRAFT_STEP: forward_case(draft.model, 1, self.depth)}
+        for tokens in VERIFIED:
+            self._cases[verification(tokens)] = forward_case(target, tokens, self.depth)
+            self.bytes_read[verification(tokens)] = bytes_read(target)
+        self._rounds = _Rounds(subject, draft, gamma, new_tokens)
+
+    def passes(self, count: int) -> Iterator[dict[str, float]]:
+        """Every case once and a round's parts, in milliseconds, count times."""
+        for sample in interleave(self._cases, count, self.device):
+            yield sample | self._rounds()
+
+    def kernels(self, trace: Path) -> dict[str, float]:
+        """On a GPU: milliseconds a round of the ten kernels that take most; trace: a file for Perfetto."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            self._rounds()
+            synchronise(self.device)
+        profiler.export_chrome_trace(str(trace))
+        kernels = [event for event in profiler.key_averages() if event.device_type.name == "CUDA"]
+        kernels.sort(key=lambda event: -event.self_device_time_total)
+        return {event.key: event.self_device_time_total / 1e3 / 6 for event in kernels[:10]}
+
+
+def _memory(decoder: Decoder, draft: Model, prompt: Tensor, new_tokens: int, gamma: int) -> dict[str, int | None]:
+    """Bytes by part; peak: of weights, caches and all else in a generation, None where the system doesn't say."""
+    target, capacity = decoder.target, len(prompt) + new_tokens + gamma + 1
+    release()
+    with PeakMemory(target.device) as peak:
+        decoder.generate([prompt], max_new_tokens=new_tokens, gamma=gamma)
+    caches = [model.new_cache(1, capacity) for model in (target, draft)]
+    held = [cache.keys.nbytes + cache.values.nbytes if isinstance(cache, KVCache) else None for cache in caches]
+    weights = target.weight_bytes + draft.weight_bytes
+    return {
+        "target's weights": target.weight_bytes,
+        "draft's weights": draft.weight_bytes,
+        "target's cache": held[0],
+        "draft's cache": held[1],
+        "peak": None if peak.growth is None else weights + peak.growth,
+    }
+
+
+def precision(model: Model) -> torch.dtype | None:
+    """What the products' weights are kept in, None where it can't be told."""
+    owner = getattr(model, "model", model)  # transformers' own, inside a HuggingFaceModel
+    dtype: torch.dtype | None = getattr(owner, "storage", None) or getattr(owner, "dtype", None)
+    return dtype
+
+
+def bytes_read(model: Model) -> int:
+    """What a step has to read of the weights: every product's once, norms and the rows looked up left out.
+
+    For a foreign model all weights."""
+    shape, dtype = getattr(model, "shape", None), precision(model)
+    if shape is None or dtype is None:
+        return model.weight_bytes
+    heads, projected = shape.heads * shape.head_size, shape.embedding_width != shape.width
+    query_key_value = shape.width * (heads + 2 * shape.kv_heads * shape.head_size)
+    layer = query_key_value + heads * shape.width + (3 if shape.gated else 2) * shape.width * shape.inner
+    ends = shape.vocab_size * shape.embedding_width + 2 * projected * shape.width * shape.embedding_width
+    return int((shape.layers * layer + ends) * dtype.itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """ms: the median; bandwidth: bytes of weights a second; share: of the streaming bandwidth in the same run."""
+
+    name: str
+    ms: float
+    bandwidth: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Medians over the passes. parts: a round's, in ms; streaming: bytes a second; overhead: the share of a round
+    that is neither model's forward."""
+
+    forwards: list[Forward]
+    parts: dict[str, float]
+    streaming: float
+    overhead: float
+    passes: int
+
+    @property
+    def round_ms(self) -> float:
+        return sum(self.parts.values())
+
+
+def summarise(samples: Sequence[dict[str, float]], bytes_read: dict[str, int]) -> Report:
+    """samples: at least one, of Profile.passes; bytes_read: a Profile's."""
+    ms = {name: median(sample[name] for sample in samples) for name in samples[0]}
+    streaming = STREAM_BYTES / ms[STREAM] * 1e3
+    bandwidths = {name: count / ms[name] * 1e3 for name, count in bytes_read.items()}
+    parts = {name: ms[name] for name in PARTS}
+    return Report(
+        [Forward(name, ms[name], bandwidth, bandwidth / streaming) for name, bandwidth in bandwidths.items()],
+        parts,
+        streaming,
+        sum(parts[name] for name in PARTS[2:]) / sum(parts.values()),
+        len(samples),
+    )
