@@ -25,6 +25,7 @@ from sybil.models.linear import quantise
 from sybil.models.native import NativeTransformer
 from sybil.models.shape import Rotary, Shape
 from sybil.models.transformer import Transformer
+from sybil.pairs import embedded_folder
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C compiler here")
 
@@ -248,7 +249,8 @@ def test_without_a_compiler_the_operators_decode(variable: str, value: str, rebu
 
 
 def test_loading_takes_little_more_memory_than_the_model(tmp_path: Path) -> None:
-    config = GPT2Config(vocab_size=4096, n_positions=64, n_embd=512, n_layer=12, n_head=8, bos_token_id=0, eos_token_id=0)
+    sizes: dict[str, Any] = dict(vocab_size=4096, n_positions=64, n_embd=512, n_layer=12, n_head=8)
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
     model = GPT2LMHeadModel(config)
     model.save_pretrained(tmp_path, max_shard_size="40MB")
     size = 4 * model.num_parameters()
@@ -260,9 +262,12 @@ from sybil.models import checkpoints, native
 def resident(which):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(which))
 
-native.library()
+def load(folder):
+    return checkpoints.load(Path(folder), torch.float32, torch.device("cpu"))
+
+load({str(embedded_folder("stdlib/draft"))!r})  # the code itself
 before = resident("VmRSS")
-model = checkpoints.load(Path({str(tmp_path)!r}), torch.float32, torch.device("cpu"))
+model = load({str(tmp_path)!r})
 assert isinstance(model, native.NativeTransformer)
 print(resident("VmHWM") - before)
 """

@@ -38,6 +38,7 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.int64)
+        self.nbytes = self.keys.nbytes + self.values.nbytes
 
     def write(self, layer: int, keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Write (batch, kv_heads, count, head size) at the layout's places; the layer's keys and values so far."""

@@ -25,9 +25,7 @@
 #define WIDE 3               /* vectors of outputs, and */
 #define TILE 3               /* rows of inputs, computed together: enough sums to hide each other's delay, in registers */
 #define PANEL (WIDE * LANES) /* outputs computed together */
-#ifndef BLOCK
-#define BLOCK (1 << 14)      /* bytes of weights that every row is multiplied by before the next come */
-#endif
+#define BLOCK (1 << 13)      /* bytes of weights that every row is multiplied by before the next come */
 #define MOST_ROWS 128        /* whose sums are kept while a panel is gone through */
 
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -44,7 +42,7 @@ typedef struct { /* x @ weight.T * scale + bias; scale and bias may be NULL, and
 } Product;
 
 typedef struct {
-    const float *weight, *bias; /* NULL: there is none */
+    const float *weight, *bias; /* weight NULL: no norm; bias NULL: it adds none */
 } Norm;
 
 typedef struct {
@@ -63,8 +61,9 @@ typedef struct {
     const float *cosines, *sines; /* (context, rotary_size / 2) or NULL */
 } Model;
 
-typedef struct { /* (layers, batch, kv_heads, capacity, head stride) each; head stride: head size in whole lanes */
-    float *keys, *values;
+typedef struct { /* head stride: head size in whole lanes; capacity: whole lanes */
+    float *keys;   /* (layers, batch, kv_heads, head stride, capacity) */
+    float *values; /* (layers, batch, kv_heads, capacity, head stride) */
     int32_t batch, capacity;
 } Cache;
 
@@ -151,7 +150,7 @@ static inline __attribute__((always_inline)) void multiply(
     for (int64_t input = 0; input < inputs; input += per, panel += PANEL, ahead += stride) {
         Ints words[WIDE];
         for (int at = 0; at < WIDE; at++) words[at] = *(const volatile Ints *)(panel + at * LANES);
-        __builtin_prefetch(ahead);
+        __builtin_prefetch(ahead, 0, 1);
 #pragma GCC unroll 4
         for (int part = 0; part < per; part++) {
             if (part && input + part >= inputs) break;
@@ -192,10 +191,10 @@ static void panel_sums(const Product *p, int32_t panel, const float *x, int32_t 
     memset(sums, 0, rows * sizeof(sums[0]));
     for (int32_t input = 0; input < p->inputs; input += most) {
         int32_t inputs = smaller(most, p->inputs - input), size = (inputs + per - 1) / per * PANEL;
-        for (int32_t row = 0; row < rows; row += tile)
-            multiply_tile(weight, x + (int64_t)row * p->inputs + input, p->inputs, inputs,
-                          (const char *)(weight + size) + (int64_t)4 * size * row / rows, 4 * PANEL / tiles,
-                          smaller(tile, rows - row), p->storage, sums + row);
+        for (int32_t at = 0; at < tiles; at++)
+            multiply_tile(weight, x + (int64_t)at * tile * p->inputs + input, p->inputs, inputs,
+                          (const char *)(weight + size) + (int64_t)4 * size * at / tiles, 4 * PANEL / tiles,
+                          smaller(tile, rows - at * tile), p->storage, sums + at * tile);
         weight += size;
     }
 }
@@ -268,8 +267,10 @@ static float average(const float *x, int32_t size) {
 static void normalise(const Model *m, Norm norm, const float *x, float *out, int32_t size) {
     float mean = m->norm == LAYER ? average(x, size) : 0.0f;
     float factor = 1.0f / sqrtf(squares(x, size, mean) / (float)size + m->epsilon);
-    for (int32_t at = 0; at < size; at++)
-        out[at] = (x[at] - mean) * factor * (norm.weight ? norm.weight[at] : 1.0f) + (norm.bias ? norm.bias[at] : 0.0f);
+    if (norm.bias)
+        for (int32_t at = 0; at < size; at++) out[at] = (x[at] - mean) * factor * norm.weight[at] + norm.bias[at];
+    else
+        for (int32_t at = 0; at < size; at++) out[at] = (x[at] - mean) * factor * norm.weight[at];
 }
 
 /* Halves of the first rotary_size numbers of a head, rotated against each other. */
@@ -283,32 +284,53 @@ static void rotate(const Model *m, float *head, int64_t position) {
     }
 }
 
-/* softmax(query . keys * scale) . values over the keys from..last; out is one head of (whole lanes). */
-static void attend(const float *query, const float *keys, const float *values, int32_t from, int32_t last, int32_t stride,
-                   float scale, float *scores, float *out) {
-    int32_t count = last - from + 1, padded = whole(count, LANES);
-    keys += (int64_t)from * stride, values += (int64_t)from * stride;
-    float most = -INFINITY;
-    for (int32_t key = 0; key < count; key++) {
-        Lanes total = all(0.0f);
-        for (int32_t at = 0; at < stride; at += LANES) total += load(query + at) * load(keys + (int64_t)key * stride + at);
-        scores[key] = sum(total) * scale;
-        if (scores[key] > most) most = scores[key];
+/* scores of so many vectors of keys: query . keys * scale. Each key's sum is its own, vectors only share the queries. */
+static inline __attribute__((always_inline)) void score(const float *query, const float *keys, int64_t capacity,
+                                                        int32_t head_size, float scale, const int vectors, float *scores) {
+    Lanes total[vectors];
+    for (int at = 0; at < vectors; at++) total[at] = all(0.0f);
+    for (int64_t part = 0; part < head_size; part++)
+        for (int at = 0; at < vectors; at++) total[at] += all(query[part]) * load(keys + part * capacity + at * LANES);
+    for (int at = 0; at < vectors; at++) store(scores + at * LANES, total[at] * all(scale));
+}
+
+/* out = shares . values, for so many vectors of a head. */
+static inline __attribute__((always_inline)) void mix(const float *shares, const float *values, int32_t stride,
+                                                      int32_t from, int32_t last, float factor, const int vectors, float *out) {
+    Lanes total[vectors];
+    for (int at = 0; at < vectors; at++) total[at] = all(0.0f);
+    for (int64_t key = from; key <= last; key++)
+        for (int at = 0; at < vectors; at++) total[at] += all(shares[key]) * load(values + key * stride + at * LANES);
+    for (int at = 0; at < vectors; at++) store(out + at * LANES, total[at] * all(factor));
+}
+
+/* softmax(query . keys * scale) . values over the keys from..last. keys: (head size, capacity), so that a vector holds
+   as many keys and nothing is summed across one; values: (capacity, head stride); out: one head, in whole lanes. */
+static void attend(const float *query, const float *keys, const float *values, int64_t capacity, int32_t from, int32_t last,
+                   int32_t head_size, float scale, float *scores, float *out) {
+    const int32_t stride = whole(head_size, LANES), start = from / LANES * LANES, end = whole(last + 1, LANES);
+    int32_t at = start;
+    for (; at + 6 * LANES <= end; at += 6 * LANES) score(query, keys + at, capacity, head_size, scale, 6, scores + at);
+    for (; at < end; at += LANES) score(query, keys + at, capacity, head_size, scale, 1, scores + at);
+    for (int32_t key = start; key < from; key++) scores[key] = -INFINITY;
+    for (int32_t key = last + 1; key < end; key++) scores[key] = -INFINITY;
+
+    Lanes highest = all(-INFINITY), total = all(0.0f);
+    for (int32_t key = start; key < end; key += LANES) {
+        Lanes other = load(scores + key);
+        highest = choose(other > highest, other, highest);
     }
-    for (int32_t key = count; key < padded; key++) scores[key] = -INFINITY;
-    Lanes total = all(0.0f);
-    for (int32_t key = 0; key < padded; key += LANES) {
-        Lanes score = load(scores + key);
-        Lanes share = choose(score == all(-INFINITY), all(0.0f), exponential(score - all(most)));
+    float most = highest[0];
+    for (int lane = 1; lane < LANES; lane++) most = highest[lane] > most ? highest[lane] : most;
+    for (int32_t key = start; key < end; key += LANES) {
+        Lanes other = load(scores + key);
+        Lanes share = choose(other == all(-INFINITY), all(0.0f), exponential(other - all(most)));
         store(scores + key, share);
         total += share;
     }
-    float inverse = 1.0f / sum(total);
-    for (int32_t at = 0; at < stride; at += LANES) {
-        Lanes mixed = all(0.0f);
-        for (int32_t key = 0; key < count; key++) mixed += all(scores[key]) * load(values + (int64_t)key * stride + at);
-        store(out + at, mixed * all(inverse));
-    }
+    float factor = 1.0f / sum(total);
+    for (at = 0; at + 4 * LANES <= stride; at += 4 * LANES) mix(scores, values + at, stride, from, last, factor, 4, out + at);
+    for (; at < stride; at += LANES) mix(scores, values + at, stride, from, last, factor, 1, out + at);
 }
 
 /* ---- the forward ---- */
@@ -338,109 +360,121 @@ static void wait(Stage *stage, int32_t items) {
         }                                                                                    \
         wait(stage++, all_items);                                                            \
     }
-#define NORM(which, from, to) EACH(row, rows, normalise(m, which, (from) + row * width, (to) + row * width, width))
-#define PRODUCT(which, from, to, residual, activation, gated)                                                   \
-    {                                                                                                           \
-        const int32_t panels = whole((which)->outputs / ((gated) + 1), PANEL) / PANEL;                           \
-        const int32_t parts = smaller(panels, 8 * threads);                                                     \
-        EACH(part, parts, for (int64_t panel = (int64_t)panels * part / parts;                                  \
-                               panel < (int64_t)panels * (part + 1) / parts; panel++)                           \
-                              product(which, panel, from, to, residual, rows, activation, gated))               \
+#define PRODUCT(which, from, to, residual, activation, gated)                                     \
+    {                                                                                             \
+        const int32_t panels = whole((which)->outputs / ((gated) + 1), PANEL) / PANEL;             \
+        const int32_t parts = smaller(panels, 8 * threads);                                       \
+        EACH(part, parts, for (int64_t panel = (int64_t)panels * part / parts;                    \
+                               panel < (int64_t)panels * (part + 1) / parts; panel++)             \
+                              product(which, panel, from, to, residual, rows, activation, gated)) \
     }
 
-static int64_t stages(const Model *m) { return 9 * m->layers + 6; }
+static int64_t stages(const Model *m) { return 7 * m->layers + 5; }
 
 static int64_t widest(const Model *m) {
     int64_t most = m->width > m->token_embedding.inputs ? m->width : m->token_embedding.inputs;
     return most > (int64_t)m->heads * m->head_size ? most : (int64_t)m->heads * m->head_size;
 }
 
+/* Floats that each thread has for itself: normalised rows; a head; scores. */
+static int64_t private(const Model *m, int64_t rows, int64_t capacity) {
+    return whole(rows * m->width + whole(m->head_size, LANES) + capacity + 2 * LANES, 16);
+}
+
 /* How many floats a forward of so many rows needs to work in. */
 int64_t sybil_scratch(const Model *m, int64_t rows, int64_t capacity, int64_t threads) {
-    int64_t heads = m->heads + 2 * m->kv_heads, own = capacity + LANES + 2 * whole(m->head_size, LANES);
-    return rows * (3 * widest(m) + heads * m->head_size + m->inner) + threads * own + 16 * (stages(m) + 1);
+    int64_t heads = m->heads + 2 * m->kv_heads;
+    return 16 * (stages(m) + 1) + rows * (3 * widest(m) + heads * m->head_size + m->inner)
+           + threads * private(m, rows, capacity);
+}
+
+/* Each thread's own copy, for the product that follows: cheaper than waiting for others to share the work. A thread
+   that is late reads what the next stages have written, but finds nothing left to use it for. */
+static void norm_rows(const Model *m, Norm norm, const float *x, float *out, int32_t rows) {
+    for (int64_t row = 0; row < rows; row++) normalise(m, norm, x + row * m->width, out + row * m->width, m->width);
+}
+
+/* The attention of one row of the batch and one head of keys and values, whose group of queries it serves:
+   heads (count, each * head size) are rotated, keys and values go into the cache, out (count, heads * head size). */
+static void attention(const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row, int32_t kv_head,
+                      int64_t start, int32_t count, float *heads, float *out, float *own) {
+    const int32_t size = m->head_size, stride = whole(size, LANES), group = m->heads / m->kv_heads;
+    const int64_t joined = (int64_t)(m->heads + 2 * m->kv_heads) * size, capacity = cache->capacity;
+    const int64_t at = ((layer * cache->batch + row) * m->kv_heads + kv_head) * stride * capacity;
+    float *keys = cache->keys + at, *values = cache->values + at, *answer = own, *scores = own + stride;
+    for (int32_t token = 0; token < count; token++) {
+        int64_t place = start + token;
+        float *key = heads + token * joined + (m->heads + kv_head) * (int64_t)size;
+        if (block->key_norm.weight) normalise(m, block->key_norm, key, key, size);
+        if (m->rotary_size) rotate(m, key, smaller(place, m->context - 1));
+        for (int32_t each = 0; each < size; each++) keys[each * capacity + place] = key[each];
+        memcpy(values + place * stride, key + m->kv_heads * (int64_t)size, size * sizeof(float));
+        for (int32_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+            float *query = heads + token * joined + head * (int64_t)size;
+            if (block->query_norm.weight) normalise(m, block->query_norm, query, query, size);
+            if (m->rotary_size) rotate(m, query, smaller(place, m->context - 1));
+            int32_t from = m->window && place >= m->window ? place - m->window + 1 : 0;
+            attend(query, keys, values, capacity, from, place, size, m->attention_scale, scores, answer);
+            memcpy(out + (token * m->heads + head) * (int64_t)size, answer, size * sizeof(float));
+        }
+    }
 }
 
 /* tokens (batch, count) go in at each row's length; logits (batch * count, vocab), or NULL for a prefill. */
 void sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths, int32_t count,
                    float *logits, float *scratch, int32_t threads) {
-    const int32_t rows = cache->batch * count, width = m->width, head_size = m->head_size;
-    const int32_t stride = whole(head_size, LANES), mixed = m->heads * head_size, group = m->heads / m->kv_heads;
-    const int32_t each = m->heads + 2 * m->kv_heads, joined = each * head_size;
-    const int64_t per_head = (int64_t)cache->capacity * stride, per_layer = per_head * m->kv_heads * cache->batch;
+    const int32_t rows = cache->batch * count, width = m->width, embedded = m->token_embedding.inputs;
+    const int64_t joined = (int64_t)(m->heads + 2 * m->kv_heads) * m->head_size;
     Stage *const begin = (Stage *)(((uintptr_t)scratch + 63) / 64 * 64);
-    float *x = (float *)(begin + stages(m)), *normed = x + rows * widest(m), *second = normed + rows * widest(m);
-    float *heads = second + rows * widest(m), *inner = heads + (int64_t)rows * joined;
-    float *own = inner + (int64_t)rows * m->inner;
+    float *x = (float *)(begin + stages(m)), *mixed = x + rows * widest(m), *aside = mixed + rows * widest(m);
+    float *heads = aside + rows * widest(m), *inner = heads + rows * joined, *privates = inner + (int64_t)rows * m->inner;
     memset(begin, 0, stages(m) * sizeof(Stage));
 
 #pragma omp parallel num_threads(threads)
     {
 #ifdef _OPENMP
-        float *query = own + omp_get_thread_num() * (int64_t)(cache->capacity + LANES + 2 * stride);
+        float *own = privates + omp_get_thread_num() * private(m, rows, cache->capacity);
 #else
-        float *query = own;
+        float *own = privates;
 #endif
-        float *answer = query + stride, *scores = answer + stride;
+        float *normed = own, *rest = own + (int64_t)rows * width;
         Stage *stage = begin;
-#define PLACE(row) (lengths[(row) / count] + (row) % count)
-#define LEARNED(row) (m->positions + (smaller(PLACE(row), m->context - 1) + m->position_offset) * (int64_t)width)
 
-        float *embedded = m->project_in.weight ? normed : x;
-        EACH(row, rows, unpack(&m->token_embedding, tokens[row], embedded + row * m->token_embedding.inputs))
-        if (m->project_in.weight) PRODUCT(&m->project_in, embedded, x, NULL, NONE, 0)
+        float *first = m->project_in.weight ? mixed : x;
+        EACH(row, rows, unpack(&m->token_embedding, tokens[row], first + (int64_t)row * embedded))
+        if (m->project_in.weight) PRODUCT(&m->project_in, first, x, NULL, NONE, 0)
         if (m->positions) EACH(row, rows, {
-            const float *learned = LEARNED(row);
-            for (int32_t at = 0; at < width; at++) x[row * width + at] += learned[at];
+            int64_t place = lengths[row / count] + row % count;
+            const float *learned = m->positions + (smaller(place, m->context - 1) + m->position_offset) * (int64_t)width;
+            for (int32_t at = 0; at < width; at++) x[(int64_t)row * width + at] += learned[at];
         })
 
         for (int32_t layer = 0; layer < m->layers; layer++) {
             const Block *block = &m->blocks[layer];
-            float *keys = cache->keys + layer * per_layer, *values = cache->values + layer * per_layer;
-
-            if (!m->post_norm) NORM(block->attention_norm, x, normed)
-            if (m->parallel) NORM(block->mlp_norm, x, second)
+            if (!m->post_norm) norm_rows(m, block->attention_norm, x, normed, rows);
+            if (m->parallel)
+                EACH(row, rows, norm_rows(m, block->mlp_norm, x + (int64_t)row * width, aside + (int64_t)row * width, 1))
             PRODUCT(&block->query_key_value, m->post_norm ? x : normed, heads, NULL, NONE, 0)
-            EACH(row, rows, { /* keys are turned to their positions, and go into the cache with their values */
-                int64_t place = PLACE(row);
-                for (int32_t which = 0; which < each; which++) {
-                    float *head = heads + (int64_t)row * joined + which * head_size;
-                    int32_t kind = (which >= m->heads) + (which >= m->heads + m->kv_heads); /* query, key, value */
-                    if (kind < 2) {
-                        Norm norm = kind ? block->key_norm : block->query_norm;
-                        if (norm.weight) normalise(m, norm, head, head, head_size);
-                        if (m->rotary_size) rotate(m, head, smaller(place, m->context - 1));
-                    }
-                    if (kind == 0) continue;
-                    int64_t kv_head = row / count * m->kv_heads + (which - m->heads) % m->kv_heads;
-                    memcpy((kind == 1 ? keys : values) + kv_head * per_head + place * stride, head, head_size * 4);
-                }
+            EACH(unit, cache->batch * m->kv_heads, {
+                int64_t row = unit / m->kv_heads;
+                attention(m, block, cache, layer, row, unit % m->kv_heads, lengths[row], count,
+                          heads + row * count * joined, mixed + row * count * m->heads * m->head_size, rest);
             })
-            EACH(unit, rows * m->heads, {
-                int64_t row = unit % rows, head = unit / rows, place = PLACE(row);
-                int64_t at = (row / count * m->kv_heads + head / group) * per_head;
-                int32_t from = m->window && place >= m->window ? place - m->window + 1 : 0;
-                memset(query, 0, stride * 4); /* pads the head to whole lanes, as the cache's zeros do */
-                memcpy(query, heads + row * joined + head * head_size, head_size * 4);
-                attend(query, keys + at, values + at, from, place, stride, m->attention_scale, scores, answer);
-                memcpy(normed + row * mixed + head * head_size, answer, head_size * 4);
-            })
-            PRODUCT(&block->attention_out, normed, x, x, NONE, 0)
-            if (m->post_norm) NORM(block->attention_norm, x, x)
-            else if (!m->parallel) NORM(block->mlp_norm, x, second)
-            PRODUCT(&block->mlp_in, m->post_norm ? x : second, inner, NULL, m->activation, m->gated)
+            PRODUCT(&block->attention_out, mixed, x, x, NONE, 0)
+            if (m->post_norm)
+                EACH(row, rows, norm_rows(m, block->attention_norm, x + (int64_t)row * width, x + (int64_t)row * width, 1))
+            else if (!m->parallel) norm_rows(m, block->mlp_norm, x, normed, rows);
+            PRODUCT(&block->mlp_in, m->post_norm ? x : m->parallel ? aside : normed, inner, NULL, m->activation, m->gated)
             PRODUCT(&block->mlp_out, inner, x, x, NONE, 0)
-            if (m->post_norm) NORM(block->mlp_norm, x, x)
+            if (m->post_norm)
+                EACH(row, rows, norm_rows(m, block->mlp_norm, x + (int64_t)row * width, x + (int64_t)row * width, 1))
         }
         if (logits) {
             float *last = x;
-            if (m->final_norm.weight) {
-                NORM(m->final_norm, x, normed)
-                last = normed;
-            }
+            if (m->final_norm.weight) norm_rows(m, m->final_norm, x, last = normed, rows);
             if (m->project_out.weight) {
-                PRODUCT(&m->project_out, last, second, NULL, NONE, 0)
-                last = second;
+                PRODUCT(&m->project_out, last, mixed, NULL, NONE, 0)
+                last = mixed;
             }
             PRODUCT(&m->head, last, logits, NULL, NONE, 0)
         }

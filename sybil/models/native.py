@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sybil.errors import UnsupportedModel
-from sybil.models.cache import KVCache
 from sybil.models.linear import quantise
 from sybil.models.shape import Shape
 
@@ -162,13 +161,17 @@ class _Arena:
         return place.view(source.dtype).view(source.shape).copy_(source)
 
 
-class NativeCache(KVCache):
-    """A KVCache whose heads are padded to whole lanes, and the forward's working memory."""
+class NativeCache:
+    """Keys (layers, batch, heads, head size, capacity) and values (..., capacity, head size), both in whole lanes;
+    and the forward's working memory."""
 
     def __init__(self, shape: Shape, batch: int, capacity: int, lanes: int) -> None:
-        padded = -(-shape.head_size // lanes) * lanes
-        super().__init__(shape.layers, batch, shape.kv_heads, capacity, padded, torch.float32, torch.device("cpu"))
+        capacity, head_size = (-(-size // lanes) * lanes for size in (capacity, shape.head_size))
+        self.keys = torch.zeros(shape.layers, batch, shape.kv_heads, head_size, capacity)
+        self.values = torch.zeros(shape.layers, batch, shape.kv_heads, capacity, head_size)
+        self.lengths = torch.zeros(batch, dtype=torch.int64)
         self.native = _Cache(self.keys.data_ptr(), self.values.data_ptr(), batch, capacity)
+        self.nbytes = self.keys.nbytes + self.values.nbytes
         self.scratch = torch.empty(0)
 
 

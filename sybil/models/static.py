@@ -30,7 +30,7 @@ class StaticCache:
     """A generation's hold on keys and values that outlive it, with the forwards over them."""
 
     def __init__(self, store: KVCache, forwards: dict[tuple[int, int], StaticForward]) -> None:
-        self.store, self.forwards = store, forwards
+        self.store, self.forwards, self.nbytes = store, forwards, store.nbytes
         self.lengths = torch.zeros(len(store.lengths), dtype=torch.int64)
 
     def forward(self, compute: Compute, tokens: Tensor, window: int | None) -> Tensor:
