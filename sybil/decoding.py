@@ -22,7 +22,7 @@ from sybil.sampling import Noise, likeliest, probabilities, process
 from sybil.settings import Settings
 from sybil.stopping import Stops
 from sybil.transfer import upload
-from sybil.verification import Proposed, Rule, Verdict
+from sybil.verification import Proposed, Rule
 
 Inputs = str | Sequence[str] | Sequence[Tensor] | Tensor
 
@@ -137,6 +137,10 @@ class _Row:
     finished: FinishReason | None = None
 
     @property
+    def last(self) -> int:
+        return self.new[-1] if self.new else self.prompt[-1]
+
+    @property
     def room(self) -> int:
         return 0 if self.finished else self.limit - len(self.prompt) - len(self.new)
 
@@ -181,76 +185,79 @@ class _Run:
     @torch.inference_mode()
     def _round(self, clock: _Clock) -> Step:
         context = self.context
-        counts = torch.tensor([min(self.gamma, max(row.room - 1, 0)) for row in self.rows])
-        gamma = int(counts.max())
+        counts = [min(self.gamma, max(row.room - 1, 0)) for row in self.rows]
+        gamma = max(counts)
         proposal = self.drafter.propose(context, gamma) if self.drafter and gamma else Proposal.nothing(len(self.rows))
-        counts = torch.minimum(counts, proposal.counts)
+        counts = [min(pair) for pair in zip(counts, proposal.counts, strict=True)]
         clock.lap("draft")
 
-        if not torch.equal(self.cache.lengths, context.lengths - 1):
+        held, due = self.cache.lengths.tolist(), [length - 1 for length in context.lengths.tolist()]
+        if held != due:
             raise CacheOutOfStep(
-                f"the target's cache holds {self.cache.lengths.tolist()} tokens where {(context.lengths - 1).tolist()} "
-                "are due: this is a defect of Sybil, please report it"
+                f"the target's cache holds {held} tokens where {due} are due: "
+                "this is a defect of Sybil, please report it"
             )
-        last = upload(context.tokens.gather(1, context.lengths[:, None] - 1), proposal.tokens.device)
+        last = upload(torch.tensor([[row.last] for row in self.rows]), proposal.tokens.device)
         logits = self.target.forward(torch.cat([last, proposal.tokens], 1), self.cache)  # (batch, gamma + 1, vocab)
         clock.lap("verify")
 
-        tokens = proposal.tokens.to(logits.device)
-        verdict = self._judge(logits, tokens, proposal.probs, counts)
-        # all that the host must know, in one transfer: on a GPU the only time in a round that it waits
-        known = torch.cat([verdict.accepted[:, None], verdict.next_token[:, None], tokens], 1).cpu()
+        blocks = self._judge(logits, proposal.tokens.to(logits.device), proposal.probs, counts)
         clock.lap("sample")
 
-        kept = self._commit(known.tolist())
+        kept = self._commit(blocks)
         if self.drafter:
-            self.drafter.observe(Outcome(known[:, 0], context.lengths))
+            self.drafter.observe(Outcome([len(block) - 1 for block in blocks], context.lengths))
         clock.lap("other")
         return Step(
             tokens=tuple(tokens for tokens, _ in kept),
             accepted=tuple(accepted for _, accepted in kept),
-            proposed=tuple(counts.tolist()),
+            proposed=tuple(counts),
             finished=tuple(row.finished for row in self.rows),
             timings=clock.timings(),
         )
 
-    def _judge(self, logits: Tensor, tokens: Tensor, draft_probs: Tensor | None, counts: Tensor) -> Verdict:
-        """The rule's verdict on a proposal of tokens (batch, gamma)."""
+    def _judge(self, logits: Tensor, tokens: Tensor, draft_probs: Tensor | None, counts: list[int]) -> list[list[int]]:
+        """What each row gains of a proposal of tokens (batch, gamma): those accepted, and the next token.
+
+        All that the host must know comes in one transfer: on a GPU the only time in a round that it waits."""
+        gamma = tokens.shape[1]
         if self.sampling.processors:
-            proposed = tokens.cpu()
-            prefixes = [torch.cat(pair) for pair in zip(self.context.prefixes(), proposed, strict=True)]
-            logits = process(logits, prefixes, self._wanted(proposed, counts), self.sampling.processors)
-        counts = upload(counts, logits.device)
+            here = tokens.cpu()
+            prefixes = [torch.cat(pair) for pair in zip(self.context.prefixes(), here, strict=True)]
+            logits = process(logits, prefixes, self._wanted(here, counts), self.sampling.processors)
         if self.sampling.greedy:
-            return verification.greedy(tokens, likeliest(logits), counts)
-        accept_noise = upload(self.context.uniforms(tokens.shape[1], Noise.ACCEPT), logits.device)
+            known = torch.cat([tokens, likeliest(logits)], 1).tolist()
+            verdicts = [verification.greedy(row[:n], row[gamma:]) for row, n in zip(known, counts, strict=True)]
+            return [[*row[:n], following] for row, (n, following) in zip(known, verdicts, strict=True)]
+        accept_noise = upload(self.context.uniforms(gamma, Noise.ACCEPT), logits.device)
         next_noise = upload(self.context.uniforms(1, Noise.NEXT)[:, 0], logits.device)
         if draft_probs is not None:
             draft_probs = draft_probs.to(logits.device)
         target_probs = probabilities(logits, self.sampling)
-        return self.rule(Proposed(tokens, draft_probs, target_probs, counts), accept_noise, next_noise)
+        proposed = Proposed(tokens, draft_probs, target_probs, upload(torch.tensor(counts), logits.device))
+        verdict = self.rule(proposed, accept_noise, next_noise)
+        known = torch.cat([verdict.accepted[:, None], verdict.next_token[:, None], tokens], 1).tolist()
+        return [[*row[2 : 2 + row[0]], row[1]] for row in known]
 
-    def _wanted(self, tokens: Tensor, counts: Tensor) -> Tensor:
+    def _wanted(self, tokens: Tensor, counts: list[int]) -> Tensor:
         """(batch, gamma + 1), True where plain decoding could come to stand, and processors be asked: not in a row
         that has ended, not beyond what is proposed, not after a proposed end token."""
-        wanted = torch.arange(tokens.shape[1] + 1) <= counts[:, None]
+        wanted = torch.arange(tokens.shape[1] + 1) <= torch.tensor(counts)[:, None]
         wanted &= torch.tensor([row.room > 0 for row in self.rows])[:, None]
         if self.stops.eos:
             ended = torch.isin(tokens, torch.tensor(sorted(self.stops.eos))).cumsum(1) > 0
             wanted[:, 1:] &= ~ended
         return wanted
 
-    def _commit(self, known: list[list[int]]) -> list[tuple[tuple[int, ...], int]]:
-        """Append what each row gained, up to its stop; (tokens, how many of them were proposed) a row.
-
-        known: accepted, next token, and the proposed tokens, a row each."""
-        lengths = self.context.lengths.clone()
+    def _commit(self, blocks: list[list[int]]) -> list[tuple[tuple[int, ...], int]]:
+        """Append what each row gained, up to its stop; (tokens, how many of them were proposed) a row."""
+        tokens, lengths = self.context.tokens.numpy(), self.context.lengths.tolist()
         gained: list[tuple[tuple[int, ...], int]] = []
-        for index, (row, (accepted, following, *proposed)) in enumerate(zip(self.rows, known, strict=True)):
+        for index, (row, block) in enumerate(zip(self.rows, blocks, strict=True)):
             if not row.room:
                 gained.append(((), 0))
                 continue
-            block = [*proposed[:accepted], following]
+            accepted = len(block) - 1
             count, row.finished = self.stops.keep(row.prompt, row.new, block)
             block = block[:count]
             if block[-1] < 0:
@@ -259,14 +266,13 @@ class _Run:
                     "check its weights, or load it with dtype=torch.float32"
                 )
             row.new += block
-            start = int(lengths[index])
-            self.context.tokens[index, start : start + count] = torch.tensor(block)
-            lengths[index] = start + count
+            tokens[index, lengths[index] : lengths[index] + count] = block
+            lengths[index] += count
             if not row.room:
                 row.finished = row.finished or row.at_limit
             gained.append((tuple(block), min(accepted, count)))
-        self.context.lengths = lengths
-        self.cache.lengths = lengths - 1
+        self.context.lengths = torch.tensor(lengths)
+        self.cache.lengths = self.context.lengths - 1
         return gained
 
 

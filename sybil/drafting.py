@@ -36,24 +36,24 @@ class Context:
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """tokens: (batch, gamma); probs: (batch, gamma, vocab), those the tokens were really drawn from,
-    after every processor, or None where they were determined; counts: (batch,), how many of a row's
-    tokens are proposed (the rest is padding)."""
+    after every processor, or None where they were determined; counts: how many of each row's tokens are
+    proposed (the rest is padding)."""
 
     tokens: Tensor
     probs: Tensor | None
-    counts: Tensor
+    counts: list[int]
 
     @classmethod
     def nothing(cls, batch: int) -> Proposal:
         """No token for any row."""
-        return cls(torch.zeros(batch, 0, dtype=torch.int64), None, torch.zeros(batch, dtype=torch.int64))
+        return cls(torch.empty(batch, 0, dtype=torch.int64), None, [0] * batch)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """accepted: (batch,) proposed tokens kept; lengths: (batch,) tokens committed now."""
+    """accepted: of each row's proposed tokens; lengths: (batch,) tokens committed now."""
 
-    accepted: Tensor
+    accepted: list[int]
     lengths: Tensor
 
 
@@ -97,26 +97,28 @@ class ModelDrafter:
         self.cache = model.new_cache(batch, capacity)
 
     def propose(self, context: Context, gamma: int) -> Proposal:
-        counts = (self.model.context - context.lengths).clamp(0, gamma)
-        gamma = int(counts.max())
+        counts = [min(max(self.model.context - length, 0), gamma) for length in context.lengths.tolist()]
+        gamma = max(counts)
         if not gamma:
             return Proposal.nothing(len(counts))
-        known = context.tokens.clamp(max=self.model.vocab_size - 1)  # the target's padding may hold a token more
+        known = context.tokens
+        if self.model.vocab_size < self.vocab_size:  # the target's padding may hold a token more
+            known = known.clamp(max=self.model.vocab_size - 1)
         logits = feed(self.model, self.cache, known, context.lengths)  # (batch, vocab)
         uniforms = None if self.sampling.greedy else upload(context.uniforms(gamma, Noise.PROPOSE), logits.device)
         tokens: list[Tensor] = []
         probs: list[Tensor] = []
         for index in range(gamma):
             if index:
-                logits = self.model.forward(tokens[-1][:, None], self.cache)[:, -1]
+                logits = self.model.forward(tokens[-1], self.cache)[:, 0]
             logits = self._processed(logits, context, tokens)
             if uniforms is None:
-                tokens.append(logits.argmax(-1))
+                tokens.append(logits.argmax(-1, keepdim=True))
             else:
                 probs.append(probabilities(logits, self.sampling))
                 # where there is nothing to draw from, any token will do: the rule can't keep it
-                tokens.append(draw(probs[-1], uniforms[:, index]).clamp(min=0))
-        return Proposal(torch.stack(tokens, 1), torch.stack(probs, 1) if probs else None, counts)
+                tokens.append(draw(probs[-1], uniforms[:, index])[:, None].clamp(min=0))
+        return Proposal(torch.cat(tokens, 1), torch.stack(probs, 1) if probs else None, counts)
 
     def observe(self, outcome: Outcome) -> None:
         """Keep what is committed and really in the cache: its last proposed token never went in."""
@@ -129,7 +131,7 @@ class ModelDrafter:
             logits = F.pad(logits, (0, surplus), value=float("-inf"))  # negative: cuts the padding off
         if not self.sampling.processors:
             return logits
-        proposed = torch.stack(tokens, 1).cpu() if tokens else context.tokens[:, :0]
+        proposed = torch.cat(tokens, 1).cpu() if tokens else context.tokens[:, :0]
         prefixes = [torch.cat(pair) for pair in zip(context.prefixes(), proposed, strict=True)]
         everywhere = torch.ones(len(prefixes), 1, dtype=torch.bool)
         processed = process(logits[:, None], prefixes, everywhere, self.sampling.processors)[:, 0]

@@ -6,6 +6,7 @@ where a proposed token was rejected, the *bonus* from the target where none was.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,14 +72,14 @@ def token(proposed: Proposed, accept_noise: Tensor, next_noise: Tensor) -> Verdi
     return Verdict(accepted, draw(next_probs, next_noise))
 
 
-def greedy(tokens: Tensor, chosen: Tensor, counts: Tensor) -> Verdict:
-    """What every lossless rule says of a target that is certain: keep what it would have chosen itself.
+def greedy(proposed: Sequence[int], chosen: Sequence[int]) -> tuple[int, int]:
+    """What every lossless rule says of a row whose target is certain: (accepted, next token).
 
-    tokens: (batch, gamma); chosen: (batch, gamma + 1), the target's likeliest tokens; counts: (batch,)."""
-    gamma = tokens.shape[1]
-    kept = (tokens == chosen[:, :gamma]) & (torch.arange(gamma, device=tokens.device) < counts[:, None])
-    accepted = kept.long().cumprod(1).sum(1)
-    return Verdict(accepted, chosen.gather(1, accepted[:, None])[:, 0])
+    Kept is what the target would have chosen itself; chosen: its likeliest tokens, one more than are proposed."""
+    accepted = 0
+    while accepted < len(proposed) and proposed[accepted] == chosen[accepted]:
+        accepted += 1
+    return accepted, chosen[accepted]
 
 
 def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:

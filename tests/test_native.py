@@ -191,6 +191,18 @@ def test_greedy_speculative_output_is_autoregressive_output_bit_for_bit(dtype: t
         assert 0 < found.stats.accepted < found.stats.proposed
 
 
+@pytest.mark.parametrize("token", [-1, 37])
+def test_what_does_not_fit_is_an_error_and_no_memory_of_others(token: int) -> None:
+    model = NativeTransformer(SHAPES["gpt2"], random_weights(SHAPES["gpt2"]))
+    cache = model.new_cache(1, 8)
+    with pytest.raises(IndexError, match=str(token)):
+        model.forward(torch.tensor([[1, token]]), cache)
+    model.forward(torch.ones(1, 8, dtype=torch.int64), cache)
+    with pytest.raises(IndexError, match="a cache of 8"):
+        model.forward(torch.tensor([[1]]), cache)
+    assert cache.lengths.tolist() == [8]
+
+
 def test_two_threads_of_a_program_may_use_one_model() -> None:
     shape = SHAPES["wide"]
     model = NativeTransformer(shape, random_weights(shape), threads=2)

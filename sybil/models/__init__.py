@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Protocol
 
 import torch
@@ -39,13 +40,17 @@ def feed(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> Tensor:
 
     Rows may lack unequal numbers: all go in as one block, whose first tokens are, for some rows, in already
     (they are written again) and whose last, for rows too short, are padding beyond their length."""
-    if int((until - cache.lengths).max()) > 2:  # more than a round leaves: a prompt, whose logits nobody asked for
+    ends, held = until.tolist(), cache.lengths.tolist()
+    if max(map(operator.sub, ends, held)) > 2:  # more than a round leaves: a prompt, whose logits nobody asked for
         prefill(model, cache, tokens, until - 1)
     starts, block = _missing(cache, tokens, until)
     logits = model.forward(block, cache)
-    cache.lengths = until.clone()
-    last = upload(until - starts - 1, logits.device)[:, None, None]
-    return logits.gather(1, last.expand(-1, -1, logits.shape[-1]))[:, 0]
+    cache.lengths = until
+    last = [end - start - 1 for start, end in zip(starts, ends, strict=True)]
+    if last == last[:1] * len(last):
+        return logits[:, last[0]]
+    places = upload(torch.tensor(last), logits.device)[:, None, None]
+    return logits.gather(1, places.expand(-1, -1, logits.shape[-1]))[:, 0]
 
 
 def prefill(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> None:
@@ -53,14 +58,18 @@ def prefill(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> None:
     if bool((cache.lengths < until).any()):
         _, block = _missing(cache, tokens, until)
         model.prefill(block, cache)
-        cache.lengths = until.clone()
+        cache.lengths = until
 
 
-def _missing(cache: Cache, tokens: Tensor, until: Tensor) -> tuple[Tensor, Tensor]:
-    count = int((until - cache.lengths).max())
-    starts = (until - count).clamp(min=0)  # (batch,)
-    cache.lengths = starts
-    return starts, tokens.gather(1, starts[:, None] + torch.arange(count))
+def _missing(cache: Cache, tokens: Tensor, until: Tensor) -> tuple[list[int], Tensor]:
+    """Where each row goes on, and the tokens (batch, count) that bring it up to date."""
+    ends = until.tolist()
+    count = max(map(operator.sub, ends, cache.lengths.tolist()))
+    starts = [max(end - count, 0) for end in ends]
+    cache.lengths = torch.tensor(starts)
+    if starts == starts[:1] * len(starts):
+        return starts, tokens[:, starts[0] : starts[0] + count]
+    return starts, tokens.gather(1, cache.lengths[:, None] + torch.arange(count))
 
 
 __all__ = ["Cache", "Model", "feed", "prefill"]

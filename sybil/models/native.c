@@ -420,8 +420,9 @@ static void attention(const Model *m, const Block *block, const Cache *cache, in
     }
 }
 
-/* tokens (batch, count) go in at each row's length; logits (batch * count, vocab), or NULL for a prefill. */
-void sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths, int32_t count,
+/* tokens (batch, count) go in at each row's length; logits (batch * count, vocab), or NULL for a prefill.
+   0 where a token isn't of the vocabulary or finds no place in the cache: nothing has been done then. */
+int32_t sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths, int32_t count,
                    float *logits, float *scratch, int32_t threads) {
     const int32_t rows = cache->batch * count, width = m->width, embedded = m->token_embedding.inputs;
     const int64_t joined = (int64_t)(m->heads + 2 * m->kv_heads) * m->head_size;
@@ -429,6 +430,10 @@ void sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens, co
     float *x = (float *)(begin + stages(m)), *mixed = x + rows * widest(m), *aside = mixed + rows * widest(m);
     float *heads = aside + rows * widest(m), *inner = heads + rows * joined, *privates = inner + (int64_t)rows * m->inner;
     memset(begin, 0, stages(m) * sizeof(Stage));
+    for (int32_t row = 0; row < rows; row++)
+        if (tokens[row] < 0 || tokens[row] >= m->vocab_size) return 0;
+    for (int32_t row = 0; row < cache->batch; row++)
+        if (lengths[row] < 0 || lengths[row] + count > cache->capacity) return 0;
 
 #pragma omp parallel num_threads(threads)
     {
@@ -479,4 +484,5 @@ void sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens, co
             PRODUCT(&m->head, last, logits, NULL, NONE, 0)
         }
     }
+    return 1;
 }

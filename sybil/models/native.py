@@ -97,7 +97,7 @@ def library() -> ctypes.CDLL | None:
         return None
     built.sybil_scratch.restype = ctypes.c_int64
     built.sybil_scratch.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
-    built.sybil_forward.restype = None
+    built.sybil_forward.restype = ctypes.c_int32
     built.sybil_forward.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_int32, *[ctypes.c_void_p] * 2, ctypes.c_int32]
     return built
 
@@ -172,7 +172,13 @@ class NativeCache:
         self.lengths = torch.zeros(batch, dtype=torch.int64)
         self.native = _Cache(self.keys.data_ptr(), self.values.data_ptr(), batch, capacity)
         self.nbytes = self.keys.nbytes + self.values.nbytes
-        self.scratch = torch.empty(0)
+        self.address = ctypes.addressof(self.native)
+        self.scratch, self.scratch_address, self.rows = torch.empty(0), 0, 0
+
+    def make_room(self, rows: int, floats: int) -> None:
+        """Working memory for calls of so many rows."""
+        self.scratch, self.rows = torch.empty(floats), rows
+        self.scratch_address = self.scratch.data_ptr()
 
 
 class NativeTransformer:
@@ -230,6 +236,7 @@ class NativeTransformer:
             cosines=self._keep(cosines),
             sines=self._keep(sines),
         )
+        self._address = ctypes.addressof(self._model)
         self.weight_bytes = self._arena.used
         small = self.weight_bytes < ONE_THREAD_BYTES
         self._threads = threads or (1 if small else torch.get_num_threads())
@@ -249,20 +256,25 @@ class NativeTransformer:
             self._run(part, cache, None)
 
     def _run(self, tokens: Tensor, cache: NativeCache, logits: int | None) -> None:
-        tokens, model = tokens.contiguous(), ctypes.addressof(self._model)
-        needed = self._library.sybil_scratch(model, tokens.numel(), cache.native.capacity, self._threads)
-        if needed > len(cache.scratch):
-            cache.scratch = torch.empty(needed)
-        self._library.sybil_forward(
-            model,
-            ctypes.addressof(cache.native),
+        tokens = tokens.contiguous()
+        rows, capacity = tokens.numel(), cache.native.capacity
+        if rows > cache.rows:
+            cache.make_room(rows, self._library.sybil_scratch(self._address, rows, capacity, self._threads))
+        done = self._library.sybil_forward(
+            self._address,
+            cache.address,
             tokens.data_ptr(),
             cache.lengths.data_ptr(),
             tokens.shape[1],
             logits,
-            cache.scratch.data_ptr(),
+            cache.scratch_address,
             self._threads,
         )
+        if not done:
+            raise IndexError(
+                f"tokens {tokens.tolist()} at lengths {cache.lengths.tolist()} don't fit a vocabulary of "
+                f"{self.vocab_size} or a cache of {capacity}"
+            )
         cache.lengths = cache.lengths + tokens.shape[1]
 
     def _keep(self, tensor: Tensor | None) -> int | None:
