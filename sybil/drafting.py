@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sybil.models import Model, feed
-from sybil.sampling import Noise, Sampling, draw, probabilities, process
+from sybil.sampling import Noise, Sampling, argmax, draw, probabilities, process
 from sybil.transfer import upload
 
 
@@ -113,7 +113,7 @@ class ModelDrafter:
                 logits = self.model.forward(tokens[-1], self.cache)[:, 0]
             logits = self._processed(logits, context, tokens)
             if uniforms is None:
-                tokens.append(logits.argmax(-1, keepdim=True))
+                tokens.append(argmax(logits)[:, None])
             else:
                 probs.append(probabilities(logits, self.sampling))
                 # where there is nothing to draw from, any token will do: the rule can't keep it

