@@ -94,8 +94,7 @@ def load(
     main = _load_one(target, dtype, dtype, chosen, tokenizer)
     if draft is None:
         return Decoder(main.model, None, main.tokenizer, main.eos_token_ids)
-    if draft_dtype is None:
-        draft_dtype = torch.int8 if chosen.type == "cpu" and dtype in (torch.float32, torch.bfloat16) else dtype
+    draft_dtype = draft_dtype or default_draft_dtype(dtype, chosen)
     # a tokenizer given for objects is shared: padding may differ then
     helper = _load_one(draft, draft_dtype, dtype, chosen, tokenizer)
     _check_vocabularies(main, helper)
@@ -123,6 +122,11 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 def default_dtype(device: torch.device) -> torch.dtype:
     """What models are loaded in where nothing is said."""
     return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def default_draft_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a draft's weights are kept in beside a target of dtype, where nothing is said."""
+    return torch.int8 if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) else dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import typer
 
 from sybil.cli.models import (
     DeviceOption,
+    DraftDtypeOption,
     DraftOption,
     DtypeOption,
     GammaOption,
@@ -41,6 +42,7 @@ def generate(
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     dtype: DtypeOption = None,
+    draft_dtype: DraftDtypeOption = None,
     device: DeviceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
@@ -49,7 +51,13 @@ def generate(
     if not text:
         raise EmptyPrompt("the prompt is empty: give text as the argument or on standard input")
     chosen_target, chosen_draft = names(pair, target, draft)
-    decoder = load(chosen_target, draft=chosen_draft, dtype=dtype_named(dtype), device=device)
+    decoder = load(
+        chosen_target,
+        draft=chosen_draft,
+        dtype=dtype_named(dtype),
+        draft_dtype=dtype_named(draft_dtype, draft=True),
+        device=device,
+    )
     settings = dict(
         gamma=gamma, max_new_tokens=max_new_tokens, do_sample=temperature != 0, temperature=temperature or 1.0,
         top_k=top_k, top_p=top_p, seed=seed,

@@ -20,6 +20,7 @@ from sybil.measuring import workload as workloads
 from sybil.measuring.memory import PeakMemory, release
 from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
 from sybil.models import Model
+from sybil.pairs import default_draft_dtype
 from sybil.results import Step
 
 DRAFT_STEP, VERIFIED = "draft step", (1, 2, 4, 6, 9, 17)
@@ -62,7 +63,7 @@ def of_workload(
     dtype elsewhere. Raises InvalidSetting."""
     workload = workloads.workload(name)
     target = workload.target.build(dtype, device)
-    draft = workload.draft.build(draft_dtype or (torch.int8 if device.type == "cpu" else dtype), device)
+    draft = workload.draft.build(draft_dtype or default_draft_dtype(dtype, device), device)
     prompts = workload.prompts(1, DEPTH // 2)
     scripts = workloads.record(target, prompts, NEW_TOKENS, acceptance_rate, gamma)
     title = (
