@@ -165,6 +165,7 @@ class _Run:
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         seed = _fresh_seed(self.target) if settings.seed is None else settings.seed
         self.context = Context(tokens, torch.tensor([len(prompt) for prompt in prompts]), Noise(seed))
+        self.committed = tokens.numpy()  # the context's own memory: writing there costs a tenth of torch's indexing
         self.cache = self.target.new_cache(len(prompts), capacity)
         self.drafter: Drafter | None = None
         if decoder.draft:
@@ -251,22 +252,23 @@ class _Run:
 
     def _commit(self, blocks: list[list[int]]) -> list[tuple[tuple[int, ...], int]]:
         """Append what each row gained, up to its stop; (tokens, how many of them were proposed) a row."""
-        tokens, lengths = self.context.tokens.numpy(), self.context.lengths.tolist()
+        lengths = self.context.lengths.tolist()
         gained: list[tuple[tuple[int, ...], int]] = []
         for index, (row, block) in enumerate(zip(self.rows, blocks, strict=True)):
             if not row.room:
                 gained.append(((), 0))
                 continue
             accepted = len(block) - 1
-            count, row.finished = self.stops.keep(row.prompt, row.new, block)
+            broken = block[-1] < 0  # there was nothing to draw it from
+            count, row.finished = self.stops.keep(row.prompt, row.new, block[:-1] if broken else block)
             block = block[:count]
-            if block[-1] < 0:
+            if broken and not row.finished:
                 raise NumericalFailure(
                     "the model's logits hold NaN or infinity, so there is no distribution to draw from: "
                     "check its weights, or load it with dtype=torch.float32"
                 )
             row.new += block
-            tokens[index, lengths[index] : lengths[index] + count] = block
+            self.committed[index, lengths[index] : lengths[index] + count] = block
             lengths[index] += count
             if not row.room:
                 row.finished = row.finished or row.at_limit

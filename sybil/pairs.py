@@ -95,6 +95,8 @@ def load(
     if draft is None:
         return Decoder(main.model, None, main.tokenizer, main.eos_token_ids)
     draft_dtype = draft_dtype or default_draft_dtype(dtype, chosen)
+    if draft_dtype == torch.int8 and chosen.type != "cpu":
+        raise InvalidSetting(f"draft_dtype is int8 on {chosen}: int8 is for CPUs, use {dtype} or leave it out")
     # a tokenizer given for objects is shared: padding may differ then
     helper = _load_one(draft, draft_dtype, dtype, chosen, tokenizer)
     _check_vocabularies(main, helper)

@@ -1,6 +1,6 @@
 """From logits to probabilities, and from probabilities and noise to tokens. Pure.
 
-Greedy decoding is temperature 0: a one-hot distribution, after which everything is the same code.
+Greedy decoding is temperature 0: a one-hot distribution. Its tokens are likeliest()'s.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ def token(proposed: Proposed, accept_noise: Tensor, next_noise: Tensor) -> Verdi
     rows = torch.arange(len(tokens), device=tokens.device)
     next_probs = target_probs[rows, accepted]  # (batch, vocab)
     if gamma:
-        left = residual(next_probs, _draft_row(proposed, rows, accepted.clamp(max=gamma - 1)))
+        draft_row = _draft_row(proposed, rows, accepted.clamp(max=gamma - 1))
+        left = residual(next_probs, draft_row.nan_to_num(0.0))  # a draft of no numbers is always rejected: p itself
         next_probs = torch.where((accepted < counts)[:, None], left, next_probs)
     return Verdict(accepted, draw(next_probs, next_noise))
 

@@ -370,9 +370,27 @@ def test_text_needs_a_tokenizer() -> None:
 def test_nan_logits_are_an_error_not_a_token() -> None:
     broken = in_sybil(perturbed(gpt2(), 0.0))  # a copy
     broken.final_norm.weight[3] = float("nan")
-    for target, draft in ((broken, None), (broken, agreeable()), (in_sybil(gpt2()), broken)):
-        with pytest.raises(NumericalFailure, match="NaN"):
-            decoder(target, draft).generate(prompts([3]), do_sample=True)
+    for draft in (None, agreeable()):
+        for chosen in ({"do_sample": True}, {}, {"stop_strings": "a"}):
+            with pytest.raises(NumericalFailure, match="NaN"):
+                decoder(broken, draft, tokenizer=letters()).generate(prompts([3]), **chosen)
+    # a draft of no numbers proposes nothing that is kept
+    out = decoder(in_sybil(gpt2()), broken).generate(
+        prompts([3]), do_sample=True, max_new_tokens=COUNT, eos_token_id=[]
+    )
+    assert len(out.tokens[0]) == COUNT
+    assert out.stats.accepted == 0
+
+
+def test_a_cache_used_again_holds_nothing_of_a_broken_generation() -> None:
+    target = fixed(perturbed(gpt2(), 0.0))  # a copy
+    wanted = decoder().generate(prompts([3]), max_new_tokens=COUNT, eos_token_id=[]).tokens[0]
+    kept = target.token_embedding.clone()
+    target.token_embedding[:] = float("nan")
+    with pytest.raises(NumericalFailure):
+        decoder(target).generate(prompts([40]), max_new_tokens=COUNT, eos_token_id=[])
+    target.token_embedding.copy_(kept)
+    assert decoder(target).generate(prompts([3]), max_new_tokens=COUNT, eos_token_id=[]).tokens[0].equal(wanted)
 
 
 def test_a_cache_out_of_step_is_noticed() -> None:

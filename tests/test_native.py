@@ -201,6 +201,16 @@ def test_what_does_not_fit_is_an_error_and_no_memory_of_others(token: int) -> No
     with pytest.raises(IndexError, match="a cache of 8"):
         model.forward(torch.tensor([[1]]), cache)
     assert cache.lengths.tolist() == [8]
+    with pytest.raises(IndexError, match="of 2 rows"):
+        model.forward(torch.tensor([[1]]), model.new_cache(2, 8))
+    model.prefill(torch.empty(1, 0, dtype=torch.int64), model.new_cache(1, 8))
+
+
+def test_a_compiler_is_a_command_and_a_home_may_be_missing(rebuilt: pytest.MonkeyPatch) -> None:
+    rebuilt.setenv("CC", "cc -pipe")
+    rebuilt.delenv("XDG_CACHE_HOME")
+    rebuilt.setattr(Path, "home", lambda: Path("/proc/nowhere"))
+    assert native.library() is not None
 
 
 def test_two_threads_of_a_program_may_use_one_model() -> None:
@@ -246,6 +256,7 @@ def test_vectors_of_another_width_compute_the_same(rebuilt: pytest.MonkeyPatch) 
             assert_near(logits_in_parts(model, tokens, [4, 5]), reference)
 
 
+@pytest.mark.filterwarnings("ignore:.*native.c:RuntimeWarning")
 @pytest.mark.parametrize(("variable", "value"), [("SYBIL_NATIVE", "0"), ("CC", "false"), ("CC", "no-such-compiler")])
 def test_without_a_compiler_the_operators_decode(variable: str, value: str, rebuilt: pytest.MonkeyPatch) -> None:
     wanted = sybil.load("stdlib").generate("def main(", max_new_tokens=12).tokens[0]

@@ -80,7 +80,7 @@ def in_sybil(model: PreTrainedModel) -> Transformer:
 def fixed(model: PreTrainedModel) -> Transformer:
     """in_sybil() with fixed shapes, as on a GPU."""
     ours = in_sybil(model)
-    ours._static = StaticCaches(ours._cache)
+    ours._static = StaticCaches()
     return ours
 
 

@@ -28,8 +28,8 @@ class Model(Protocol):
         """An empty cache for batch rows of at most capacity tokens."""
 
     def forward(self, tokens: Tensor, cache: Any) -> Tensor:
-        """tokens (batch, n) -> logits (batch, n, vocab). Writes the tokens at each row's length in the
-        cache and advances the lengths by n."""
+        """tokens (batch, n) -> logits (batch, n, vocab), which the model's next call may overwrite. Writes the tokens
+        at each row's length in the cache and advances the lengths by n."""
 
     def prefill(self, tokens: Tensor, cache: Any) -> None:
         """forward() without the logits."""

@@ -64,7 +64,7 @@ def load(folder: Path, dtype: torch.dtype, device: torch.device) -> Model:
 def from_state(
     config: Mapping[str, Any], stored: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, name: str
 ) -> Model:
-    """A transformers model's state dict, with its head or without; memory is shared where nothing has to change."""
+    """A transformers model's state dict, with its head or without. Transformer shares its memory where it can."""
     return _assemble(config, _State(stored), dtype, device, name)
 
 

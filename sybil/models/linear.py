@@ -47,11 +47,6 @@ def can_pack(weight: Tensor) -> bool:
     )
 
 
-def can_quantise(weight: Tensor) -> bool:
-    """Whether this torch has the dynamic int8 product for the weight (CPU, float32)."""
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(torch.ops, "quantized")
-
-
 def linear(
     weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", way: Way | None = None
 ) -> Linear:

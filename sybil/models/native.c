@@ -57,7 +57,7 @@ typedef struct {
     const Block *blocks;
     Norm final_norm;
     Product token_embedding, head, project_in, project_out; /* the last two: weight NULL where there is none */
-    const float *positions;      /* (context + offset, embedding width) or NULL */
+    const float *positions;      /* (context + offset, width) or NULL */
     const float *cosines, *sines; /* (context, rotary_size / 2) or NULL */
 } Model;
 
@@ -70,7 +70,7 @@ typedef struct { /* head stride: head size in whole lanes; capacity: whole lanes
 int32_t sybil_panel(void) { return PANEL; }
 int32_t sybil_lanes(void) { return LANES; }
 
-static inline int32_t whole(int32_t count, int32_t unit) { return (count + unit - 1) / unit * unit; }
+static inline int64_t whole(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 static inline int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline Lanes load(const float *from) { return *(const Lanes *)from; }
 static inline void store(float *to, Lanes lanes) { *(Lanes *)to = lanes; }

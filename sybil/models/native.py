@@ -16,9 +16,11 @@ import mmap
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from sybil.models.shape import Shape
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
 ONE_THREAD_BYTES = 1 << 20
-PREFILL_TOKENS = 256
+PREFILL_ROWS = 256
 STORAGES = (torch.float32, torch.bfloat16, torch.int8)
 _ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
 _NORMS = ("layer", "rms")
@@ -87,13 +89,20 @@ class _Cache(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled native.c, or None where SYBIL_NATIVE=0 or no compiler will have it."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if os.environ.get("SYBIL_NATIVE") == "0" or compiler is None:
+    """The compiled native.c, or None where SYBIL_NATIVE=0 or no compiler will have it (a warning says why)."""
+    if os.environ.get("SYBIL_NATIVE") == "0":
         return None
+    command = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or "clang"]
     try:
-        built = ctypes.CDLL(str(_build(compiler)))
-    except (OSError, subprocess.SubprocessError):
+        built = ctypes.CDLL(str(_build(command)))
+    except (OSError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        warnings.warn(
+            f"{command[0]} doesn't build sybil's native.c ({told.strip().splitlines()[-1]}): decoding goes on at half "
+            "the speed; install a C compiler, or set SYBIL_NATIVE=0 to be told no more",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return None
     built.sybil_scratch.restype = ctypes.c_int64
     built.sybil_scratch.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
@@ -102,31 +111,45 @@ def library() -> ctypes.CDLL | None:
     return built
 
 
-def _build(compiler: str) -> Path:
-    """The shared library for this source, compiler and processor; raises where it can't be made."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, text=True).stdout
+def _build(compiler: list[str]) -> Path:
+    """The shared library for this source, compiler and processor; raises OSError or SubprocessError."""
+
+    def run(*arguments: str) -> str:
+        return subprocess.run([*compiler, *arguments], capture_output=True, check=True, text=True, timeout=120).stdout
+
     threads = _threading()
-    key = "\n".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, *threads, compiler, version, _processor()])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sybil"
+    key = "\n".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, *threads, *compiler, run("--version"), _processor()])
+    folder = _folder()
     target = folder / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "native.so"
-            command = [compiler, *FLAGS, "-o", str(made), str(SOURCE), *threads, "-lm"]
-            subprocess.run(command, capture_output=True, check=True, timeout=120)
+            run(*FLAGS, "-o", str(made), str(SOURCE), *threads, "-lm")
             made.replace(target)
     return target
 
 
-def _threading() -> list[str]:
-    """OpenMP by the very runtime that torch has loaded: two of them would fight for the cores."""
+def _folder() -> Path:
+    """Where what was built is kept; for this process alone where there is no such place."""
     try:
-        mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
-    except OSError:
-        return []
-    runtime = re.search(r"(/\S*lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*)", mapped)
-    return ["-fopenmp", runtime[1]] if runtime else []
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sybil"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):
+        pass
+    return Path(tempfile.mkdtemp(prefix="sybil-"))
+
+
+def _threading() -> list[str]:
+    """OpenMP by the very runtime that torch has loaded: two of them would fight for the cores. Raises OSError."""
+    mapped = {line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").read_text("utf-8").splitlines()}
+    runtimes = sorted(path for path in mapped if re.search(r"/lib(?:gomp|iomp5|omp)[^/]*\.so[^/]*$", path))
+    site = str(Path(torch.__file__).parents[1])
+    runtimes.sort(key=lambda path: not path.startswith(site))  # another package may have brought one of its own
+    if not runtimes:
+        raise OSError("torch has loaded no OpenMP runtime to share its threads with")
+    return ["-fopenmp", runtimes[0]]
 
 
 def _processor() -> str:
@@ -151,10 +174,12 @@ class _Arena:
         """A copy of the tensor, contiguous and aligned to 64 bytes."""
         size = -(-source.nbytes // 64) * 64
         if size > len(self._free):
-            chunk = mmap.mmap(-1, max(size, self.CHUNK))
-            if hasattr(mmap, "MADV_HUGEPAGE"):
+            if hasattr(mmap, "MADV_HUGEPAGE"):  # for private memory only
+                chunk = mmap.mmap(-1, max(size, self.CHUNK), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                 with contextlib.suppress(OSError):
                     chunk.madvise(mmap.MADV_HUGEPAGE)
+            else:
+                chunk = mmap.mmap(-1, max(size, self.CHUNK))
             self._free = torch.frombuffer(chunk, dtype=torch.uint8)
         place, self._free = self._free[: source.nbytes], self._free[size:]
         self.used += source.nbytes
@@ -172,7 +197,7 @@ class NativeCache:
         self.lengths = torch.zeros(batch, dtype=torch.int64)
         self.native = _Cache(self.keys.data_ptr(), self.values.data_ptr(), batch, capacity)
         self.nbytes = self.keys.nbytes + self.values.nbytes
-        self.address = ctypes.addressof(self.native)
+        self.address, self.capacity = ctypes.addressof(self.native), capacity
         self.scratch, self.scratch_address, self.rows = torch.empty(0), 0, 0
 
     def make_room(self, rows: int, floats: int) -> None:
@@ -252,19 +277,26 @@ class NativeTransformer:
 
     def prefill(self, tokens: Tensor, cache: NativeCache) -> None:
         """forward() without the logits, some tokens at a time."""
-        for part in torch.split(tokens, PREFILL_TOKENS, 1):
+        for part in torch.split(tokens, max(1, PREFILL_ROWS // len(tokens)), 1):
             self._run(part, cache, None)
 
     def _run(self, tokens: Tensor, cache: NativeCache, logits: int | None) -> None:
-        tokens = tokens.contiguous()
-        rows, capacity = tokens.numel(), cache.native.capacity
+        tokens = tokens.to("cpu", torch.int64).contiguous()
+        lengths = cache.lengths.contiguous()
+        if not (len(tokens) == len(lengths) == cache.native.batch and lengths.dtype == torch.int64):
+            raise IndexError(
+                f"tokens {tuple(tokens.shape)} and lengths {lengths.tolist()} for a cache of {cache.native.batch} rows"
+            )
+        rows, capacity = tokens.numel(), cache.capacity
+        if not rows:
+            return
         if rows > cache.rows:
             cache.make_room(rows, self._library.sybil_scratch(self._address, rows, capacity, self._threads))
         done = self._library.sybil_forward(
             self._address,
             cache.address,
             tokens.data_ptr(),
-            cache.lengths.data_ptr(),
+            lengths.data_ptr(),
             tokens.shape[1],
             logits,
             cache.scratch_address,

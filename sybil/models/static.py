@@ -7,8 +7,10 @@ positions and masks on the device from the lengths there. The same code runs on 
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,71 +31,90 @@ Compute = Callable[[Tensor, KVCache, Layout], Tensor]
 class StaticCache:
     """A generation's hold on keys and values that outlive it, with the forwards over them."""
 
-    def __init__(self, store: KVCache, forwards: dict[tuple[int, int], StaticForward]) -> None:
-        self.store, self.forwards, self.nbytes = store, forwards, store.nbytes
-        self.lengths = torch.zeros(len(store.lengths), dtype=torch.int64)
+    def __init__(self, held: Held) -> None:
+        self.store, self.nbytes = held.store, held.store.nbytes
+        self._held = held
+        self.lengths = torch.zeros(len(held.store.lengths), dtype=torch.int64)
 
     def forward(self, compute: Compute, tokens: Tensor, window: int | None) -> Tensor:
-        """Logits of tokens (batch, count) at the rows' lengths, good until the next call with as many tokens."""
-        count = tokens.shape[1]
+        """Logits of tokens (batch, count) at the rows' lengths, good until the next call of the model."""
+        count, held = tokens.shape[1], self._held
         keys = -(-(int(self.lengths.max()) + count) // BUCKET) * BUCKET
-        if (count, keys) not in self.forwards:
-            self.forwards[count, keys] = StaticForward(compute, self.store, count, keys, window)
-        return self.forwards[count, keys](tokens, self.lengths)
+        if (count, keys) not in held.forwards:
+            held.forwards[count, keys] = StaticForward(held, count, keys, window)
+        return held.forwards[count, keys](compute, tokens, self.lengths)
+
+
+class Held:
+    """Keys and values, the forwards over them by (count, keys), and what their graphs share: memory and a stream."""
+
+    def __init__(self, store: KVCache) -> None:
+        self.store = store
+        self.capacity = store.keys.shape[-2]
+        self.forwards: dict[tuple[int, int], StaticForward] = {}
+        self.pool: Any = None
+        self.stream: Any = None
+        if store.keys.device.type == "cuda":
+            self.pool = torch.cuda.graph_pool_handle()
+            self.stream = torch.cuda.Stream(store.keys.device)  # type: ignore[no-untyped-call]
 
 
 class StaticCaches:
-    """A model's caches: one that a generation lets go of is the next one's, if as large, graphs and all."""
+    """A model's caches: one that a generation lets go of is the next one's, if large enough, graphs and all."""
 
-    def __init__(self, make: Callable[[int, int], KVCache]) -> None:
-        self._make = make
-        self._idle: dict[tuple[int, int], tuple[KVCache, dict[tuple[int, int], StaticForward]]] = {}
+    def __init__(self) -> None:
+        self._idle: dict[int, Held] = {}
 
-    def take(self, batch: int, capacity: int) -> StaticCache:
-        size = batch, -(-capacity // BUCKET) * BUCKET
-        held = self._idle.pop(size, None) or (self._make(*size), {})
-        self._idle.clear()  # of another size: memory is for what is in use
-        cache = StaticCache(*held)
-        weakref.finalize(cache, self._idle.__setitem__, size, held).atexit = False
+    def take(self, make: Callable[[int, int], KVCache], batch: int, capacity: int) -> StaticCache:
+        """For a batch of at most capacity tokens a row; make(batch, capacity) where none is idle."""
+        held = self._idle.pop(batch, None)
+        self._idle.clear()  # of another batch: memory is for what is in use
+        if held is None or held.capacity < capacity:
+            held = Held(make(batch, -(-capacity // BUCKET) * BUCKET))
+        held.store.keys.zero_()  # what is hidden is multiplied by 0, and 0 * NaN would be seen
+        held.store.values.zero_()
+        cache = StaticCache(held)
+        weakref.finalize(cache, self._idle.__setitem__, batch, held).atexit = False
         return cache
 
 
 class StaticForward:
     """One forward of (batch, count) tokens that reads the first `keys` places of a cache."""
 
-    def __init__(self, compute: Compute, store: KVCache, count: int, keys: int, window: int | None) -> None:
-        device, batch = store.keys.device, len(store.lengths)
+    def __init__(self, held: Held, count: int, keys: int, window: int | None) -> None:
+        device, batch = held.store.keys.device, len(held.store.lengths)
+        self._store, self._pool, self._stream = held.store, held.pool, held.stream
+        self._count, self._keys, self._window = count, keys, window
         self._tokens = torch.zeros(batch, count, dtype=torch.int64, device=device)
         self._lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-
-        def computed() -> Tensor:
-            return compute(self._tokens, store, Layout.static(self._lengths, count, keys, window))
-
-        self._compute = computed
         self._graph: torch.cuda.CUDAGraph | None = None
         self._uses = 0
 
-    def __call__(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def __call__(self, compute: Compute, tokens: Tensor, lengths: Tensor) -> Tensor:
         device = self._tokens.device
         self._tokens.copy_(upload(tokens, device))
         self._lengths.copy_(upload(lengths, device))
         self._uses += 1
         if device.type == "cuda" and self._uses == USES:
-            self._capture()
+            self._capture(compute)
         if self._graph is None:
-            return self._compute()
+            return self._run(compute)
         self._graph.replay()
         return self._logits
 
-    def _capture(self) -> None:
-        """Capturing computes nothing; the call before it lets libraries make their workspaces."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._tokens.device):
-            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                self._compute()
-            torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(graph):
-                self._logits = self._compute()
-        self._graph = graph
+    def _run(self, compute: Compute) -> Tensor:
+        layout = Layout.static(self._lengths, self._count, self._keys, self._window)
+        return compute(self._tokens, self._store, layout)
+
+    def _capture(self, compute: Compute) -> None:
+        """Capturing computes nothing; the call before it lets libraries make their workspaces. Where memory doesn't
+        suffice for a graph, this forward goes on without."""
+        graph, stream = torch.cuda.CUDAGraph(), self._stream
+        with torch.cuda.device(self._tokens.device), contextlib.suppress(torch.cuda.OutOfMemoryError):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._run(compute)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
+                self._logits = self._run(compute)
+            self._graph = graph

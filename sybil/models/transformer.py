@@ -84,6 +84,11 @@ class Transformer:
             self.weight_bytes += tensor.nbytes
             return tensor
 
+        def take_product(name: str) -> Tensor:
+            weight = weights[name]
+            self.weight_bytes += weight.numel() + 4 * len(weight) if way == "int8" else weight.nbytes
+            return weight
+
         def bias(name: str) -> Tensor | None:
             return take(f"{name}.bias") if f"{name}.bias" in weights else None
 
@@ -91,12 +96,12 @@ class Transformer:
             return Norm(take(f"{name}.weight"), bias(name), shape.epsilon, shape.norm == "rms")
 
         def product(name: str, activation: Activation = "none") -> Linear:
-            return linear(take(f"{name}.weight"), bias(name), activation, way)
+            return linear(take_product(f"{name}.weight"), bias(name), activation, way)
 
         def gate_and_up(name: str) -> tuple[Linear, Linear | None]:
             if not shape.gated:
                 return product(name, shape.activation), None
-            gate, up = take(f"{name}.weight").chunk(2)
+            gate, up = take_product(f"{name}.weight").chunk(2)
             biases = bias(name)
             gate_bias, up_bias = (None, None) if biases is None else biases.chunk(2)
             return linear(gate, gate_bias, shape.activation, way), linear(up, up_bias, way=way)
@@ -127,19 +132,21 @@ class Transformer:
         self.project_out = product("project_out") if projected else None
         if shape.tied_head:
             self.head = linear(self.token_embedding, way=way)
-            if way == "packed" or (way is None and can_pack(self.token_embedding)):
-                self.weight_bytes += self.token_embedding.nbytes  # a packed copy beside the one that is looked up in
+            if way == "int8":  # a copy beside the one that is looked up in
+                self.weight_bytes += self.token_embedding.numel() + 4 * shape.vocab_size
+            elif way == "packed" or (way is None and can_pack(self.token_embedding)):
+                self.weight_bytes += self.token_embedding.nbytes
         else:
             self.head = product("head")
 
-        self._static = StaticCaches(self._cache) if static or (static is None and self.device.type == "cuda") else None
+        self._static = StaticCaches() if static or (static is None and self.device.type == "cuda") else None
 
     def _cache(self, batch: int, capacity: int) -> KVCache:
         shape = self.shape
         return KVCache(shape.layers, batch, shape.kv_heads, capacity, shape.head_size, self.dtype, self.device)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache | StaticCache:
-        return self._static.take(batch, capacity) if self._static else self._cache(batch, capacity)
+        return self._static.take(self._cache, batch, capacity) if self._static else self._cache(batch, capacity)
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
