@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_an_error_and_no_memory_of_others(token: int) -> No
     with pytest.raises(IndexError, match="a cache of 8"):
         model.forward(torch.tensor([[1]]), cache)
     assert cache.lengths.tolist() == [8]
-    with pytest.raises(IndexError, match="of 2 rows"):
+    with pytest.raises(IndexError, match="has 2 rows"):
         model.forward(torch.tensor([[1]]), model.new_cache(2, 8))
     model.prefill(torch.empty(1, 0, dtype=torch.int64), model.new_cache(1, 8))
 

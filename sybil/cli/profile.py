@@ -131,7 +131,7 @@ def _print(
         held.add_row(part, "" if count is None else f"{count / 1e6:.1f}")
     tables = [forwards, parts, held]
     if kernels:
-        tables.append(make_table(console, "kernel", "ms a round"))
+        tables.append(make_table(console, "kernel", "ms a text"))
         for name, ms in kernels.items():
             tables[-1].add_row(name[:80], f"{ms:.3f}")
     for table in tables:

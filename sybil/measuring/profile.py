@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -105,28 +106,24 @@ class _Timed:
 
 
 class _Rounds:
-    """Greedy rounds over prompts that come again and again, those left out that do other work than most: a text's
-    first, in which the draft reads the prompt, and its last, in which less is proposed."""
+    """Greedy texts of prompts that come again and again. Those of their rounds are left out that do other work than
+    most: the first, in which the draft reads the prompt, and the last, in which less is proposed."""
 
     def __init__(self, subject: Subject, draft: DraftModel, gamma: int, new_tokens: int) -> None:
         self._prompts, self._gamma, self._new_tokens = subject.prompts, gamma, new_tokens
         self._target, self._draft = _Timed(subject.decoder.target), _Timed(draft.model)
         self._decoder = Decoder(self._target, replace(draft, model=self._draft))
-        self._rounds = self._all()
+        self._texts = itertools.cycle(self._prompts)
 
     def __call__(self) -> dict[str, float]:
-        """A whole round's parts, in milliseconds: the mean of the next five but one, which finds the processor's
-        caches as something else has left them."""
-        next(self._rounds)
-        rounds = [next(self._rounds) for _ in range(5)]
-        return {part: fmean(each[part] for each in rounds) for part in PARTS}
-
-    def _all(self) -> Iterator[dict[str, float]]:
-        while True:
-            for prompt in self._prompts:
-                steps = self._decoder.stream([prompt], max_new_tokens=self._new_tokens, gamma=self._gamma)
-                next(steps)
-                yield from (parts for step, parts in self._measured(steps) if step.proposed == (self._gamma,))
+        """A whole round's parts, in milliseconds: the mean over the next text."""
+        for _ in self._prompts:
+            steps = self._decoder.stream([next(self._texts)], max_new_tokens=self._new_tokens, gamma=self._gamma)
+            next(steps)
+            rounds = [parts for step, parts in self._measured(steps) if step.proposed == (self._gamma,)]
+            if rounds:  # the text didn't end at once
+                return {part: fmean(each[part] for each in rounds) for part in PARTS}
+        raise InvalidSetting(f"no text of {len(self._prompts)} prompts lasts two rounds: give a pair that says more")
 
     def _measured(self, steps: Iterator[Step]) -> Iterator[tuple[Step, dict[str, float]]]:
         self._draft.seconds(), self._target.seconds()  # what went before
@@ -166,7 +163,7 @@ class Profile:
             yield sample | self._rounds()
 
     def kernels(self, trace: Path) -> dict[str, float]:
-        """On a GPU: milliseconds a round of the ten kernels that take most; trace: a file for Perfetto."""
+        """On a GPU: milliseconds a text of the ten kernels that take most; trace: a file for Perfetto."""
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
@@ -175,7 +172,7 @@ class Profile:
         profiler.export_chrome_trace(str(trace))
         kernels = [event for event in profiler.key_averages() if event.device_type.name == "CUDA"]
         kernels.sort(key=lambda event: -event.self_device_time_total)
-        return {event.key: event.self_device_time_total / 1e3 / 6 for event in kernels[:10]}
+        return {event.key: event.self_device_time_total / 1e3 for event in kernels[:10]}
 
 
 def _memory(decoder: Decoder, draft: Model, prompt: Tensor, new_tokens: int, gamma: int) -> dict[str, int | None]:

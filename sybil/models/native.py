@@ -197,7 +197,7 @@ class NativeCache:
         self.lengths = torch.zeros(batch, dtype=torch.int64)
         self.native = _Cache(self.keys.data_ptr(), self.values.data_ptr(), batch, capacity)
         self.nbytes = self.keys.nbytes + self.values.nbytes
-        self.address, self.capacity = ctypes.addressof(self.native), capacity
+        self.address, self.batch, self.capacity = ctypes.addressof(self.native), batch, capacity
         self.scratch, self.scratch_address, self.rows = torch.empty(0), 0, 0
 
     def make_room(self, rows: int, floats: int) -> None:
@@ -281,33 +281,32 @@ class NativeTransformer:
             self._run(part, cache, None)
 
     def _run(self, tokens: Tensor, cache: NativeCache, logits: int | None) -> None:
-        tokens = tokens.to("cpu", torch.int64).contiguous()
-        lengths = cache.lengths.contiguous()
-        if not (len(tokens) == len(lengths) == cache.native.batch and lengths.dtype == torch.int64):
-            raise IndexError(
-                f"tokens {tuple(tokens.shape)} and lengths {lengths.tolist()} for a cache of {cache.native.batch} rows"
-            )
-        rows, capacity = tokens.numel(), cache.capacity
+        (batch, count), lengths = tokens.shape, cache.lengths
+        if tokens.dtype != torch.int64 or tokens.is_cuda or not tokens.is_contiguous():
+            tokens = tokens.to("cpu", torch.int64).contiguous()
+        if batch != cache.batch or lengths.shape != (batch,) or lengths.dtype != torch.int64:
+            raise IndexError(f"tokens {(batch, count)}, lengths {lengths.tolist()}: the cache has {cache.batch} rows")
+        rows = batch * count
         if not rows:
             return
         if rows > cache.rows:
-            cache.make_room(rows, self._library.sybil_scratch(self._address, rows, capacity, self._threads))
+            cache.make_room(rows, self._library.sybil_scratch(self._address, rows, cache.capacity, self._threads))
         done = self._library.sybil_forward(
             self._address,
             cache.address,
             tokens.data_ptr(),
             lengths.data_ptr(),
-            tokens.shape[1],
+            count,
             logits,
             cache.scratch_address,
             self._threads,
         )
         if not done:
             raise IndexError(
-                f"tokens {tokens.tolist()} at lengths {cache.lengths.tolist()} don't fit a vocabulary of "
-                f"{self.vocab_size} or a cache of {capacity}"
+                f"tokens {tokens.tolist()} at lengths {lengths.tolist()} don't fit a vocabulary of {self.vocab_size} "
+                f"or a cache of {cache.capacity}"
             )
-        cache.lengths = cache.lengths + tokens.shape[1]
+        cache.lengths = lengths + count
 
     def _keep(self, tensor: Tensor | None) -> int | None:
         """The address of a float32 copy that lives as long as the model."""
