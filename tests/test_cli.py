@@ -303,6 +303,7 @@ def test_ctrl_c_keeps_the_rows_written_so_far(folders: Path, tmp_path: Path) -> 
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

@@ -148,7 +148,7 @@ static inline __attribute__((always_inline)) void multiply(
     for (int row = 0; row < rows; row++)
         for (int at = 0; at < WIDE; at++) total[row][at] = sums[row][at];
     for (int64_t input = 0; input < inputs; input += per, panel += PANEL, ahead += stride) {
-        Ints words[WIDE];
+        Ints words[WIDE]; /* volatile: read once, and not again from the cache for every row */
         for (int at = 0; at < WIDE; at++) words[at] = *(const volatile Ints *)(panel + at * LANES);
         __builtin_prefetch(ahead, 0, 1);
 #pragma GCC unroll 4
@@ -156,7 +156,7 @@ static inline __attribute__((always_inline)) void multiply(
             if (part && input + part >= inputs) break;
             Lanes weights[WIDE];
             for (int at = 0; at < WIDE; at++) weights[at] = widen(words[at], part, storage);
-#pragma GCC unroll 4
+#pragma GCC unroll 3
             for (int row = 0; row < rows; row++) {
                 Lanes value = all(x[row * row_size + input + part]);
                 for (int at = 0; at < WIDE; at++) total[row][at] += value * weights[at];
