@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import Progress, TaskID
 
 from sybil.cli.terminal import make_console, make_progress, make_table
 from sybil.measuring import engine, files
@@ -26,12 +26,11 @@ PassesOption = Annotated[int, typer.Option(min=2, help="How often everything is 
 OUT = Path("sybil-engine.jsonl")
 
 
-def _ticking(progress: Progress, bar: TaskID) -> engine.Tick:
-    return lambda what: progress.update(bar, advance=1, description=what)
-
-
-def _finish(command: str, result: engine.Result, out: Path) -> None:
-    """Print the bars, append the record."""
+def _measure(command: str, runs: int, measure: Callable[[engine.Tick], engine.Result], out: Path) -> None:
+    """Measure under a progress bar of so many runs, print the bars, append the record."""
+    with make_progress(console) as progress:
+        task = progress.add_task(command, total=runs)
+        result = measure(lambda what: progress.update(task, advance=1, description=what))
     table = make_table(console, command, "found", "95 % interval", "bar", "")
     for bar in result.bars:
         found, bound = bar.found, bar.at_least if bar.at_most is None else bar.at_most
@@ -58,17 +57,13 @@ def _append(command: str, record: dict[str, Any], out: Path) -> None:
 @app.command()
 def flat(passes: PassesOption = 30, out: OutOption = OUT) -> None:
     """Verification is flat: 9 tokens cost at most 1.25 times 1 token."""
-    with make_progress(console) as progress:
-        result = engine.flat(passes, _ticking(progress, progress.add_task("flat", total=3 * passes)))
-    _finish("flat", result, out)
+    _measure("flat", 3 * passes, lambda tick: engine.flat(passes, tick), out)
 
 
 @app.command()
 def step(passes: PassesOption = 30, out: OutOption = OUT) -> None:
     """A GPT-2 Medium step beside transformers' forward, and its share of the streaming bandwidth."""
-    with make_progress(console) as progress:
-        result = engine.step(passes, _ticking(progress, progress.add_task("step", total=passes)))
-    _finish("step", result, out)
+    _measure("step", passes, lambda tick: engine.step(passes, tick), out)
 
 
 @app.command()
@@ -81,9 +76,7 @@ def replay(
     """A replay at 75 % acceptance: how much faster speculation is when its costs are real."""
     plan = engine.ReplayPlan(prompts=prompts, repetitions=repetitions, new_tokens=new_tokens)
     runs = sum(2 + (engine.TRANSFORMERS in bounds) for bounds in engine.REPLAY_BARS.values()) * prompts * repetitions
-    with make_progress(console) as progress:
-        result = engine.replay(plan, _ticking(progress, progress.add_task("replay", total=runs)))
-    _finish("replay", result, out)
+    _measure("replay", runs, lambda tick: engine.replay(plan, tick), out)
 
 
 @app.command()

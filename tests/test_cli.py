@@ -15,10 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import gpt2, greedy, letters, llama, perturbed, save
+from tiny import gpt2, greedy, letters, llama, perturbed, save, sybil
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, T5Config, T5ForConditionalGeneration
-
-from sybil.cli.main import run
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +27,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(gpt2(vocab=24), root / "other", letters(24))
     save(llama(), root / "llama")
     return root
-
-
-def sybil(*arguments: object) -> int:
-    """Run the command in this process; its exit status."""
-    before, sys.argv = sys.argv, ["sybil", *map(str, arguments)]
-    try:
-        run()
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
-    return 0
 
 
 def pair(folders: Path) -> tuple[object, ...]:

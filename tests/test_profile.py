@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from test_workload import TINY, tiny
-from tiny import gpt2, perturbed, save
+from tiny import gpt2, perturbed, save, sybil
 from torch import Tensor
 
-from sybil.cli.main import run
 from sybil.measuring import engine, profile, workload
 from sybil.measuring.profile import DRAFT_STEP, PARTS, VERIFIED, Profile, bytes_read, summarise, verification
 from sybil.measuring.timing import STREAM, STREAM_BYTES, Interval, interleave
@@ -29,17 +27,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(gpt2(context=128), root / "target")
     save(perturbed(gpt2(context=128), 0.05), root / "draft")
     return root
-
-
-def sybil(*arguments: object) -> int:
-    before, sys.argv = sys.argv, ["sybil", *map(str, arguments)]
-    try:
-        run()
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
-    return 0
 
 
 @pytest.fixture

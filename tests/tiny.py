@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from functools import lru_cache
 from pathlib import Path
 from types import MethodType
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from sybil.cli.main import run
 from sybil.models import checkpoints
 from sybil.models.huggingface import HuggingFaceModel
 from sybil.models.static import StaticCaches
@@ -139,3 +141,15 @@ def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer | None = Non
     model.save_pretrained(folder)
     (tokenizer or letters()).save(str(folder / "tokenizer.json"))
     return folder
+
+
+def sybil(*arguments: object) -> int:
+    """Run the command in this process; its exit status."""
+    before, sys.argv = sys.argv, ["sybil", *map(str, arguments)]
+    try:
+        run()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+    return 0
