@@ -23,6 +23,7 @@ from sybil.settings import Settings
 from sybil.stopping import Stops
 from sybil.transfer import upload
 from sybil.verification import Proposed, Rule
+from sybil.window import Window, window_named
 
 Inputs = str | Sequence[str] | Sequence[Tensor] | Tensor
 
@@ -150,8 +151,9 @@ class _Run:
 
     def __init__(self, decoder: Decoder, prompts: list[list[int]], settings: Settings) -> None:
         self.target, self.settings, self.sampling = decoder.target, settings, settings.sampling()
-        self.rule: Rule = verification.rule_named(settings.rule)
-        self.gamma = settings.gamma if decoder.draft else 0
+        # plain sampling is the coupled rule without a proposal: the same tokens for the same seed
+        self.rule: Rule = verification.rule_named(settings.rule if decoder.draft else "coupled")
+        self.window: Window = window_named(settings.window)(len(prompts), settings.gamma if decoder.draft else 0)
         self.stops = _stops(decoder, settings)
         self.rows = []
         for prompt in prompts:
@@ -159,12 +161,13 @@ class _Run:
             at_limit: FinishReason = "length" if wanted <= possible else "context"
             self.rows.append(_Row(prompt, min(wanted, possible), at_limit))
 
-        capacity = max(row.limit for row in self.rows) + self.gamma + 1
+        capacity = max(row.limit for row in self.rows) + self.window.most + 1
         tokens = torch.zeros(len(prompts), capacity, dtype=torch.int64)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         seed = _fresh_seed(self.target) if settings.seed is None else settings.seed
-        self.context = Context(tokens, torch.tensor([len(prompt) for prompt in prompts]), Noise(seed))
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self.context = Context(tokens, lengths, Noise(seed), least_confidence=self.window.least_confidence)
         self.committed = tokens.numpy()  # the context's own memory: writing there costs a tenth of torch's indexing
         self.cache = self.target.new_cache(len(prompts), capacity)
         self.drafter: Drafter | None = None
@@ -186,8 +189,10 @@ class _Run:
     @torch.inference_mode()
     def _round(self, clock: _Clock) -> Step:
         context = self.context
-        counts = [min(self.gamma, max(row.room - 1, 0)) for row in self.rows]
+        counts = [min(size, max(row.room - 1, 0)) for size, row in zip(self.window.sizes, self.rows, strict=True)]
         gamma = max(counts)
+        if self.rule is verification.coupled and not self.sampling.greedy:
+            context.exponentials = upload(context.race_noise(gamma + 1, self.target.vocab_size), self.target.device)
         proposal = self.drafter.propose(context, gamma) if self.drafter and gamma else Proposal.nothing(len(self.rows))
         counts = [min(pair) for pair in zip(counts, proposal.counts, strict=True)]
         clock.lap("draft")
@@ -206,8 +211,10 @@ class _Run:
         clock.lap("sample")
 
         kept = self._commit(blocks)
+        accepted = [len(block) - 1 for block in blocks]
+        self.window.observe(accepted, counts)
         if self.drafter:
-            self.drafter.observe(Outcome([len(block) - 1 for block in blocks], context.lengths))
+            self.drafter.observe(Outcome(accepted, context.lengths))
         clock.lap("other")
         return Step(
             tokens=tuple(tokens for tokens, _ in kept),
@@ -230,13 +237,14 @@ class _Run:
             known = torch.cat([tokens, likeliest(logits)], 1).tolist()
             verdicts = [verification.greedy(row[:n], row[gamma:]) for row, n in zip(known, counts, strict=True)]
             return [[*row[:n], following] for row, (n, following) in zip(known, verdicts, strict=True)]
-        accept_noise = upload(self.context.uniforms(gamma, Noise.ACCEPT), logits.device)
-        next_noise = upload(self.context.uniforms(1, Noise.NEXT)[:, 0], logits.device)
+        noise = self.context.exponentials
+        if noise is None:
+            noise = upload(self.context.uniforms(gamma + 1, Noise.JUDGE), logits.device)
         if draft_probs is not None:
             draft_probs = draft_probs.to(logits.device)
         target_probs = probabilities(logits, self.sampling)
         proposed = Proposed(tokens, draft_probs, target_probs, upload(torch.tensor(counts), logits.device))
-        verdict = self.rule(proposed, accept_noise, next_noise)
+        verdict = self.rule(proposed, noise[:, : gamma + 1])
         known = torch.cat([verdict.accepted[:, None], verdict.next_token[:, None], tokens], 1).tolist()
         return [[*row[2 : 2 + row[0]], row[1]] for row in known]
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from sybil.decoding import Decoder
-from sybil.drafting import DraftModel
+from sybil.drafting import DraftLookup, DraftModel
 from sybil.errors import (
     DeviceUnavailable,
     HubUnreachable,
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 SLOW_TOKENIZERS = ("vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
 EMBEDDED = "embedded:"
-PLANNED_DRAFTS = ("int8", "skip", "lookup", "hybrid")
+LOOKUP = "lookup"
+PLANNED_DRAFTS = ("int8", "skip", "hybrid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ def load(
 ) -> Decoder:
     """A Decoder for a pair's name, a hub id, a folder or a transformers model.
 
-    A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding. dtype: None is
+    A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding, and "lookup" proposes what
+    followed the last tokens where they stood before. dtype: None is
     float32 on a CPU, float16 on a GPU; draft_dtype: None is int8 on a CPU, where our own forward knows the draft
     (the rule makes up for what it costs in agreement), and dtype elsewhere; device: None is the GPU where there is
     one. tokenizer: for models passed as objects, transformers' or tokenizers' own. Raises the errors of sybil.errors.
@@ -94,6 +96,8 @@ def load(
     main = _load_one(target, dtype, dtype, chosen, tokenizer)
     if draft is None:
         return Decoder(main.model, None, main.tokenizer, main.eos_token_ids)
+    if draft == LOOKUP:
+        return Decoder(main.model, DraftLookup(), main.tokenizer, main.eos_token_ids)
     draft_dtype = draft_dtype or default_draft_dtype(dtype, chosen)
     if draft_dtype == torch.int8 and chosen.type != "cpu":
         raise InvalidSetting(f"draft_dtype is int8 on {chosen}: int8 is for CPUs, use {dtype} or leave it out")

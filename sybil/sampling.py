@@ -125,27 +125,52 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     return torch.where(total > 0, token, -1)
 
 
-class Noise:
-    """Uniform numbers keyed by (seed, row, position, index in the round, use), and by nothing else.
+def race(probs: Tensor, exponentials: Tensor) -> Tensor:
+    """Draws by exponential races: the tokens (...) of probs (..., vocab) whose exponential / probability comes first;
+    -1 where a row is NaN.
 
-    A row's noise does not depend on the rows beside it or on the rounds before it, and no key is asked
-    for twice: rounds begin at different positions. The keys are hashed with SplitMix64's finaliser
-    (Steele, Lea, Flood 2014), twice a word.
+    With exponentials of mean 1 that is the Gumbel-max draw, argmax(log prob + Gumbel), without its logarithms. The
+    same exponentials make two distributions draw the same token as often as can be without asking each other."""
+    return likeliest(probs / exponentials.to(probs.device))
+
+
+class Noise:
+    """Random numbers keyed by (seed, row, position, index, use), and by nothing else.
+
+    A row's noise does not depend on the rows beside it or on the rounds before it. Uniforms are keyed by the
+    position at which a round begins and the index in the round, so none is asked for twice; exponentials, by the
+    position of the very token that they draw, so every round finds the same there. The keys are hashed with
+    SplitMix64's finaliser (Steele, Lea, Flood 2014), twice a word.
     """
 
-    PROPOSE, ACCEPT, NEXT = range(3)
+    PROPOSE, JUDGE, RACE = range(3)
 
     def __init__(self, seed: int) -> None:
         self._key = _mix(np.array([seed % 2**64], dtype=np.uint64))
+        self._indices: dict[tuple[int, int], np.ndarray] = {}
 
     def uniforms(self, rows: Tensor, positions: Tensor, count: int, use: int) -> Tensor:
         """(batch, count) float64 in [0, 1) on the CPU; rows and positions are (batch,) int64."""
-        key = self._key
-        for word in (rows.numpy(), positions.numpy()):
-            key = _mix(key ^ _mix(word.astype(np.uint64) + np.uint64(1)))
-        index = np.arange(count, dtype=np.uint64)[None] * np.uint64(3) + np.uint64(use)
-        bits = _mix(key[:, None] ^ _mix(index + np.uint64(0x632BE59BD9B4E019)))
+        bits = self._bits(rows.numpy(), positions.numpy(), count, use)
         return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+    def exponentials(self, rows: Tensor, positions: Tensor, vocab: int) -> Tensor:
+        """(batch, n, vocab) float64 of mean 1, above 0, on the CPU; rows (batch,), positions (batch, n), int64."""
+        bits = self._bits(rows.numpy()[:, None], positions.numpy(), vocab, self.RACE)
+        uniforms = (bits >> np.uint64(11)).astype(np.float64)
+        uniforms += 0.5  # neither 0 nor 1: both logarithm and quotient stay finite
+        uniforms *= 2.0**-53
+        return torch.from_numpy(-np.log(uniforms, out=uniforms))
+
+    def _bits(self, rows: np.ndarray, positions: np.ndarray, count: int, use: int) -> np.ndarray:
+        """64 bits for each index below count, (..., count)."""
+        key = self._key
+        for word in (rows, positions):
+            key = _mix(key ^ _mix(word.astype(np.uint64) + np.uint64(1)))
+        if (count, use) not in self._indices:
+            index = np.arange(count, dtype=np.uint64) * np.uint64(3) + np.uint64(use)
+            self._indices[count, use] = _mix(index + np.uint64(0x632BE59BD9B4E019))
+        return _mix(key[..., None] ^ self._indices[count, use])
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -9,12 +9,13 @@ from sybil.errors import InvalidSetting
 from sybil.sampling import Processor, Sampling
 from sybil.stopping import Criterion
 from sybil.verification import rule_named
+from sybil.window import window_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Keywords of generate and stream. Names and defaults are transformers', but for max_new_tokens (128)
-    and for gamma, rule and seed, which are ours.
+    and for gamma, rule, window and seed, which are ours.
 
     do_sample False is greedy and ignores temperature and the filters. eos_token_id None means the model's
     own; seed None, a fresh one; None anywhere else, the default. Stop strings end a row with the token that
@@ -35,6 +36,7 @@ class Settings:
     num_return_sequences: int = 1
     gamma: int = 4
     rule: str = "token"
+    window: str = "constant"
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +58,7 @@ class Settings:
         if self.repetition_penalty <= 0:
             raise InvalidSetting(f"repetition_penalty is {self.repetition_penalty}: use a number above 0 (1 is none)")
         rule_named(self.rule)
+        window_named(self.window)
         self.sampling()
 
     def sampling(self) -> Sampling:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sybil.errors import InvalidSetting
-from sybil.sampling import draw
+from sybil.sampling import draw, race
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +43,69 @@ class Verdict:
 
 
 class Rule(Protocol):
-    """accept_noise: (batch, gamma), next_noise: (batch,), independent uniforms in [0, 1)."""
+    """noise: (batch, gamma + 1) independent uniforms in [0, 1), the first of a row for its next token and one more for
+    each proposed token; for `coupled`, what it says."""
 
-    def __call__(self, proposed: Proposed, accept_noise: Tensor, next_noise: Tensor) -> Verdict: ...
+    def __call__(self, proposed: Proposed, noise: Tensor) -> Verdict: ...
 
 
-def token(proposed: Proposed, accept_noise: Tensor, next_noise: Tensor) -> Verdict:
+def token(proposed: Proposed, noise: Tensor) -> Verdict:
     """Speculative sampling, Leviathan et al. 2023 (arXiv 2211.17192), Algorithm 1.
 
     Each token x is kept with probability min(1, target(x) / draft(x)) while all before it were; the
     first one rejected is replaced by a draw from norm(max(target - draft, 0))."""
-    tokens, counts, target_probs = proposed.tokens, proposed.counts, proposed.target_probs
-    gamma = tokens.shape[1]
+    target_at, draft_at = _at_tokens(proposed)  # p_i(x_i), q_i(x_i), each (batch, gamma)
 
     # r_i > p_i(x) / q_i(x) rejects: written without the division, so that 0/0 can't arise
-    target_at = target_probs[:, :gamma].gather(-1, tokens[..., None]).squeeze(-1)  # (batch, gamma)
-    draft_at = _draft_at(proposed.draft_probs, tokens, target_at)
-    kept = accept_noise.to(target_at) * draft_at < target_at
-    kept &= torch.arange(gamma, device=tokens.device) < counts[:, None]
-    accepted = kept.long().cumprod(1).sum(1)  # n = min({i - 1 | r_i > p_i / q_i} + {gamma})
+    kept = noise[:, 1:].to(target_at) * draft_at < target_at
+    kept &= _places(proposed) <= proposed.counts[:, None]
+    accepted = kept.long().cumprod(1).sum(1)  # n = min({i - 1 | r_i > p_i(x) / q_i(x)} + {gamma})
 
-    # p'(x) = norm(max(0, p_{n+1}(x) - q_{n+1}(x))), or p_{n+1} itself where nothing was rejected
-    rows = torch.arange(len(tokens), device=tokens.device)
-    next_probs = target_probs[rows, accepted]  # (batch, vocab)
-    if gamma:
-        draft_row = _draft_row(proposed, rows, accepted.clamp(max=gamma - 1))
-        left = residual(next_probs, draft_row.nan_to_num(0.0))  # a draft of no numbers is always rejected: p itself
-        next_probs = torch.where((accepted < counts)[:, None], left, next_probs)
-    return Verdict(accepted, draw(next_probs, next_noise))
+    # p'(x) = norm(max(0, p_{n+1}(x) - q_{n+1}(x)))
+    return Verdict(accepted, _next_token(proposed, accepted, 1.0, noise[:, 0]))
+
+
+def block(proposed: Proposed, noise: Tensor) -> Verdict:
+    """Block verification, Sun et al. 2024 (arXiv 2403.10444), Algorithm 2: never keeps less than `token` on average.
+
+    Every place is asked, and the last one that agrees wins: a token may be kept for the sake of those after it."""
+    target_at, draft_at = _at_tokens(proposed)
+    counts, gamma = proposed.counts[:, None], proposed.tokens.shape[1]
+
+    # w_0 = 1, w_i = min(1, w_{i-1} * target(x_i) / draft(x_i)); a token that no draft could draw weighs nothing
+    ratios = torch.where(draft_at > 0, target_at / draft_at, 0.0)
+    weights = [torch.ones_like(noise[:, 0]).to(target_at)]
+    for ratio in ratios.unbind(1):
+        weights.append((weights[-1] * ratio).clamp(max=1))
+    weight = torch.stack(weights, 1)  # (batch, gamma + 1)
+
+    # Z_i = sum_x max(w_i * target(x) - draft(x), 0), h_i = Z_i / (Z_i + 1 - w_i) with 0/0 = 1; at the block's end, w_i
+    inner = weight[:, 1:gamma]
+    rows = torch.arange(len(counts), device=counts.device)[:, None]
+    drafts = _draft_rows(proposed, rows, _places(proposed)[:-1])
+    left = (inner[..., None] * proposed.target_probs[:, 1:gamma] - drafts).clamp_(min=0).sum(-1)
+    whole = left + 1 - inner
+    passing = weight[:, 1:].clone()
+    passing[:, :-1] = torch.where(
+        _places(proposed)[:-1] < counts, torch.where(whole > 0, left / whole, 1.0), passing[:, :-1]
+    )
+
+    agrees = (noise[:, 1:].to(passing) < passing) & (_places(proposed) <= counts)  # eta_i <= h_i
+    accepted = (agrees * _places(proposed)).amax(1) if gamma else counts[:, 0]  # n = max{i | eta_i <= h_i}, else 0
+    at_end = weight.gather(1, accepted[:, None])
+    return Verdict(accepted, _next_token(proposed, accepted, at_end, noise[:, 0]))
+
+
+def coupled(proposed: Proposed, noise: Tensor) -> Verdict:
+    """Drafter-invariant speculative decoding by Gumbel sampling, Daliri et al. 2024 (arXiv 2408.07978).
+
+    noise: (batch, gamma + 1, vocab), the exponentials of each token's own position, which the drafter has drawn with
+    too. The target draws with them what it draws without a draft, and the proposal only says where that is known."""
+    tokens, counts = proposed.tokens, proposed.counts
+    drawn = race(proposed.target_probs, noise)  # argmax(log p_i(x) + G_i(x)), (batch, gamma + 1)
+    kept = (tokens == drawn[:, :-1]) & (_places(proposed) <= counts[:, None])
+    accepted = kept.long().cumprod(1).sum(1)
+    return Verdict(accepted, drawn.gather(1, accepted[:, None])[:, 0])
 
 
 def greedy(proposed: Sequence[int], chosen: Sequence[int]) -> tuple[int, int]:
@@ -91,20 +126,41 @@ def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
     return torch.where(left.sum(-1, keepdim=True) == 0, target_probs, left)
 
 
-def _draft_at(draft_probs: Tensor | None, tokens: Tensor, like: Tensor) -> Tensor:
-    if draft_probs is None:
-        return torch.ones_like(like)
-    return draft_probs.gather(-1, tokens[..., None]).squeeze(-1)
+def _next_token(proposed: Proposed, accepted: Tensor, weight: Tensor | float, uniforms: Tensor) -> Tensor:
+    """(batch,) from norm(max(weight * target - draft, 0)) where a proposed token was rejected, else from the target."""
+    rows = torch.arange(len(accepted), device=accepted.device)
+    probs = proposed.target_probs[rows, accepted]  # (batch, vocab)
+    gamma = proposed.tokens.shape[1]
+    if gamma:
+        left = residual(weight * probs, _draft_rows(proposed, rows, accepted.clamp(max=gamma - 1)))
+        probs = torch.where((accepted < proposed.counts)[:, None], left, probs)
+    return draw(probs, uniforms)
 
 
-def _draft_row(proposed: Proposed, rows: Tensor, place: Tensor) -> Tensor:
+def _at_tokens(proposed: Proposed) -> tuple[Tensor, Tensor]:
+    """The target's and the draft's probabilities of the proposed tokens, each (batch, gamma)."""
+    tokens = proposed.tokens[..., None]
+    target_at = proposed.target_probs[:, : tokens.shape[1]].gather(-1, tokens).squeeze(-1)
+    if proposed.draft_probs is None:
+        return target_at, torch.ones_like(target_at)
+    return target_at, proposed.draft_probs.gather(-1, tokens).squeeze(-1)
+
+
+def _draft_rows(proposed: Proposed, rows: Tensor, places: Tensor) -> Tensor:
+    """What the tokens at these places were drawn from, (..., vocab): one-hot where they were determined, nothing where
+    the draft has no numbers (NaN), whose tokens are always rejected, so that the target itself is what is left."""
     if proposed.draft_probs is not None:
-        return proposed.draft_probs[rows, place]
-    one_hot = torch.zeros_like(proposed.target_probs[:, 0])
-    return one_hot.scatter_(-1, proposed.tokens[rows, place][:, None], 1.0)
+        return proposed.draft_probs[rows, places].nan_to_num(0.0)
+    one_hot = torch.zeros_like(proposed.target_probs[rows, places])
+    return one_hot.scatter_(-1, proposed.tokens[rows, places][..., None], 1.0)
 
 
-RULES: dict[str, Rule] = {"token": token}
+def _places(proposed: Proposed) -> Tensor:
+    """1 .. gamma."""
+    return torch.arange(1, proposed.tokens.shape[1] + 1, device=proposed.tokens.device)
+
+
+RULES: dict[str, Rule] = {"token": token, "block": block, "coupled": coupled}
 
 
 def rule_named(name: str) -> Rule:

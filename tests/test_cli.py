@@ -211,7 +211,7 @@ def test_a_draft_that_is_padded_otherwise_is_no_pair_for_transformers(
 
 
 def test_drafts_that_are_planned(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "not there yet" in refused(capsys, "generate", "abc", "--target", folders / "target", "--draft", "lookup")
+    assert "not there yet" in refused(capsys, "generate", "abc", "--target", folders / "target", "--draft", "skip")
 
 
 def test_vocabularies_that_differ(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,9 +109,9 @@ def test_processors_see_each_position_s_own_prefix() -> None:
 
 
 def test_noise_is_uniform_and_its_neighbours_are_independent() -> None:
-    """Null: 2^18 numbers are uniform, and so are pairs of neighbours in row, position, index, use and seed.
-    Chi-square on counts of 64 cells (8 x 8 for pairs); six tests at 1e-8 each, seeds fixed. Detects, with
-    power 0.99, cells that are off by 2.3 % of their mass (noncentrality 141)."""
+    """Null: 2^18 numbers are uniform, and so are pairs of neighbours in row, position, index, use and seed, and those
+    that become exponentials. Chi-square on counts of 64 cells (8 x 8 for pairs); seven tests at 1e-8 each, seeds
+    fixed. Detects, with power 0.99, cells that are off by 2.3 % of their mass (noncentrality 141)."""
     rows = torch.arange(512)
     positions = torch.arange(128)
     first = Noise(0)
@@ -124,15 +124,18 @@ def test_noise_is_uniform_and_its_neighbours_are_independent() -> None:
     counts = torch.bincount((base.flatten() * 64).long(), minlength=64).numpy()
     assert stats.chisquare(counts).pvalue > 1e-8
     others = [block(first, row=1), block(first, position=1), base.roll(1, 1), block(first, use=1), block(Noise(1))]
-    for other in others:
+    grid = torch.cartesian_prod(rows, positions)
+    race = first.exponentials(grid[:, 0].contiguous(), grid[:, 1:].contiguous(), 4)[:, 0]
+    assert float(race.min()) > 0
+    for other in [*others, (-race).exp()]:
         pairs = (base.flatten() * 8).long() * 8 + (other.flatten() * 8).long()
         assert stats.chisquare(torch.bincount(pairs, minlength=64).numpy()).pvalue > 1e-8
 
 
 def test_noise_depends_on_its_key_alone() -> None:
     noise = Noise(-3)
-    both = noise.uniforms(torch.tensor([4, 9]), torch.tensor([100, 7]), 5, Noise.ACCEPT)
-    alone = Noise(-3).uniforms(torch.tensor([9]), torch.tensor([7]), 3, Noise.ACCEPT)
+    both = noise.uniforms(torch.tensor([4, 9]), torch.tensor([100, 7]), 5, Noise.JUDGE)
+    alone = Noise(-3).uniforms(torch.tensor([9]), torch.tensor([7]), 3, Noise.JUDGE)
     assert torch.equal(both[1, :3], alone[0])
     assert (
         len({float(x) for use in range(3) for x in noise.uniforms(torch.tensor([0]), torch.tensor([0]), 50, use)[0]})

@@ -1,0 +1,75 @@
+"""How many tokens to propose next.
+
+A window may look at tokens that were kept, and at drafted tokens that stay in the proposal: then the output's
+distribution is the target's whatever it decides. Never at a token that it then leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from sybil.errors import InvalidSetting
+
+
+class Window(Protocol):
+    """Lives as long as one generation; rows keep to themselves."""
+
+    sizes: list[int]
+    """Of each row, the most tokens to propose in the next round."""
+    most: int
+    """What no size will ever exceed."""
+    least_confidence: float
+    """A drafted token whose draft probability is below it is the last of its row's proposal; 0 asks for none."""
+
+    def observe(self, accepted: Sequence[int], proposed: Sequence[int]) -> None:
+        """How a round went; rows that proposed nothing have 0 of both."""
+
+
+class Constant:
+    """gamma tokens in every round."""
+
+    least_confidence = 0.0
+
+    def __init__(self, batch: int, gamma: int) -> None:
+        self.sizes, self.most = [gamma] * batch, gamma
+
+    def observe(self, accepted: Sequence[int], proposed: Sequence[int]) -> None: ...
+
+
+class Heuristic(Constant):
+    """Two more after a proposal kept whole, one less after any other, as transformers' schedule of that name does; at
+    most four times gamma."""
+
+    def __init__(self, batch: int, gamma: int) -> None:
+        super().__init__(batch, gamma)
+        self.most = 4 * gamma
+
+    def observe(self, accepted: Sequence[int], proposed: Sequence[int]) -> None:
+        for row, (kept, asked) in enumerate(zip(accepted, proposed, strict=True)):
+            if asked:
+                size = self.sizes[row]
+                self.sizes[row] = min(size + 2, self.most) if kept == asked else max(size - 1, 1)
+
+
+class Confident(Constant):
+    """Up to gamma tokens, ended by the first that the draft itself gives less than 0.4, transformers' own threshold."""
+
+    least_confidence = 0.4
+
+
+WINDOWS: dict[str, type[Constant]] = {"constant": Constant, "heuristic": Heuristic, "confident": Confident}
+
+
+def window_named(name: str) -> type[Constant]:
+    """The window of that name; raises InvalidSetting."""
+    if name not in WINDOWS:
+        raise InvalidSetting(f"window is {name!r}: the windows are {', '.join(sorted(WINDOWS))}")
+    return WINDOWS[name]
+
+
+def confidence(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The probability (batch,) that logits (batch, vocab), as they are, give the tokens (batch,)."""
+    return logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0].exp()

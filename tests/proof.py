@@ -1,0 +1,204 @@
+"""The exact proof of a rule: the shipped function, integrated over every proposal and all of its noise.
+
+A rule is piecewise constant in its noise. Where the pieces end is asked of the rule itself, by bisection to the last
+bit, so nothing of its mathematics is written here a second time; the rule evaluated once inside each piece, weighted by
+the piece's size, is then its integral, to rounding. Random points of noise confirm that there are no other pieces.
+
+For `token` and `block` the noise is uniforms, and the pieces are boxes. For `coupled` it is exponentials, and the
+pieces are the orders in which the quotients exponential / probability come, whose probabilities are products of
+probability / those left (the exponential race).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sybil.verification import Proposed, Rule
+
+BELOW_ONE = 1.0 - 2.0**-53
+PROBES = 64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Context-dependent distributions: a node is a prefix of proposed tokens, placed as node() says.
+
+    target (nodes, vocab); draft likewise, or None where a proposal is determined: of each node the first token that
+    the target's row gives nothing, else the first. stops: the nodes at which a window ends the proposal."""
+
+    gamma: int
+    target: Tensor
+    draft: Tensor | None
+    stops: frozenset[int] = frozenset()
+
+    @property
+    def vocab(self) -> int:
+        return self.target.shape[-1]
+
+    def node(self, prefix: tuple[int, ...]) -> int:
+        """A prefix's place: by depth, then in counting order."""
+        before = sum(self.vocab**depth for depth in range(len(prefix)))
+        return before + sum(token * self.vocab**place for place, token in enumerate(reversed(prefix)))
+
+    def drafts(self, prefix: tuple[int, ...]) -> Tensor:
+        """What the next token of a proposal is drawn from."""
+        node = self.node(prefix)
+        if self.draft is not None:
+            return self.draft[node]
+        return torch.eye(self.vocab, dtype=torch.float64)[int(self.target[node].argmin())]
+
+    def proposals(self, prefix: tuple[int, ...] = (), weight: float = 1.0) -> Iterator[tuple[tuple[int, ...], float]]:
+        """Every proposal with its probability, as short as the window makes it."""
+        if len(prefix) == self.gamma or self.node(prefix) in self.stops:
+            yield prefix, weight
+            return
+        for token, probability in enumerate(self.drafts(prefix).tolist()):
+            if probability > 0:
+                yield from self.proposals((*prefix, token), weight * probability)
+
+    def proposed(self, proposals: list[tuple[int, ...]]) -> Proposed:
+        """What a rule sees of them, padded with tokens and distributions that it must not look at."""
+        tokens = torch.full((len(proposals), self.gamma), self.vocab - 1)
+        target = torch.full((len(proposals), self.gamma + 1, self.vocab), 1 / self.vocab, dtype=torch.float64)
+        draft = torch.eye(self.vocab, dtype=torch.float64)[0].repeat(len(proposals), self.gamma, 1)
+        for row, proposal in enumerate(proposals):
+            tokens[row, : len(proposal)] = torch.tensor(proposal, dtype=torch.int64)
+            for depth in range(len(proposal) + 1):
+                target[row, depth] = self.target[self.node(proposal[:depth])]
+                if depth < len(proposal):
+                    draft[row, depth] = self.drafts(proposal[:depth])
+        counts = torch.tensor([len(proposal) for proposal in proposals])
+        return Proposed(tokens, None if self.draft is None else draft, target, counts)
+
+    def extended(self, mass: dict[tuple[int, ...], float]) -> Tensor:
+        """The joint distribution of gamma + 1 tokens, (vocab,) * (gamma + 1): what a round has emitted, and after it
+        the target's own."""
+        found = torch.zeros((self.vocab,) * (self.gamma + 1), dtype=torch.float64)
+
+        def add(prefix: tuple[int, ...], weight: float) -> None:
+            if len(prefix) == found.ndim:
+                found[prefix] += weight
+                return
+            for token, probability in enumerate(self.target[self.node(prefix)].tolist()):
+                if probability > 0:
+                    add((*prefix, token), weight * probability)
+
+        for prefix, weight in mass.items():
+            add(prefix, weight)
+        return found
+
+    def wanted(self) -> Tensor:
+        return self.extended({(): 1.0})
+
+
+def error(rule: Rule, problem: Problem, coupled: bool = False) -> float:
+    """How far a round by the rule, and the target after it, is from the target's joint distribution; the largest
+    difference in a probability. inf where the noise has other pieces than were found."""
+    return coupled_error(rule, problem) if coupled else independent_error(rule, problem)
+
+
+def independent_error(rule: Rule, problem: Problem) -> float:
+    proposals, weights = zip(*problem.proposals(), strict=True)
+    proposed = problem.proposed(list(proposals))
+    gamma, vocab = problem.gamma, problem.vocab
+
+    def accepted(noise: Tensor) -> Tensor:
+        return rule(proposed, torch.cat([torch.zeros(len(noise), 1).double(), noise], 1)).accepted
+
+    # where a uniform stops to accept, the others all accepting or all rejecting: (rows, gamma)
+    steps = torch.zeros(len(proposals), gamma, dtype=torch.float64)
+    for place in range(gamma):
+        for others in (0.0, BELOW_ONE):
+            at = torch.full((len(proposals), gamma), others, dtype=torch.float64)
+
+            def kept(uniform: Tensor, at: Tensor = at, place: int = place) -> Tensor:
+                at[:, place] = uniform
+                return accepted(at)
+
+            low, high = torch.zeros(len(proposals)).double(), torch.full((len(proposals),), BELOW_ONE).double()
+            before, after = kept(low), kept(high)
+            edge = bisected(lambda middle, before=before, kept=kept: kept(middle) == before, low, high)
+            # all through: no step to be seen from here, unless every uniform accepts
+            certain = (before == after) & (before > place) & (others > 0)
+            steps[:, place] = torch.where(before != after, edge, torch.where(certain, 1.0, steps[:, place]))
+
+    mass: dict[tuple[int, ...], float] = defaultdict(float)
+    outcome: list[Tensor] = []
+    for inside in itertools.product((True, False), repeat=gamma):
+        within = torch.tensor(inside)
+        share = torch.where(within, steps, 1 - steps).prod(1) * torch.tensor(weights, dtype=torch.float64)
+        noise = torch.where(within, steps / 2, (steps + 1) / 2).clamp(max=BELOW_ONE)
+        kept_here = accepted(noise)
+        outcome.append(kept_here)
+
+        def drawn(uniform: Tensor, noise: Tensor = noise) -> Tensor:
+            return rule(proposed, torch.cat([uniform[:, None], noise], 1)).next_token
+
+        edges = [torch.zeros(len(proposals)).double()]
+        for token in range(vocab - 1):  # the draw grows with its uniform: where does it pass each token?
+            low, high = torch.zeros(len(proposals)).double(), torch.full((len(proposals),), BELOW_ONE).double()
+            edge = bisected(lambda middle, token=token, drawn=drawn: drawn(middle) <= token, low, high)
+            edge = torch.where(drawn(low) > token, 0.0, torch.where(drawn(high) <= token, 1.0, edge))
+            edges.append(edge)
+        edges.append(torch.ones(len(proposals)).double())
+        for row, proposal in enumerate(proposals):
+            if share[row] > 0:
+                for token in range(vocab):
+                    length = float(edges[token + 1][row] - edges[token][row])
+                    if length > 0:
+                        mass[(*proposal[: int(kept_here[row])], token)] += float(share[row]) * length
+
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.stack(outcome, 1)  # (rows, 2 ** gamma)
+    for _ in range(PROBES):
+        noise = torch.rand(len(proposals), gamma, dtype=torch.float64, generator=generator)
+        cell = ((noise >= steps) * 2 ** torch.arange(gamma - 1, -1, -1)).sum(1)
+        if not torch.equal(accepted(noise), cells.gather(1, cell[:, None])[:, 0]):
+            return float("inf")
+    return float((problem.extended(mass) - problem.wanted()).abs().max())
+
+
+def bisected(is_before: object, low: Tensor, high: Tensor) -> Tensor:
+    """Where is_before(points (rows,)) turns from True at low to False at high, to the last bit."""
+    for _ in range(55):
+        middle = (low + high) / 2
+        before = is_before(middle)  # type: ignore[operator]
+        low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+    return high
+
+
+def coupled_error(rule: Rule, problem: Problem) -> float:
+    """The same of a rule that draws by exponentials; the worst over proposals, each by itself: a coupled rule gives
+    the target whatever is proposed, and so whatever a drafter makes of the shared noise."""
+    worst = 0.0
+    for proposal, _ in problem.proposals():
+        rows = [problem.target[problem.node(proposal[:depth])] for depth in range(len(proposal) + 1)]
+        rows += [torch.full((problem.vocab,), 1 / problem.vocab).double()] * (problem.gamma - len(proposal))
+        pieces = list(itertools.product(*(list(orders(row)) for row in rows)))
+        noise = torch.stack([torch.stack([exponentials for exponentials, _ in piece]) for piece in pieces])
+        verdict = rule(problem.proposed([proposal] * len(pieces)), noise)
+        mass: dict[tuple[int, ...], float] = defaultdict(float)
+        for piece, kept, token in zip(pieces, verdict.accepted.tolist(), verdict.next_token.tolist(), strict=True):
+            share = 1.0
+            for _, probability in piece:
+                share *= probability
+            mass[(*proposal[:kept], token)] += share
+        worst = max(worst, float((problem.extended(mass) - problem.wanted()).abs().max()))
+    return worst
+
+
+def orders(probs: Tensor) -> Iterator[tuple[Tensor, float]]:
+    """(exponentials (vocab,), probability) of every order in which the tokens of a row may come."""
+    support = [token for token, probability in enumerate(probs.tolist()) if probability > 0]
+    for order in itertools.permutations(support):
+        exponentials, probability = torch.ones_like(probs), 1.0
+        for place, token in enumerate(order):
+            exponentials[token] = (place + 1) * probs[token]
+            probability *= float(probs[token] / probs[list(order[place:])].sum())
+        yield exponentials, probability
