@@ -1,4 +1,4 @@
-"""`nox -s tests`, `lint`, `types`, `compare`: what CI runs, each in an environment of its own."""
+"""`nox -s tests`, `lint`, `types`, `compare`: what CI runs; `proofs`: what takes longer. Each in its own environment."""
 
 from __future__ import annotations
 
@@ -20,9 +20,18 @@ def install(session: nox.Session, *groups: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every test: under 10 minutes on two cores, no network."""
+    """Every test but the slow proofs: under 10 minutes on two cores, no network. A test runs on one thread."""
     install(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def proofs(session: nox.Session) -> None:
+    """What proves losslessness at length: every choice against every other, 100,000 coupled tokens; half an hour."""
+    install(session, "test")
+    session.run(
+        "pytest", "-m", "slow", "--numprocesses=2", "--timeout=1800", *session.posargs, env={"OMP_NUM_THREADS": "1"}
+    )
 
 
 @nox.session

@@ -227,6 +227,8 @@ def locate(source: str | Path) -> Path:
     name = str(source)
     if name.startswith(EMBEDDED):
         return embedded_folder(name.removeprefix(EMBEDDED))
+    if name == LOOKUP:
+        raise InvalidSetting(f"{name!r} is no model, and this needs one: give a hub id, a folder, or a pair's name")
     if name in PLANNED_DRAFTS:
         raise InvalidSetting(f"draft is {name!r}, which is planned and not there yet: give a draft model, or none")
     folder = Path(source).expanduser()

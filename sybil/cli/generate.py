@@ -16,7 +16,9 @@ from sybil.cli.models import (
     DtypeOption,
     GammaOption,
     PairOption,
+    RuleOption,
     TargetOption,
+    WindowOption,
     dtype_named,
     names,
 )
@@ -34,6 +36,8 @@ def generate(
     target: TargetOption = None,
     draft: DraftOption = None,
     gamma: GammaOption = 4,
+    rule: RuleOption = "token",
+    window: WindowOption = "constant",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 for all.")] = 0,
@@ -60,7 +64,7 @@ def generate(
     )
     settings = dict(
         gamma=gamma, max_new_tokens=max_new_tokens, do_sample=temperature != 0, temperature=temperature or 1.0,
-        top_k=top_k, top_p=top_p, seed=seed,
+        top_k=top_k, top_p=top_p, rule=rule, window=window, seed=seed,
     )  # fmt: skip
     assert decoder.tokenizer is not None  # a folder without one is refused by load
     stream = decoder.stream(text, **settings)

@@ -13,8 +13,10 @@ from sybil.pairs import pair as registered
 
 PairOption = Annotated[str, typer.Option(help="A registered pair of target and draft.")]
 TargetOption = Annotated[str | None, typer.Option(help="Target: a hub id or a folder, in place of the pair.")]
-DraftOption = Annotated[str | None, typer.Option(help="Draft for --target: a hub id or a folder.")]
+DraftOption = Annotated[str | None, typer.Option(help="Draft for --target: a hub id, a folder, or lookup.")]
 GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.")]
+RuleOption = Annotated[str, typer.Option(help="token, block or coupled: what keeps the output the target's.")]
+WindowOption = Annotated[str, typer.Option(help="constant, heuristic or confident: how a proposal's length varies.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or float64; by device if left out.")]
 DraftDtypeOption = Annotated[
     str | None, typer.Option(help="The draft's own, int8 too; int8 on a CPU, the target's on a GPU if left out.")
