@@ -268,7 +268,7 @@ class _Run:
                 continue
             accepted = len(block) - 1
             broken = block[-1] < 0  # there was nothing to draw it from
-            count, row.finished = self.stops.keep(row.prompt, row.new, block[:-1] if broken else block)
+            count, row.finished = self.stops.keep(row.prompt, row.new, block[:-1] if broken else block, index)
             block = block[:count]
             if broken and not row.finished:
                 raise NumericalFailure(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from sybil.errors import InvalidSetting
 
 COLDEST = 1e-6  # a temperature below it would take logits beyond what float32 holds
 Processor = Callable[[Tensor, Tensor], Tensor]
-"""transformers' LogitsProcessor: (prefix (1, n), logits (1, vocab)) -> logits (1, vocab)."""
+"""transformers' LogitsProcessor: (prefix (1, n), logits (1, vocab)) -> logits (1, vocab). One that must know whose
+prefix it sees has a method of_row(row), which gives the processor of that row of the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +106,19 @@ def process(logits: Tensor, prefixes: list[Tensor], wanted: Tensor, processors: 
     processed = logits.to(torch.promote_types(logits.dtype, torch.float32)).clone()
     last = logits.shape[1] - 1
     for row, prefix in enumerate(prefixes):
+        asked = [of_row(processor, row) for processor in processors]
         for place in wanted[row].nonzero().flatten().tolist():
             ids = prefix[None, : len(prefix) - (last - place)].to(logits.device)
             scores = processed[row, place][None]
-            for processor in processors:
+            for processor in asked:
                 scores = processor(ids, scores)
             processed[row, place] = scores[0]
     return processed
+
+
+def of_row(asked: Any, row: int) -> Any:
+    """A processor, or a stopping criterion, as it is for one row of a batch."""
+    return asked.of_row(row) if hasattr(asked, "of_row") else asked
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
