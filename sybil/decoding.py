@@ -19,7 +19,7 @@ from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalF
 from sybil.models import Model, prefill
 from sybil.results import FinishReason, Generation, Stats, Step, Timings
 from sybil.sampling import Noise, likeliest, probabilities, process
-from sybil.settings import Settings
+from sybil.settings import BY_ROW, Settings
 from sybil.stopping import Stops
 from sybil.transfer import upload
 from sybil.verification import Proposed, Rule
@@ -76,6 +76,11 @@ class Decoder:
             raise InvalidSetting(f"unknown setting {', '.join(sorted(unknown))}: the settings are {known}")
         chosen = Settings(**{name: value for name, value in settings.items() if value is not None})
         prompts = [prompt for prompt in self._encode(inputs) for _ in range(chosen.num_return_sequences)]
+        if len(prompts) > 1 and BY_ROW in {type(each).__name__ for each in chosen.logits_processor}:
+            raise InvalidSetting(
+                f"{BY_ROW} asks for its row's number, and there are {len(prompts)} rows: generate one prompt at a "
+                "time, or by model.generate(custom_generate=sybil.custom_generate)"
+            )
         return _Run(self, prompts, chosen)
 
     def _encode(self, inputs: Inputs) -> list[list[int]]:

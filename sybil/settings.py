@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sybil.errors import InvalidSetting
 from sybil.sampling import Processor, Sampling
 from sybil.stopping import Criterion
 from sybil.verification import rule_named
 from sybil.window import window_named
+
+STATEFUL = {  # of transformers' processors
+    "DiaEOSDelayPatternLogitsProcessor",
+    "SynthIDTextWatermarkLogitsProcessor",
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+    "WhisperNoSpeechDetection",
+}
+BY_ROW = "PrefixConstrainedLogitsProcessor"
+
+
+def check_processors(processors: Iterable[Any]) -> None:
+    """Raises InvalidSetting for one that can't be asked about drafted tokens."""
+    for each in processors:
+        if STATEFUL & {kind.__name__ for kind in type(each).__mro__}:
+            raise InvalidSetting(
+                f"{type(each).__name__} remembers each call, and a call about a rejected token can't be taken back: "
+                "leave it out, or generate without speculation"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +76,7 @@ class Settings:
             )
         if self.repetition_penalty <= 0:
             raise InvalidSetting(f"repetition_penalty is {self.repetition_penalty}: use a number above 0 (1 is none)")
+        check_processors(self.logits_processor)
         rule_named(self.rule)
         window_named(self.window)
         self.sampling()

@@ -432,3 +432,15 @@ def test_a_sliding_window_is_exact_and_a_mask_as_long_as_the_context_refused_in_
     for prompt in prompts([3, 12]):
         out = drafted.generate([prompt], max_new_tokens=COUNT, gamma=3, eos_token_id=[])
         assert out.tokens[0].tolist() == greedy(model, prompt, COUNT)
+
+
+def test_processors_that_remember_or_count_rows_are_refused_where_they_would_be_wrong() -> None:
+    from transformers import PrefixConstrainedLogitsProcessor, SynthIDTextWatermarkLogitsProcessor
+
+    stateful = SynthIDTextWatermarkLogitsProcessor(3, [1, 2], 100, 0, 1, torch.device("cpu"))
+    with pytest.raises(InvalidSetting, match="SynthID.*remembers"):
+        decoder().generate(prompts([3]), logits_processor=[stateful])
+    by_row = PrefixConstrainedLogitsProcessor(lambda row, _: [row + 1], 1)
+    with pytest.raises(InvalidSetting, match="2 rows"):
+        decoder().generate(prompts([3, 4]), logits_processor=[by_row])
+    assert set(decoder().generate(prompts([3]), logits_processor=[by_row], max_new_tokens=5).tokens[0].tolist()) == {1}
