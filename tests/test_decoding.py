@@ -438,7 +438,7 @@ def test_processors_that_remember_or_count_rows_are_refused_where_they_would_be_
     from transformers import PrefixConstrainedLogitsProcessor, SynthIDTextWatermarkLogitsProcessor
 
     stateful = SynthIDTextWatermarkLogitsProcessor(3, [1, 2], 100, 0, 1, torch.device("cpu"))
-    with pytest.raises(InvalidSetting, match="SynthID.*remembers"):
+    with pytest.raises(InvalidSetting, match=r"SynthID.*remembers"):
         decoder().generate(prompts([3]), logits_processor=[stateful])
     by_row = PrefixConstrainedLogitsProcessor(lambda row, _: [row + 1], 1)
     with pytest.raises(InvalidSetting, match="2 rows"):

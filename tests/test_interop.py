@@ -350,6 +350,29 @@ def test_the_context_ends_the_output() -> None:
         assert torch.equal(found[row, 60 - length : 60 + count], wanted[0])
 
 
+REFUSED: dict[str, tuple[dict[str, Any], type[SybilError], str]] = {
+    "beams": (dict(num_beams=2), InvalidSetting, "beam_search"),
+    "lookup": (dict(prompt_lookup_num_tokens=3), InvalidSetting, "assisted_generation"),
+    "scores": (dict(output_scores=True, return_dict_in_generate=True), InvalidSetting, "output_scores"),
+    "attentions": (dict(output_attentions=True, return_dict_in_generate=True), InvalidSetting, "output_attentions"),
+    "cache": (dict(past_key_values=DynamicCache()), InvalidSetting, "past_key_values"),
+    "types": (dict(token_type_ids=torch.zeros(3, 9, dtype=torch.int64)), InvalidSetting, "token_type_ids"),
+    "embeds": (dict(inputs_embeds=torch.zeros(3, 9, 16).double()), InvalidSetting, "inputs_embeds"),
+    "positions": (dict(position_ids=torch.arange(9).expand(3, -1)), InvalidSetting, "position_ids"),
+    "guidance": (dict(guidance_scale=1.5), InvalidSetting, "UnbatchedClassifierFreeGuidanceLogitsProcessor .*leave"),
+    "synthid": (
+        dict(watermarking_config=SynthIDTextWatermarkingConfig(keys=[1, 2, 3], ngram_len=3)),
+        InvalidSetting, "SynthIDTextWatermarkLogitsProcessor .*leave",
+    ),
+    "gamma": (dict(gamma=0), InvalidSetting, "gamma is 0"),
+    "rule": (dict(rule="typical"), InvalidSetting, "'typical'"),
+    "vocabulary": (dict(draft=gpt2(vocab=40)), VocabularyMismatch, "31 tokens .* 40: choose"),
+    "training": (dict(draft=copy.deepcopy(gpt2()).train()), InvalidSetting, "training mode"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("ignore")  # transformers' own, about what is refused here
 def test_what_the_loop_does_not_do_is_refused(name: str) -> None:
     chosen, error, named = REFUSED[name]
     with pytest.raises(error, match=named):
