@@ -57,3 +57,11 @@ class CacheOutOfStep(SybilError, RuntimeError):
 
 class ResultsMismatch(SybilError):
     """A results file to be resumed that was written under other settings."""
+
+
+class EndpointFailed(SybilError, OSError):
+    """A server that can't be reached, refuses a request, or answers with something else than completions."""
+
+
+class NotJudgeable(SybilError):
+    """A decoder whose answers can't be judged: other prompts, other token ids, or not one answer a prompt."""

@@ -15,9 +15,14 @@ from sybil.measuring.files import replace
 from sybil.measuring.profile import DRAFT_STEP, Report
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+    from sybil.losslessness.checks import Check
+    from sybil.losslessness.judge import Report as Judgement
 
 PART_COLOURS = ("#c9a227", "#7b2d8b", "#2d6a8b", "#9aa3ad")  # draft, target, sampling and rule, everything else
+VERDICT_COLOURS = {"PASS": "#2e7d4f", "FAIL": "#b3261e", "INCONCLUSIVE": "#8a6d00"}
 COLOURS = dict(zip(CONTENDERS, ("#9aa3ad", "#6b7784", "#c9a227", "#7b2d8b"), strict=True))
 
 
@@ -90,6 +95,77 @@ def profile(report: Report, caption: str, path: Path) -> None:
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, caption, path)
+
+
+def losslessness(report: Judgement, caption: str, path: Path) -> None:
+    """How u is spread, with the band that chance leaves it in; and how pairs of tokens hang together."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure = plt.figure(figsize=(11, 5.2), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(11, 10), height_ratios=(1, 12))
+    title = f"{report.subject}: {report.verdict}"
+    if report.drift is not None:
+        drift = report.drift
+        title += f"     drift {drift.value:+.3f} nats a token, 95 % interval {drift.low:+.3f} to {drift.high:+.3f}"
+    head = figure.add_subfigure(grid[0, :])
+    head.text(0.5, 0.4, title, ha="center", va="center", weight="bold", color=VERDICT_COLOURS[report.verdict])
+    _spread(report, figure.add_subfigure(grid[1, 0]).add_subplot())
+    pairs = sorted((check for check in report.checks if check.residuals), key=lambda check: check.name)
+    _pairs(pairs, figure.add_subfigure(grid[1, 1]))
+    _save(figure, caption, path)
+
+
+def _spread(report: Judgement, axes: Axes, bins: int = 20) -> None:
+    """The histogram of u. Of a lossless decoder's bars all but one in a thousand end within the band."""
+    from scipy import stats
+
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("u: where each token stood in the target's distribution\n(0: the likeliest, 1: the rarest)")
+    axes.set_ylabel("tokens, over what is expected")
+    axes.set_xlim(0, 1)
+    if report.evidence is None:
+        axes.text(0.5, 0.5, "no sampled tokens", ha="center", va="center", transform=axes.transAxes)
+        axes.set_yticks([])
+        return
+    count = len(report.evidence)
+    found = np.histogram(report.evidence.u, bins, (0, 1))[0] * bins / count
+    low, high = (float(stats.binom.ppf(share, count, 1 / bins)) * bins / count for share in (0.0005, 0.9995))
+    outside = (found < low) | (found > high)
+    colours = np.where(outside, VERDICT_COLOURS["FAIL"], PART_COLOURS[1])
+    axes.bar((np.arange(bins) + 0.5) / bins, found, 0.86 / bins, color=colours, alpha=0.85)
+    axes.axhspan(low, high, color=PART_COLOURS[0], alpha=0.3, zorder=0, linewidth=0, label="99.9 % of lossless bars")
+    for edge in (low, high):
+        axes.axhline(edge, color=PART_COLOURS[0], linewidth=1.2)
+    axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
+    axes.set_ylim(0, 1.25 * max(high, float(found.max())))
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
+
+
+def _pairs(checks: Sequence[Check], figure: SubFigure) -> None:
+    """A small map a check of pairs, in standard deviations."""
+    if not checks:
+        figure.text(0.5, 0.5, "no pairs of tokens", ha="center", va="center")
+        return
+    grid = figure.add_gridspec(2, 3)
+    for place, check in enumerate(checks):
+        axes = figure.add_subplot(grid[divmod(place, 3)])
+        residuals = np.array(check.residuals).T  # the earlier token to the right, the later one upwards
+        shown = axes.imshow(residuals, cmap="PuOr", vmin=-5, vmax=5, origin="lower", extent=(0, 1, 0, 1))
+        colour = VERDICT_COLOURS["FAIL"] if check.failed else "black"
+        axes.set_title(f"{check.name}, p = {check.p_value:.2g}", fontsize=9, color=colour)
+        axes.set_xticks([0, 1])
+        axes.set_yticks([0, 1])
+        axes.tick_params(length=2, labelsize=8)
+    figure.supxlabel("u of the token before, or of the same one a row above", fontsize=10)
+    figure.supylabel("u of the token", fontsize=10)
+    key = figure.add_subplot(grid[1, 2])  # five checks look at pairs: the sixth field is free
+    key.axis("off")
+    bar = figure.colorbar(shown, cax=key.inset_axes((0.1, 0.0, 0.12, 1.0)))
+    bar.set_label("standard deviations over\nwhat independence gives", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
 
 
 def _save(figure: Figure, caption: str, path: Path) -> None:

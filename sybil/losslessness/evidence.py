@@ -1,0 +1,188 @@
+"""What a sequence says about the decoder that gave it, measured against the target's own distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sybil.errors import NumericalFailure
+from sybil.losslessness.samples import Sample
+from sybil.models.huggingface import entrance
+from sybil.sampling import Sampling, probabilities
+
+NEAR_TIE = 1e-3
+"""How far two float32 forwards of one model may stand apart in a logit: other kernels, other order of summation."""
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+class Reference:
+    """The target, by transformers' own forward, which shares nothing with the decoder under judgement.
+
+    Give it in float32 or float64: its rounding is what NEAR_TIE has to cover."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> None:
+        config = model.config.get_text_config()
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.vocab_size = int(config.vocab_size)
+        self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+
+    @torch.inference_mode()
+    def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Before each of tokens, had prompt and the tokens before it been the text: (tokens, vocab), on the CPU."""
+        ids = torch.tensor([[*prompt, *tokens][:-1]], device=entrance(self.model))
+        logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :, : self.vocab_size]
+        logits = logits.cpu()
+        if not bool(logits.amax(-1).isfinite().all()):
+            raise NumericalFailure("the target's logits are not finite: load it in float32, or repair its weights")
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class Impossible:
+    """A token that the target gives no probability at all."""
+
+    sequence: int
+    index: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """An entry a sampled token, sequences one after the other: arrays of one length.
+
+    tail: 1 - u, where u is the token's randomised probability integral transform: F(before) + v * p(token), tokens
+    in order of falling probability, v uniform. Given everything before the token, u is uniform if and only if the
+    token is drawn from the target, so under a lossless decoder all the u are independent and uniform. log_prob: of
+    the token; entropy, variance, third: minus the mean, and the central moments, of log_prob under the target, all
+    in nats. place: in the decoder's block, -1 where it does not say. Impossible tokens have no entry, and neither
+    have the `near` ones, which a filter leaves out by less than the near-tie bound."""
+
+    tail: Floats
+    log_prob: Floats
+    entropy: Floats
+    variance: Floats
+    third: Floats
+    place: Integers
+    sequence: Integers
+    index: Integers
+    impossible: tuple[Impossible, ...] = ()
+    near: int = 0
+
+    @property
+    def u(self) -> Floats:
+        """In [0, 1); near 0 the tokens that the target likes best."""
+        return np.clip(1.0 - self.tail, 0.0, np.nextafter(1.0, 0.0))
+
+    def __len__(self) -> int:
+        return len(self.tail)
+
+    @classmethod
+    def join(cls, parts: Sequence[Evidence]) -> Evidence:
+        """The evidence of several sequences, in order."""
+        every = [NOTHING, *parts]
+        return cls(
+            tail=np.concatenate([part.tail for part in every]),
+            log_prob=np.concatenate([part.log_prob for part in every]),
+            entropy=np.concatenate([part.entropy for part in every]),
+            variance=np.concatenate([part.variance for part in every]),
+            third=np.concatenate([part.third for part in every]),
+            place=np.concatenate([part.place for part in every]),
+            sequence=np.concatenate([part.sequence for part in every]),
+            index=np.concatenate([part.index for part in every]),
+            impossible=tuple(each for part in every for each in part.impossible),
+            near=sum(part.near for part in every),
+        )
+
+
+_NO_REAL, _NO_INTEGER = np.empty(0), np.empty(0, dtype=np.int64)
+NOTHING = Evidence(
+    _NO_REAL, _NO_REAL, _NO_REAL, _NO_REAL, _NO_REAL, _NO_INTEGER, _NO_INTEGER, _NO_INTEGER
+)  # fmt: skip
+
+
+def sampled(
+    reference: Reference,
+    sample: Sample,
+    sequence: int,
+    sampling: Sampling,
+    noise: np.random.Generator,
+    tolerance: float,
+) -> Evidence:
+    """The evidence of a sequence, the sequence-th, whose tokens are in the target's vocabulary."""
+    count = len(sample.tokens)
+    if not count:
+        return NOTHING
+    logits = reference.logits(sample.prompt, sample.tokens).double()
+    tokens = torch.tensor(sample.tokens)[:, None]
+    probs = probabilities(logits, sampling)
+    prob = probs.gather(-1, tokens)
+    tied_after = (probs == prob) & (torch.arange(probs.shape[-1]) > tokens)
+    after = probs.masked_fill(~((probs < prob) | tied_after), 0.0).sum(-1)
+    tail = after.numpy() + (1.0 - noise.random(count)) * prob[:, 0].numpy()  # summed from the rare end: exact near 0
+
+    log_probs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
+    entropy = -(probs * log_probs).sum(-1)
+    spread = log_probs + entropy[:, None]
+    variance, third = (_moment(probs, spread, power) for power in (2, 3))
+
+    held = prob[:, 0].numpy() > 0
+    left_out = np.flatnonzero(~held)
+    near = [index for index in left_out if _is_near(logits[index], sample.tokens[index], sampling, tolerance)]
+    places = [-1] * count if sample.places is None else sample.places
+    return Evidence(
+        tail=tail[held],
+        log_prob=log_probs.gather(-1, tokens)[:, 0].numpy()[held],
+        entropy=entropy.numpy()[held],
+        variance=variance[held],
+        third=third[held],
+        place=np.array(places, dtype=np.int64)[held],
+        sequence=np.full(count, sequence, dtype=np.int64)[held],
+        index=np.flatnonzero(held),
+        impossible=tuple(Impossible(sequence, int(i), sample.tokens[i]) for i in left_out if i not in near),
+        near=len(near),
+    )
+
+
+def _moment(probs: Tensor, spread: Tensor, power: int) -> Floats:
+    """Rounding would leave a certain token a moment of 1e-32, and a division by it."""
+    moment: Floats = (probs * spread**power).sum(-1).numpy()
+    return np.where(np.abs(moment) < 1e-24, 0.0, moment)
+
+
+def _is_near(logits: Tensor, token: int, sampling: Sampling, tolerance: float) -> bool:
+    """Whether a filter leaves token out by no more than rounding can. Logits that are off by tolerance move the mass
+    of a set of tokens, F, by up to F * (1 - F) * tolerance / temperature, and with it the edge that top_p draws."""
+    raised = logits.clone()
+    raised[token] += tolerance
+    slack = sampling.top_p * (1 - sampling.top_p) * tolerance / sampling.temperature
+    wider = Sampling(sampling.temperature, sampling.top_k, min(1.0, sampling.top_p + slack), sampling.min_p)
+    return bool(probabilities(raised, wider)[token] > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """An entry a token of a greedy sequence, in logits, given the decoder's own tokens before it.
+
+    deficit: how far the token stands below the likeliest one; gap: how far the second stands below the first."""
+
+    deficit: Floats
+    gap: Floats
+
+
+def greedy(reference: Reference, sample: Sample) -> Greedy:
+    """How near a greedy sequence is to the target's own choices."""
+    if not sample.tokens:
+        return Greedy(np.empty(0), np.empty(0))
+    logits = reference.logits(sample.prompt, sample.tokens).double()
+    best = logits.topk(2, dim=-1).values
+    chosen = logits.gather(-1, torch.tensor(sample.tokens)[:, None])[:, 0]
+    return Greedy((best[:, 0] - chosen).numpy(), (best[:, 0] - best[:, 1]).numpy())

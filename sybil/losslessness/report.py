@@ -1,0 +1,85 @@
+"""What is tried on a decoder, and what came of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from sybil.errors import InvalidSetting
+from sybil.losslessness.checks import Check, Drift
+from sybil.losslessness.evidence import NEAR_TIE, Evidence
+from sybil.losslessness.samples import Request
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is tried, and how sure a verdict is to be.
+
+    request: what sampled sequences are asked for; repeats: of them for each prompt; greedy: prompts decoded
+    greedily; stopping: prompts on which stops are tried (0 leaves each out). alpha: the probability that a lossless
+    decoder fails. near_tie: logits by which target and decoder may differ by rounding alone. resolution (nats a
+    token) and uniformity (Cohen's w): a PASS would have seen a drift and an uneven u as large, with power 0.9."""
+
+    request: Request
+    repeats: int = 2
+    greedy: int = 16
+    stopping: int = 8
+    alpha: float = 1e-6
+    seed: int = 0
+    near_tie: float = NEAR_TIE
+    resolution: float = 0.1
+    uniformity: float = 0.2
+
+    def __post_init__(self) -> None:
+        if min(self.repeats, self.greedy, self.stopping, self.seed) < 0:
+            raise InvalidSetting("repeats, greedy, stopping and seed are 0 or more: 0 leaves a phase out")
+        if not (self.repeats or self.greedy or self.stopping):
+            raise InvalidSetting("repeats, greedy and stopping are all 0: leave at least one phase in")
+        if self.repeats and not self.request.temperature > 0:
+            raise InvalidSetting("temperature is 0: sample at a temperature above 0, or leave sampling out (repeats 0)")
+        _ = self.request.sampling  # refuses what is out of range
+        if self.request.max_new_tokens < 1:
+            raise InvalidSetting(f"max_new_tokens is {self.request.max_new_tokens}: ask for at least 1 token")
+        if not 0 < self.alpha < 1:
+            raise InvalidSetting(f"alpha is {self.alpha:g}: use a probability between 0 and 1, as 1e-6")
+        if not (self.near_tie >= 0 and self.resolution > 0 and self.uniformity > 0):
+            raise InvalidSetting("near_tie is 0 or more, resolution and uniformity are above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """tokens, sequences: sampled ones that were judged; evidence: theirs, None where there is none."""
+
+    subject: str
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    checks: tuple[Check, ...]
+    plan: Plan
+    drift: Drift | None = None
+    tokens: int = 0
+    sequences: int = 0
+    evidence: Evidence | None = field(default=None, repr=False)
+
+    @property
+    def alpha(self) -> float:
+        return self.plan.alpha
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON; what is infinite or not a number becomes None. The evidence stays out."""
+        plain: dict[str, Any] = _plain({
+            "subject": self.subject, "verdict": self.verdict, "reasons": self.reasons, "alpha": self.alpha,
+            "tokens": self.tokens, "sequences": self.sequences, "drift": self.drift and asdict(self.drift),
+            "checks": [asdict(check) for check in self.checks], "plan": asdict(self.plan),
+        })  # fmt: skip
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
