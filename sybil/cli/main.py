@@ -10,6 +10,7 @@ import sybil
 from sybil.cli.compare import compare
 from sybil.cli.generate import generate
 from sybil.cli.profile import profile
+from sybil.cli.verify import verify
 
 app = typer.Typer(
     name="sybil",
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(compare)
 app.command()(profile)
+app.command()(verify)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,243 @@
+"""sybil verify: is a decoder lossless, Sybil's or anybody's?"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+from tokenizers import Tokenizer
+
+from sybil.cli.models import (
+    DeviceOption,
+    DraftOption,
+    DtypeOption,
+    GammaOption,
+    PairOption,
+    TargetOption,
+    dtype_named,
+    names,
+)
+from sybil.cli.terminal import make_console, make_progress, make_table
+from sybil.errors import InvalidSetting, VocabularyMismatch
+from sybil.losslessness.endpoint import EndpointSubject
+from sybil.losslessness.samples import Request, Subject
+from sybil.losslessness.subjects import SybilSubject, TransformersSubject, named
+from sybil.measuring import files, plots, prompts
+from sybil.measuring.compare import digest
+from sybil.measuring.machine import describe
+from sybil.pairs import choose_device, default_dtype, load, locate
+from sybil.settings import Settings
+from sybil.verification import RULES
+from sybil.window import WINDOWS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sybil.losslessness.judge import Report
+
+FULL, QUICK = (64, 2, 48, 0.2), (32, 2, 32, 0.4)  # prompts, sequences a prompt, new tokens, resolution
+BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, LOOKUP = "sybil", "transformers", "assisted", "prompt-lookup"
+STATUS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
+
+
+def verify(
+    pair: PairOption = "stdlib",
+    target: TargetOption = None,
+    draft: DraftOption = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="sybil (if left out), transformers, assisted, prompt-lookup, or package.module:function."),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible server, such as http://host:8000/v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The server's name for the model, where it serves several.")] = None,
+    gamma: GammaOption = 4,
+    rule: Annotated[str, typer.Option(help=f"Sybil's rule: {', '.join(RULES)}.")] = "token",
+    window: Annotated[str | None, typer.Option(help=f"Sybil's window: {', '.join(WINDOWS)}.")] = None,
+    temperature: Annotated[float, typer.Option(help="Above 0; greedy decoding is checked besides.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 for all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens that hold this share of the mass.")
+    ] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Leave out tokens below this share of the likeliest; 0 for none.")] = 0.0,
+    quick: Annotated[bool, typer.Option("--quick", help="A third of the tokens, half the resolution.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(help="New tokens a sequence: 48, or 32 if quick.")] = None,
+    count: Annotated[int | None, typer.Option(help="How many prompts: 64, or 32 if quick.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Sequences a prompt: 2.")] = None,
+    resolution: Annotated[
+        float | None, typer.Option(help="Drift, in nats a token, that a PASS would have shown: 0.2, or 0.4 if quick.")
+    ] = None,
+    greedy: Annotated[int, typer.Option(help="Prompts to decode greedily.")] = 16,
+    stopping: Annotated[int, typer.Option(help="Prompts to end by end tokens and stop strings.")] = 8,
+    alpha: Annotated[float, typer.Option(help="How often a lossless decoder may be accused.")] = 1e-6,
+    seed: Annotated[int, typer.Option(help="The same seed asks for the same sequences.")] = 0,
+    prompt_file: Annotated[Path | None, typer.Option("--prompts", help="JSONL with your own prompts.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report (JSON) and the chart (PNG).")] = Path("sybil-verify"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead.")] = False,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
+    from sybil.losslessness.evidence import Reference
+    from sybil.losslessness.judge import Plan
+    from sybil.losslessness.judge import verify as judge
+
+    console = Console(stderr=True) if as_json else make_console()
+    if decoder is not None and endpoint is not None:
+        raise InvalidSetting(f"decoder is {decoder!r} and endpoint {endpoint!r}: give one of them")
+    if out.exists() and not out.is_dir():
+        raise InvalidSetting(f"out is {out}, which is a file: name a folder")
+    most, sequences, length, bound = QUICK if quick else FULL
+    most = most if count is None else count
+    sequences = sequences if repeats is None else repeats
+    length = length if max_new_tokens is None else max_new_tokens
+    bound = bound if resolution is None else resolution
+    request = Request(max_new_tokens=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    plan = Plan(
+        request=request, repeats=sequences, greedy=greedy, stopping=stopping, alpha=alpha, seed=seed, resolution=bound
+    )
+    Settings(  # refused here, before anything is loaded
+        gamma=gamma, rule=rule, window=window or "constant", max_new_tokens=length,
+        do_sample=temperature != 0, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+    )  # fmt: skip
+    if most < 1:
+        raise InvalidSetting(f"count is {most}: use an integer of 1 or more")
+    chosen = prompts.spread(prompts.load(prompt_file), most)
+    chosen_device = choose_device(device)
+    chosen_dtype = dtype_named(dtype) or default_dtype(chosen_device)
+    chosen_target, chosen_draft = names(pair, target, draft)
+    if decoder is not None and decoder not in BUILT_IN and ":" not in decoder:
+        raise InvalidSetting(f"decoder is {decoder!r}: use {', '.join(BUILT_IN)}, or a package.module:function")
+    function = None if decoder is None or decoder in BUILT_IN else named(decoder)
+
+    with console.status("loading the models"):
+        is_ours = endpoint is None and decoder in (None, SYBIL)
+        ours = load(chosen_target, chosen_draft if is_ours else None, dtype=chosen_dtype, device=chosen_device)
+        tokenizer, eos = ours.tokenizer, tuple(sorted(ours.eos_token_ids))
+        assert tokenizer is not None  # a folder without one is refused by load
+        sovereign = _load(chosen_target, torch.float32, chosen_device)
+        subject: Subject
+        if is_ours:
+            subject = SybilSubject(ours, gamma, rule, window)
+        elif endpoint is not None:
+            subject = EndpointSubject(endpoint, model, tokenizer)
+        elif function is not None:
+            subject = function
+        else:
+            theirs = sovereign if chosen_dtype == torch.float32 else _load(chosen_target, chosen_dtype, chosen_device)
+            subject = _transformers(decoder, theirs, tokenizer, chosen_draft, gamma)
+        del ours  # and its weights, where it isn't what is judged
+    plan = replace(plan, request=replace(request, eos_token_ids=eos))
+    encoded = [tokenizer.encode(prompt.text).ids for prompt in chosen]
+    try:
+        with make_progress(console) as progress:
+            report = judge(subject, Reference(sovereign, tokenizer), encoded, plan, _bars(progress))
+    except KeyboardInterrupt:
+        console.print("interrupted: there is no verdict, and nothing was written")
+        raise typer.Exit(130) from None
+
+    about = describe(chosen_device)
+    caption = (
+        f"{report.subject} against {chosen_target}, temperature {temperature:g}, {len(encoded)} prompts, "
+        f"{report.sequences} sequences of at most {length} tokens, alpha {alpha:g}, seed {seed}, on "
+        f"{about['processor']}, torch {about['torch']}, transformers {about['transformers']}, "
+        f"commit {about['commit'] or 'none'}"
+    )
+    record = {
+        "target": chosen_target, "draft": chosen_draft, "dtype": str(chosen_dtype).removeprefix("torch."),
+        "device": str(chosen_device), "prompts": digest(chosen), "date": time.strftime("%Y-%m-%d"), **about,
+        **report.as_dict(),
+    }  # fmt: skip
+    path = out / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    out.mkdir(parents=True, exist_ok=True)
+    files.replace(path, json.dumps(record, indent=1).encode())
+    plots.losslessness(report, caption, path.with_suffix(".png"))
+    if as_json:
+        sys.stdout.write(json.dumps(record) + "\n")
+    else:
+        _print(console, report)
+        console.print(caption, style="dim", soft_wrap=True)
+        console.print(f"report: {path}   chart: {path.with_suffix('.png')}", soft_wrap=True)
+    raise typer.Exit(STATUS[report.verdict])
+
+
+def _load(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """transformers' own model."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # our own bars are the only ones
+    logging.disable_progress_bar()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype, use_safetensors=True)
+    return model.to(device).eval()
+
+
+def _transformers(
+    decoder: str | None, model: PreTrainedModel, tokenizer: Tokenizer, draft: str | None, gamma: int
+) -> TransformersSubject:
+    if decoder == LOOKUP:
+        return TransformersSubject(model, tokenizer, prompt_lookup=gamma)
+    if decoder == TRANSFORMERS:
+        return TransformersSubject(model, tokenizer)
+    if draft is None:
+        raise InvalidSetting("decoder is assisted and the target has no draft: add --draft")
+    assistant = _load(draft, model.dtype, model.device)
+    sizes = model.config.get_text_config().vocab_size, assistant.config.get_text_config().vocab_size
+    if sizes[0] != sizes[1]:  # the same tokens with other padding: Sybil takes it
+        raise VocabularyMismatch(
+            f"the target has logits for {sizes[0]} tokens and draft {draft} for {sizes[1]}, which transformers' "
+            "assisted generation refuses: choose a pair of equal sizes"
+        )
+    return TransformersSubject(model, tokenizer, assistant)
+
+
+def _bars(progress: Progress) -> Callable[[str, int, int], None]:
+    """A bar a phase, as the phases come."""
+    bars: dict[str, TaskID] = {}
+
+    def report(phase: str, done: int, total: int) -> None:
+        if phase not in bars:
+            bars[phase] = progress.add_task(phase, total=total)
+        progress.update(bars[phase], completed=done)
+
+    return report
+
+
+def _print(console: Console, report: Report) -> None:
+    table = make_table(console, "check", "result", "p-value", "effect", "smallest effect seen", "unit", "tokens")
+    for check in report.checks:
+        table.add_row(
+            check.name,
+            "FAIL" if check.failed else "pass" if check.made else "not made",
+            "" if check.adjusted is None else f"{check.adjusted:.2g}" if check.adjusted else "< 1e-300",
+            f"{check.effect:.3g}" if check.made else "",
+            f"{check.detectable:.2g}" if check.made else "",
+            check.unit,
+            str(check.count),
+        )
+    if report.checks:
+        console.print(table)
+    for check in report.checks:
+        if not check.made:
+            console.print(f"{check.name}: {check.detail}", style="dim", soft_wrap=True)
+    if report.drift is not None:
+        drift = report.drift
+        console.print(
+            f"drift: {drift.value:+.4f} nats a token (95 %: {drift.low:+.4f} to {drift.high:+.4f}); below 0 its "
+            "text is degraded, above 0 too greedy",
+            soft_wrap=True,
+        )
+    console.print(f"{report.verdict}: {escape(report.subject)}", style="bold", soft_wrap=True)
+    for reason in report.reasons:
+        console.print(f"  {escape(reason)}", soft_wrap=True)

@@ -1,0 +1,262 @@
+"""Decoders under judgement behind one face: Sybil's, transformers', and any Python function."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from sybil.decoding import Decoder
+from sybil.errors import InvalidSetting, NotJudgeable
+from sybil.losslessness.samples import Request, Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Function = Callable[..., Any]
+"""(prompt, *, max_new_tokens, temperature, top_k, top_p, min_p, eos_token_ids, stop_strings, seed) -> new tokens, or
+(new tokens, places)."""
+
+
+def derived(seed: int, index: int) -> int:
+    """The seed of a call's index-th draw: 31 bits, which every decoder takes."""
+    return int(np.random.SeedSequence([seed % 2**64, index]).generate_state(1)[0] >> 1)
+
+
+class SybilSubject:
+    """Sybil's decoder under one of its rules, several prompts side by side."""
+
+    def __init__(
+        self, decoder: Decoder, gamma: int = 4, rule: str = "token", window: str | None = None, batch: int = 8
+    ) -> None:
+        self.decoder, self.batch = decoder, batch
+        self._settings = dict(gamma=gamma, rule=rule) | ({} if window is None else dict(window=window))
+        windowed = f", window {window}" if window else ""
+        self.name = f"sybil, rule {rule}, gamma {gamma}{windowed}" if decoder.draft else "sybil, no draft"
+
+    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
+        wanted = dict(
+            max_new_tokens=request.max_new_tokens,
+            do_sample=request.temperature != 0,
+            temperature=request.temperature or 1.0,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            min_p=request.min_p,
+            eos_token_id=list(request.eos_token_ids),  # where it is empty, the model's own isn't one either
+            stop_strings=request.stop_strings,
+        )
+        for start in range(0, len(prompts), self.batch):
+            chosen = prompts[start : start + self.batch]
+            tokens: list[list[int]] = [[] for _ in chosen]
+            places: list[list[int]] = [[] for _ in chosen]
+            inputs = [torch.tensor(prompt, dtype=torch.int64) for prompt in chosen]
+            for step in self.decoder.stream(inputs, **wanted, **self._settings, seed=derived(seed, start)):
+                for row, block in enumerate(step.tokens):
+                    tokens[row] += block
+                    places[row] += range(len(block))
+            for row, prompt in enumerate(chosen):
+                yield Sample(tuple(prompt), tuple(tokens[row]), tuple(places[row]))
+
+
+class TransformersSubject:
+    """transformers' generate at batch 1; with an assistant its assisted generation, with prompt_lookup (tokens a
+    round) its prompt lookup.
+
+    Assisted generation refuses stop_strings (5.23: the assistant is given them without a tokenizer), so they are asked
+    for there as a StoppingCriteria, which is the same class."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer | None,
+        assistant: PreTrainedModel | None = None,
+        prompt_lookup: int | None = None,
+    ) -> None:
+        from transformers import PreTrainedTokenizerFast
+
+        self.model, self.assistant, self.prompt_lookup = model, assistant, prompt_lookup
+        self.text = tokenizer
+        self.tokenizer = None if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+        kind = "assisted generation" if assistant is not None else "prompt lookup" if prompt_lookup else "generate"
+        self.name = f"transformers {kind}"
+
+    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
+        if request.stop_strings and self.tokenizer is None:
+            raise InvalidSetting("stop strings are asked for without a tokenizer: give the model's")
+        for index, prompt in enumerate(prompts):
+            torch.manual_seed(derived(seed, index))
+            blocks = _Blocks()
+            ids = torch.tensor([list(prompt)], device=self.model.device)
+            with ExitStack() as stack:
+                for model in filter(None, (self.model, self.assistant)):
+                    stack.enter_context(_without_defaults(model))
+                self.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=self._config(request),
+                    assistant_model=self.assistant,
+                    tokenizer=self.tokenizer if request.stop_strings else None,
+                    stopping_criteria=self._criteria(request),
+                    streamer=blocks,
+                )
+            yield Sample(
+                tuple(prompt), tuple(blocks.tokens), tuple(blocks.places), self._doubt(prompt, blocks, request)
+            )
+
+    def _config(self, request: Request) -> Any:
+        from transformers import GenerationConfig
+
+        drawn = dict(
+            do_sample=True,
+            temperature=request.temperature,
+            top_k=request.top_k,  # None would mean 50
+            top_p=request.top_p,
+            min_p=request.min_p or None,
+        )
+        return GenerationConfig(
+            **(drawn if request.temperature else dict(do_sample=False)),
+            max_new_tokens=request.max_new_tokens,
+            eos_token_id=list(request.eos_token_ids) or None,
+            pad_token_id=0,  # unused in a batch of one, and asked for where there is an end token
+            stop_strings=None if self.assistant is not None else list(request.stop_strings) or None,
+            prompt_lookup_num_tokens=self.prompt_lookup,
+        )
+
+    def _criteria(self, request: Request) -> list[Any]:
+        from transformers import StopStringCriteria
+
+        if self.assistant is None or not request.stop_strings:
+            return []
+        return [StopStringCriteria(self.tokenizer, list(request.stop_strings))]
+
+    def _doubt(self, prompt: Sequence[int], blocks: _Blocks, request: Request) -> str:
+        """transformers finds stop strings that begin in the prompt, too: by its own rule it is right to end there."""
+        if self.text is None or not request.stop_strings or len(blocks.tokens) >= request.max_new_tokens:
+            return ""
+        new, reach = self.text.decode(blocks.tokens), max(map(len, request.stop_strings))
+        across = self.text.decode([*prompt[-reach:], *blocks.tokens])
+        if any(string in across and string not in new for string in request.stop_strings):
+            return "a stop string that begins in the prompt ended it, as transformers has it"
+        return ""
+
+
+@contextmanager
+def _without_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """A checkpoint's own end tokens, penalties and filters come back wherever a request says None."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+class _Blocks:
+    """A streamer that notes which tokens came together; the prompt is put first."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.places: list[int] = []
+        self._is_prompt = True
+
+    def put(self, block: Tensor) -> None:
+        if not self._is_prompt:
+            self.tokens += block.flatten().tolist()
+            self.places += range(block.numel())
+        self._is_prompt = False
+
+    def end(self) -> None:
+        pass
+
+
+class CallableSubject:
+    """A Python function, called once a prompt."""
+
+    def __init__(self, function: Function, name: str) -> None:
+        self.function, self.name = function, name
+
+    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
+        for index, prompt in enumerate(prompts):
+            try:
+                answer = self.function(
+                    list(prompt),
+                    max_new_tokens=request.max_new_tokens,
+                    temperature=request.temperature,
+                    top_k=request.top_k,
+                    top_p=request.top_p,
+                    min_p=request.min_p,
+                    eos_token_ids=request.eos_token_ids,
+                    stop_strings=request.stop_strings,
+                    seed=derived(seed, index),
+                )
+            except Exception as error:  # whatever somebody else's code raises
+                raise NotJudgeable(
+                    f"decoder {self.name} raised {type(error).__name__}: {_first_line(error)} (prompt {index} of "
+                    f"{len(prompts)}, {len(prompt)} tokens): mend it, or run it alone for the traceback"
+                ) from error
+            yield self._sample(tuple(prompt), answer)
+
+    def _sample(self, prompt: tuple[int, ...], answer: Any) -> Sample:
+        with_places = isinstance(answer, tuple) and len(answer) == 2 and not isinstance(answer[0], int)
+        tokens, places = answer if with_places else (answer, None)
+        tokens = self._integers(tokens, "tokens")
+        if places is not None:
+            places = self._integers(places, "places")
+            if len(places) != len(tokens):
+                raise NotJudgeable(
+                    f"decoder {self.name} gave {len(tokens)} tokens and {len(places)} places: give a place a token"
+                )
+        return Sample(prompt, tokens, places)
+
+    def _integers(self, values: Any, what: str) -> tuple[int, ...]:
+        if isinstance(values, Tensor | np.ndarray):
+            values = values.tolist()
+        if isinstance(values, list | tuple) and all(type(each) is int and each >= 0 for each in values):
+            return tuple(values)
+        shown = repr(values)
+        raise NotJudgeable(
+            f"decoder {self.name} gave {what} {shown[:60]}{'...' * (len(shown) > 60)}: return the new tokens as a list "
+            "of token ids or a 1-d tensor of them, or a tuple of such tokens and of their places in the block"
+        )
+
+
+def named(spec: str) -> CallableSubject:
+    """The function "package.module:function", sought from the current folder as `python -m` does."""
+    module_name, colon, function_name = spec.partition(":")
+    if not (module_name and colon and function_name):
+        raise InvalidSetting(f"decoder is {spec!r}: name a function as package.module:function")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever somebody else's code raises
+        raise InvalidSetting(
+            f"decoder is {spec!r}, and importing {module_name} from {here} raised {type(error).__name__}: "
+            f"{_first_line(error)}: check the name, and run it where `python -m {module_name}` works"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        there = sorted(name for name, value in vars(module).items() if _is_public(name, value, module_name))
+        raise InvalidSetting(
+            f"decoder is {spec!r}, and {module_name} has no function {function_name!r}: "
+            f"choose among {', '.join(there) or 'none'}"
+        )
+    return CallableSubject(function, spec)
+
+
+def _is_public(name: str, value: Any, module_name: str) -> bool:
+    return callable(value) and not name.startswith("_") and getattr(value, "__module__", module_name) == module_name
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").split("\n")[0]

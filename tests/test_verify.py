@@ -1,0 +1,178 @@
+"""sybil verify as a user types it: its verdicts, its files, and one line for what it can't do.
+
+The target is tiny and random; what the judge itself is worth is the matter of other tests.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import gpt2, letters, perturbed, save, sybil
+
+from sybil.losslessness.samples import Request
+from sybil.losslessness.subjects import TransformersSubject
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    save(gpt2(), root / "target")
+    save(perturbed(gpt2(), 0.05), root / "draft")
+    save(gpt2(seed=7), root / "other")
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(1, 31, (40, 8), generator=generator).tolist()
+    texts = [letters().decode(row) for row in rows]
+    (root / "prompts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return root
+
+
+def command(folders: Path, out: Path, *arguments: object) -> tuple[object, ...]:
+    models = ("--target", folders / "target", "--draft", folders / "draft", "--device", "cpu")
+    sizes = ("--max-new-tokens", 40, "--greedy", 6, "--stopping", 4, "--resolution", 0.4)
+    return ("verify", *models, "--prompts", folders / "prompts.jsonl", *sizes, "--out", out, *arguments)
+
+
+def decode(prompt: list[int], temperature: float, settings: dict[str, Any]) -> list[int]:
+    """The target's own tokens, at a temperature that may be another than was asked for."""
+    names = ("max_new_tokens", "top_k", "top_p", "min_p", "eos_token_ids", "stop_strings")
+    request = Request(temperature=temperature, **{name: settings[name] for name in names})
+    (sample,) = TransformersSubject(gpt2(), letters()).sample([prompt], request, settings["seed"])
+    return list(sample.tokens)
+
+
+def cold(prompt: list[int], *, temperature: float, **settings: Any) -> list[int]:
+    return decode(prompt, 0.3 * temperature, settings)
+
+
+def echoing(prompt: list[int], *, temperature: float, **settings: Any) -> list[int]:
+    return prompt + decode(prompt, temperature, settings)
+
+
+def interrupted(prompt: list[int], **settings: Any) -> list[int]:
+    raise KeyboardInterrupt
+
+
+def report(out: Path) -> dict[str, Any]:
+    """The report that was written, beside its chart."""
+    (path,) = out.glob("*.json")
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    parsed: dict[str, Any] = json.loads(path.read_text())
+    return parsed
+
+
+def test_sybil_passes_and_leaves_a_report(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sybil(*command(folders, tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert "| greedy " in out
+    assert "| quality " in out
+    assert "drift: " in out
+    assert "PASS: sybil, rule token, gamma 4\n" in out
+    written = report(tmp_path)
+    assert written["verdict"] == "PASS"
+    assert written["target"] == str(folders / "target")
+    assert written["plan"]["request"]["eos_token_ids"] == [0]
+    assert {"processor", "torch", "commit", "dtype", "prompts"} <= written.keys()
+    assert not any(check["failed"] for check in written["checks"])
+
+
+def test_a_seed_repeats_a_report(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for number, seed in enumerate((3, 3, 4)):
+        sizes = ("--repeats", 1, "--count", 8, "--greedy", 1, "--stopping", 1)
+        sybil(*command(folders, tmp_path / str(number), "--seed", seed, *sizes, "--json"))
+        printed.append(json.loads(capsys.readouterr().out))
+        assert printed[-1] == report(tmp_path / str(number))
+    one, same, other = printed
+    assert one == same
+    assert one["checks"] != other["checks"]
+
+
+@pytest.mark.parametrize("decoder", ["transformers", "prompt-lookup"])
+def test_decoders_of_transformers_by_name(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], decoder: str
+) -> None:
+    sizes = ("--count", 6, "--repeats", 1, "--max-new-tokens", 8)
+    assert sybil(*command(folders, tmp_path, "--decoder", decoder, *sizes)) == 3
+    assert "too few tokens" in capsys.readouterr().out
+    assert report(tmp_path)["subject"].startswith("transformers")
+
+
+def test_a_decoder_that_is_too_cold_fails(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--count", 16, "--repeats", 1, "--greedy", 2, "--stopping", 1)
+    assert sybil(*command(folders, tmp_path, "--decoder", "test_verify:cold", *sizes)) == 1
+    out = capsys.readouterr().out
+    assert "FAIL |" in out
+    assert "too greedy" in out
+    assert "FAIL: test_verify:cold\n" in out
+    assert report(tmp_path)["drift"]["low"] > 0
+
+
+def test_another_target_is_inconclusive(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = command(folders, tmp_path, "--target", folders / "other", "--decoder", "test_verify:cold")
+    assert sybil(*arguments) == 3
+    assert "another target" in capsys.readouterr().out
+    assert report(tmp_path)["verdict"] == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--decoder", "nonesuch"), ["'nonesuch'", "transformers", "package.module:function"]),
+        (("--decoder", "no_such_module:f"), ["no_such_module", "ModuleNotFoundError"]),
+        (("--decoder", "test_verify:absent"), ["'absent'", "cold"]),
+        (("--decoder", "test_verify:echoing", "--count", 4), ["echoing", "new tokens only"]),
+        (("--decoder", "sybil", "--endpoint", "http://127.0.0.1:9/v1"), ["'sybil'", "http://127.0.0.1:9/v1", "one"]),
+        (("--endpoint", "http://127.0.0.1:9/v1"), ["http://127.0.0.1:9/v1/models", "can't be reached"]),
+        (("--endpoint", "127.0.0.1:9"), ["'127.0.0.1:9'", "URL"]),
+        (("--temperature", 0), ["temperature is 0", "above 0"]),
+        (("--temperature", -1), ["temperature"]),
+        (("--top-p", 1.5), ["top_p is 1.5"]),
+        (("--alpha", 0), ["alpha is 0"]),
+        (("--alpha", 1), ["alpha is 1"]),
+        (("--rule", "lucky"), ["'lucky'", "token"]),
+        (("--window", "round"), ["'round'", "constant"]),
+        (("--gamma", 0), ["gamma is 0"]),
+        (("--count", 0), ["count is 0"]),
+        (("--max-new-tokens", 0), ["max_new_tokens is 0"]),
+        (("--max-new-tokens", 60), ["60", "context of 64"]),
+        (("--prompts", "absent.jsonl"), ["absent.jsonl"]),
+        (("--out", __file__), ["which is a file"]),
+    ],
+)
+def test_bad_requests(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[object, ...], words: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("no_proxy", "*")
+    assert sybil(*command(folders, tmp_path / "out", *arguments)) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert captured.err.startswith("sybil: ")
+    assert captured.err.count("\n") == 1
+    for word in words:
+        assert word in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_assisted_generation_needs_a_draft_of_equal_size(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = ("--target", folders / "target", "--prompts", folders / "prompts.jsonl", "--out", tmp_path / "out")
+    assert sybil("verify", *target, "--decoder", "assisted") == 2
+    assert "--draft" in capsys.readouterr().err
+    padded = save(gpt2(vocab=40), folders / "padded")
+    assert sybil("verify", *target, "--decoder", "assisted", "--draft", padded, "--device", "cpu") == 2
+    assert "31 tokens" in (line := capsys.readouterr().err)
+    assert "for 40" in line
+
+
+def test_ctrl_c_leaves_no_report(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sybil(*command(folders, tmp_path / "out", "--decoder", "test_verify:interrupted")) == 130
+    captured = capsys.readouterr()
+    assert "interrupted: there is no verdict" in captured.out
+    assert captured.err == ""
+    assert not (tmp_path / "out").exists()
