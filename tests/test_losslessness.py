@@ -515,7 +515,7 @@ def test_what_is_called_detectable_is_detected() -> None:
 
     def evidence(u: np.ndarray) -> Evidence:
         flat = np.ones(count)
-        return Evidence(1 - u, flat, -flat, flat, 0 * flat, zeros, zeros, np.arange(count))
+        return Evidence(1 - u, flat, -flat, flat, 0 * flat, zeros, zeros, np.arange(count), *[flat * np.nan] * 3)
 
     size = checks.uniform(evidence(rng.random(count)), alpha).detectable
     tilt = np.where(np.arange(20) % 2, 1 + size, 1 - size) / 20  # Cohen's w = size

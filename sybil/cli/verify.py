@@ -35,7 +35,7 @@ from sybil.losslessness.subjects import SybilSubject, TransformersSubject, named
 from sybil.measuring import files, plots, prompts
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
-from sybil.pairs import choose_device, default_dtype, load, locate
+from sybil.pairs import LOOKUP, choose_device, default_dtype, load, locate
 from sybil.settings import Settings
 from sybil.verification import RULES
 from sybil.window import WINDOWS
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from sybil.losslessness.judge import Report
 
 FULL, QUICK = (64, 2, 48, 0.2), (32, 2, 32, 0.4)  # prompts, sequences a prompt, new tokens, resolution
-BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, LOOKUP = "sybil", "transformers", "assisted", "prompt-lookup"
+BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, PROMPT_LOOKUP = "sybil", "transformers", "assisted", "prompt-lookup"
 STATUS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
 
@@ -89,7 +89,7 @@ def verify(
     device: DeviceOption = None,
 ) -> None:
     """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
-    from sybil.losslessness.evidence import Reference
+    from sybil.losslessness.evidence import HALF_NEAR_TIES, NEAR_TIE, Reference
     from sybil.losslessness.judge import Plan
     from sybil.losslessness.judge import verify as judge
 
@@ -126,7 +126,8 @@ def verify(
         ours = load(chosen_target, chosen_draft if is_ours else None, dtype=chosen_dtype, device=chosen_device)
         tokenizer, eos = ours.tokenizer, tuple(sorted(ours.eos_token_ids))
         assert tokenizer is not None  # a folder without one is refused by load
-        sovereign = _load(chosen_target, torch.float32, chosen_device)
+        # the weights as the decoder has them, computed in float32
+        sovereign = _load(chosen_target, chosen_dtype, chosen_device).float()
         subject: Subject
         if is_ours:
             subject = SybilSubject(ours, gamma, rule, window)
@@ -138,11 +139,15 @@ def verify(
             theirs = sovereign if chosen_dtype == torch.float32 else _load(chosen_target, chosen_dtype, chosen_device)
             subject = _transformers(decoder, theirs, tokenizer, chosen_draft, gamma)
         del ours  # and its weights, where it isn't what is judged
-    plan = replace(plan, request=replace(request, eos_token_ids=eos))
+        has_model = chosen_draft is not None and chosen_draft != LOOKUP
+        helper = _load(str(chosen_draft), torch.float32, chosen_device) if has_model else None
+        reference = Reference(sovereign, tokenizer, helper)
+    near_tie = HALF_NEAR_TIES.get(chosen_dtype, NEAR_TIE)
+    plan = replace(plan, request=replace(request, eos_token_ids=eos), near_tie=near_tie)
     encoded = [tokenizer.encode(prompt.text).ids for prompt in chosen]
     try:
         with make_progress(console) as progress:
-            report = judge(subject, Reference(sovereign, tokenizer), encoded, plan, _bars(progress))
+            report = judge(subject, reference, encoded, plan, _bars(progress))
     except KeyboardInterrupt:
         console.print("interrupted: there is no verdict, and nothing was written")
         raise typer.Exit(130) from None
@@ -186,7 +191,7 @@ def _load(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
 def _transformers(
     decoder: str | None, model: PreTrainedModel, tokenizer: Tokenizer, draft: str | None, gamma: int
 ) -> TransformersSubject:
-    if decoder == LOOKUP:
+    if decoder == PROMPT_LOOKUP:
         return TransformersSubject(model, tokenizer, prompt_lookup=gamma)
     if decoder == TRANSFORMERS:
         return TransformersSubject(model, tokenizer)

@@ -23,6 +23,7 @@ EXPECTED = (
     25  # in a cell, at least: with the usual 5 a chi-square's far tail, where alpha lies, is several times too thin
 )
 BINS, PAIR_BINS, PLACE_BINS, LAGS = 20, 5, 10, 4
+LEAST_SPREAD = 4.0  # of a sum of overlaps, each between 0 and 1, for its distribution to be known
 SKEW = 0.5  # of the sum of log probabilities; beyond it there are too few tokens for its distribution to be known
 
 
@@ -130,6 +131,31 @@ def quality(evidence: Evidence, alpha: float) -> Check:
                  unit=unit, count=count, detail=detail)  # fmt: skip
 
 
+def draft(evidence: Evidence, alpha: float) -> Check:
+    """Whether tokens lean towards what the draft proposes, or away from it, at any place of a block.
+
+    Of all that can be asked this is what a wrong rule answers most loudly: without the residual, say, the tokens are
+    off by just min(1, draft / target). Sums of `lean` at each place, turned into normal scores by Pearson's type III
+    distribution as in `quality`, squared and added up."""
+    unit, known = "of a token's overlap", np.isfinite(evidence.lean)
+    statistic, freedom, count, variance, described = 0.0, 0, 0, 0.0, []
+    for place in np.unique(evidence.place[known]):
+        here = known & (evidence.place == place)
+        spread = float(evidence.lean_variance[here].sum())
+        skew = float(evidence.lean_third[here].sum()) / spread**1.5 if spread else math.inf
+        if spread < LEAST_SPREAD or abs(skew) > SKEW:
+            continue
+        score = _normal_score(float(evidence.lean[here].sum()) / math.sqrt(spread), skew)
+        statistic, freedom = statistic + score**2, freedom + 1
+        count, variance = count + int(here.sum()), variance + spread
+        described.append(f"{place}: {score:+.1f}")
+    if not freedom:
+        return _not_made("draft", unit, int(known.sum()), "a draft that is known, and more tokens")
+    check = _chi_square("draft", statistic, freedom, count, alpha, f"normal score by place {', '.join(described)}")
+    detectable = math.sqrt(_noncentrality(freedom, alpha) * variance) / count
+    return replace(check, effect=float(evidence.lean[known].mean()), detectable=detectable, unit=unit)
+
+
 def rarest(evidence: Evidence, alpha: float) -> Check:
     """Whether the rarest token is rarer than that many draws would show: one wrong token in thousands is enough.
 
@@ -147,7 +173,7 @@ def rarest(evidence: Evidence, alpha: float) -> Check:
 
 def every(evidence: Evidence, alpha: float) -> list[Check]:
     """All of them, failed and adjusted by Holm; detectable effects at the strictest bound that Holm may set."""
-    made: list[Callable[[Evidence, float], Check]] = [uniform, quality, rarest, places, rows]
+    made: list[Callable[[Evidence, float], Check]] = [uniform, quality, draft, rarest, places, rows]
     share = alpha / (len(made) + LAGS)
     checks = [check(evidence, share) for check in made]
     checks += [lag(evidence, steps, share) for steps in range(1, LAGS + 1)]
@@ -177,6 +203,12 @@ def adjust(p_values: Sequence[float]) -> list[float]:
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
     """Which are rejected, if one false rejection among all is to have at most probability alpha."""
     return [p_value <= alpha for p_value in adjust(p_values)]
+
+
+def _normal_score(z: float, skew: float) -> float:
+    """The standard normal number as far out as z is in a standardised sum of that skewness."""
+    side = float(stats.pearson3.cdf(z, skew) if z < 0 else stats.pearson3.sf(z, skew))
+    return math.copysign(float(special.ndtri(max(side, 1e-300))), z)
 
 
 def _judged(check: Check, adjusted: float, failed: bool) -> Check:

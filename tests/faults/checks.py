@@ -1,0 +1,349 @@
+"""The suite's checks by name, each small enough to be run on every planted fault.
+
+A check is given a seed, raises AssertionError where it finds something, and returns where it does not. It asks what the
+suite asks elsewhere, by the same helpers, in fewer cases: proof.py, counting.py, transformers' own generate.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from counting import ALPHA, DRAFTERS, VOCAB, Case, ChiSquare, p_values
+from counting import PROMPTS as COUNTED
+from proof import BELOW_ONE, Problem, error
+from tiny import gpt2, in_sybil, letters, perturbed, prompts, save
+from tiny import greedy as by_transformers
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import GPT2LMHeadModel, NoRepeatNGramLogitsProcessor, PreTrainedModel, StoppingCriteria
+
+import sybil
+from sybil import Decoder, verification
+from sybil.drafting import Context, Drafter, DraftModel, Outcome, Proposal
+from sybil.errors import CacheOutOfStep, VocabularyMismatch
+from sybil.losslessness.evidence import Reference
+from sybil.losslessness.judge import Plan
+from sybil.losslessness.judge import verify as judge
+from sybil.losslessness.samples import Request
+from sybil.losslessness.subjects import SybilSubject
+from sybil.sampling import Noise, Sampling, probabilities
+from sybil.verification import Proposed
+
+Check = Callable[[int], None]
+CHECKS: dict[str, Check] = {}
+
+COUNT = 20
+MODELS = (13, 20, 2)  # random weights whose greedy text varies: a text of one token over and over hides much
+ROUNDING = 1e-9  # of logits and probabilities in float64
+SEQUENCES = 3_000  # counted for each case: shows a relative error of 23 % (root mean square, 63 cells) 99 times in 100
+SAMPLED: dict[str, Any] = {"max_new_tokens": COUNT, "do_sample": True, "top_k": 0, "eos_token_id": []}
+
+
+def check(function: Check) -> Check:
+    """Enter a check by its name."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+def model(seed: int) -> GPT2LMHeadModel:
+    """The target, random weights in float64."""
+    return gpt2(MODELS[seed % len(MODELS)], width=32)
+
+
+def texts(seed: int) -> list[Tensor]:
+    """Prompts of unequal lengths."""
+    return prompts([3, 8, 1, 5], seed=seed)
+
+
+def drafted(seed: int, noise: float = 0.02, **rest: Any) -> Decoder:
+    """A draft that agrees with the target often, not always."""
+    return Decoder(in_sybil(model(seed)), DraftModel(in_sybil(perturbed(model(seed), noise))), **rest)
+
+
+def said(decoder: Decoder, inputs: list[Tensor], **settings: Any) -> list[list[int]]:
+    """What a decoder generates."""
+    return [row.tolist() for row in decoder.generate(inputs, **settings).tokens]
+
+
+@lru_cache
+def plain(seed: int) -> list[list[int]]:
+    """transformers' own greedy tokens after each prompt, alone."""
+    return [by_transformers(model(seed), prompt, COUNT) for prompt in texts(seed)]
+
+
+def mixed_problem(vocab: int, gamma: int, seed: int, stops: frozenset[int], determined: bool = False) -> Problem:
+    """Random distributions, with an equal pair and a one-hot among them where there are several tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    nodes = sum(vocab**depth for depth in range(gamma + 1))
+    target, draft = torch.randn(2, nodes, vocab, dtype=torch.float64, generator=generator).mul(1.5).softmax(-1)
+    if gamma > 1:
+        draft[3] = target[3]
+        target[6] = torch.eye(vocab, dtype=torch.float64)[0]
+    return Problem(gamma, target, None if determined else draft, stops)
+
+
+@check
+def proof(seed: int) -> None:
+    """The rules that the loop uses, integrated over all proposals and noise, give the target to rounding."""
+    problems = [
+        mixed_problem(3, 1, seed, frozenset()),
+        mixed_problem(2, 2, seed + 100, frozenset({1}), determined=True),
+        mixed_problem(2, 3, seed + 200, frozenset({4})),
+    ]
+    for name, rule in verification.RULES.items():
+        for problem in problems:
+            found = error(rule, problem, coupled=name == "coupled")
+            assert found < 1e-12, f"{name}, gamma {problem.gamma}: {found:.2g} from the target"
+
+
+@check
+def equal(seed: int) -> None:
+    """Of equal distributions float32 rejects one token in 2**25: what follows is then drawn from the target itself."""
+    probs = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(seed)).softmax(-1)
+    proposed = Proposed(torch.zeros(4, 2, dtype=torch.int64), probs[:, :2], probs, torch.full((4,), 2))
+    for name in ("token", "block"):
+        verdict = verification.RULES[name](proposed, torch.full((4, 3), BELOW_ONE, dtype=torch.float64))
+        assert (verdict.next_token >= 0).all(), f"{name} draws nothing after a rejection"
+
+
+@check
+def counts(seed: int) -> None:
+    """The loop's samples, counted as whole sequences and by place, follow the target's exact distribution."""
+    for case in (
+        Case(),
+        Case(processors="filters", stop="end token"),
+        Case(window="confident", batch="mixed"),
+        Case(rule="block"),
+        Case(rule="coupled", window="heuristic"),
+    ):
+        for counted, p_value in p_values(case, seed, SEQUENCES).items():
+            assert p_value > ALPHA, f"{case}, {counted}: p = {p_value:.1g}"
+
+
+@check
+def proposals(seed: int) -> None:
+    """Drafted tokens, counted, follow the probabilities that are handed over with them."""
+    rows, gamma = SEQUENCES, 3
+    for least_confidence, coupled, sampling in (
+        (0.0, False, Sampling(0.8, top_k=3)),
+        (0.4, False, Sampling(1.0)),
+        (0.0, True, Sampling(1.0)),
+    ):
+        prompt = torch.tensor(COUNTED[0])
+        tokens = torch.zeros(rows, len(prompt) + gamma + 1, dtype=torch.int64)
+        tokens[:, : len(prompt)] = prompt
+        context = Context(tokens, torch.full((rows,), len(prompt)), Noise(seed), None, least_confidence)
+        if coupled:
+            context.exponentials = context.race_noise(gamma + 1, VOCAB)
+        proposal = DRAFTERS["model"](rows, tokens.shape[1], VOCAB, sampling).propose(context, gamma)
+        assert proposal.probs is not None
+        table: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+        due: dict[tuple[int, ...], dict[int, float]] = {}
+        for drawn, probs, count in zip(proposal.tokens.tolist(), proposal.probs.tolist(), proposal.counts, strict=True):
+            for place in range(count):
+                prefix = tuple(drawn[:place])
+                table[prefix][drawn[place]] += 1
+                due[prefix] = dict(enumerate(probs[place]))
+        statistic = ChiSquare()
+        for prefix, found in table.items():
+            statistic.add(found, due[prefix])
+        assert statistic.p_value > ALPHA, f"{sampling}, confidence {least_confidence}: p = {statistic.p_value:.1g}"
+
+
+@check
+def greedy(seed: int) -> None:
+    """Greedy speculative tokens are those of transformers' generate: in a batch, alone, with padded vocabularies."""
+    inputs, wanted = texts(seed), plain(seed)
+    for gamma in range(1, 6):
+        found = said(drafted(seed), inputs, max_new_tokens=COUNT, gamma=gamma, eos_token_id=[])
+        assert found == wanted, f"gamma {gamma}, in a batch"
+        alone = said(drafted(seed), inputs[:1], max_new_tokens=COUNT, gamma=gamma, eos_token_id=[])
+        assert alone == wanted[:1], f"gamma {gamma}, alone"
+    for vocab in (24, 40):
+        decoder = Decoder(in_sybil(model(seed)), DraftModel(in_sybil(gpt2(seed + 10, vocab=vocab))))
+        found = said(decoder, inputs, max_new_tokens=COUNT, eos_token_id=[])
+        assert found == wanted, f"a draft of {vocab} tokens for a target of 31"
+
+
+@check
+def seeds(seed: int) -> None:
+    """With one seed the coupled rule says what autoregressive sampling says, whatever is drafted and how."""
+    inputs = texts(seed)
+    wanted = said(drafted(seed).without_draft(), inputs, seed=seed, **SAMPLED)
+    for noise, gamma, window in ((0.02, 1, "constant"), (0.02, 3, "heuristic"), (0.3, 4, "confident")):
+        found = said(drafted(seed, noise), inputs, seed=seed, rule="coupled", gamma=gamma, window=window, **SAMPLED)
+        assert found == wanted, f"gamma {gamma}, {window}"
+
+
+@check
+def rows(seed: int) -> None:
+    """A row of a batch is the same row alone, whatever stands beside it."""
+    inputs = texts(seed)
+    for chosen in ({}, {"do_sample": True, "seed": seed, "rule": "block", "window": "heuristic"}):
+        settings: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": [], "gamma": 3, **chosen}
+        for first in range(len(inputs)):  # a sampled row's noise is keyed by its place
+            together = said(drafted(seed), inputs[first:] + inputs[:first], **settings)
+            assert together[0] == said(drafted(seed), inputs[first : first + 1], **settings)[0], f"row {first}"
+
+
+class AtEleven(StoppingCriteria):
+    """Stops a row of exactly eleven tokens: whoever passes it by is not asked again."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return torch.full((len(input_ids),), input_ids.shape[1] == 11)
+
+
+@check
+def stops(seed: int) -> None:
+    """A row ends with the token with which transformers' plain generate ends it, wherever that is in a block."""
+    tokenizer = letters()
+    decoder = drafted(seed, 0.0, tokenizer=tokenizer)  # all is accepted: blocks are as long as can be
+    prompt, tokens = texts(seed)[0], plain(seed)[0]
+    ends = [token for index, token in enumerate(tokens) if index and token not in tokens[:index]][:4]
+    text = tokenizer.decode(tokens)
+    completed = tokens.index(ends[0])
+    stop = text[completed - 1 : completed + 1]
+    criteria = [AtEleven()]
+    eleven = by_transformers(model(seed), prompt, COUNT, stopping_criteria=criteria)
+    for gamma in (2, 5):
+        for eos in ends:
+            found = said(decoder, [prompt], max_new_tokens=COUNT, gamma=gamma, eos_token_id=eos)
+            assert found == [by_transformers(model(seed), prompt, COUNT, eos_token_id=eos)], (
+                f"end token {eos}, gamma {gamma}"
+            )
+        out = decoder.generate([prompt], max_new_tokens=COUNT, gamma=gamma, stop_strings=stop, eos_token_id=[])
+        assert out.text == [text[: text.index(stop) + len(stop)]], f"stop string, gamma {gamma}"
+        found = said(decoder, [prompt], max_new_tokens=COUNT, gamma=gamma, stopping_criteria=criteria, eos_token_id=[])
+        assert found == [eleven], f"criterion, gamma {gamma}"
+        for count in range(1, 8):
+            found = said(decoder, [prompt], max_new_tokens=count, gamma=gamma, eos_token_id=[])
+            assert found == [tokens[:count]], f"max_new_tokens {count}, gamma {gamma}"
+
+
+class Witness:
+    """Between the loop and its models: holds what each says to transformers' forward over the whole text, uncached."""
+
+    def __init__(self, target: GPT2LMHeadModel, draft: GPT2LMHeadModel) -> None:
+        self.references, self.model = (target, draft), in_sybil(target)
+        self.drafts = DraftModel(in_sybil(draft))
+        self.weight_bytes = self.drafts.weight_bytes
+        self.proposal = Proposal.nothing(0)
+        self.prefixes: list[Tensor] = []
+
+    # the target
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def forward(self, tokens: Tensor, cache: Any) -> Tensor:
+        logits = self.model.forward(tokens, cache)
+        for row, (prefix, count) in enumerate(zip(self.prefixes, self.proposal.counts, strict=True)):
+            found = logits[row, : count + 1]
+            wanted = uncached(self.references[0], prefix, self.proposal.tokens[row, :count])
+            assert (found - wanted).abs().max() < ROUNDING, f"the target's logits after {len(prefix)} tokens"
+        self.proposal, self.prefixes = Proposal.nothing(0), []
+        return logits
+
+    # the draft
+
+    def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
+        self.drafter, self.sampling = self.drafts(batch, capacity, vocab_size, sampling), sampling
+        return self
+
+    def propose(self, context: Context, gamma: int) -> Proposal:
+        self.prefixes, self.proposal = context.prefixes(), self.drafter.propose(context, gamma)
+        assert self.proposal.probs is not None
+        for row, (prefix, count) in enumerate(zip(self.prefixes, self.proposal.counts, strict=True)):
+            logits = uncached(self.references[1], prefix, self.proposal.tokens[row, :count])[:count]
+            apart = (self.proposal.probs[row, :count] - probabilities(logits, self.sampling)).abs()
+            assert apart.max() < ROUNDING, f"the draft's probabilities after {len(prefix)} tokens"
+        return self.proposal
+
+    def observe(self, outcome: Outcome) -> None:
+        self.drafter.observe(outcome)
+
+
+@torch.no_grad()
+def uncached(model: PreTrainedModel, prefix: Tensor, tokens: Tensor) -> Tensor:
+    """The logits after prefix and after each of tokens (n,), (n + 1, vocab), without a cache."""
+    logits: Tensor = model(input_ids=torch.cat([prefix, tokens])[None], use_cache=False).logits[0, len(prefix) - 1 :]
+    return logits
+
+
+@check
+def cache(seed: int) -> None:
+    """In every round both models say what they say of the whole text without a cache."""
+    for noise in (0.005, 0.1):  # nearly all is accepted; much is rejected
+        witness = Witness(model(seed), perturbed(model(seed), noise))
+        for inputs in (texts(seed), texts(seed)[:1]):
+            Decoder(witness, witness).generate(inputs, seed=seed, gamma=3, **SAMPLED)
+
+
+@check
+def guard(seed: int) -> None:
+    """The loop's own check of its cache stays silent."""
+    try:
+        for chosen in (SAMPLED, {"max_new_tokens": COUNT, "eos_token_id": []}):
+            drafted(seed, 0.1).generate(texts(seed), seed=seed, gamma=3, **chosen)
+    except CacheOutOfStep as error:
+        raise AssertionError(str(error)) from error
+
+
+@check
+def processors(seed: int) -> None:
+    """With processors that look at the prefix: greedily transformers' tokens, sampled those of plain decoding."""
+    inputs = texts(seed)
+    wanted = [
+        by_transformers(model(seed), row, COUNT, repetition_penalty=1.3, no_repeat_ngram_size=2) for row in inputs
+    ]
+    processing: dict[str, Any] = {"repetition_penalty": 1.3, "logits_processor": [NoRepeatNGramLogitsProcessor(2)]}
+    for gamma in (1, 4):
+        found = said(drafted(seed), inputs, max_new_tokens=COUNT, gamma=gamma, eos_token_id=[], **processing)
+        assert found == wanted, f"greedy, gamma {gamma}"
+        sampled = said(drafted(seed), inputs, gamma=gamma, rule="coupled", seed=seed, **SAMPLED, **processing)
+        autoregressive = said(drafted(seed).without_draft(), inputs, seed=seed, **SAMPLED, **processing)
+        assert sampled == autoregressive, f"sampled, gamma {gamma}"
+
+
+@check
+def vocabularies(seed: int) -> None:
+    """Drafts with other tokens are refused, as many of them or not; padding beyond the same tokens is taken."""
+    reversed_ids = Tokenizer(models.BPE({letter: 30 - index for letter, index in letters().get_vocab().items()}, []))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        target = save(model(seed), folder / "target")
+        exact: dict[str, Any] = {"dtype": torch.float64, "draft_dtype": torch.float64, "device": "cpu"}
+        for tokenizer, size in ((letters(24), 24), (letters(24), 31), (reversed_ids, 31)):
+            other = save(gpt2(seed, vocab=size), folder / f"{size} {tokenizer.get_vocab_size()}", tokenizer)
+            try:
+                sybil.load(target, other, **exact)
+            except VocabularyMismatch:
+                continue
+            raise AssertionError(f"a draft of {tokenizer.get_vocab_size()} other tokens was taken")
+        padded = save(gpt2(seed, vocab=40), folder / "padded", letters())
+        try:
+            decoder = sybil.load(target, padded, **exact)
+        except VocabularyMismatch as error:
+            raise AssertionError(f"padding was taken for tokens: {error}") from error
+        wanted = plain(seed)[0][:6]
+        assert said(decoder, texts(seed)[:1], max_new_tokens=6, eos_token_id=[]) == [wanted]
+
+
+@check
+def verify(seed: int) -> None:
+    """Sybil's judge of any decoder, which sees nothing but sequences and the target, passes this one."""
+    target, tokenizer = gpt2(2, vocab=8, layers=1), letters(8)
+    decoder = Decoder(in_sybil(target), DraftModel(in_sybil(perturbed(target, 0.1))), tokenizer)
+    request = Request(max_new_tokens=24, temperature=0.9)
+    plan = Plan(
+        request=request, repeats=16, greedy=8, stopping=4, alpha=ALPHA, seed=seed, resolution=0.4, uniformity=0.5
+    )
+    asked = [prompt.tolist() for prompt in prompts([3, 4, 5, 6] * 2, vocab=8, seed=seed)]
+    report = judge(SybilSubject(decoder, gamma=3), Reference(target, tokenizer), asked, plan)
+    assert report.verdict == "PASS", f"{report.verdict}: {report.reasons}"
