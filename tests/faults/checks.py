@@ -127,6 +127,13 @@ def counts(seed: int) -> None:
 
 
 @check
+def blocks(seed: int) -> None:
+    """The same of the block rule at length, whose places depend on one another more subtly."""
+    for counted, p_value in p_values(Case(rule="block"), seed, 6 * SEQUENCES).items():
+        assert p_value > ALPHA, f"block, {counted}: p = {p_value:.1g}"
+
+
+@check
 def proposals(seed: int) -> None:
     """Drafted tokens, counted, follow the probabilities that are handed over with them."""
     rows, gamma = SEQUENCES, 3

@@ -152,6 +152,19 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Context, "race_noise", race_noise)
 
 
+@fault("3e", "block rule: a rejected place's uniforms come again, keyed by the token's position", "", "blocks")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = Context.uniforms
+
+    def uniforms(self: Context, count: int, use: int) -> Tensor:
+        first = 0 if use == Noise.PROPOSE else 1  # a judge's first uniform is the next token's
+        rows, index = torch.arange(len(self.lengths)), slice(first, first + 1)
+        own = [self.noise.uniforms(rows, self.lengths + i, 2, use)[:, index] for i in range(count - first)]
+        return torch.cat([original(self, first, use), *own], 1)
+
+    patch.setattr(Context, "uniforms", uniforms)
+
+
 # the rule
 
 
