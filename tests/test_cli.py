@@ -154,10 +154,10 @@ def test_an_encoder_decoder_is_no_causal_model(folders: Path, capsys: pytest.Cap
 def test_weights_that_do_not_fit_the_config(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = broken(folders, "wide-config")
     config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(config | {"n_embd": 32}))
+    (target / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
     line = refused(capsys, "generate", "abc", "--target", target)
-    assert "(31, 16)" in line
     assert "(31, 32)" in line
+    assert "(31, 64)" in line
     (target / "config.json").write_text(json.dumps(config | {"n_layer": 3}))
     assert "lacks the weight transformer.h.2." in refused(capsys, "generate", "abc", "--target", target)
 

@@ -3,8 +3,8 @@
 Statistical tests, all with fixed seeds. Null hypothesis wherever a verdict is asserted: the subject's tokens are drawn
 from the target; `verify` is run at alpha = 1e-6, so 200 lossless runs hold a FAIL with probability 2e-4 at most. The
 p-values of 200 runs are compared with the uniform distribution by Kolmogorov and Smirnov's test at 1e-9 a check (1e-8
-for all ten); with 200 values it sees, with power 0.9, distributions 0.28 apart. Each planted fault says how large it is;
-what the judge is able to see stands in its own `detectable`.
+for all ten); with 200 values it sees, with power 0.9, distributions 0.28 apart. Each planted fault says how large it
+is; what the judge is able to see stands in its own `detectable`.
 """
 
 from __future__ import annotations

@@ -368,7 +368,8 @@ def test_what_a_server_is_asked(serve: Callable[..., Server], monkeypatch: pytes
     assert plain["prompt"] == [1, 2]
     assert plain["ignore_eos"] is True
     assert plain["return_token_ids"] is True
-    assert not plain.keys() & {"top_k", "min_p", "stop", "stop_token_ids"}
+    assert not plain.keys() & {"stop", "stop_token_ids"}
+    assert (plain["top_k"], plain["min_p"], plain["repetition_penalty"]) == (-1, 0, 1)  # off, whatever the model has
     assert every["ignore_eos"] is False
     wanted = dict(max_tokens=3, temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, stop_token_ids=[4], stop=["x"])
     assert wanted.items() <= every.items()

@@ -159,6 +159,16 @@ def test_rounding_between_equal_models_costs_nothing(rule: str) -> None:
     assert int((verdict.accepted < 4).sum()) <= 1
 
 
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_a_rejection_between_equal_distributions_draws_from_the_target(rule: str) -> None:
+    """In float32 the largest uniforms round to 1, which nothing exceeds; the residual is then 0 everywhere."""
+    probs = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    proposed = Proposed(torch.zeros(4, 2, dtype=torch.int64), probs[:, :2], probs, torch.full((4,), 2))
+    verdict = RULES[rule](proposed, torch.full((4, 3), BELOW_ONE, dtype=torch.float64))
+    assert bool((verdict.accepted < 2).all())
+    assert bool((verdict.next_token >= 0).all())
+
+
 @pytest.mark.parametrize("rule", ["token", "block", "coupled"])
 def test_a_draft_without_numbers_is_rejected_and_a_target_without_them_draws_nothing(rule: str) -> None:
     target, broken = torch.full((1, 3, 2), 0.5), torch.full((1, 2, 2), float("nan"))

@@ -30,7 +30,7 @@ from sybil.models.transformer import Transformer
 
 
 @lru_cache
-def gpt2(seed: int = 0, vocab: int = 31, layers: int = 2, width: int = 16, context: int = 64) -> GPT2LMHeadModel:
+def gpt2(seed: int = 13, vocab: int = 31, layers: int = 2, width: int = 32, context: int = 64) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=vocab, n_positions=context, n_embd=width, n_layer=layers, n_head=2,

@@ -60,14 +60,16 @@ class EndpointSubject:
             return_token_ids=True,
             return_tokens_as_token_ids=True,
             ignore_eos=not request.eos_token_ids,
-        )
-        extensions = dict(
-            top_k=request.top_k,
+            # what is left out they fill in from the model's own generation_config
+            top_k=request.top_k or -1,
             min_p=request.min_p,
+            repetition_penalty=1.0,
+        )
+        stops = dict(
             stop=list(request.stop_strings),
             stop_token_ids=list(request.eos_token_ids),
         )
-        return body | {name: value for name, value in extensions.items() if value}
+        return body | {name: value for name, value in stops.items() if value}
 
     def _tokens(self, choice: Mapping[str, Any], usage: Any) -> tuple[list[int], str]:
         """The new tokens, and what makes them doubtful."""

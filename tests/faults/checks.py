@@ -53,7 +53,7 @@ def check(function: Check) -> Check:
 
 def model(seed: int) -> GPT2LMHeadModel:
     """The target, random weights in float64."""
-    return gpt2(MODELS[seed % len(MODELS)], width=32)
+    return gpt2(MODELS[seed % len(MODELS)])
 
 
 def texts(seed: int) -> list[Tensor]:
