@@ -1,4 +1,4 @@
-"""`nox -s tests`, `lint`, `types`, `compare`: what CI runs; `proofs`: what takes longer. Each in its own environment."""
+"""`nox -s tests`, `lint`, `types`, `compare`: what CI runs; `proofs`: what takes longer. Each has an environment."""
 
 from __future__ import annotations
 
