@@ -161,7 +161,9 @@ def _load_one(
     if checkpoints.understands(config):
         model = checkpoints.load(folder, dtype, device)
     else:
-        model = _load_foreign(folder, foreign_dtype, device)
+        from sybil.models.huggingface import HuggingFaceModel
+
+        model = HuggingFaceModel(load_transformers(folder, foreign_dtype, device))
     generation = folder / "generation_config.json"
     eos = _eos(checkpoints.read_json(generation) if generation.exists() else None, config)
     return _Loaded(str(source), model, _plain(_load_tokenizer(folder)), eos)
@@ -193,10 +195,9 @@ def _is_whole(model: PreTrainedModel) -> bool:
     return kinds == {(torch.nn.Parameter, model.device)} and model.device.type != "meta"
 
 
-def _load_foreign(folder: Path, dtype: torch.dtype, device: torch.device) -> Model:
+def load_transformers(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """transformers' own model of a folder, from safetensors; raises NotAModel or WeightsMismatch."""
     from transformers import AutoModelForCausalLM
-
-    from sybil.models.huggingface import HuggingFaceModel
 
     quantised = "quantization_config" in checkpoints.read_config(folder)
     try:
@@ -217,7 +218,8 @@ def _load_foreign(folder: Path, dtype: torch.dtype, device: torch.device) -> Mod
             f"{folder} lacks {len(missing)} weights that its config asks for, {missing[0]} the first: "
             "mend config.json or fetch the weights that belong to it"
         )
-    return HuggingFaceModel(model if quantised else model.to(device))
+    loaded: PreTrainedModel = model if quantised else model.to(device)
+    return loaded
 
 
 def locate(source: str | Path) -> Path:

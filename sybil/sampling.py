@@ -165,9 +165,9 @@ class Noise:
     def exponentials(self, rows: Tensor, positions: Tensor, vocab: int) -> Tensor:
         """(batch, n, vocab) float64 of mean 1, above 0, on the CPU; rows (batch,), positions (batch, n), int64."""
         bits = self._bits(rows.numpy()[:, None], positions.numpy(), vocab, self.RACE)
-        uniforms = (bits >> np.uint64(11)).astype(np.float64)
+        uniforms = (bits >> np.uint64(12)).astype(np.float64)
         uniforms += 0.5  # neither 0 nor 1: both logarithm and quotient stay finite
-        uniforms *= 2.0**-53
+        uniforms *= 2.0**-52
         return torch.from_numpy(-np.log(uniforms, out=uniforms))
 
     def _bits(self, rows: np.ndarray, positions: np.ndarray, count: int, use: int) -> np.ndarray:

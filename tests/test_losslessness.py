@@ -23,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from sybil.errors import EmptyPrompt, InvalidSetting, NotJudgeable, PromptTooLong
 from sybil.losslessness import checks
-from sybil.losslessness.evidence import NEAR_TIE, Evidence, Reference, sampled
+from sybil.losslessness.evidence import FLOAT32, HALF, Evidence, Reference, greedy, sampled
 from sybil.losslessness.judge import Plan, Report, verify
 from sybil.losslessness.samples import Request, Sample
 from sybil.measuring import plots
@@ -246,7 +246,7 @@ def test_the_lean_s_moments_are_exact() -> None:
     """Against sums over the vocabulary, in float64, at every token of a sequence, filters on both sides."""
     sampling, sample = Sampling(0.8, top_k=5), Sample((1, 2), (3, 0, 4, 4))
     reference = Reference(CHAIN, ALPHABET, DRAFT)
-    found = sampled(reference, sample, 0, sampling, np.random.default_rng(0), NEAR_TIE)
+    found = sampled(reference, sample, 0, sampling, np.random.default_rng(0), FLOAT32)
     for place, index in enumerate(found.index.tolist()):
         text = [*sample.prompt, *sample.tokens[:index]]
         target, draft = (table(model, sampling)[len(text) - 1, text[-1]] for model in (CHAIN, DRAFT))
@@ -319,7 +319,7 @@ def test_a_greedy_near_tie_is_counted_and_no_fault() -> None:
     class Undecided(Tabled):
         def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
             best = super().logits(prompt, tokens).topk(2, dim=-1)
-            lead = (best.values[:, :1] + NEAR_TIE / 2).clone()
+            lead = (best.values[:, :1] + FLOAT32.absolute / 2).clone()
             return super().logits(prompt, tokens).scatter(-1, best.indices[:, 1:], lead)
 
     report = verify(Drawing(), Undecided(CHAIN), PROMPTS, replace(PLAN, repeats=0))
@@ -487,7 +487,7 @@ def test_evidence_against_a_direct_computation(sampling: Sampling) -> None:
             logits = model(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, -1]
         rows.append(probabilities(logits, sampling).numpy())
         tokens.append(int(noise.choice(len(rows[-1]), p=rows[-1])))
-    found = sampled(Reference(model), Sample(prompt, tuple(tokens)), 5, sampling, np.random.default_rng(1), NEAR_TIE)
+    found = sampled(Reference(model), Sample(prompt, tuple(tokens)), 5, sampling, np.random.default_rng(1), FLOAT32)
     v = np.random.default_rng(1).random(len(tokens))
     for index, (probs, token) in enumerate(zip(rows, tokens, strict=True)):
         order = sorted(range(len(probs)), key=lambda each, probs=probs: (-probs[each], each))
@@ -527,7 +527,7 @@ def test_a_near_tie_at_a_filters_edge_is_not_impossible(filter: str) -> None:
     sampling, edge = EDGES[filter]
     for above, near, impossible in ((-1e-4, 1, 0), (-0.1, 0, 1), (1e-4, 0, 0)):
         logits = [2.0, 1.0, edge + above, -30.0]
-        found = sampled(Fixed(logits), Sample((1,), (0, 2)), 0, sampling, np.random.default_rng(0), NEAR_TIE)
+        found = sampled(Fixed(logits), Sample((1,), (0, 2)), 0, sampling, np.random.default_rng(0), FLOAT32)
         assert (found.near, len(found.impossible), len(found)) == (near, impossible, 2 - near - impossible)
 
 
@@ -564,3 +564,76 @@ def test_the_far_tail_is_what_it_is_said_to_be() -> None:
     counts = np.stack([first, second, third, 100 - first - second - third])[:, first + second + third <= 100]
     beyond = counts[:, ((counts - 25) ** 2).sum(0) / 25 >= bound]
     assert 0.5e-7 < stats.multinomial(100, [0.25] * 4).pmf(beyond.T).sum() < 2e-7
+
+
+def test_an_unknown_precision_is_a_doubt_and_no_fault() -> None:
+    """A decoder that rounds its logits as bfloat16 does picks another token where two are near: with its precision
+    known that is a near-tie, unknown it is in doubt, and as float32 it would be a fault."""
+
+    class Blurred(Drawing):
+        def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
+            for sample in super().sample(prompts, request, seed):
+                second = (*sample.tokens[:-1], runner_up(sample)) if request.sampling.greedy else sample.tokens
+                yield replace(sample, tokens=second)
+
+    def runner_up(sample: Sample) -> int:
+        row = Near(CHAIN).logits(sample.prompt, sample.tokens)[-1]
+        return int(row.topk(2).indices[1])
+
+    class Near(Tabled):
+        """The target, its second token 0.1 logits behind the first."""
+
+        def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+            rows = super().logits(prompt, tokens)
+            best = rows.topk(2, dim=-1)
+            return rows.scatter(-1, best.indices[:, 1:], best.values[:, :1] - 0.1)
+
+    verdicts = {}
+    for name, settings in {
+        "float32": {},
+        "bfloat16": {"near_tie": HALF[torch.bfloat16]},
+        "unknown": {"doubtful": HALF[torch.bfloat16]},
+    }.items():
+        plan = replace(PLAN, repeats=0, stopping=0, **settings)
+        verdicts[name] = verify(Blurred(), Near(CHAIN), PROMPTS[:3], plan)
+    assert [each.verdict for each in verdicts.values()] == ["INCONCLUSIVE", "PASS", "INCONCLUSIVE"]
+    assert "half precision" in verdicts["unknown"].reasons[0]
+
+
+def test_a_row_s_size_widens_what_rounding_explains() -> None:
+    half = HALF[torch.float16]
+    assert half.of(100.0) > 0.0625  # the last bit of a float16 between 64 and 128
+    reference = Fixed([-100.0, -100.06, -120.0, -130.0])
+    (found,) = [greedy(reference, Sample((1,), (1,)))]
+    assert found.size.tolist() == [130.0]
+    assert found.deficit[0] < half.of(found.size)[0]
+
+
+def test_a_text_that_repeats_its_prompt_is_no_prompt_given_back() -> None:
+    """All that a chain of one token's repetition can say begins with its prompt."""
+
+    class Repeating(Tabled):
+        def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+            return torch.eye(VOCAB, dtype=torch.float64)[1].mul(9).expand(len(tokens), -1)
+
+    class Ones(Drawing):
+        def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
+            for prompt in prompts:
+                tokens = (1,) * request.max_new_tokens
+                yield Sample(tuple(prompt), tokens[: cut(list(tokens), request)])
+
+    plan = replace(PLAN, repeats=0)
+    assert verify(Ones(), Repeating(CHAIN), [[1, 1, 1, 1, 1]], plan).verdict == "PASS"
+
+
+def test_quality_is_not_judged_by_one_rare_token() -> None:
+    """Thirty nearly even tokens and one nearly certain: alpha would not be kept."""
+    probs = np.array([[0.7, 0.3], [0.55, 0.45]] * 15 + [[1 - 1e-5, 1e-5]])
+    entropy = -(probs * np.log(probs)).sum(1)
+    centred = np.log(probs) + entropy[:, None]
+    variance, third = (probs * centred**2).sum(1), (probs * centred**3).sum(1)
+    zeros, flat = np.zeros(len(probs), dtype=np.int64), np.full(len(probs), 0.5)
+    evidence = Evidence(
+        flat, np.log(probs[:, 0]), entropy, variance, third, zeros, zeros, np.arange(len(probs)), *[flat * np.nan] * 3
+    )
+    assert not checks.quality(evidence, 1e-7).made

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -374,6 +376,28 @@ def test_what_a_server_is_asked(serve: Callable[..., Server], monkeypatch: pytes
     wanted = dict(max_tokens=3, temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, stop_token_ids=[4], stop=["x"])
     assert wanted.items() <= every.items()
     assert server.headers[0]["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("choice", "request_", "doubt"),
+    [
+        (dict(token_ids=[1, 2], finish_reason="length"), GREEDY, "cut an answer off .*'length'"),
+        (dict(token_ids=[1, 2], finish_reason="abort"), GREEDY, "cut an answer off .*'abort'"),
+        (dict(token_ids=[1, 2, 3, 4], finish_reason="stop"), replace(GREEDY, eos_token_ids=(2,)), "may not know"),
+        (
+            dict(token_ids=[1, 0, 3, 0], finish_reason="stop"),
+            replace(GREEDY, eos_token_ids=(0,)),
+            "^$",
+        ),  # its own: a fault
+        (dict(logprobs=[1], text="\ud83d"), GREEDY, "half a character"),
+    ],
+)
+def test_answers_that_can_t_be_judged(
+    serve: Callable[..., Server], choice: dict[str, Any], request_: Request, doubt: str
+) -> None:
+    subject = EndpointSubject(serve(lambda body: completion(**choice)).url, None, letters(), frozenset({0}))
+    (sample,) = subject.sample([[1, 2]], request_, 0)
+    assert re.search(doubt, sample.doubt)
 
 
 def test_text_alone_leaves_a_doubt(serve: Callable[..., Server]) -> None:

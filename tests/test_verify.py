@@ -86,6 +86,7 @@ def test_a_seed_repeats_a_report(folders: Path, tmp_path: Path, capsys: pytest.C
         sybil(*command(folders, tmp_path / str(number), "--seed", seed, *sizes, "--json"))
         printed.append(json.loads(capsys.readouterr().out))
         assert printed[-1] == report(tmp_path / str(number))
+        del printed[-1]["date"], printed[-1]["commit"]  # which may change under a test
     one, same, other = printed
     assert one == same
     assert one["checks"] != other["checks"]
@@ -129,7 +130,9 @@ def test_another_target_is_inconclusive(folders: Path, tmp_path: Path, capsys: p
         (("--endpoint", "http://127.0.0.1:9/v1"), ["http://127.0.0.1:9/v1/models", "can't be reached"]),
         (("--endpoint", "127.0.0.1:9"), ["'127.0.0.1:9'", "URL"]),
         (("--temperature", 0), ["temperature is 0", "above 0"]),
-        (("--temperature", -1), ["temperature"]),
+        (("--temperature", -1), ["temperature is -1"]),
+        (("--decoder", "transformers", "--draft", "."), ["config.json"]),
+        (("--out", "/dev/null/x"), ["/dev/null is a file"]),
         (("--top-p", 1.5), ["top_p is 1.5"]),
         (("--alpha", 0), ["alpha is 0"]),
         (("--alpha", 1), ["alpha is 1"]),
@@ -140,7 +143,7 @@ def test_another_target_is_inconclusive(folders: Path, tmp_path: Path, capsys: p
         (("--max-new-tokens", 0), ["max_new_tokens is 0"]),
         (("--max-new-tokens", 60), ["60", "context of 64"]),
         (("--prompts", "absent.jsonl"), ["absent.jsonl"]),
-        (("--out", __file__), ["which is a file"]),
+        (("--out", __file__), ["is a file"]),
     ],
 )
 def test_bad_requests(
@@ -176,3 +179,19 @@ def test_ctrl_c_leaves_no_report(folders: Path, tmp_path: Path, capsys: pytest.C
     assert "interrupted: there is no verdict" in captured.out
     assert captured.err == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_a_draft_with_fewer_logits(folders: Path, tmp_path: Path) -> None:
+    """Padding of the one that the other lacks: both know the tokenizer's 31 tokens, or at least those in use."""
+    save(gpt2(seed=3, vocab=28), tmp_path / "narrow")
+    sizes = ("--count", 6, "--repeats", 1, "--max-new-tokens", 8, "--draft", tmp_path / "narrow")
+    assert sybil(*command(folders, tmp_path / "out", *sizes)) in (0, 3)
+    checks = {check["name"]: check for check in report(tmp_path / "out")["checks"]}
+    assert checks["greedy"]["statistic"] == 0
+
+
+def test_two_reports_of_a_second_are_two(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
+    for _ in range(2):
+        sybil(*command(folders, tmp_path, "--repeats", 0, "--greedy", 2, "--stopping", 0))
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["20260101-000000-2.json", "20260101-000000.json"]

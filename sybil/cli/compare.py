@@ -63,13 +63,12 @@ def compare(
     )
     Settings(gamma=task.gamma, max_new_tokens=task.max_new_tokens)  # refused here, before anything is loaded
     rows = measuring.read(resume, task) if resume else []
-    path = resume or out / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
-    if out.exists() and not out.is_dir():
-        raise InvalidSetting(f"out is {out}, which is a file: name a folder")
+    path = resume or files.unused(out / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
+    files.check_folder(out)
 
     with console.status("loading the models"):
         comparison = measuring.Comparison(task)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.folder(path.parent)
     done = frozenset((row["prompt"], row["contender"]) for row in rows)
     interrupted = False
     try:

@@ -23,7 +23,9 @@ from sybil.cli.models import (
     DtypeOption,
     GammaOption,
     PairOption,
+    RuleOption,
     TargetOption,
+    WindowOption,
     dtype_named,
     names,
 )
@@ -35,10 +37,8 @@ from sybil.losslessness.subjects import SybilSubject, TransformersSubject, named
 from sybil.measuring import files, plots, prompts
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
-from sybil.pairs import LOOKUP, choose_device, default_dtype, load, locate
+from sybil.pairs import LOOKUP, choose_device, default_dtype, load, load_transformers, locate
 from sybil.settings import Settings
-from sybil.verification import RULES
-from sybil.window import WINDOWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,8 +63,8 @@ def verify(
     ] = None,
     model: Annotated[str | None, typer.Option(help="The server's name for the model, where it serves several.")] = None,
     gamma: GammaOption = 4,
-    rule: Annotated[str, typer.Option(help=f"Sybil's rule: {', '.join(RULES)}.")] = "token",
-    window: Annotated[str | None, typer.Option(help=f"Sybil's window: {', '.join(WINDOWS)}.")] = None,
+    rule: RuleOption = "token",
+    window: WindowOption = "constant",
     temperature: Annotated[float, typer.Option(help="Above 0; greedy decoding is checked besides.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 for all.")] = 0,
     top_p: Annotated[
@@ -89,15 +89,13 @@ def verify(
     device: DeviceOption = None,
 ) -> None:
     """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
-    from sybil.losslessness.evidence import HALF_NEAR_TIES, NEAR_TIE, Reference
+    from sybil.losslessness.evidence import FLOAT32, HALF, Reference
     from sybil.losslessness.judge import Plan
     from sybil.losslessness.judge import verify as judge
 
     console = Console(stderr=True) if as_json else make_console()
     if decoder is not None and endpoint is not None:
         raise InvalidSetting(f"decoder is {decoder!r} and endpoint {endpoint!r}: give one of them")
-    if out.exists() and not out.is_dir():
-        raise InvalidSetting(f"out is {out}, which is a file: name a folder")
     most, sequences, length, bound = QUICK if quick else FULL
     most = most if count is None else count
     sequences = sequences if repeats is None else repeats
@@ -108,7 +106,7 @@ def verify(
         request=request, repeats=sequences, greedy=greedy, stopping=stopping, alpha=alpha, seed=seed, resolution=bound
     )
     Settings(  # refused here, before anything is loaded
-        gamma=gamma, rule=rule, window=window or "constant", max_new_tokens=length,
+        gamma=gamma, rule=rule, window=window, max_new_tokens=length,
         do_sample=temperature != 0, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
     )  # fmt: skip
     if most < 1:
@@ -121,6 +119,7 @@ def verify(
         raise InvalidSetting(f"decoder is {decoder!r}: use {', '.join(BUILT_IN)}, or a package.module:function")
     function = None if decoder is None or decoder in BUILT_IN else named(decoder)
 
+    files.check_folder(out)
     with console.status("loading the models"):
         is_ours = endpoint is None and decoder in (None, SYBIL)
         ours = load(chosen_target, chosen_draft if is_ours else None, dtype=chosen_dtype, device=chosen_device)
@@ -132,7 +131,7 @@ def verify(
         if is_ours:
             subject = SybilSubject(ours, gamma, rule, window)
         elif endpoint is not None:
-            subject = EndpointSubject(endpoint, model, tokenizer)
+            subject = EndpointSubject(endpoint, model, tokenizer, frozenset(eos))
         elif function is not None:
             subject = function
         else:
@@ -142,8 +141,13 @@ def verify(
         has_model = chosen_draft is not None and chosen_draft != LOOKUP
         helper = _load(str(chosen_draft), torch.float32, chosen_device) if has_model else None
         reference = Reference(sovereign, tokenizer, helper)
-    near_tie = HALF_NEAR_TIES.get(chosen_dtype, NEAR_TIE)
-    plan = replace(plan, request=replace(request, eos_token_ids=eos), near_tie=near_tie)
+    is_known = dtype is not None or (function is None and endpoint is None)
+    plan = replace(
+        plan,
+        request=replace(request, eos_token_ids=eos),
+        near_tie=HALF.get(chosen_dtype, FLOAT32),
+        doubtful=None if is_known else HALF[torch.bfloat16],
+    )
     encoded = [tokenizer.encode(prompt.text).ids for prompt in chosen]
     try:
         with make_progress(console) as progress:
@@ -164,28 +168,26 @@ def verify(
         "device": str(chosen_device), "prompts": digest(chosen), "date": time.strftime("%Y-%m-%d"), **about,
         **report.as_dict(),
     }  # fmt: skip
-    path = out / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
-    out.mkdir(parents=True, exist_ok=True)
-    files.replace(path, json.dumps(record, indent=1).encode())
-    plots.losslessness(report, caption, path.with_suffix(".png"))
     if as_json:
         sys.stdout.write(json.dumps(record) + "\n")
     else:
         _print(console, report)
-        console.print(caption, style="dim", soft_wrap=True)
-        console.print(f"report: {path}   chart: {path.with_suffix('.png')}", soft_wrap=True)
+        console.print(escape(caption), style="dim", soft_wrap=True)
+    path = files.unused(files.folder(out) / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
+    files.replace(path, json.dumps(record, indent=1).encode())
+    plots.losslessness(report, caption, path.with_suffix(".png"))
+    if not as_json:
+        console.print(escape(f"report: {path}   chart: {path.with_suffix('.png')}"), soft_wrap=True)
     raise typer.Exit(STATUS[report.verdict])
 
 
 def _load(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """transformers' own model."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # our own bars are the only ones
     logging.disable_progress_bar()
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype, use_safetensors=True)
-    return model.to(device).eval()
+    return load_transformers(locate(name), dtype, device).eval()
 
 
 def _transformers(

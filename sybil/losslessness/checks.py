@@ -123,6 +123,8 @@ def quality(evidence: Evidence, alpha: float) -> Check:
     skew = float(evidence.third.sum()) / variance**1.5
     if abs(skew) > SKEW:
         return _not_made("quality", unit, count, f"about {count * (skew / SKEW) ** 2:.0f} tokens")
+    if -special.ndtri(alpha / 2) * deviation < -math.log(alpha / count):  # a single rare token would weigh too much
+        return _not_made("quality", unit, count, "more tokens of which the target is unsure")
     z = float((evidence.log_prob + evidence.entropy).sum()) / deviation
     p_value = 2 * min(float(stats.pearson3.cdf(z, skew)), float(stats.pearson3.sf(z, skew)), 0.5)
     detectable = float(special.ndtri(POWER) - special.ndtri(alpha / 2)) * deviation / count

@@ -31,7 +31,9 @@ def end(path: Tokens, request: Request, tokenizer: Tokenizer | None) -> int:
     return min(_keep(path, request, tokenizer)[0], request.max_new_tokens)
 
 
-def inside(path: Tokens, greedily: Request, tokenizer: Tokenizer | None, choice: np.random.Generator) -> list[Request]:
+def inside(
+    prompt: Tokens, path: Tokens, greedily: Request, tokenizer: Tokenizer | None, choice: np.random.Generator
+) -> list[Request]:
     """Greedy requests that end inside path (two tokens at least): by a token of it, by a limit and, where there is
     a tokenizer and the text has a fit one, by a string."""
     free = replace(greedily, eos_token_ids=(), stop_strings=())
@@ -45,8 +47,11 @@ def inside(path: Tokens, greedily: Request, tokenizer: Tokenizer | None, choice:
         start = int(choice.integers(len(text)))
         string = text[start : start + int(choice.integers(1, 5))]
         request = replace(free, stop_strings=(string,))
-        if string.strip() and "\ufffd" not in string and end(path, request, tokenizer) < len(path):
-            return [*requests, request]
+        kept = end(path, request, tokenizer)
+        if string.strip() and "\ufffd" not in string and kept < len(path):
+            before = tokenizer.decode([*prompt, *path[: kept - 1]]) if tokenizer else ""
+            if string not in before:  # transformers would stop at one that is in the prompt, or begins there
+                return [*requests, request]
     return requests
 
 

@@ -27,7 +27,15 @@ class EndpointSubject:
     Prompts go out as token ids. Tokens come back as ids (vLLM's return_token_ids), from the texts of logprobs, or
     by tokenising the text again, which leaves a doubt."""
 
-    def __init__(self, url: str, model: str | None, tokenizer: Tokenizer, timeout: float = 120.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str | None,
+        tokenizer: Tokenizer,
+        eos_token_ids: frozenset[int] = frozenset(),
+        timeout: float = 120.0,
+    ) -> None:
+        self.eos_token_ids = eos_token_ids  # the model's own, which a server knows without being told
         self.url, self.tokenizer, self.timeout = url.rstrip("/"), tokenizer, timeout
         if not self.url.startswith(("http://", "https://")):
             raise EndpointFailed(f"endpoint is {url!r}: give a URL such as http://127.0.0.1:8000/v1")
@@ -76,7 +84,8 @@ class EndpointSubject:
         ids = choice.get("token_ids")
         if isinstance(ids, list) and all(type(each) is int for each in ids):
             return ids, ""
-        pieces = (choice.get("logprobs") or {}).get("tokens")
+        logprobs = choice.get("logprobs")
+        pieces = logprobs.get("tokens") if isinstance(logprobs, dict) else None
         if isinstance(pieces, list) and pieces:
             found = [self._id(piece) for piece in pieces]
             known = [each for each in found if each is not None]
@@ -88,6 +97,8 @@ class EndpointSubject:
                 f"{self.url}/completions answered with neither tokens nor text ({_shown(choice)}): "
                 "check that it serves /completions, not chat"
             )
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            return [], "the server gave text, not tokens, and the text holds half a character"
         tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         if self.tokenizer.decode(tokens, skip_special_tokens=False) != text:
             return tokens, "the server gave text, not tokens, and the text doesn't survive being tokenised again"
@@ -114,7 +125,13 @@ class EndpointSubject:
         return ids
 
     def _doubt_of_end(self, tokens: Sequence[int], reason: Any, request: Request) -> str:
-        """Servers may leave out the end token and the stop string, or end at an end token that nobody asked for."""
+        """Servers may leave out the end token and the stop string, end at an end token that nobody asked for, cut an
+        answer off, or not know stop_token_ids, which are no part of the protocol."""
+        unasked = set(request.eos_token_ids) - self.eos_token_ids
+        if unasked & set(tokens[:-1]):
+            return "the server went on after a token of stop_token_ids, which it may not know"
+        if reason != "stop" and len(tokens) < request.max_new_tokens:
+            return f"the server cut an answer off (finish_reason {reason!r})"
         if reason != "stop" or (tokens and tokens[-1] in request.eos_token_ids):
             return ""
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,24 +15,37 @@ from transformers import PreTrainedModel
 
 from sybil.errors import NumericalFailure
 from sybil.losslessness.samples import Sample
-from sybil.models.huggingface import entrance
+from sybil.models.huggingface import context_of, entrance
 from sybil.sampling import Sampling, probabilities
-
-NEAR_TIE = 1e-3
-"""How far two float32 forwards of one model may stand apart in a logit: other kernels, other order of summation."""
-HALF_NEAR_TIES = {torch.float16: 0.05, torch.bfloat16: 0.5}
-"""The same of a forward in half precision and one in float32 with the same weights: about three times what the embedded
-target shows over twelve prompts (0.015 and 0.19)."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How far two forwards of one model may stand apart in a logit, by other kernels and another order of summation:
+    `absolute`, and `relative` times the row's largest."""
+
+    absolute: float = 1e-3
+    relative: float = 0.0
+
+    def of(self, size: Floats | float) -> Any:
+        """size: of the row's largest logit."""
+        return self.absolute + self.relative * size
+
+
+FLOAT32 = Rounding()
+HALF = {torch.float16: Rounding(0.05, 2**-10), torch.bfloat16: Rounding(0.5, 2**-7)}
+"""Of a forward in half precision and one in float32 with the same weights: absolute is about three times what the
+embedded target shows over twelve prompts (0.015 and 0.19); relative, the last bit of a logit."""
+
+
 class Reference:
     """The target, by transformers' own forward, which shares nothing with the decoder under judgement.
 
-    Give it in float32 or float64: its rounding is what NEAR_TIE has to cover. draft: the decoder's, where it is known;
-    whatever is wrong with a speculative decoder, its tokens then lean towards the draft's or away from them."""
+    Give it in float32 or float64: a Rounding has to cover how far it is from the decoder's. draft: the decoder's, where
+    it is known; whatever is wrong with a speculative decoder, its tokens then lean towards the draft's or away."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: Tokenizer | None = None, draft: PreTrainedModel | None = None
@@ -40,12 +54,13 @@ class Reference:
         config = model.config.get_text_config()
         self.model, self.tokenizer = model.eval(), tokenizer
         self.vocab_size = int(config.vocab_size)
-        self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        self.context = context_of(config)
 
     @torch.inference_mode()
     def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Before each of tokens, had prompt and the tokens before it been the text: (tokens, vocab), on the CPU."""
-        ids = torch.tensor([[*prompt, *tokens][:-1]], device=entrance(self.model))
+        known = [min(token, self.vocab_size - 1) for token in [*prompt, *tokens][:-1]]  # a draft may know fewer
+        ids = torch.tensor([known], device=entrance(self.model))
         logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :, : self.vocab_size]
         logits = logits.cpu()
         if not bool(logits.amax(-1).isfinite().all()):
@@ -130,7 +145,7 @@ def sampled(
     sequence: int,
     sampling: Sampling,
     noise: np.random.Generator,
-    tolerance: float,
+    near_tie: Rounding,
 ) -> Evidence:
     """The evidence of a sequence, the sequence-th, whose tokens are in the target's vocabulary."""
     count = len(sample.tokens)
@@ -151,7 +166,7 @@ def sampled(
 
     held = prob[:, 0].numpy() > 0
     left_out = np.flatnonzero(~held)
-    near = [index for index in left_out if _is_near(logits[index], sample.tokens[index], sampling, tolerance)]
+    near = [index for index in left_out if _is_near(logits[index], sample.tokens[index], sampling, near_tie)]
     places = [-1] * count if sample.places is None else sample.places
     lean = _lean(reference, sample, sampling, probs)
     return Evidence(
@@ -191,9 +206,10 @@ def _moment(probs: Tensor, spread: Tensor, power: int) -> Floats:
     return np.where(np.abs(moment) < 1e-24, 0.0, moment)
 
 
-def _is_near(logits: Tensor, token: int, sampling: Sampling, tolerance: float) -> bool:
+def _is_near(logits: Tensor, token: int, sampling: Sampling, near_tie: Rounding) -> bool:
     """Whether a filter leaves token out by no more than rounding can. Logits that are off by tolerance move the mass
     of a set of tokens, F, by up to F * (1 - F) * tolerance / temperature, and with it the edge that top_p draws."""
+    tolerance = float(near_tie.of(float(_size(logits))))
     raised = logits.clone()
     raised[token] += tolerance
     slack = sampling.top_p * (1 - sampling.top_p) * tolerance / sampling.temperature
@@ -205,17 +221,24 @@ def _is_near(logits: Tensor, token: int, sampling: Sampling, tolerance: float) -
 class Greedy:
     """An entry a token of a greedy sequence, in logits, given the decoder's own tokens before it.
 
-    deficit: how far the token stands below the likeliest one; gap: how far the second stands below the first."""
+    deficit: how far the token stands below the likeliest one; gap: how far the second stands below the first; size:
+    of the row's largest logit."""
 
     deficit: Floats
     gap: Floats
+    size: Floats
 
 
 def greedy(reference: Reference, sample: Sample) -> Greedy:
     """How near a greedy sequence is to the target's own choices."""
     if not sample.tokens:
-        return Greedy(np.empty(0), np.empty(0))
+        return Greedy(_NO_REAL, _NO_REAL, _NO_REAL)
     logits = reference.logits(sample.prompt, sample.tokens).double()
-    best = logits.topk(2, dim=-1).values
+    best = torch.nn.functional.pad(logits, (0, 1), value=-torch.inf).topk(2, dim=-1).values  # there may be one token
     chosen = logits.gather(-1, torch.tensor(sample.tokens)[:, None])[:, 0]
-    return Greedy((best[:, 0] - chosen).numpy(), (best[:, 0] - best[:, 1]).numpy())
+    return Greedy((best[:, 0] - chosen).numpy(), (best[:, 0] - best[:, 1]).numpy(), _size(logits).numpy())
+
+
+def _size(logits: Tensor) -> Tensor:
+    """The largest finite magnitude of each row."""
+    return logits.masked_fill(logits.isinf(), 0.0).abs().amax(-1)

@@ -12,14 +12,18 @@ import numpy as np
 from sybil.errors import EmptyPrompt, InvalidSetting, NotJudgeable, PromptTooLong
 from sybil.losslessness import ending
 from sybil.losslessness.checks import POWER, Check, drift, every
-from sybil.losslessness.evidence import NOTHING, Evidence, Reference, greedy, sampled
+from sybil.losslessness.evidence import NOTHING, Evidence, Floats, Greedy, Reference, greedy, sampled
 from sybil.losslessness.report import Plan, Report, Verdict
 from sybil.losslessness.samples import Request, Sample, Subject
 
 __all__ = ["Plan", "Report", "verify"]
 
+MANY = 8  # prompts that don't all continue with themselves
 PROBED = 64  # prompts, for one token each
 FOREIGN = 0.25  # of the probed tokens: with more of them at fault, another model speaks
+HALVES = (
+    "further from the likeliest token than float32 rounds: does the decoder compute in half precision? say so (dtype)"
+)
 LISTED = 3  # faults and near-ties told in a check's detail
 
 Progress = Callable[[str, int, int], None]
@@ -116,7 +120,7 @@ class _Trial:
         request = replace(self.greedily, max_new_tokens=1)
         samples = self._ask("probe", self.prompts[:PROBED], request, self.plan.seed)
         first = [greedy(self.reference, _within(s, request)) for s in samples if not s.doubt and s.tokens]
-        wrong = [float(each.deficit[0]) for each in first if each.deficit[0] > self.plan.near_tie]
+        wrong = [float(each.deficit[0]) for each in first if each.deficit[0] > self._bound(each)[0]]
         if len(wrong) <= FOREIGN * len(first):
             return ""
         return (
@@ -133,16 +137,27 @@ class _Trial:
                 continue
             found = greedy(self.reference, _within(sample, self.greedily))
             tokens += len(found.deficit)
+            bound, rounding = self._bound(found), self.plan.near_tie.of(found.size)
+            self.doubts[HALVES] += int(((found.deficit > rounding) & (found.deficit <= bound)).sum())
             for index in np.flatnonzero(found.deficit > 0):
                 deficit, gap = found.deficit[index], found.gap[index]
                 where = f"prompt {number}, token {index}: {deficit:.3g} logits below the likeliest, top-2 gap {gap:.3g}"
-                (faults if deficit > self.plan.near_tie else ties).append(where)
-            fit = bool((found.deficit == 0).all() and (found.gap > self.plan.near_tie).all())
-            if self._ends_well(sample, self.greedily, f"prompt {number}, greedy") and fit and len(sample.tokens) > 1:
-                paths.append((number, sample.tokens))
+                (faults if deficit > self._bound(found)[index] else ties).append(where)
+                self.doubts[HALVES] += bool(
+                    self.plan.near_tie.of(found.size[index]) < deficit <= self._bound(found)[index]
+                )
+            unsure = np.flatnonzero((found.deficit > 0) | (found.gap <= self._bound(found)))
+            fit = int(unsure[0]) if len(unsure) else len(sample.tokens)  # tokens that are the target's beyond doubt
+            if self._ends_well(sample, self.greedily, f"prompt {number}, greedy") and fit > 1:
+                paths.append((number, sample.tokens[:fit]))
         near = f"near-ties: {_listed(ties)}" if ties else "no near-tie"
         holds = f"tokens are the target's likeliest; {near}"
         return _certain("greedy", faults, tokens, "of tokens", holds), paths[: self.plan.stopping]
+
+    def _bound(self, found: Greedy) -> Floats:
+        """Of each token, how far below the likeliest it may stand without being a fault."""
+        bound: Floats = (self.plan.doubtful or self.plan.near_tie).of(found.size)
+        return bound
 
     def _stopping(self, paths: list[tuple[int, tuple[int, ...]]]) -> int:
         """An end token, a limit and a stop string on each path: the decoder must say the path as far as that, and
@@ -151,7 +166,7 @@ class _Trial:
         trials = [
             (number, path, request)
             for number, path in paths
-            for request in ending.inside(path, self.greedily, tokenizer, choice)
+            for request in ending.inside(self.prompts[number], path, self.greedily, tokenizer, choice)
         ]
         for done, (number, path, request) in enumerate(trials, start=1):
             (sample,) = self._ask("", [self.prompts[number]], request, self.plan.seed)
@@ -168,7 +183,7 @@ class _Trial:
         plan = self.plan
         noise = np.random.default_rng([plan.seed, 1])
         samples, parts, total = list[Sample](), list[Evidence](), plan.repeats * len(self.prompts)
-        before = self.doubts.total()
+        before, wide = self.doubts.total(), plan.doubtful or plan.near_tie
         for repeat in range(plan.repeats):
             seed = int(np.random.SeedSequence([plan.seed, repeat]).generate_state(1)[0] >> 1)
             for sample in self._ask("sampling", self.prompts, plan.request, seed, repeat * len(self.prompts), total):
@@ -178,7 +193,7 @@ class _Trial:
                     continue
                 self._ends_well(sample, plan.request, f"sequence {number} (prompt {number % len(self.prompts)})")
                 sample = _within(sample, plan.request)
-                parts.append(sampled(self.reference, sample, number, plan.request.sampling, noise, plan.near_tie))
+                parts.append(sampled(self.reference, sample, number, plan.request.sampling, noise, wide))
                 self.progress("evidence", len(samples), total)
             if any(part.impossible for part in parts):
                 break
@@ -219,7 +234,9 @@ class _Trial:
                 raise NotJudgeable(f"{name} gives {given}: give one a token, or none")
             samples.append(sample)
             self.doubts[sample.doubt] += bool(sample.doubt)
-            whole += len(sample.prompt) >= 4 and sample.tokens[: len(sample.prompt)] == tuple(sample.prompt)
+            begins = len(sample.prompt) >= 4 and sample.tokens[: len(sample.prompt)] == tuple(sample.prompt)
+            # a text that repeats itself may begin with its prompt; it won't be too long then, nor will most texts
+            whole += begins and (len(sample.tokens) > request.max_new_tokens or len(prompts) >= MANY)
             if phase:
                 self.progress(phase, done + len(samples), total or len(prompts))
         if len(samples) != len(prompts):

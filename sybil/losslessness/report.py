@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sybil.errors import InvalidSetting
 from sybil.losslessness.checks import Check, Drift
-from sybil.losslessness.evidence import NEAR_TIE, Evidence
+from sybil.losslessness.evidence import FLOAT32, Evidence, Rounding
 from sybil.losslessness.samples import Request
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
@@ -20,8 +20,9 @@ class Plan:
 
     request: what sampled sequences are asked for; repeats: of them for each prompt; greedy: prompts decoded
     greedily; stopping: prompts on which stops are tried (0 leaves each out). alpha: the probability that a lossless
-    decoder fails. near_tie: logits by which target and decoder may differ by rounding alone. resolution (nats a
-    token) and uniformity (Cohen's w): a PASS would have seen a drift and an uneven u as large, with power 0.9."""
+    decoder fails. near_tie: by how much target and decoder may differ by rounding alone; doubtful: by how much if the
+    decoder's precision is not known, so that no verdict can be built on such a difference. resolution (nats a token)
+    and uniformity (Cohen's w): a PASS would have seen a drift and an uneven u as large, with power 0.9."""
 
     request: Request
     repeats: int = 2
@@ -29,24 +30,32 @@ class Plan:
     stopping: int = 8
     alpha: float = 1e-6
     seed: int = 0
-    near_tie: float = NEAR_TIE
+    near_tie: Rounding = FLOAT32
+    doubtful: Rounding | None = None
     resolution: float = 0.1
     uniformity: float = 0.2
 
     def __post_init__(self) -> None:
         if min(self.repeats, self.greedy, self.stopping, self.seed) < 0:
-            raise InvalidSetting("repeats, greedy, stopping and seed are 0 or more: 0 leaves a phase out")
+            raise InvalidSetting(
+                f"repeats is {self.repeats}, greedy {self.greedy}, stopping {self.stopping}, seed {self.seed}: use 0 "
+                "or more (0 leaves a phase out)"
+            )
         if not (self.repeats or self.greedy or self.stopping):
             raise InvalidSetting("repeats, greedy and stopping are all 0: leave at least one phase in")
         if self.repeats and not self.request.temperature > 0:
-            raise InvalidSetting("temperature is 0: sample at a temperature above 0, or leave sampling out (repeats 0)")
+            raise InvalidSetting(
+                f"temperature is {self.request.temperature:g}: sample above 0, or leave sampling out (repeats 0)"
+            )
         _ = self.request.sampling  # refuses what is out of range
         if self.request.max_new_tokens < 1:
             raise InvalidSetting(f"max_new_tokens is {self.request.max_new_tokens}: ask for at least 1 token")
         if not 0 < self.alpha < 1:
             raise InvalidSetting(f"alpha is {self.alpha:g}: use a probability between 0 and 1, as 1e-6")
-        if not (self.near_tie >= 0 and self.resolution > 0 and self.uniformity > 0):
-            raise InvalidSetting("near_tie is 0 or more, resolution and uniformity are above 0")
+        if not (self.resolution > 0 and self.uniformity > 0):
+            raise InvalidSetting(
+                f"resolution is {self.resolution:g}, uniformity {self.uniformity:g}: use numbers above 0"
+            )
 
 
 @dataclass(frozen=True, slots=True)

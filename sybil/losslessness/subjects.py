@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sybil.decoding import Decoder
+from sybil.drafting import DraftModel
 from sybil.errors import InvalidSetting, NotJudgeable
 from sybil.losslessness.samples import Request, Sample
 
@@ -35,11 +36,12 @@ class SybilSubject:
     """Sybil's decoder under one of its rules, several prompts side by side."""
 
     def __init__(
-        self, decoder: Decoder, gamma: int = 4, rule: str = "token", window: str | None = None, batch: int = 8
+        self, decoder: Decoder, gamma: int = 4, rule: str = "token", window: str = "constant", batch: int = 8
     ) -> None:
-        self.decoder, self.batch = decoder, batch
-        self._settings = dict(gamma=gamma, rule=rule) | ({} if window is None else dict(window=window))
-        windowed = f", window {window}" if window else ""
+        models = [decoder.target, *([decoder.draft.model] if isinstance(decoder.draft, DraftModel) else [])]
+        self.decoder, self.batch = decoder, 1 if any(getattr(each, "counts_slots", False) for each in models) else batch
+        self._settings: dict[str, Any] = dict(gamma=gamma, rule=rule, window=window)
+        windowed = "" if window == "constant" else f", window {window}"
         self.name = f"sybil, rule {rule}, gamma {gamma}{windowed}" if decoder.draft else "sybil, no draft"
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:

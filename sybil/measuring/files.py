@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+from sybil.errors import InvalidSetting
+
+
+def folder(path: Path) -> Path:
+    """The folder, made where it isn't there; raises InvalidSetting where it can't be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidSetting(f"out is {path}, which can't be a folder ({error.strerror}): name another") from None
+    return path
+
+
+def check_folder(path: Path) -> None:
+    """Raises InvalidSetting, before anything has run, for what folder() is going to refuse."""
+    nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not nearest.is_dir():
+        raise InvalidSetting(f"out is {path}, and {nearest} is a file: name a folder")
+    if not os.access(nearest, os.W_OK):
+        raise InvalidSetting(f"out is {path}, and {nearest} can't be written to: name another folder")
+
+
+def unused(path: Path) -> Path:
+    """The path, or the first of path-2, path-3, ... that is not there."""
+    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

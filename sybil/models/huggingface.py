@@ -95,9 +95,9 @@ class HuggingFaceModel:
                 "on all tokens in a call, so verifying would change the output: load it with llm_int8_threshold=0.0"
             )
         self._takes = {name for name in ("position_ids", "logits_to_keep") if name in takes}
-        self._counts_slots = "position_ids" not in takes or "local" in layers
+        self.counts_slots = "position_ids" not in takes or "local" in layers
         self.vocab_size = int(text.vocab_size)
-        self.context = _context(text)
+        self.context = context_of(text)
         self.device = entrance(model)
         self.is_shared_by_ranks = any(hasattr(weight, "device_mesh") for weight in model.parameters())
 
@@ -109,7 +109,7 @@ class HuggingFaceModel:
     def new_cache(self, batch: int, capacity: int) -> AlignedCache:
         """Raises UnsupportedModel for several rows where the model makes up positions, or masks no longer than its
         context, from the number of slots."""
-        if batch > 1 and self._counts_slots:
+        if batch > 1 and self.counts_slots:
             raise UnsupportedModel(
                 f"{type(self.model).__name__} makes up positions or masks from the number of cache slots, which would "
                 f"go wrong with {batch} rows of unequal length side by side: generate one prompt at a time"
@@ -153,7 +153,7 @@ def entrance(model: PreTrainedModel) -> torch.device:
     return first.device
 
 
-def _context(config: Any) -> int:
+def context_of(config: Any) -> int:
     """How long a sequence may get. Rotary scalings that depend on the longest sequence in a call stop where they
     set in: beyond, a token's logits would depend on the tokens verified with it."""
     context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
