@@ -87,7 +87,7 @@ def block(proposed: Proposed, noise: Tensor) -> Verdict:
     whole = left + 1 - inner
     passing = weight[:, 1:].clone()
     passing[:, :-1] = torch.where(
-        _places(proposed)[:-1] < counts, torch.where(whole > 0, left / whole, 1.0), passing[:, :-1]
+        _places(proposed)[:-1] < counts, torch.where(whole == 0, 1.0, left / whole), passing[:, :-1]
     )
 
     agrees = (noise[:, 1:].to(passing) < passing) & (_places(proposed) <= counts)  # eta_i <= h_i
