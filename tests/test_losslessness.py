@@ -598,6 +598,7 @@ def test_an_unknown_precision_is_a_doubt_and_no_fault() -> None:
         verdicts[name] = verify(Blurred(), Near(CHAIN), PROMPTS[:3], plan)
     assert [each.verdict for each in verdicts.values()] == ["INCONCLUSIVE", "PASS", "INCONCLUSIVE"]
     assert "half precision" in verdicts["unknown"].reasons[0]
+    assert verdicts["unknown"].reasons[0].startswith("3 answers")  # a token in each of three texts
 
 
 def test_a_row_s_size_widens_what_rounding_explains() -> None:

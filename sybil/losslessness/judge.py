@@ -142,11 +142,8 @@ class _Trial:
             for index in np.flatnonzero(found.deficit > 0):
                 deficit, gap = found.deficit[index], found.gap[index]
                 where = f"prompt {number}, token {index}: {deficit:.3g} logits below the likeliest, top-2 gap {gap:.3g}"
-                (faults if deficit > self._bound(found)[index] else ties).append(where)
-                self.doubts[HALVES] += bool(
-                    self.plan.near_tie.of(found.size[index]) < deficit <= self._bound(found)[index]
-                )
-            unsure = np.flatnonzero((found.deficit > 0) | (found.gap <= self._bound(found)))
+                (faults if deficit > bound[index] else ties).append(where)
+            unsure = np.flatnonzero((found.deficit > 0) | (found.gap <= bound))
             fit = int(unsure[0]) if len(unsure) else len(sample.tokens)  # tokens that are the target's beyond doubt
             if self._ends_well(sample, self.greedily, f"prompt {number}, greedy") and fit > 1:
                 paths.append((number, sample.tokens[:fit]))
