@@ -1,0 +1,128 @@
+"""What is decoded, and what one decoding took: shared by asv's tracks and the gate.
+
+Only the public face of Sybil is used, for what is measured may be an older one (a replay's models alone have none).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sybil import Decoder
+
+    Decoders = dict[str, Decoder]
+
+EMBEDDED, REPLAY = "stdlib", "gpt2:medium"
+REPLAY_ACCEPTANCE = 0.75
+GREEDY = "greedy"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One way to decode one kind of text.
+
+    workload: "stdlib", the embedded pair and its prompts, or "gpt2:medium", a replay: real forwards of GPT-2 and GPT-2
+    Medium with random weights, the draft's words put in its mouth so that 75 % of them are accepted. drafter: "none",
+    "model" or "lookup". rule: "greedy", or the rule that sampled tokens are judged by.
+    """
+
+    workload: str = EMBEDDED
+    drafter: str = "model"
+    rule: str = GREEDY
+    gamma: int = 4
+
+    @property
+    def name(self) -> str:
+        gamma = "" if self.drafter == "none" else f", gamma {self.gamma}"
+        drafter = {"none": "no draft", "model": "draft model", "lookup": "lookup"}[self.drafter]
+        return f"{self.workload}, {drafter}, {self.rule}{gamma}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What decoding one prompt took. Seconds; counters as Sybil's Stats has them."""
+
+    seconds: float
+    time_to_first_token: float
+    outside_forwards: float
+    rounds: int
+    proposed: int
+    accepted: int
+    emitted: int
+
+    @property
+    def ms_per_token(self) -> float:
+        return 1e3 * self.seconds / self.emitted
+
+
+class Workload:
+    """A target with its drafters, loaded, and its prompts: (n,) token ids each, and the domain of each."""
+
+    def __init__(
+        self, name: str, count: int, new_tokens: int, device: str | None = None, dtype: str | None = None
+    ) -> None:
+        """count: how many prompts; device: None is the GPU where there is one; dtype: torch's name, None for Sybil's
+        default on that device."""
+        import torch
+
+        self.name, self.new_tokens = name, new_tokens
+        chosen = None if dtype is None else getattr(torch, dtype)
+        if name == REPLAY:
+            self.decoders, self.prompts = _replay(count, new_tokens, device, chosen)
+            self.domains = ["random"] * count
+        else:
+            self.decoders, self.prompts, self.domains = _embedded(count, device, chosen)
+
+    def run(self, case: Case, prompt: int, seed: int = 0) -> Run:
+        """Decode the prompt of that number."""
+                decoder, ids = self.decoders[case.drafter], self.prompts[prompt]
+        settings: dict[str, Any] = {"do_sample": True, "rule": case.rule, "seed": seed} if case.rule != GREEDY else {}
+        settings["eos_token_id"] = []  # every prompt gives as many tokens, whatever is said
+        began = time.perf_counter()
+        stats = decoder.generate([ids], max_new_tokens=self.new_tokens, gamma=case.gamma, **settings).stats
+        seconds = time.perf_counter() - began
+        forwards = stats.timings.prefill + stats.timings.draft + stats.timings.verify
+        return Run(
+            seconds=seconds,
+            time_to_first_token=stats.time_to_first_token,
+            outside_forwards=seconds - forwards,
+            rounds=stats.rounds,
+            proposed=stats.proposed,
+            accepted=stats.accepted,
+            emitted=stats.emitted,
+        )
+
+
+def _embedded(count: int, device: str | None, dtype: Any) -> tuple[Decoders, list[Tensor], list[str]]:
+    """As many prompts of each domain, domains taking turns."""
+    import torch
+
+    import sybil
+    from sybil.measuring import prompts
+
+    decoder = sybil.load(EMBEDDED, dtype=dtype, device=device)
+    lookup = sybil.load(EMBEDDED, draft="lookup", dtype=dtype, device=device)
+    chosen = prompts.spread(prompts.load(), count)
+    encoded = [torch.tensor(decoder.tokenizer.encode(each.text).ids) for each in chosen]
+    decoders = {"none": decoder.without_draft(), "model": decoder, "lookup": lookup}
+    return decoders, encoded, [each.domain for each in chosen]
+
+
+def _replay(count: int, new_tokens: int, device: str | None, dtype: Any) -> tuple[Decoders, list[Tensor]]:
+    """What is proposed was chosen for gamma 4."""
+    from sybil.decoding import Decoder
+    from sybil.measuring import workload as published
+    from sybil.pairs import choose_device, default_draft_dtype, default_dtype
+
+    chosen = choose_device(device)
+    dtype = dtype or default_dtype(chosen)
+    pair = published.workload(REPLAY)
+    target = pair.target.build(dtype, chosen)
+    draft = pair.draft.build(default_draft_dtype(dtype, chosen), chosen)
+    encoded = pair.prompts(count, 64)
+    scripts = published.record(target, encoded, new_tokens, REPLAY_ACCEPTANCE, Case().gamma)
+    return {"none": Decoder(target), "model": Decoder(target, published.Replay(draft, scripts))}, encoded
