@@ -79,7 +79,7 @@ class Workload:
 
     def run(self, case: Case, prompt: int, seed: int = 0) -> Run:
         """Decode the prompt of that number."""
-                decoder, ids = self.decoders[case.drafter], self.prompts[prompt]
+        decoder, ids = self.decoders[case.drafter], self.prompts[prompt]
         settings: dict[str, Any] = {"do_sample": True, "rule": case.rule, "seed": seed} if case.rule != GREEDY else {}
         settings["eos_token_id"] = []  # every prompt gives as many tokens, whatever is said
         began = time.perf_counter()
