@@ -1,4 +1,4 @@
-"""The engine's bars, measured: `python benchmarks/engine.py flat`, `step`, `replay` or `bits`, on an idle machine.
+"""The engine's bars, measured: `python -m benchmarks.engine flat`, `step`, `replay` or `bits`, on an idle machine.
 
 Each prints what was found beside what was asked for, and appends it all to the file that --out names.
 """
