@@ -195,7 +195,7 @@ class _Run:
     def _round(self, clock: _Clock) -> Step:
         context = self.context
         counts = [min(size, max(row.room - 1, 0)) for size, row in zip(self.window.sizes, self.rows, strict=True)]
-        gamma = max(counts)
+        context.limits, gamma = counts, max(counts)
         if self.rule is verification.coupled and not self.sampling.greedy:
             context.exponentials = upload(context.race_noise(gamma + 1, self.target.vocab_size), self.target.device)
         proposal = self.drafter.propose(context, gamma) if self.drafter and gamma else Proposal.nothing(len(self.rows))

@@ -22,13 +22,15 @@ class Context:
 
     tokens: (batch, capacity) int64, a row's first lengths[row] of them committed; lengths: (batch,).
     exponentials: where the rule is coupled, the noise of the next gamma + 1 positions, (batch, gamma + 1, vocab), with
-    which the target is going to draw. least_confidence: a token that the draft gives less ends its row's proposal."""
+    which the target is going to draw. least_confidence: a token that the draft gives less ends its row's proposal.
+    limits: how many tokens each row may be offered, gamma where it is None."""
 
     tokens: Tensor
     lengths: Tensor
     noise: Noise
     exponentials: Tensor | None = None
     least_confidence: float = 0.0
+    limits: list[int] | None = None
 
     def uniforms(self, count: int, use: int) -> Tensor:
         """(batch, count) uniforms for the round that begins at these lengths."""
@@ -184,7 +186,9 @@ class LookupDrafter:
     LONGEST = 3
 
     def propose(self, context: Context, gamma: int) -> Proposal:
-        found = [_continuation(prefix.tolist(), self.LONGEST, gamma) for prefix in context.prefixes()]
+        limits = context.limits or [gamma] * len(context.tokens)  # a row's own: its neighbours' room is none of its
+        rows = zip(context.prefixes(), limits, strict=True)
+        found = [_continuation(prefix.tolist(), self.LONGEST, limit) for prefix, limit in rows]
         counts = [len(tokens) for tokens in found]
         tokens = torch.zeros(len(found), max(counts), dtype=torch.int64)
         for row, continuation in enumerate(found):
@@ -196,6 +200,8 @@ class LookupDrafter:
 
 def _continuation(known: list[int], longest: int, count: int) -> list[int]:
     """At most count tokens that followed the ending of known where it stood before; [] where it never did."""
+    if not count:
+        return []
     for size in range(min(longest, len(known) - 1), 0, -1):
         ending = known[-size:]
         places = [end for end in range(size, len(known)) if known[end - size : end] == ending]

@@ -21,7 +21,7 @@ from transformers import (
 
 import sybil
 from sybil import Decoder, Stats, Step
-from sybil.drafting import Context, DraftModel, ModelDrafter, Outcome, Proposal
+from sybil.drafting import Context, DraftLookup, DraftModel, ModelDrafter, Outcome, Proposal
 from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalFailure, PromptTooLong, UnsupportedModel
 from sybil.models.static import StaticCache
 
@@ -79,6 +79,20 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     longer = drafted.generate([inputs[0], torch.ones(50, dtype=torch.int64)], **chosen)  # ends early, at the context
     assert torch.equal(together.tokens[0], longer.tokens[0])
     assert longer.finish_reasons[1] in ("context", "eos")
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_what_is_looked_up_does_not_depend_on_the_room_of_the_rows_beside_it(rule: str) -> None:
+    """Near its end a row may be offered less than its neighbours; where it looks must not be theirs to say."""
+    inputs = [torch.tensor([3, 4, 5, 6, 3, 4, 3, 4]), torch.tensor([7])]
+    looking = Decoder(in_sybil(gpt2()), DraftLookup())
+    for seed in range(20):
+        chosen: dict[str, Any] = dict(do_sample=True, seed=seed, rule=rule, eos_token_id=[], max_new_tokens=COUNT)
+        alone, beside = (
+            [(step.tokens[0], step.proposed[0]) for step in looking.stream(rows, **chosen) if step.tokens[0]]
+            for rows in (inputs[:1], inputs)
+        )
+        assert alone == beside
 
 
 def test_a_seed_repeats_and_another_differs() -> None:

@@ -1,0 +1,186 @@
+"""What decoding counts, exactly: `nox -s counters` compares it with expected.json, `-- --update` writes the file.
+
+Seeds are fixed and nothing is timed, so nothing may differ: more work for the same text is a regression, and a gain
+that nobody explains is a suspicion. Exit: 0 all as expected, 1 something differs, 2 there is nothing to compare with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sybil import Decoder
+    from sybil.models import Model
+
+EXPECTED = Path(__file__).with_name("expected.json")
+COUNTERS = ("target forwards", "draft forwards", "proposed", "accepted", "emitted")
+RULES = ("greedy", "token", "block", "coupled")
+Counters = dict[str, int]
+
+
+class Counted:
+    """A model whose forwards are counted, those that read a prompt too."""
+
+    def __init__(self, model: Model) -> None:
+        self._model, self.forwards = model, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def forward(self, tokens: Tensor, cache: Any) -> Tensor:
+        self.forwards += 1
+        return self._model.forward(tokens, cache)
+
+    def prefill(self, tokens: Tensor, cache: Any) -> None:
+        self.forwards += 1
+        self._model.prefill(tokens, cache)
+
+
+def count(decoder: Decoder, prompts: list[Tensor], batch: int, **settings: Any) -> Counters:
+    """The counters of decoding all prompts, so many at a time; no token ends a text."""
+    from dataclasses import replace
+
+    from sybil import Decoder
+    from sybil.drafting import DraftModel
+
+    target, draft, helper = Counted(decoder.target), decoder.draft, None
+    if isinstance(draft, DraftModel):
+        helper = Counted(draft.model)
+        draft = replace(draft, model=helper)
+    counted = Decoder(target, draft, decoder.tokenizer, decoder.eos_token_ids)
+    parts = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
+    stats = [counted.generate(part, eos_token_id=[], seed=0, **settings).stats for part in parts]
+    return {
+        "target forwards": target.forwards,
+        "draft forwards": helper.forwards if helper else 0,
+        "proposed": sum(each.proposed for each in stats),
+        "accepted": sum(each.accepted for each in stats),
+        "emitted": sum(each.emitted for each in stats),
+    }
+
+
+def cases() -> Iterator[tuple[str, Counters]]:
+    """Each case's name and counters, as they are counted."""
+    for name, decoders, prompts, new_tokens in (("tiny", *_tiny(), 40), ("embedded", *_embedded(), 32)):
+        for drafter, decoder in decoders.items():
+            for rule in RULES:
+                sampled = {} if rule == "greedy" else {"do_sample": True, "rule": rule}
+                for batch in (1, 3) if rule in ("greedy", "token") else (1,):
+                    found = count(decoder, prompts, batch, max_new_tokens=new_tokens, **sampled)
+                    yield f"{name}, {drafter}, {rule}, batch {batch}", found
+        for settings in ({"gamma": 2}, {"gamma": 8}, {"window": "heuristic"}, {"window": "confident"}):
+            found = count(decoders["draft model"], prompts, 1, max_new_tokens=new_tokens, **settings)
+            yield f"{name}, draft model, greedy, {' '.join(map(str, *settings.items()))}", found
+
+
+def _embedded() -> tuple[dict[str, Decoder], list[Tensor]]:
+    import torch
+
+    import sybil
+    from sybil.measuring import prompts
+
+    decoder = sybil.load("stdlib", dtype=torch.float32, device="cpu")
+    lookup = sybil.load("stdlib", draft="lookup", dtype=torch.float32, device="cpu")
+    assert decoder.tokenizer is not None
+    texts = [torch.tensor(decoder.tokenizer.encode(each.text).ids) for each in prompts.spread(prompts.load(), 6)]
+    return {"no draft": decoder.without_draft(), "draft model": decoder, "lookup": lookup}, texts
+
+
+def _tiny() -> tuple[dict[str, Decoder], list[Tensor]]:
+    """A random GPT-2 of two layers in float32, and a draft that is the same with noise on its weights."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    import sybil
+
+    torch.manual_seed(13)
+    config = GPT2Config(
+        vocab_size=31,
+        n_positions=96,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.4,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    target, draft = GPT2LMHeadModel(config).eval(), GPT2LMHeadModel(config).eval()
+    draft.load_state_dict(target.state_dict())
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter += 0.03 * torch.randn(parameter.shape)
+    prompts = [torch.randint(1, 31, (length,)) for length in (3, 11, 7, 5, 2, 17)]
+    decoder = sybil.load(target, draft, draft_dtype=torch.float32)
+    return {
+        "no draft": decoder.without_draft(),
+        "draft model": decoder,
+        "lookup": sybil.load(target, "lookup"),
+    }, prompts
+
+
+def differences(
+    expected: dict[str, Counters], found: dict[str, Counters]
+) -> list[tuple[str, str, int | None, int | None]]:
+    """(case, counter, expected, found) wherever they aren't the same; None where there is none."""
+    return [
+        (case, counter, before, after)
+        for case in {**expected, **found}
+        for counter in COUNTERS
+        if (before := expected.get(case, {}).get(counter)) != (after := found.get(case, {}).get(counter))
+    ]
+
+
+def main(
+    update: Annotated[bool, typer.Option("--update", help="Write what is counted to the file.")] = False,
+    path: Annotated[Path, typer.Option("--expected", help="The file to compare with.")] = EXPECTED,
+) -> None:
+    """Count, and compare with the file. Exit: 0 all as expected, 1 something differs, 2 no file to compare with."""
+    console, errors = Console(width=None if Console().is_terminal else 120), Console(stderr=True)
+    try:
+        expected: dict[str, Counters] = json.loads(path.read_text()) if path.exists() or not update else {}
+    except (OSError, ValueError) as error:
+        errors.print(
+            f"counters: {path} can't be read ({error}): `nox -s counters -- --update` writes it", soft_wrap=True
+        )
+        raise typer.Exit(2) from None
+    with console.status("counting") as status:
+        found = {}
+        for case, counters in cases():
+            found[case] = counters
+            status.update(f"counting: {case}")
+    differing = differences(expected, found)
+    if update:
+        rows = ",\n".join(f" {json.dumps(case)}: {json.dumps(counters)}" for case, counters in found.items())
+        path.write_text(f"{{\n{rows}\n}}\n")
+    if not differing:
+        console.print(f"{len(found)} cases, {len(COUNTERS)} counters each: all as expected")
+        return
+    table = Table("case", "counter", "expected", "found", "change")
+    for case, counter, before, after in differing:
+        change = f"{after / before - 1:+.1%}" if before and after is not None else ""
+        table.add_row(case, counter, *("none" if value is None else str(value) for value in (before, after)), change)
+    console.print(table)
+    names = ", ".join(counter for counter in COUNTERS if any(row[1] == counter for row in differing))
+    if update:
+        console.print(f"{path.name} is updated; commit it with the change that explains: {names}", soft_wrap=True)
+        return
+    errors.print(
+        f"counters: {names} differ from {path.name} in {len({row[0] for row in differing})} of {len(found)} cases: "
+        "mend the change, or run `nox -s counters -- --update` and commit the file with the reason",
+        soft_wrap=True,
+        highlight=False,
+    )
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
