@@ -1,8 +1,12 @@
-"""`nox -s tests`, `lint`, `types`, `compare`: what CI runs; `proofs`: what takes longer. Each has an environment."""
+"""`nox -s tests`, `lint`, `types`, `compare`: what CI runs; `proofs`, `microbench`: what it doesn't. Each has an
+environment."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import nox
 
@@ -36,10 +40,19 @@ def proofs(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff, formatting included."""
+    """ruff, formatting included; actionlint and zizmor for the workflows."""
     session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    session.run("actionlint")
+    session.run("zizmor", "--offline", "--quiet", ".github/workflows")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Links and headings, sessions, commands and files that documents name; that lint sees planted faults."""
+    session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "docs"))
+    session.run("pytest", "--noconftest", "tests/test_docs.py", "tests/test_workflows.py", *session.posargs)
 
 
 @nox.session
@@ -54,3 +67,64 @@ def compare(session: nox.Session) -> None:
     """The main job: `nox -s compare -- --quick` for a short one."""
     install(session)
     session.run("sybil", "compare", *session.posargs, env={"COLUMNS": os.environ.get("COLUMNS", "120")})
+
+
+@nox.session
+def counters(session: nox.Session) -> None:
+    """What decoding counts, against benchmarks/expected.json; `-- --update` writes the file."""
+    install(session)
+    session.run("python", "-m", "benchmarks.counters", *session.posargs)
+
+
+@nox.session
+def quality(session: nox.Session) -> None:
+    """That the degradation stays fixed: the judge on the default drafter and rule, and transformers' greedy tokens."""
+    install(session)
+    session.run("sybil", "verify", "--out", "sybil-verify", *session.posargs)
+    session.run("sybil", "compare", "--check", "--quick", "--out", "sybil-compare")
+
+
+@nox.session
+def gate(session: nox.Session) -> None:
+    """Is this commit slower than another, by default the merge base with main? `-- BASE`; exit 0, 1, 2 or 3."""
+    project = nox.project.load_toml()
+    session.install(*CONSTRAINTS, "torch")
+    session.install(*CONSTRAINTS, *project["project"]["dependencies"], *project["build-system"]["requires"])
+    # not Sybil itself, which each side brings; by session.run nox would end with 1, whatever the gate's own status
+    done = subprocess.run([Path(session.bin) / "python", "-m", "benchmarks.gate", *session.posargs])
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+@nox.session
+def microbench(session: nox.Session) -> None:
+    """The micro-benchmarks: a whole run is stored under .benchmarks; `-- compare` sets one beside the last stored."""
+    others = [each for each in session.posargs if each != "compare"]
+    runs = Path(".benchmarks").resolve().glob("*/[0-9]*.json")
+    before = max(runs, key=lambda run: run.stat().st_mtime, default=None)
+    if len(others) == len(session.posargs):
+        install(session, "microbench")
+        session.run("pytest", "benchmarks/micro", *(others or ["--benchmark-autosave"]))
+        return
+    if before is None:
+        session.error(".benchmarks holds no run to compare with: store one first, with `nox -s microbench`")
+    install(session, "microbench")
+    now, charts = before.with_name("now.json"), "sybil-microbench/compare"
+    saving = f"--benchmark-compare={before}", f"--benchmark-json={now}", f"--benchmark-histogram={charts}"
+    session.run("pytest", "benchmarks/micro", *saving, *others)
+    with session.chdir(before.parent):
+        chosen = others[others.index("-k") :][:2] if "-k" in others else []
+        difference = "--between=median", "--name=short", before.name, now.name, *chosen
+        session.run("pytest-benchmark", "--storage=.", "compare", *difference)
+
+
+@nox.session
+def asv(session: nox.Session) -> None:
+    """asv's tracks at HEAD, drawn in .asv/html; other commits by `-- HEAD~4..HEAD`, `-- NEW`, as `asv run` has them."""
+    session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "asv"))
+    main = "git", "rev-parse", "--verify", "--quiet", "refs/heads/main"
+    if not session.run(*main, external=True, silent=True, success_codes=[0, 1]):
+        session.run("git", "branch", "main", "HEAD", external=True)  # a detached checkout has none, and asv asks for it
+    session.run("asv", "machine", "--yes")
+    session.run("asv", "run", *(session.posargs or ["HEAD^!"]))
+    session.run("asv", "publish")
