@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -41,6 +42,10 @@ def compare(
     prompt_file: Annotated[Path | None, typer.Option("--prompts", help="JSONL with your own prompts.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the rows (JSONL) and the chart (PNG).")] = Path("sybil-compare"),
     resume: Annotated[Path | None, typer.Option(help="Go on with the JSONL file of a run that was cut off.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Exit 1 if Sybil's tokens leave transformers' where no near-tie explains it."),
+    ] = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:
@@ -70,7 +75,7 @@ def compare(
         comparison = measuring.Comparison(task)
     files.folder(path.parent)
     done = frozenset((row["prompt"], row["contender"]) for row in rows)
-    interrupted = False
+    interrupted, found = False, []
     try:
         with make_progress(console) as progress:
             total = len(chosen) * len(measuring.CONTENDERS)
@@ -92,12 +97,30 @@ def compare(
         )
         console.print(_table(summaries, console))
         console.print(caption, style="dim", soft_wrap=True)
-        _print_agreement(console, measuring.differences(comparison, rows, chosen), rows)
+        found = measuring.differences(comparison, rows, chosen)
+        _print_agreement(console, found, rows)
         chart = path.with_suffix(".png")
         plots.comparison(summaries, rows, caption, chart)
         console.print(f"rows: {path}   chart: {chart}", soft_wrap=True)
     if interrupted:
         raise typer.Exit(130)
+    if check:
+        _check(console, found, getattr(torch, task.dtype))
+
+
+def _check(console: Console, found: list[measuring.Difference], dtype: torch.dtype) -> None:
+    """PASS, or FAIL and exit 1: what transformers' own assisted generation does is not ours to answer for."""
+    from sybil.losslessness.evidence import FLOAT32, HALF
+
+    near_tie = HALF.get(dtype, FLOAT32).absolute
+    ours = (measuring.AUTOREGRESSIVE, measuring.SPECULATIVE)
+    wrong = [each for each in found if each.contender in ours and each.gap > near_tie]
+    verdict = (
+        f"{'FAIL' if wrong else 'PASS'}: {len(wrong)} differences from transformers with logits over {near_tie:g} apart"
+    )
+    console.print(verdict, style="red" if wrong else "green", highlight=False, soft_wrap=True)
+    if wrong:
+        raise typer.Exit(1)
 
 
 def _table(summaries: list[measuring.Summary], console: Console) -> Table:

@@ -1,0 +1,151 @@
+"""The two sides of the gate: commits, each built from a worktree of its own into an environment of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import tomllib
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+MAIN = ("origin/main", "main")
+
+
+class GateError(Exception):
+    """Nothing was measured, or not all: one line, with the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A built commit. folder: where its environment lies, and nothing else's."""
+
+    name: str
+    revision: str
+    commit: str
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.revision}, {self.commit[:9]})"
+
+
+def git(root: Path, *arguments: str, **environment: str) -> str:
+    """git's output; raises GateError with git's last line."""
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise GateError(f"git {' '.join(arguments[:2])} failed ({lines[-1]}): name a commit of this repository")
+    return done.stdout.strip()
+
+
+def resolve(root: Path, revision: str) -> str:
+    """The commit's whole hash; raises GateError."""
+    try:
+        return git(root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+    except GateError:
+        raise GateError(
+            f"{revision!r} is no commit of this repository: name one, as in `nox -s gate -- HEAD~1`"
+        ) from None
+
+
+def working(root: Path) -> tuple[str, str]:
+    """What is to be gated, as (its name, commit): HEAD, or a commit of the working tree where it has changes (made
+    without touching the index or a branch; files that git ignores stay out)."""
+    head = resolve(root, "HEAD")
+    if not git(root, "status", "--porcelain"):
+        return "HEAD", head
+    with tempfile.TemporaryDirectory() as folder:
+        index = str(Path(folder) / "index")
+        git(root, "read-tree", "HEAD", GIT_INDEX_FILE=index)
+        git(root, "add", "--all", GIT_INDEX_FILE=index)
+        tree = git(root, "write-tree", GIT_INDEX_FILE=index)
+    who = {f"GIT_{role}_{what}": "gate" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return "the working tree", git(root, "commit-tree", tree, "-p", head, "-m", "What is gated", **who)
+
+
+def default_base(root: Path, new: str) -> tuple[str, str]:
+    """Where new left main, as (its name, commit); raises GateError where that is new itself."""
+    for main in MAIN:
+        try:
+            commit = git(root, "merge-base", main, new)
+        except GateError:
+            continue
+        if commit == new:
+            raise GateError(f"HEAD is on {main} already: name a base, as in `nox -s gate -- HEAD~1`")
+        return f"merge base with {main}", commit
+    raise GateError(
+        f"there is neither {' nor '.join(MAIN)} to compare with: name a base, as in `nox -s gate -- HEAD~1`"
+    )
+
+
+def build(root: Path, name: str, revision: str, commit: str, into: Path) -> Side:
+    """Build the commit from a worktree into an environment of its own; raises GateError.
+
+    What Sybil depends on is installed once for all commits that ask for the same: the environment has its own Sybil,
+    and finds the rest in the gate's environment, or in one made for other pins."""
+    folder = into / name
+    with _worktree(root, commit) as tree:
+        packages = _dependencies(root, tree)
+        venv.create(folder, with_pip=False, symlinks=True)
+        own = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+        (own / "dependencies.pth").write_text(f"{packages}\n")
+        side = Side(name, revision, commit, folder)
+        pip = ("--python", str(side.python), "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
+        _pip(*pip, str(tree), why=f"{side} can't be built")
+    return side
+
+
+@contextmanager
+def _worktree(root: Path, commit: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        git(root, "worktree", "add", "--quiet", "--detach", str(tree), commit)
+        try:
+            yield tree
+        finally:
+            git(root, "worktree", "remove", "--force", str(tree))
+
+
+def _dependencies(root: Path, tree: Path) -> Path:
+    """A folder of packages with all that the tree's project depends on, at its pins."""
+    if _wanted(tree) == _wanted(root):
+        return Path(sysconfig.get_path("purelib"))  # `nox -s gate` has installed them here
+    digest = hashlib.sha256("\n".join(_wanted(tree)).encode()).hexdigest()[:12]
+    folder = root / ".nox" / f"gate-{digest}"
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    if not (folder / "complete").exists():
+        venv.create(folder, clear=True, with_pip=False, symlinks=True)
+        pins, *names = _wanted(tree)
+        constraints = folder / "constraints.txt"
+        constraints.write_text(pins)
+        pip = ("--python", str(folder / "bin" / "python"), "install", "--quiet", "--constraint", str(constraints))
+        for what in (["torch"], names):  # torch first: a resolver that meets it later might prefer another build
+            _pip(*pip, *what, why="what the base depends on can't be installed")
+        (folder / "complete").touch()
+    return packages
+
+
+def _wanted(tree: Path) -> list[str]:
+    """The pins' text, then each requirement: the project's own, and what builds it."""
+    pins, project = tree / "constraints.txt", tomllib.loads((tree / "pyproject.toml").read_text())
+    requirements = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    return [pins.read_text() if pins.exists() else "", *sorted(requirements)]
+
+
+def _pip(*arguments: str, why: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        raise GateError(f"{why} ({lines[-1].strip()}): mend it, then gate it")
