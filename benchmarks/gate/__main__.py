@@ -118,7 +118,9 @@ def gate(
             findings = {case: verdict.find(ratios, limits) for case, ratios in first.log_ratios.items()}
             verdicts = {case: finding.verdict(limits) for case, finding in findings.items()}
             flagged = tuple(case for case in plan.cases if verdicts[case.name] != "pass")
-            again = _measure(built, replace(plan, cases=flagged), pairs if flagged else 0, measuring, progress)
+            again = Measurements()
+            if flagged:
+                again = _measure(built, replace(plan, cases=flagged), pairs, measuring, progress)
         for case, ratios in again.log_ratios.items():
             findings[case], verdicts[case] = verdict.confirm(first.log_ratios[case], ratios, limits)
     rows = []
@@ -149,9 +151,9 @@ def table(report: dict[str, Any], markdown: bool = False) -> Table:
     """A row a case: what it took on each side, and what is said of it."""
     shown = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD)
     shown.add_column("case", no_wrap=True)
-    sure = f"{report['limits']['confidence']:.0%} sure it is between"
+    sure = f"{report['limits']['confidence']:.0%} sure: above, below"
     for heading in ("base, ms/token", "new, ms/token", "new / base", sure, "pairs", ""):
-        shown.add_column(heading, justify="right", no_wrap=True)
+        shown.add_column(heading, justify="right")
     for row in report["cases"]:
         found = row["finding"]
         shown.add_row(
@@ -159,7 +161,7 @@ def table(report: dict[str, Any], markdown: bool = False) -> Table:
             f"{row['base_ms']:.3f}",
             f"{row['new_ms']:.3f}",
             f"{found['ratio']:.3f}",
-            f"{found['low']:.3f} and {found['high']:.3f}",
+            f"{found['low']:.3f}, {found['high']:.3f}",
             str(found["pairs"]),
             WORDS[row["verdict"]],
         )
