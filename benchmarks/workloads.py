@@ -5,6 +5,7 @@ Only the public face of Sybil is used, for what is measured may be an older one 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,10 @@ class Run:
         return 1e3 * self.seconds / self.emitted
 
 
+class Lacking(Exception):
+    """The Sybil that is measured can't do that, as older commits can't all that newer ones do."""
+
+
 class Workload:
     """A target with its drafters, loaded, and its prompts: (n,) token ids each, and the domain of each."""
 
@@ -79,6 +84,8 @@ class Workload:
 
     def run(self, case: Case, prompt: int, seed: int = 0) -> Run:
         """Decode the prompt of that number."""
+        if case.drafter not in self.decoders:
+            raise Lacking(f"{self.name} has no decoder with drafter {case.drafter!r}")
         decoder, ids = self.decoders[case.drafter], self.prompts[prompt]
         settings: dict[str, Any] = {"do_sample": True, "rule": case.rule, "seed": seed} if case.rule != GREEDY else {}
         settings["eos_token_id"] = []  # every prompt gives as many tokens, whatever is said
@@ -105,10 +112,11 @@ def _embedded(count: int, device: str | None, dtype: Any) -> tuple[Decoders, lis
     from sybil.measuring import prompts
 
     decoder = sybil.load(EMBEDDED, dtype=dtype, device=device)
-    lookup = sybil.load(EMBEDDED, draft="lookup", dtype=dtype, device=device)
     chosen = prompts.spread(prompts.load(), count)
     encoded = [torch.tensor(decoder.tokenizer.encode(each.text).ids) for each in chosen]
-    decoders = {"none": decoder.without_draft(), "model": decoder, "lookup": lookup}
+    decoders = {"none": decoder.without_draft(), "model": decoder}
+    with contextlib.suppress(sybil.SybilError):  # older commits have no lookup
+        decoders["lookup"] = sybil.load(EMBEDDED, draft="lookup", dtype=dtype, device=device)
     return decoders, encoded, [each.domain for each in chosen]
 
 

@@ -10,13 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import gpt2, greedy, letters, llama, perturbed, save, sybil
+from torch import Tensor
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, T5Config, T5ForConditionalGeneration
+
+from sybil.measuring.contenders import Measured, SybilContender
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +267,25 @@ def test_compare_prints_a_table_and_leaves_rows_and_a_chart(
     assert sybil(*arguments, "--resume", rows) == 0
     assert len(rows.read_text().splitlines()) == 12
     assert "gamma=4" in refused(capsys_cleared(capsys), *arguments, "--resume", rows, "--gamma", 2)
+
+
+def test_compare_check_fails_on_a_token_that_no_near_tie_explains(
+    folders: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"text": "abc"}\n')
+    arguments = ("compare", "--check", *pair(folders), "--prompts", prompts, "--max-new-tokens", 8, "--out", tmp_path)
+    assert sybil(*arguments) == 0
+    assert "PASS: 0 differences" in capsys.readouterr().out
+    generate = SybilContender.run
+
+    def wrong(self: SybilContender, prompt: Tensor, count: int) -> Measured:
+        measured = generate(self, prompt, count)
+        return replace(measured, tokens=[*measured.tokens[:-1], (measured.tokens[-1] + 1) % 31])
+
+    monkeypatch.setattr(SybilContender, "run", wrong)
+    assert sybil(*arguments) == 1
+    assert "FAIL: 2 differences" in capsys.readouterr().out
 
 
 def capsys_cleared(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:

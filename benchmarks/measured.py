@@ -1,0 +1,186 @@
+"""The one measured run that asv's tracks read: every case over the same prompts, in one process, interleaved.
+
+Nothing here knows asv. A pass takes each prompt through all cases, in an order of its own, before the next prompt's
+turn; what is kept of it is, for each cell (a case, a kind of prompt, a device), the sums over the prompts. All passes
+have the same prompts and seeds, so that samples differ by the machine's noise alone.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workloads import EMBEDDED, REPLAY, Case, Lacking, Run, Workload
+
+GAMMAS = (2, 4, 8)
+RULES = ("token", "block", "coupled")
+DOMAINS = ("code", "prose", "structured")
+TRANSFORMERS = Case(drafter="transformers")
+PLAIN = Case(drafter="none")
+PLAIN_SAMPLING = Case(drafter="none", rule="coupled")
+
+Sums = dict[str, float]
+"""The fields of Run, summed over a cell's prompts in one pass, and the number of prompts."""
+Cells = dict[str, list[Sums] | str]
+"""By key(): a Sums a pass; or, in words, what the measured Sybil or the machine lacks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured on a workload, and how often. domains: of its prompts."""
+
+    workload: str
+    domains: tuple[str, ...]
+    cases: tuple[Case, ...]
+    prompts: int
+    new_tokens: int
+    passes: int
+
+
+PLANS = (
+    Plan(
+        EMBEDDED,
+        DOMAINS,
+        (
+            TRANSFORMERS,
+            PLAIN,
+            PLAIN_SAMPLING,
+            *(Case(drafter=drafter, gamma=gamma) for drafter in ("model", "lookup") for gamma in GAMMAS),
+            *(Case(rule=rule) for rule in RULES),
+        ),
+        prompts=9,
+        new_tokens=24,
+        passes=9,
+    ),
+    Plan(
+        REPLAY,
+        ("random",),
+        (Case(REPLAY, "none"), *(Case(REPLAY, gamma=gamma) for gamma in GAMMAS)),
+        prompts=1,
+        new_tokens=16,
+        passes=9,
+    ),
+)
+
+
+def key(case: Case, domain: str, device: str) -> str:
+    """A cell's name."""
+    return f"{case.workload}, {domain}, {device}, {case.drafter}, {case.rule}, gamma {case.gamma}"
+
+
+def measure(devices: Sequence[str], plans: Sequence[Plan] = PLANS) -> Cells:
+    """Follow every plan on every device. Raises what goes wrong, but for what is merely lacking."""
+    import sybil
+
+    check_installed(sybil.__file__)
+    return {name: sums for device in devices for plan in plans for name, sums in _follow(plan, device).items()}
+
+
+def check_installed(file: str) -> None:
+    """Raise RuntimeError where sybil.__file__ isn't in this environment: nothing else is the commit to be measured."""
+    place, home = Path(file).resolve(), Path(sys.prefix).resolve()
+    if not place.is_relative_to(home):
+        raise RuntimeError(f"sybil was imported from {place}, not from {home}: what is measured must be installed")
+
+
+def _follow(plan: Plan, device: str) -> Cells:
+    import sybil
+
+    def cells(case: Case) -> list[str]:
+        return [key(case, domain, device) for domain in plan.domains]
+
+    try:
+        subject = _Subject(plan, device)
+    except (ImportError, AttributeError, sybil.SybilError) as error:
+        return {cell: repr(error) for case in plan.cases for cell in cells(case)}
+    found: Cells = {}
+    able: list[Case] = []
+    for case in plan.cases:
+        try:
+            subject.run(case, 0)  # which warms up, too
+            able.append(case)
+        except (Lacking, sybil.SybilError) as error:
+            found |= {cell: repr(error) for cell in cells(case)}
+    samples: dict[str, list[Sums]] = {cell: [] for case in able for cell in cells(case)}
+    generator = random.Random(0)
+    for _ in range(plan.passes):
+        for (case, domain), sums in _pass(subject, able, generator).items():
+            samples[key(case, domain, device)].append(sums)
+    return {**found, **samples}
+
+
+def _pass(subject: _Subject, cases: list[Case], generator: random.Random) -> dict[tuple[Case, str], Sums]:
+    """Every prompt through every case."""
+    totals: dict[tuple[Case, str], Sums] = defaultdict(lambda: defaultdict(float))
+    for prompt, domain in enumerate(subject.workload.domains):
+        for case in generator.sample(cases, len(cases)):
+            total = totals[case, domain]
+            for field, value in asdict(subject.run(case, prompt)).items():
+                total[field] += value
+            total["prompts"] += 1
+    return {cell: dict(total) for cell, total in totals.items()}
+
+
+class _Subject:
+    """A plan's workload, and transformers' own generate beside it where the plan asks for that."""
+
+    def __init__(self, plan: Plan, device: str) -> None:
+        self.workload = Workload(plan.workload, plan.prompts, plan.new_tokens, device)
+        self.model = _transformers(device) if TRANSFORMERS in plan.cases else None
+
+    def run(self, case: Case, prompt: int) -> Run:
+        if case != TRANSFORMERS:
+            return self.workload.run(case, prompt)
+        import torch
+
+        ids = self.workload.prompts[prompt][None].to(self.model.device)
+        clock = _FirstToken()
+        began = time.perf_counter()
+        out = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=self.workload.new_tokens,
+            do_sample=False,
+            streamer=clock,
+        )
+        emitted = len(out[0].tolist()) - ids.shape[1]  # which waits for the device
+        seconds = time.perf_counter() - began
+        return Run(seconds, clock.at - began, 0.0, emitted, 0, 0, emitted)
+
+
+def _transformers(device: str) -> Any:
+    """transformers' model of the embedded target, as Sybil loads it: float32 on a CPU, float16 on a GPU."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    import sybil
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    folder = Path(sybil.__file__).parent / "embedded" / EMBEDDED / "target"
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model.generation_config.eos_token_id = None  # every prompt gives as many tokens, as in Workload
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+class _FirstToken:
+    """A streamer that notes when the first new token came; the prompt is put first."""
+
+    def __init__(self) -> None:
+        self._puts, self.at = 0, 0.0
+
+    def put(self, _: object) -> None:
+        self._puts += 1
+        if self._puts == 2:
+            self.at = time.perf_counter()
+
+    def end(self) -> None: ...
