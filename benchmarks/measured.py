@@ -79,7 +79,7 @@ def measure(devices: Sequence[str], plans: Sequence[Plan] = PLANS) -> Cells:
     import sybil
 
     check_installed(sybil.__file__)
-    return {name: sums for device in devices for plan in plans for name, sums in _follow(plan, device).items()}
+    return {name: sums for device in devices for plan in plans for name, sums in follow(plan, device).items()}
 
 
 def check_installed(file: str) -> None:
@@ -89,7 +89,8 @@ def check_installed(file: str) -> None:
         raise RuntimeError(f"sybil was imported from {place}, not from {home}: what is measured must be installed")
 
 
-def _follow(plan: Plan, device: str) -> Cells:
+def follow(plan: Plan, device: str) -> Cells:
+    """The cells of one plan on one device."""
     import sybil
 
     def cells(case: Case) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,13 +85,9 @@ class Workload:
 
     def run(self, case: Case, prompt: int, seed: int = 0) -> Run:
         """Decode the prompt of that number."""
-        if case.drafter not in self.decoders:
-            raise Lacking(f"{self.name} has no decoder with drafter {case.drafter!r}")
-        decoder, ids = self.decoders[case.drafter], self.prompts[prompt]
-        settings: dict[str, Any] = {"do_sample": True, "rule": case.rule, "seed": seed} if case.rule != GREEDY else {}
-        settings["eos_token_id"] = []  # every prompt gives as many tokens, whatever is said
+        decoder, ids, settings = self._request(case, prompt, seed)
         began = time.perf_counter()
-        stats = decoder.generate([ids], max_new_tokens=self.new_tokens, gamma=case.gamma, **settings).stats
+        stats = decoder.generate([ids], **settings).stats
         seconds = time.perf_counter() - began
         forwards = stats.timings.prefill + stats.timings.draft + stats.timings.verify
         return Run(
@@ -102,6 +99,25 @@ class Workload:
             accepted=stats.accepted,
             emitted=stats.emitted,
         )
+
+    def rounds(self, case: Case, prompt: int, seed: int = 0) -> Iterator[tuple[float, int]]:
+        """Decode it a round at a time: seconds and new tokens of each, the prompt's reading being in the first's."""
+        decoder, ids, settings = self._request(case, prompt, seed)
+        steps = iter(decoder.stream([ids], **settings))
+        while True:
+            began = time.perf_counter()
+            step = next(steps, None)
+            if step is None:
+                return
+            yield time.perf_counter() - began, len(step.tokens[0])
+
+    def _request(self, case: Case, prompt: int, seed: int) -> tuple[Decoder, Tensor, dict[str, Any]]:
+        if case.drafter not in self.decoders:
+            raise Lacking(f"{self.name} has no decoder with drafter {case.drafter!r}")
+        sampled = {"do_sample": True, "rule": case.rule, "seed": seed} if case.rule != GREEDY else {}
+        # without an end token every prompt gives as many tokens, whatever is said
+        settings = {"max_new_tokens": self.new_tokens, "gamma": case.gamma, "eos_token_id": [], **sampled}
+        return self.decoders[case.drafter], self.prompts[prompt], settings
 
 
 def _embedded(count: int, device: str | None, dtype: Any) -> tuple[Decoders, list[Tensor], list[str]]:

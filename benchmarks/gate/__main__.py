@@ -131,7 +131,7 @@ def gate(
         "verdict": verdict.overall([row.verdict for row in rows]),
         "sides": {name: {"revision": side.revision, "commit": side.commit} for name, side in built.items()},
         "limits": asdict(limits),
-        "plan": plan.request() | {"rounds": plan.rounds, "pairs": pairs},
+        "plan": plan.request() | {"pairs": pairs},
         "cases": [asdict(row) for row in rows],
         "log_ratios": {"first": first.log_ratios, "again": again.log_ratios},
         "machine": {name: value for name, value in first.about.items() if name not in ("commit", "sybil")},
@@ -185,7 +185,7 @@ def machine(report: dict[str, Any]) -> str:
     about, plan = report["machine"], report["plan"]
     return (
         f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers "
-        f"{about['transformers']}, {plan['dtype'] or 'default dtype'}, a turn {plan['prompts']} prompts of "
+        f"{about['transformers']}, {plan['dtype'] or 'default dtype'}, {plan['prompts']} prompts of "
         f"{plan['new_tokens']} new tokens, {report['seconds']} s, {report['date']}"
     )
 

@@ -1,13 +1,14 @@
-"""One process of the gate: decodes when it is told to, and says how long that took. Run by a side's own Python.
+"""One process of the gate: decodes a round when it is told to, and says how long that took. Run by a side's own Python.
 
-Lines of JSON: a plan comes first, and is answered once all is loaded and warm; then the names of cases, each answered
-with its milliseconds a token. The end of the input ends it.
+Lines of JSON: a plan comes first, and is answered once all is loaded and warm. Then each line names a case and a
+prompt, and is answered with the next round of decoding it, [seconds, new tokens], or null after its last.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from benchmarks.workloads import Case, Workload
@@ -16,7 +17,7 @@ from benchmarks.workloads import Case, Workload
 def serve(requests: TextIO, answers: TextIO) -> None:
     """Answer every line until there is none."""
 
-    def answer(what: dict[str, Any]) -> None:
+    def answer(what: object) -> None:
         answers.write(json.dumps(what) + "\n")
         answers.flush()
 
@@ -27,17 +28,17 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         for name in {case.workload for case in cases.values()}
     }
     for case in cases.values():
-        turn(workloads[case.workload], case)
+        for prompt in range(plan["prompts"]):
+            workloads[case.workload].run(case, prompt)
     answer({"sybil": _where(), "about": _about(plan["device"])})
+    rounds: Iterator[tuple[float, int]] | None = None
     for line in requests:
-        case = cases[json.loads(line)]
-        answer({"ms_per_token": turn(workloads[case.workload], case)})
-
-
-def turn(workload: Workload, case: Case) -> float:
-    """Milliseconds a token over all prompts."""
-    runs = [workload.run(case, prompt) for prompt in range(len(workload.prompts))]
-    return 1e3 * sum(run.seconds for run in runs) / sum(run.emitted for run in runs)
+        name, prompt = json.loads(line)
+        rounds = rounds or workloads[cases[name].workload].rounds(cases[name], prompt)
+        following = next(rounds, None)
+        if following is None:
+            rounds = None
+        answer(following)
 
 
 def _where() -> str:
