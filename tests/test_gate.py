@@ -238,7 +238,7 @@ def test_only_what_is_flagged_is_run_again(
     assert run(monkeypatch, side("base"), side("new", 2.0001, program=program), "--json", out)[0] == 1
     report = json.loads(out.read_text())
     assert {row["case"]: (row["verdict"], row["finding"]["pairs"]) for row in report["cases"]} == {
-        case.name: ("regression", 16) if case.name == slow else ("pass", 8) for case in command.CASES
+        case.name: ("regression", 12) if case.name == slow else ("pass", 6) for case in command.CASES
     }
 
 

@@ -51,7 +51,7 @@ def main(
     new: Annotated[str | None, typer.Option(help="The commit to gate: HEAD, with the working tree's changes.")] = None,
     bound: Annotated[float, typer.Option(help="How much slower is a regression: 0.05 for 5 %.")] = 0.05,
     confidence: Annotated[float, typer.Option(help="How sure a verdict must be.")] = 0.99,
-    pairs: Annotated[int, typer.Option(min=4, help="Pairs of fresh processes; as many again to confirm.")] = 8,
+    pairs: Annotated[int, typer.Option(min=4, help="Pairs of fresh processes; as many again to confirm.")] = 6,
     machine: Annotated[
         Path | None, typer.Option(help="A machine's file, as benchmarks/machines/gtx-1650.json: its workload is run.")
     ] = None,
