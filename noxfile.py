@@ -1,5 +1,4 @@
-"""`nox -s tests`, `lint`, `types`, `compare`: what CI runs; `proofs`, `microbench`: what it doesn't. Each has an
-environment."""
+"""Every task, each in an environment of its own: `nox --list`; CONTRIBUTING.md says when to run which."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ def install(session: nox.Session, *groups: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test but the slow proofs: under 10 minutes on two cores, no network. A test runs on one thread."""
-    install(session, "test")
+    install(session, "test", "lint")
     session.run("pytest", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
@@ -126,5 +125,16 @@ def asv(session: nox.Session) -> None:
     if not session.run(*main, external=True, silent=True, success_codes=[0, 1]):
         session.run("git", "branch", "main", "HEAD", external=True)  # a detached checkout has none, and asv asks for it
     session.run("asv", "machine", "--yes")
-    session.run("asv", "run", *(session.posargs or ["HEAD^!"]))
+    session.run("asv", "run", "--record-samples", *(session.posargs or ["HEAD^!"]))  # for `asv compare` to test
     session.run("asv", "publish")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The site of asv's results, made whole and opened in a headless Chromium; `nox -s asv` measures."""
+    session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "site"))
+    if not Path(".asv/results/benchmarks.json").is_file():
+        session.error(".asv/results holds no results: run `nox -s asv` first, or `asv run`")
+    session.run("asv", "publish")
+    session.run("python", "tools/vendor_site.py")
+    session.run("pytest", "--noconftest", "-m", "", "tests/test_site.py", *session.posargs)

@@ -73,8 +73,8 @@ def unknown_commands(text: str, known: Container[str]) -> list[str]:
 
 
 def missing_files(text: str) -> list[str]:
-    """Of docs/architecture.md's tables. Where the first column is `file`: relative to sybil/, or to what the row named
-    before; elsewhere tests and, by their bare names, files of sybil/."""
+    """Of docs/architecture.md's tables. Where the first column is `file`: relative to sybil/, the checkout, or what
+    the row named before; elsewhere tests and, by their bare names, files of sybil/."""
     wrong = []
     for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
         layout = table.startswith("| file |")
@@ -83,7 +83,7 @@ def missing_files(text: str) -> list[str]:
             for name in SPAN.findall(row):
                 if not re.fullmatch(r"[\w./]+(?:\.py|\.c|/)", name):
                     continue
-                places = [ROOT / "sybil" / name, folder / name] if layout else [ROOT / "tests" / name]
+                places = [ROOT / "sybil" / name, ROOT / name, folder / name] if layout else [ROOT / "tests" / name]
                 places += [] if layout else (ROOT / "sybil").rglob(name)
                 file = next((place for place in places if place.exists()), None)
                 if file is None:
