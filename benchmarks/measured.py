@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.workloads import EMBEDDED, REPLAY, Case, Lacking, Run, Workload
 
-GAMMAS = (2, 4, 8)
+GAMMAS = (4, 2, 8)  # the default first: asv shows the first of a parameter
 RULES = ("token", "block", "coupled")
 DOMAINS = ("code", "prose", "structured")
 TRANSFORMERS = Case(drafter="transformers")
