@@ -129,6 +129,14 @@ def _tiny() -> tuple[dict[str, Decoder], list[Tensor]]:
     }, prompts
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _has_native_forward() -> bool:
     from sybil.models import native
 
@@ -154,7 +162,7 @@ def main(
     """Count, and compare with the file. Exit: 0 all as expected, 1 something differs, 2 no file to compare with."""
     console, errors = Console(width=None if Console().is_terminal else 120), Console(stderr=True)
     try:
-        expected: dict[str, Counters] = json.loads(path.read_text()) if path.exists() or not update else {}
+        expected: dict[str, Counters] = {} if update and not _is_json(path) else json.loads(path.read_text())
     except (OSError, ValueError) as error:
         errors.print(
             f"counters: {path} can't be read ({error}): `nox -s counters -- --update` writes it", soft_wrap=True

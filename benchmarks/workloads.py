@@ -1,6 +1,7 @@
 """What is decoded, and what one decoding took: shared by asv's tracks and the gate.
 
-Only the public face of Sybil is used, for what is measured may be an older one (a replay's models alone have none).
+What is measured may be an older Sybil: beside its public face only its shipped prompts are used, and for a replay its
+random models.
 """
 
 from __future__ import annotations

@@ -276,7 +276,7 @@ def test_compare_check_fails_on_a_token_that_no_near_tie_explains(
     prompts.write_text('{"text": "abc"}\n')
     arguments = ("compare", "--check", *pair(folders), "--prompts", prompts, "--max-new-tokens", 8, "--out", tmp_path)
     assert sybil(*arguments) == 0
-    assert "PASS: 0 differences" in capsys.readouterr().out
+    assert "PASS: 0 of 2 texts" in capsys.readouterr().out
     generate = SybilContender.run
 
     def wrong(self: SybilContender, prompt: Tensor, count: int) -> Measured:
@@ -285,7 +285,7 @@ def test_compare_check_fails_on_a_token_that_no_near_tie_explains(
 
     monkeypatch.setattr(SybilContender, "run", wrong)
     assert sybil(*arguments) == 1
-    assert "FAIL: 2 differences" in capsys.readouterr().out
+    assert "FAIL: 2 of 2 texts" in capsys.readouterr().out
 
 
 def capsys_cleared(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:

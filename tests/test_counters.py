@@ -103,6 +103,9 @@ def test_nothing_to_compare_with_is_exit_2(tmp_path: Path, monkeypatch: pytest.M
     assert (status, "`nox -s counters -- --update` writes it" in told) == (2, True)
     (tmp_path / "broken.json").write_text("{")
     assert run("--expected", tmp_path / "broken.json")[0] == 2
+    monkeypatch.setattr(counters, "cases", tiny_cases)
+    assert run("--expected", tmp_path / "broken.json", "--update")[0] == 0
+    assert run("--expected", tmp_path / "broken.json")[0] == 0
     monkeypatch.setattr(counters, "_has_native_forward", lambda: False)
     status, told = run()
     assert (status, "install a C compiler" in told) == (2, True)

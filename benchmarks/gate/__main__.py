@@ -63,11 +63,20 @@ def main(
     try:
         if not 0 < bound < 1 or not 0.5 < confidence < 1:
             raise GateError(f"bound is {bound} and confidence {confidence}: use 0 to 1, and 0.5 to 1")
+        for path in (out, markdown):
+            if path and not path.absolute().parent.is_dir():
+                raise GateError(f"{path} is in no folder that is there: name another file")
         plan = Plan(CASES) if machine is None else of_machine(machine)
         limits = verdict.Limits(bound, confidence)
         report = gate(base, new, plan, limits, pairs, console)
     except GateError as error:
         Console(stderr=True).print(f"gate: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except Exception as error:  # whatever it is, nothing was measured: that is no regression
+        Console(stderr=True).print_exception()
+        Console(stderr=True).print(
+            f"gate: {error!r}: a defect of the gate, please report it", style="red", markup=False
+        )
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         Console(stderr=True).print(
@@ -185,8 +194,8 @@ def machine(report: dict[str, Any]) -> str:
     about, plan = report["machine"], report["plan"]
     return (
         f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers "
-        f"{about['transformers']}, {plan['dtype'] or 'default dtype'}, {plan['prompts']} prompts of "
-        f"{plan['new_tokens']} new tokens, {report['seconds']} s, {report['date']}"
+        f"{about['transformers']}, {plan['dtype'] or 'default dtype'}, {plan['passes']} x "
+        f"{plan['prompts']} prompts of {plan['new_tokens']} new tokens a pair, {report['seconds']} s, {report['date']}"
     )
 
 

@@ -121,7 +121,7 @@ def _dependencies(root: Path, tree: Path) -> Path:
     """A folder of packages with all that the tree's project depends on, at its pins."""
     if _wanted(tree) == _wanted(root):
         return Path(sysconfig.get_path("purelib"))  # `nox -s gate` has installed them here
-    digest = hashlib.sha256("\n".join(_wanted(tree)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join([sys.version, *_wanted(tree)]).encode()).hexdigest()[:12]
     folder = root / ".nox" / f"gate-{digest}"
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     if not (folder / "complete").exists():
@@ -138,8 +138,12 @@ def _dependencies(root: Path, tree: Path) -> Path:
 
 def _wanted(tree: Path) -> list[str]:
     """The pins' text, then each requirement: the project's own, and what builds it."""
-    pins, project = tree / "constraints.txt", tomllib.loads((tree / "pyproject.toml").read_text())
-    requirements = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    pins = tree / "constraints.txt"
+    try:
+        project = tomllib.loads((tree / "pyproject.toml").read_text())
+        requirements = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise GateError(f"a commit's pyproject.toml can't be read ({error!r}): mend it, then gate it") from None
     return [pins.read_text() if pins.exists() else "", *sorted(requirements)]
 
 

@@ -1,12 +1,11 @@
 """Two processes, one of each side, that decode by turns, a round at a time, on the same core.
 
-What slows a machine lasts for a tenth of a second to minutes, and one core more than the other. Measured on two cores
-shared with strangers, 32 tokens a turn: the ratio of two processes of the same code had a standard deviation of 4 %,
-the same for long or short measurements; a round a turn, 3 to 4 %; on one core besides, 1 to 2 %.
+docs/gating.md has what that was found to be worth.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -66,6 +65,7 @@ class Process:
         told: dict[str, Any] = self._receive(START_SECONDS)
         if not Path(told["sybil"]).is_relative_to(self._side.folder):
             raise GateError(f"{self._side} measured {told['sybil']}, which is not its own build: unset PYTHONPATH")
+        self.prompts = str(told["prompts"])
         return dict(told["about"])
 
     def pin(self, core: int) -> None:
@@ -73,7 +73,8 @@ class Process:
         threads = Path(f"/proc/{self._process.pid}/task")
         if hasattr(os, "sched_setaffinity") and threads.is_dir():
             for thread in threads.iterdir():
-                os.sched_setaffinity(int(thread.name), {core})
+                with contextlib.suppress(ProcessLookupError):  # a thread that has ended since
+                    os.sched_setaffinity(int(thread.name), {core})
 
     def round(self, case: Case, prompt: int) -> tuple[float, int] | None:
         """Seconds and new tokens of the next round; None after the last."""
@@ -152,6 +153,8 @@ def measure(sides: Mapping[str, Side], plan: Plan, pairs: int, measuring: Path, 
                 processes[name] = Process(sides[name], plan, measuring)
             for process in processes.values():
                 into.about = process.ready()
+            if len({process.prompts for process in processes.values()}) > 1:
+                raise GateError("the two commits have other prompts or tokens, so their times can't be compared")
             for process in processes.values():
                 process.pin(cores[number % len(cores)])
             for case in plan.cases:

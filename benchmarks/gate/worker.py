@@ -6,9 +6,11 @@ prompt, and is answered with the next round of decoding it, [seconds, new tokens
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from benchmarks.workloads import Case, Workload
@@ -30,7 +32,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     for case in cases.values():
         for prompt in range(plan["prompts"]):
             workloads[case.workload].run(case, prompt)
-    answer({"sybil": _where(), "about": _about(plan["device"])})
+    answer({"sybil": _where(), "about": _about(plan["device"]), "prompts": _digest(workloads)})
     rounds: Iterator[tuple[float, int]] | None = None
     for line in requests:
         name, prompt = json.loads(line)
@@ -39,6 +41,12 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         if following is None:
             rounds = None
         answer(following)
+
+
+def _digest(workloads: Mapping[str, Workload]) -> str:
+    """Of all prompts' tokens, which are each side's own."""
+    tokens = {name: [prompt.tolist() for prompt in workload.prompts] for name, workload in sorted(workloads.items())}
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
 
 def _where() -> str:
@@ -55,5 +63,6 @@ def _about(device: str | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
     serve(sys.stdin, replies)
