@@ -140,7 +140,7 @@ def _is_json(path: Path) -> bool:
 def _has_native_forward() -> bool:
     from sybil.models import native
 
-    return native.library() is not None
+    return native.library.load() is not None
 
 
 def differences(

@@ -22,12 +22,12 @@ import sybil
 from sybil.errors import UnsupportedModel
 from sybil.models import Model, native
 from sybil.models.linear import quantise
-from sybil.models.native import NativeTransformer
+from sybil.models.native import NativeTransformer, library
 from sybil.models.shape import Rotary, Shape
 from sybil.models.transformer import Transformer
 from sybil.pairs import embedded_folder
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C compiler here")
+pytestmark = pytest.mark.skipif(library.load() is None, reason="there is no C compiler here")
 
 COMMON: dict[str, Any] = dict(vocab_size=37, context=48, layers=2, epsilon=1e-5)
 ROTARY = Rotary(6, (1.0, 0.1, 0.01))
@@ -210,7 +210,7 @@ def test_a_compiler_is_a_command_and_a_home_may_be_missing(rebuilt: pytest.Monke
     rebuilt.setenv("CC", "cc -pipe")
     rebuilt.delenv("XDG_CACHE_HOME")
     rebuilt.setattr(Path, "home", lambda: Path("/proc/nowhere"))
-    assert native.library() is not None
+    assert library.load() is not None
 
 
 def test_two_threads_of_a_program_may_use_one_model() -> None:
@@ -236,11 +236,11 @@ def test_two_threads_of_a_program_may_use_one_model() -> None:
 
 @pytest.fixture
 def rebuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """native.library() as on another machine: what it has found and built is forgotten before and after."""
+    """library.load() as on another machine: what it has found and built is forgotten before and after."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.library.cache_clear()
+    library.load.cache_clear()
     yield monkeypatch
-    native.library.cache_clear()
+    library.load.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -250,18 +250,18 @@ def test_vectors_of_another_width_compute_the_same(rebuilt: pytest.MonkeyPatch) 
         tokens = torch.randint(shape.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
         reference = logits_in_parts(Transformer(shape, rounded(weights, torch.float32)), tokens, [4, 5])
         for lanes in (4, 16):
-            rebuilt.setattr(native, "FLAGS", (*native.FLAGS, f"-DLANES={lanes}"))
-            native.library.cache_clear()
+            rebuilt.setattr(library, "FLAGS", (*library.FLAGS, f"-DLANES={lanes}"))
+            library.load.cache_clear()
             model = NativeTransformer(shape, weights)
             assert_near(logits_in_parts(model, tokens, [4, 5]), reference)
 
 
-@pytest.mark.filterwarnings("ignore:.*native.c:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*C forward:RuntimeWarning")
 @pytest.mark.parametrize(("variable", "value"), [("SYBIL_NATIVE", "0"), ("CC", "false"), ("CC", "no-such-compiler")])
 def test_without_a_compiler_the_operators_decode(variable: str, value: str, rebuilt: pytest.MonkeyPatch) -> None:
     wanted = sybil.load("stdlib").generate("def main(", max_new_tokens=12).tokens[0]
     rebuilt.setenv(variable, value)
-    native.library.cache_clear()
+    library.load.cache_clear()
     decoder = sybil.load("stdlib")
     assert isinstance(decoder.target, Transformer)
     found = decoder.generate("def main(", max_new_tokens=12)

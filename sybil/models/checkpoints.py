@@ -72,7 +72,7 @@ def build(shape: Shape, weights: Mapping[str, Tensor], dtype: torch.dtype, devic
     """The forward for a shape: in one call on a CPU where native.c can be built, by torch's operators elsewhere.
 
     weights: in dtype, float32 for int8; they may be made as they are asked for, each once."""
-    if device.type == "cpu" and dtype in native.STORAGES and native.library():
+    if device.type == "cpu" and dtype in native.STORAGES and native.library.load():
         return native.NativeTransformer(shape, weights, dtype)
     return Transformer(shape, weights, "int8" if dtype == torch.int8 else None)
 

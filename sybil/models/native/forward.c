@@ -1,0 +1,145 @@
+/* The decoder-only forward of operators/transformer.py on a CPU, in one call: see transformer.py beside this file.
+
+   Every sum below is taken in one fixed order, which depends on nothing but the row's own numbers: not on how
+   many rows are computed together, nor where a token stands among them, nor on threads or the cache's capacity.
+   So a token's logits have the same bits whatever is verified beside it.
+
+   Rows: the batch * count tokens of a call. Everything computed is float32, whatever the weights are stored in. */
+
+#include <sched.h>
+#include <stdatomic.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "attention.h"
+#include "products.h"
+
+int32_t sybil_panel(void) { return PANEL; }
+int32_t sybil_lanes(void) { return LANES; }
+
+/* Threads share a stage's items as they come, and leave it when all items are done, whoever did them: one that the
+   system has put aside holds nobody up, unless it was put aside in the middle of an item. */
+typedef struct {
+    _Alignas(64) atomic_int taken;
+    atomic_int done;
+} Stage;
+
+static void wait(Stage *stage, int32_t items) {
+    for (int spins = 0; atomic_load_explicit(&stage->done, memory_order_acquire) < items; spins++) {
+        if (spins > 2000) sched_yield();
+#if defined(__x86_64__) || defined(__i386__)
+        else __builtin_ia32_pause();
+#endif
+    }
+}
+
+#define EACH(item, items, ...)                                                               \
+    {                                                                                        \
+        const int32_t all_items = (items);                                                   \
+        for (int32_t item; (item = atomic_fetch_add(&stage->taken, 1)) < all_items;) {       \
+            __VA_ARGS__;                                                                     \
+            atomic_fetch_add_explicit(&stage->done, 1, memory_order_release);                \
+        }                                                                                    \
+        wait(stage++, all_items);                                                            \
+    }
+#define PRODUCT(which, from, to, residual, activation, gated)                                     \
+    {                                                                                             \
+        const int32_t panels = whole((which)->outputs / ((gated) + 1), PANEL) / PANEL;             \
+        const int32_t parts = smaller(panels, 8 * threads);                                       \
+        EACH(part, parts, for (int64_t panel = (int64_t)panels * part / parts;                    \
+                               panel < (int64_t)panels * (part + 1) / parts; panel++)             \
+                              product(which, panel, from, to, residual, rows, activation, gated)) \
+    }
+
+static int64_t stages(const Model *m) { return 7 * m->layers + 5; }
+
+static int64_t widest(const Model *m) {
+    int64_t most = m->width > m->token_embedding.inputs ? m->width : m->token_embedding.inputs;
+    return most > (int64_t)m->heads * m->head_size ? most : (int64_t)m->heads * m->head_size;
+}
+
+/* Floats that each thread has for itself: normalised rows; a head; scores. */
+static int64_t private(const Model *m, int64_t rows, int64_t capacity) {
+    return whole(rows * m->width + whole(m->head_size, LANES) + capacity + 2 * LANES, 16);
+}
+
+/* How many floats a forward of so many rows needs to work in. */
+int64_t sybil_scratch(const Model *m, int64_t rows, int64_t capacity, int64_t threads) {
+    int64_t heads = m->heads + 2 * m->kv_heads;
+    return 16 * (stages(m) + 1) + rows * (3 * widest(m) + heads * m->head_size + m->inner)
+           + threads * private(m, rows, capacity);
+}
+
+/* Each thread's own copy, for the product that follows: cheaper than waiting for others to share the work. A thread
+   that is late reads what the next stages have written, but finds nothing left to use it for. */
+static void norm_rows(const Model *m, Norm norm, const float *x, float *out, int32_t rows) {
+    for (int64_t row = 0; row < rows; row++) normalise(m, norm, x + row * m->width, out + row * m->width, m->width);
+}
+
+/* tokens (batch, count) go in at each row's length; logits (batch * count, vocab), or NULL for a prefill.
+   0 where a token isn't of the vocabulary or finds no place in the cache: nothing has been done then. */
+int32_t sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths, int32_t count,
+                   float *logits, float *scratch, int32_t threads) {
+    const int32_t rows = cache->batch * count, width = m->width, embedded = m->token_embedding.inputs;
+    const int64_t joined = (int64_t)(m->heads + 2 * m->kv_heads) * m->head_size;
+    Stage *const begin = (Stage *)(((uintptr_t)scratch + 63) / 64 * 64);
+    float *x = (float *)(begin + stages(m)), *mixed = x + rows * widest(m), *aside = mixed + rows * widest(m);
+    float *heads = aside + rows * widest(m), *inner = heads + rows * joined, *privates = inner + (int64_t)rows * m->inner;
+    memset(begin, 0, stages(m) * sizeof(Stage));
+    for (int32_t row = 0; row < rows; row++)
+        if (tokens[row] < 0 || tokens[row] >= m->vocab_size) return 0;
+    for (int32_t row = 0; row < cache->batch; row++)
+        if (lengths[row] < 0 || lengths[row] + count > cache->capacity) return 0;
+
+#pragma omp parallel num_threads(threads)
+    {
+#ifdef _OPENMP
+        float *own = privates + omp_get_thread_num() * private(m, rows, cache->capacity);
+#else
+        float *own = privates;
+#endif
+        float *normed = own, *rest = own + (int64_t)rows * width;
+        Stage *stage = begin;
+
+        float *first = m->project_in.weight ? mixed : x;
+        EACH(row, rows, unpack(&m->token_embedding, tokens[row], first + (int64_t)row * embedded))
+        if (m->project_in.weight) PRODUCT(&m->project_in, first, x, NULL, NONE, 0)
+        if (m->positions) EACH(row, rows, {
+            int64_t place = lengths[row / count] + row % count;
+            const float *learned = m->positions + (smaller(place, m->context - 1) + m->position_offset) * (int64_t)width;
+            for (int32_t at = 0; at < width; at++) x[(int64_t)row * width + at] += learned[at];
+        })
+
+        for (int32_t layer = 0; layer < m->layers; layer++) {
+            const Block *block = &m->blocks[layer];
+            if (!m->post_norm) norm_rows(m, block->attention_norm, x, normed, rows);
+            if (m->parallel)
+                EACH(row, rows, norm_rows(m, block->mlp_norm, x + (int64_t)row * width, aside + (int64_t)row * width, 1))
+            PRODUCT(&block->query_key_value, m->post_norm ? x : normed, heads, NULL, NONE, 0)
+            EACH(unit, cache->batch * m->kv_heads, {
+                int64_t row = unit / m->kv_heads;
+                attention(m, block, cache, layer, row, unit % m->kv_heads, lengths[row], count,
+                          heads + row * count * joined, mixed + row * count * m->heads * m->head_size, rest);
+            })
+            PRODUCT(&block->attention_out, mixed, x, x, NONE, 0)
+            if (m->post_norm)
+                EACH(row, rows, norm_rows(m, block->attention_norm, x + (int64_t)row * width, x + (int64_t)row * width, 1))
+            else if (!m->parallel) norm_rows(m, block->mlp_norm, x, normed, rows);
+            PRODUCT(&block->mlp_in, m->post_norm ? x : m->parallel ? aside : normed, inner, NULL, m->activation, m->gated)
+            PRODUCT(&block->mlp_out, inner, x, x, NONE, 0)
+            if (m->post_norm)
+                EACH(row, rows, norm_rows(m, block->mlp_norm, x + (int64_t)row * width, x + (int64_t)row * width, 1))
+        }
+        if (logits) {
+            float *last = x;
+            if (m->final_norm.weight) norm_rows(m, m->final_norm, x, last = normed, rows);
+            if (m->project_out.weight) {
+                PRODUCT(&m->project_out, last, mixed, NULL, NONE, 0)
+                last = mixed;
+            }
+            PRODUCT(&m->head, last, logits, NULL, NONE, 0)
+        }
+    }
+    return 1;
+}
