@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from sybil.decoding import Decoder
 from sybil.errors import SybilError
-from sybil.pairs import PAIRS, Pair, load
+from sybil.loading import load
+from sybil.pairs import PAIRS, Pair
 from sybil.results import Generation, Stats, Step, Timings
 from sybil.sampling import Sampling
 from sybil.settings import Settings

@@ -37,8 +37,3 @@ class TextStream:
     def _unsettled(self) -> str:
         text: str = self._tokenizer.decode(self._ids[self._settled :], skip_special_tokens=True)
         return text
-
-
-def differing_tokens(one: Tokenizer, other: Tokenizer) -> int:
-    """How many entries (text and id) only one of two vocabularies has; 0 where they are the same."""
-    return len(one.get_vocab(with_added_tokens=True).items() ^ other.get_vocab(with_added_tokens=True).items())

@@ -13,7 +13,7 @@ from tiny import fixed, foreign, gpt2, in_sybil, llama, windowed
 from transformers import PreTrainedModel
 
 from sybil.models import Model, feed
-from sybil.models.cache import KVCache
+from sybil.models.operators.cache import KVCache
 
 CONTEXT = 64
 

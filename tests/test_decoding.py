@@ -23,7 +23,7 @@ import sybil
 from sybil import Decoder, Stats, Step
 from sybil.drafting import Context, DraftLookup, DraftModel, ModelDrafter, Outcome, Proposal
 from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalFailure, PromptTooLong, UnsupportedModel
-from sybil.models.static import StaticCache
+from sybil.models.operators.static import StaticCache
 
 COUNT = 24
 

@@ -13,7 +13,8 @@ import sybil
 from sybil.measuring import compare
 from sybil.measuring.compare import SPECULATIVE, Comparison, Task
 from sybil.measuring.prompts import load, spread
-from sybil.pairs import PAIRS, embedded_folder, locate
+from sybil.models.folders import embedded_folder, locate
+from sybil.pairs import PAIRS
 
 ROOT = Path(__file__).resolve().parents[1]
 NEAR_TIE = 1e-3

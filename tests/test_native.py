@@ -14,18 +14,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import gpt2, save
+from tiny import gpt2, letters, save
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import sybil
 from sybil.errors import UnsupportedModel
 from sybil.models import Model, native
-from sybil.models.linear import quantise
+from sybil.models.folders import embedded_folder
 from sybil.models.native import NativeTransformer, library
+from sybil.models.operators.transformer import Transformer
 from sybil.models.shape import Rotary, Shape
-from sybil.models.transformer import Transformer
-from sybil.pairs import embedded_folder
+from sybil.models.storage import Storage, quantise
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="there is no C compiler here")
 
@@ -91,13 +91,13 @@ def random_weights(shape: Shape, seed: int = 0) -> dict[str, Tensor]:
     return weights
 
 
-def rounded(weights: dict[str, Tensor], storage: torch.dtype) -> dict[str, Tensor]:
+def rounded(weights: dict[str, Tensor], storage: Storage) -> dict[str, Tensor]:
     """The same weights in float64, the products' as the storage keeps them."""
 
     def kept(name: str, weight: Tensor) -> Tensor:
-        if weight.ndim == 1 or name == "position_embedding" or storage == torch.float32:
+        if weight.ndim == 1 or name == "position_embedding" or storage == "float32":
             return weight.double()
-        if storage == torch.bfloat16:
+        if storage == "bfloat16":
             return weight.bfloat16().double()
         scales, whole = quantise(weight)
         return scales.double()[:, None] * whole.double()
@@ -124,7 +124,7 @@ def partitions(draw: st.DrawFn, whole: int) -> list[int]:
 
 @shapes
 @storages
-def test_it_computes_what_the_operators_compute(shape: Shape, storage: torch.dtype) -> None:
+def test_it_computes_what_the_operators_compute(shape: Shape, storage: Storage) -> None:
     weights = random_weights(shape)
     reference = Transformer(shape, rounded(weights, storage))
     tokens = torch.randint(shape.vocab_size, (3, 30), generator=torch.Generator().manual_seed(1))
@@ -145,7 +145,7 @@ def test_it_computes_what_the_operators_compute(shape: Shape, storage: torch.dty
 @storages
 @settings(max_examples=8)
 @given(data=st.data())
-def test_the_bits_depend_on_nothing_beside_a_token(shape: Shape, storage: torch.dtype, data: st.DataObject) -> None:
+def test_the_bits_depend_on_nothing_beside_a_token(shape: Shape, storage: Storage, data: st.DataObject) -> None:
     """Not on the tokens verified with it nor its place among them, not on rows of the batch, capacity or threads."""
     weights = random_weights(shape, data.draw(st.integers(0, 9)))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
@@ -248,7 +248,7 @@ def test_vectors_of_another_width_compute_the_same(rebuilt: pytest.MonkeyPatch) 
     for shape in SHAPES.values():
         weights = random_weights(shape)
         tokens = torch.randint(shape.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
-        reference = logits_in_parts(Transformer(shape, rounded(weights, torch.float32)), tokens, [4, 5])
+        reference = logits_in_parts(Transformer(shape, rounded(weights, "float32")), tokens, [4, 5])
         for lanes in (4, 16):
             rebuilt.setattr(library, "FLAGS", (*library.FLAGS, f"-DLANES={lanes}"))
             library.load.cache_clear()
@@ -276,17 +276,18 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path: Path) -> None
     config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
     model = GPT2LMHeadModel(config)
     model.save_pretrained(tmp_path, max_shard_size="40MB")
+    letters().save(str(tmp_path / "tokenizer.json"))
     size = 4 * model.num_parameters()
     code = f"""
 import torch
 from pathlib import Path
-from sybil.models import checkpoints, native
+from sybil.models import building, folders, native
 
 def resident(which):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(which))
 
 def load(folder):
-    return checkpoints.load(Path(folder), torch.float32, torch.device("cpu"))
+    return building.load(folders.read(Path(folder)), "float32", torch.float32, torch.device("cpu"))
 
 load({str(embedded_folder("stdlib/draft"))!r})  # the code itself
 before = resident("VmRSS")

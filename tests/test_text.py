@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tiny import letters
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from sybil.text import TextStream, differing_tokens
+from sybil.fit import differing_tokens
+from sybil.text import TextStream
 
 
 def bytes_tokenizer() -> Tokenizer:

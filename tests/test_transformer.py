@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import gpt2, greedy, in_float64, in_sybil, prompts, save
+from tiny import from_folder, from_state, gpt2, greedy, in_float64, in_sybil, prompts, save
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -32,9 +32,12 @@ from transformers import (
 
 import sybil
 from sybil.errors import NotAModel, UnsupportedModel, WeightsMismatch
-from sybil.models import Model, checkpoints, linear
-from sybil.models.families import FAMILIES, understand
-from sybil.models.transformer import Transformer
+from sybil.models import Model, building
+from sybil.models.checkpoints.families import FAMILIES, understand, understood
+from sybil.models.checkpoints.safetensors import INDEX
+from sybil.models.operators import linear
+from sybil.models.operators.transformer import Transformer
+from sybil.models.shape import Activation
 
 CONTEXT = 24
 CPU = torch.device("cpu")
@@ -227,11 +230,11 @@ def test_logits_equal_transformers_in_float64(
 ) -> None:  # fmt: skip
     model = random_model(data.draw(CONFIGS[family]()), stored, seed)
     if in_memory:
-        ours = checkpoints.from_state(model.config.to_dict(), model.state_dict(), torch.float64, CPU, "tiny")
+        ours = from_state(model.config.to_dict(), model.state_dict(), torch.float64)
     else:
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder, max_shard_size=shard)
-            ours = checkpoints.load(Path(folder), torch.float64, CPU)
+            ours = from_folder(Path(folder), torch.float64)
     tokens = torch.randint(model.config.vocab_size, (len(cuts), sum(parts)))
     logits, reached = in_parts(ours, tokens, parts, cuts)
     with torch.no_grad():
@@ -365,13 +368,13 @@ def test_older_configs_say_the_same() -> None:
     ids=str,
 )
 def test_what_is_not_reproduced_goes_through_transformers(config: dict[str, Any], tmp_path: Path) -> None:
-    assert not checkpoints.understands(config)
+    assert understood(config) is None
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises((UnsupportedModel, NotAModel)):
-        checkpoints.load(tmp_path, torch.float32, CPU)
+        sybil.load(tmp_path)
     with pytest.raises(UnsupportedModel, match="HuggingFaceModel"):
-        checkpoints.from_state(config, {}, torch.float32, CPU, "tiny")
+        from_state(config, {}, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -386,16 +389,15 @@ def test_what_is_not_reproduced_goes_through_transformers(config: dict[str, Any]
     ],
 )
 def test_numbers_that_contradict_each_other(config: dict[str, Any], named: str) -> None:
-    assert checkpoints.understands(config)
     with pytest.raises(WeightsMismatch, match=named):
-        checkpoints.from_state(config, {}, torch.float32, CPU, "tiny")
+        from_state(config, {}, torch.float32)
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Model:
     """The folder's model after its stored tensors were changed."""
     weights = change(load_file(folder / "model.safetensors"))
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
-    return checkpoints.load(folder, torch.float64, CPU)
+    return from_folder(folder, torch.float64)
 
 
 @families
@@ -431,13 +433,13 @@ def test_a_shard_that_is_not_there(tmp_path: Path) -> None:
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 2
     (tmp_path / "other.safetensors").write_bytes(b"of another model")
-    checkpoints.load(tmp_path, torch.float32, CPU)
+    from_folder(tmp_path, torch.float32)
     shards[1].unlink()
     with pytest.raises(NotAModel, match=shards[1].name):
-        checkpoints.load(tmp_path, torch.float32, CPU)
-    (tmp_path / checkpoints.INDEX).write_text("{}")
+        from_folder(tmp_path, torch.float32)
+    (tmp_path / INDEX).write_text("{}")
     with pytest.raises(NotAModel, match="weight_map"):
-        checkpoints.load(tmp_path, torch.float32, CPU)
+        from_folder(tmp_path, torch.float32)
 
 
 @families
@@ -469,9 +471,9 @@ def test_each_weight_is_read_once_and_no_file_stays_mapped(
         names.update(weights)
         return Transformer(shape, Counted(weights))
 
-    monkeypatch.setattr(checkpoints, "build", build)
+    monkeypatch.setattr(building, "build", build)
     random_model(example(family), torch.float32).save_pretrained(tmp_path)
-    model = checkpoints.load(tmp_path, torch.float32, CPU)
+    model = from_folder(tmp_path, torch.float32)
     assert sorted(asked) == sorted(names)
     assert model.weight_bytes >= sum(x.nbytes for x in load_file(tmp_path / "model.safetensors").values())
     maps = Path("/proc/self/maps")
@@ -481,7 +483,7 @@ def test_each_weight_is_read_once_and_no_file_stays_mapped(
 
 @pytest.mark.parametrize("activation", ["none", "gelu_tanh", "gelu", "relu", "silu"])
 @pytest.mark.parametrize("rows", [1, 2, 5, 9])
-def test_packed_products_equal_plain_ones(activation: linear.Activation, rows: int) -> None:
+def test_packed_products_equal_plain_ones(activation: Activation, rows: int) -> None:
     torch.manual_seed(rows)
     weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(1, rows, 32)
     if not linear.can_pack(weight):  # another build of torch: nothing is packed, and nothing can differ

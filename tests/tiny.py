@@ -23,10 +23,12 @@ from transformers import (
 )
 
 from sybil.cli.main import run
-from sybil.models import checkpoints
+from sybil.models import Model, building, folders
+from sybil.models.checkpoints.families import understand
+from sybil.models.checkpoints.weights import State
 from sybil.models.huggingface import HuggingFaceModel
-from sybil.models.static import StaticCaches
-from sybil.models.transformer import Transformer
+from sybil.models.operators.static import StaticCaches
+from sybil.models.storage import storage_of
 
 
 @lru_cache
@@ -74,12 +76,27 @@ def in_float64(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def in_sybil(model: PreTrainedModel) -> Transformer:
+def in_sybil(model: PreTrainedModel) -> Any:
     """Sybil's own forward with the model's weights."""
-    return checkpoints.from_state(model.config.to_dict(), model.state_dict(), model.dtype, model.device, "tiny")
+    return from_state(model.config.to_dict(), model.state_dict(), model.dtype)
 
 
-def fixed(model: PreTrainedModel) -> Transformer:
+def from_state(config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype) -> Model:
+    """Sybil's own forward of tensors in memory, named as transformers names them."""
+    checkpoint = folders.Checkpoint("tiny", config, {}, None, understand(config), State(state))
+    return building.load(checkpoint, storage_of(dtype), dtype, torch.device("cpu"))
+
+
+def from_folder(folder: Path, dtype: torch.dtype) -> Model:
+    """Sybil's own forward of a folder that may hold no tokenizer."""
+    if not (folder / "tokenizer.json").exists():
+        letters().save(str(folder / "tokenizer.json"))
+    checkpoint = folders.read(folder)
+    assert checkpoint.known
+    return building.load(checkpoint, storage_of(dtype), dtype, torch.device("cpu"))
+
+
+def fixed(model: PreTrainedModel) -> Any:
     """in_sybil() with fixed shapes, as on a GPU."""
     ours = in_sybil(model)
     ours._static = StaticCaches()

@@ -9,7 +9,7 @@ from conftest import Measure
 from sybil.measuring.timing import forward_case
 from sybil.measuring.workload import RandomModel
 from sybil.models import Model
-from sybil.models.linear import Linear, Way, can_pack, linear
+from sybil.models.operators.linear import Linear, Way, can_pack, linear
 
 ROWS, DEPTH = (1, 2, 5, 9, 17), 128
 OUTPUTS, INPUTS, MATRICES = 4096, 1024, 12

@@ -14,9 +14,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from sybil.decoding import Decoder
+from sybil.loading import load
 from sybil.measuring.machine import describe
 from sybil.measuring.timing import synchronise
-from sybil.pairs import load
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 WARMUP_ROUNDS = 3

@@ -21,11 +21,11 @@ from sybil.cli.models import (
     names,
 )
 from sybil.cli.terminal import make_console, make_progress, make_table
+from sybil.devices import choose_device, default_dtype
 from sybil.errors import InvalidSetting
 from sybil.measuring import compare as measuring
 from sybil.measuring import files, plots, prompts
 from sybil.measuring.timing import Interval
-from sybil.pairs import choose_device, default_dtype
 from sybil.settings import Settings
 
 OURS = (measuring.AUTOREGRESSIVE, measuring.SPECULATIVE)

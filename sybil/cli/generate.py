@@ -23,7 +23,7 @@ from sybil.cli.models import (
     names,
 )
 from sybil.errors import EmptyPrompt, InvalidSetting
-from sybil.pairs import load
+from sybil.loading import load
 from sybil.results import Stats, Step
 from sybil.text import TextStream
 

@@ -23,13 +23,14 @@ from sybil.cli.models import (
     names,
 )
 from sybil.cli.terminal import make_console, make_progress, make_table
+from sybil.devices import choose_device, default_dtype
 from sybil.errors import InvalidSetting
+from sybil.loading import load
 from sybil.measuring import files, plots
 from sybil.measuring import profile as measuring
 from sybil.measuring.machine import describe
 from sybil.measuring.workload import token_rate
 from sybil.measuring.workload import workload as workload_named
-from sybil.pairs import choose_device, default_dtype, load
 from sybil.settings import Settings
 
 

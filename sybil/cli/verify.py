@@ -30,14 +30,15 @@ from sybil.cli.models import (
     names,
 )
 from sybil.cli.terminal import make_console, make_progress, make_table
+from sybil.devices import choose_device, default_dtype
 from sybil.errors import InvalidSetting, VocabularyMismatch
+from sybil.loading import LOOKUP, load, read
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.samples import Request, Subject
 from sybil.losslessness.subjects import SybilSubject, TransformersSubject, named
 from sybil.measuring import files, plots, prompts
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
-from sybil.pairs import LOOKUP, choose_device, default_dtype, load, load_transformers, locate
 from sybil.settings import Settings
 
 if TYPE_CHECKING:
@@ -185,9 +186,11 @@ def _load(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
     """transformers' own model."""
     from transformers.utils import logging
 
+    from sybil.models.huggingface import load_transformers
+
     logging.set_verbosity_error()  # our own bars are the only ones
     logging.disable_progress_bar()
-    return load_transformers(locate(name), dtype, device).eval()
+    return load_transformers(read(name), dtype, device).eval()
 
 
 def _transformers(

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from sybil.errors import InvalidSetting, PromptTooLong, ResultsMismatch, VocabularyMismatch
+from sybil.loading import load
 from sybil.measuring.contenders import Contender, SybilContender, TransformersContender
 from sybil.measuring.files import replace
 from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
 from sybil.measuring.prompts import Prompt
 from sybil.measuring.timing import Interval, speed_up
-from sybil.pairs import load, locate
+from sybil.models.folders import locate
 
 TRANSFORMERS, ASSISTED = "transformers generate", "transformers assisted"
 AUTOREGRESSIVE, SPECULATIVE = "sybil autoregressive", "sybil speculative"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sybil.decoding import Decoder
 from sybil.drafting import DraftModel
+from sybil.loading import load
 from sybil.measuring import prompts as texts
 from sybil.measuring.contenders import Contender, SybilContender, TransformersContender
 from sybil.measuring.profile import DEPTH, VERIFIED, bytes_read
@@ -27,7 +28,6 @@ from sybil.measuring.timing import (
 )
 from sybil.measuring.workload import SHAPES, RandomModel, Replay, record, token_rate, workload
 from sybil.models import Model
-from sybil.pairs import load
 
 CPU = torch.device("cpu")
 TRANSFORMERS, AUTOREGRESSIVE, SPECULATIVE = "transformers generate", "sybil autoregressive", "sybil speculative"

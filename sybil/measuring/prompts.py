@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sybil.errors import InvalidSetting
-from sybil.pairs import embedded_folder
+from sybil.models.folders import embedded_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,10 @@ from torch import Tensor
 from sybil.decoding import Decoder
 from sybil.drafting import Context, Drafter, DraftModel, ModelDrafter, Proposal
 from sybil.errors import InvalidSetting
-from sybil.models import Model, checkpoints
-from sybil.models.families import Source, understand
+from sybil.models import Model
+from sybil.models.building import build
+from sybil.models.checkpoints.families import Source, understand
+from sybil.models.storage import storage_of
 from sybil.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class RandomModel:
     def build(self, dtype: torch.dtype, device: torch.device) -> Model:
         """In Sybil; dtype may be int8. No more than a tensor is in memory beside the model."""
         _, shape = understand(self.config)
-        return checkpoints.build(shape, _Weights(self, dtype, device), dtype, device)
+        return build(shape, _Weights(self, dtype, device), storage_of(dtype), device)
 
     def twin(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
         """The very same weights in transformers; no token ends a text."""

@@ -8,8 +8,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sybil.models.cache import Cache
 from sybil.transfer import upload
+
+
+class Cache(Protocol):
+    """What the loop and the drafters know of a cache."""
+
+    lengths: Tensor
+    """(batch,) int64 on the CPU: how many tokens of each row are in. Assign to roll back."""
 
 
 class Model(Protocol):

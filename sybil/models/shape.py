@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sybil.models.linear import Activation
+Activation = Literal["none", "gelu_tanh", "gelu", "relu", "silu"]
 
 
 @dataclass(frozen=True, slots=True)

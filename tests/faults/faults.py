@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sybil import decoding, pairs, verification
+from sybil import decoding, fit, loading, verification
 from sybil.decoding import _Row, _Run
 from sybil.drafting import Context, ModelDrafter, Outcome, Proposal
 from sybil.errors import VocabularyMismatch
-from sybil.models import cache
-from sybil.models.cache import KVCache, Layout
-from sybil.models.transformer import Transformer
+from sybil.models.operators import cache
+from sybil.models.operators.cache import KVCache, Layout
+from sybil.models.operators.transformer import Transformer
 from sybil.results import FinishReason
 from sybil.sampling import Noise, Sampling, draw
 from sybil.stopping import Stops
@@ -428,19 +428,19 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("20a", "padding is compared as tokens", "152,064 tokens against 151,936", "vocabularies")
 def _(patch: pytest.MonkeyPatch) -> None:
-    original = pairs._check_vocabularies
+    original = loading.check_vocabularies
 
-    def by_padded_size(target: Any, draft: Any) -> None:
-        original(target, draft)
-        if target.model.vocab_size != draft.model.vocab_size:
-            raise VocabularyMismatch(f"{target.model.vocab_size} tokens and {draft.model.vocab_size}")
+    def by_padded_size(target: Any, draft: Any, sizes: tuple[int, int]) -> None:
+        original(target, draft, sizes)
+        if sizes[0] != sizes[1]:
+            raise VocabularyMismatch(f"{sizes[0]} tokens and {sizes[1]}")
 
-    patch.setattr(pairs, "_check_vocabularies", by_padded_size)
+    patch.setattr(loading, "check_vocabularies", by_padded_size)
 
 
 @fault("20b", "vocabularies of one size are held for the same", "", "vocabularies")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pairs, "differing_tokens", lambda one, other: abs(one.get_vocab_size() - other.get_vocab_size()))
+    patch.setattr(fit, "differing_tokens", lambda one, other: abs(one.get_vocab_size() - other.get_vocab_size()))
 
 
 @fault("20c", "padded vocabularies are indexed as the same", "152,064 tokens against 151,936", "greedy", "vocabularies")

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sybil.errors import UnsupportedModel
-from sybil.models.linear import quantise
 from sybil.models.native import library
 from sybil.models.native.library import (
     BLOCK_NORMS,
@@ -30,10 +29,11 @@ from sybil.models.native.library import (
 )
 from sybil.models.native.packing import Arena
 from sybil.models.shape import Shape
+from sybil.models.storage import Storage, keep
 
 ONE_THREAD_BYTES = 1 << 20
 PREFILL_ROWS = 256
-STORAGES = (torch.float32, torch.bfloat16, torch.int8)
+STORAGES: tuple[Storage, ...] = ("float32", "bfloat16", "int8")
 _ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
 _NORMS = ("layer", "rms")
 
@@ -72,7 +72,7 @@ class NativeTransformer:
         self,
         shape: Shape,
         weights: Mapping[str, Tensor],
-        storage: torch.dtype = torch.float32,
+        storage: Storage = "float32",
         threads: int | None = None,
     ) -> None:
         built = library.load()
@@ -187,11 +187,9 @@ class NativeTransformer:
             padded[:, :each] = tensor.view(parts, each, *rest)
             return padded.view(parts, -1, self._panel, *rest).transpose(0, 1).flatten(0, 1)
 
-        scale = None
-        if self.storage == torch.int8:
-            scale, weight = quantise(weight)
-        per_word = 4 // self.storage.itemsize
-        words = F.pad(weight.to(self.storage), (0, -inputs % per_word)).view(outputs, -1, per_word)
+        scale, numbers = keep(weight, self.storage)
+        per_word = 4 // numbers.itemsize
+        words = F.pad(numbers, (0, -inputs % per_word)).view(outputs, -1, per_word)
         packed = self._arena.take(panels(words).transpose(1, 2))
         self._kept.append(packed)
         bias = weights.get(f"{name}.bias")

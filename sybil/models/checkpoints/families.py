@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sybil.models import configs
-from sybil.models.configs import Config
+from sybil.errors import UnsupportedModel
+from sybil.models.checkpoints import configs
+from sybil.models.checkpoints.configs import Config
 from sybil.models.shape import Shape
 
 
@@ -330,3 +331,11 @@ def understand(config: Config) -> tuple[Family, Shape]:
         return family, family.shape({**family.defaults, **config})
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # transformers says best what is wrong with it
         raise configs.unknown("fields that can't be read", repr(error)) from None
+
+
+def understood(config: Config) -> tuple[Family, Shape] | None:
+    """understand(), but None for what our own forward doesn't know."""
+    try:
+        return understand(config)
+    except UnsupportedModel:
+        return None

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Activation = Literal["none", "gelu_tanh", "gelu", "relu", "silu"]
+from sybil.models.shape import Activation
+from sybil.models.storage import quantise
+
 Way = Literal["packed", "int8", "plain"]
 Linear = Callable[[Tensor], Tensor]
 
@@ -85,10 +87,3 @@ def _int8(weight: Tensor, bias: Tensor | None, activation: Activation) -> Linear
         packed = torch.ops.quantized.linear_prepack(quantised, bias)
     product, plain = torch.ops.quantized.linear_dynamic, _PLAIN[activation]
     return lambda x: plain(product(x, packed, True))
-
-
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight (outputs, inputs) as scales (outputs,) float32 and int8: scale * int8 is near the weight."""
-    weight = weight.float()
-    scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-    return scales, (weight / scales[:, None]).round().to(torch.int8)

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sybil.models.cache import KVCache, Layout
-from sybil.models.linear import Activation, Linear, Way, can_pack, linear
-from sybil.models.shape import Shape
-from sybil.models.static import LONGEST, StaticCache, StaticCaches
+from sybil.models.operators.cache import KVCache, Layout
+from sybil.models.operators.linear import Linear, Way, can_pack, linear
+from sybil.models.operators.static import LONGEST, StaticCache, StaticCaches
+from sybil.models.shape import Activation, Shape
 from sybil.transfer import upload
 
 
@@ -122,7 +122,6 @@ class Transformer:
 
         self.token_embedding = take("token_embedding")  # (vocab, embedding width)
         self.device, self.dtype = self.token_embedding.device, self.token_embedding.dtype
-        self.storage = torch.int8 if way == "int8" else self.dtype
         self.position_embedding = None if shape.position_offset is None else take("position_embedding")
         self.rotations = shape.rotary and shape.rotary.tables(shape.context, self.dtype, self.device)
         projected = shape.embedding_width != shape.width

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from sybil.errors import UnsupportedModel, WeightsMismatch
-from sybil.models.linear import Activation
-from sybil.models.shape import Rotary, Shape
+from sybil.models.shape import Activation, Rotary, Shape
 
 Config = Mapping[str, Any]
 

@@ -6,19 +6,10 @@ overwritten next time. So rolling back is assigning a smaller length, and rows m
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from sybil.transfer import upload
-
-
-class Cache(Protocol):
-    """What the loop and the drafters know of a cache."""
-
-    lengths: Tensor
-    """(batch,) int64 on the CPU: how many tokens of each row are in. Assign to roll back."""
 
 
 class KVCache:

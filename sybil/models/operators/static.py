@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sybil.models.cache import KVCache, Layout
+from sybil.models.operators.cache import KVCache, Layout
 from sybil.transfer import upload
 
 BUCKET = 128

@@ -1,0 +1,1 @@
+"""What lies on a disk: configs, families of models, tensors by name."""

@@ -1,0 +1,103 @@
+"""Our weights by our names, each made of stored tensors when it is asked for.
+
+What the stored tensors are called is said in families.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sybil.errors import WeightsMismatch
+from sybil.models.checkpoints.configs import Config
+from sybil.models.checkpoints.families import Family, Source
+from sybil.models.shape import Shape
+
+
+class Stored(Protocol):
+    """Tensors by name; their shapes are known before any is read."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a tensor may be kept as it is read."""
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class State:
+    """Tensors in memory."""
+
+    lasting = True
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+class Weights(Mapping[str, Tensor]):
+    """Our weights, each made of the stored ones when it is asked for."""
+
+    def __init__(self, sources: Mapping[str, Source], stored: Stored, dtype: torch.dtype, device: torch.device) -> None:
+        self.sources, self.stored, self.dtype, self.device = sources, stored, dtype, device
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sources
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, name: str) -> Tensor:
+        source, stored = self.sources[name], self.stored
+        if stored.lasting and source.is_stored_so:
+            return stored.read(source.parts[0][0]).to(self.device, self.dtype).contiguous()
+        whole, row = torch.empty(source.size, dtype=self.dtype, device=self.device), 0
+        for theirs, _ in source.parts:
+            part = source.arranged(stored.read(theirs))
+            whole[row : row + len(part)] = part
+            row += len(part)
+        return whole
+
+
+def arrange(
+    name: str, config: Config, known: tuple[Family, Shape], stored: Stored, dtype: torch.dtype, device: torch.device
+) -> tuple[Shape, Weights]:
+    """A checkpoint's shape, as its tensors have it, and its weights, in dtype on the device.
+
+    Raises WeightsMismatch where a tensor is missing or has another size."""
+    family, shape = known
+    prefix = family.prefix(stored.shapes)
+    embedding = prefix + family.embedding
+    head = next((name for name in family.head if name in stored.shapes), family.head[0])
+    if shape.tied_head and head in stored.shapes:  # then transformers goes by what is stored, and so do we
+        if embedding not in stored.shapes:
+            embedding = head
+        elif not _equal(stored, embedding, head):
+            shape = replace(shape, tied_head=False)
+    sources = family.sources(config, shape, prefix, embedding, head)
+    for theirs, size in (part for source in sources.values() for part in source.parts):
+        if theirs not in stored.shapes:
+            raise WeightsMismatch(
+                f"{name} lacks the weight {theirs}, which its config asks for: the two don't belong together"
+            )
+        if stored.shapes[theirs] != size:
+            raise WeightsMismatch(
+                f"{name}: {theirs} has shape {stored.shapes[theirs]} where its config asks for {size}: "
+                "mend config.json or fetch the weights that belong to it"
+            )
+    return shape, Weights(sources, stored, dtype, device)
+
+
+def _equal(stored: Stored, one: str, other: str) -> bool:
+    return stored.shapes[one] == stored.shapes[other] and torch.equal(stored.read(one), stored.read(other))

@@ -1,0 +1,170 @@
+"""From a name to a Checkpoint: a folder, a hub id or a transformers model, each read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Tokenizer
+
+from sybil.errors import HubUnreachable, NotAModel, SybilError
+from sybil.models.checkpoints.families import Family, understood
+from sybil.models.checkpoints.files import read_config, read_json
+from sybil.models.checkpoints.safetensors import Folder
+from sybil.models.checkpoints.weights import State, Stored
+from sybil.models.shape import Shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SLOW_TOKENIZERS = ("vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
+EMBEDDED = "embedded:"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All that is known of a model before it is built.
+
+    generation: what generation_config.json says. known: the family and shape, None where Sybil's own forward doesn't
+    know the model. stored: the tensors by name, None where transformers reads them. folder: where it lies, or model:
+    the object that it is."""
+
+    name: str
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    tokenizer: Tokenizer | None
+    known: tuple[Family, Shape] | None
+    stored: Stored | None
+    folder: Path | None = None
+    model: PreTrainedModel | None = None
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """generation_config.json's, or where it names none config.json's."""
+        for source in (self.generation, self.config):
+            eos = source.get("eos_token_id")
+            if eos is not None:
+                return frozenset([eos] if isinstance(eos, int) else eos)
+        return frozenset()
+
+
+def read(source: str | Path) -> Checkpoint:
+    """The checkpoint of a folder, an embedded pair's model or a hub id; raises the errors of sybil.errors."""
+    folder = locate(source)
+    config = read_config(folder)
+    known = _understood(str(source), config)
+    generation = folder / "generation_config.json"
+    return Checkpoint(
+        name=str(source),
+        config=config,
+        generation=read_json(generation) if generation.exists() else {},
+        tokenizer=plain(_load_tokenizer(folder)),
+        known=known,
+        stored=Folder(folder) if known else None,
+        folder=folder,
+    )
+
+
+def of_model(model: PreTrainedModel, tokenizer: Any) -> Checkpoint:
+    """The checkpoint of a transformers model in memory. Our own forward may stand in where all weights lie on one
+    device."""
+    config, generation = model.config.to_dict(), getattr(model, "generation_config", None)
+    known = _understood(type(model).__name__, config) if _is_whole(model) else None
+    return Checkpoint(
+        name=type(model).__name__,
+        config=config,
+        generation=generation.to_dict() if generation else {},
+        tokenizer=plain(tokenizer),
+        known=known,
+        stored=State(model.state_dict()) if known else None,
+        model=model,
+    )
+
+
+def _understood(name: str, config: Mapping[str, Any]) -> tuple[Family, Shape] | None:
+    try:
+        return understood(config)
+    except SybilError as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+def plain(tokenizer: Any) -> Tokenizer | None:
+    """A tokenizer of our own that neither cuts nor pads, whatever its file or its owner has set."""
+    if tokenizer is None:
+        return None
+    copy: Tokenizer = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _is_whole(model: PreTrainedModel) -> bool:
+    """Whether the weights are plain tensors on one device: not offloaded, quantised, or spread over several."""
+    kinds = {(type(weight), weight.device) for weight in model.parameters()}
+    return kinds == {(torch.nn.Parameter, model.device)} and model.device.type != "meta"
+
+
+def embedded_folder(name: str) -> Path:
+    """Where a folder of the package's embedded pairs lies."""
+    return Path(str(resources.files("sybil"))) / "embedded" / name
+
+
+def locate(source: str | Path) -> Path:
+    """The local folder of an embedded pair, a path or a hub id (fetched where it isn't cached).
+
+    Raises NotAModel or HubUnreachable."""
+    name = str(source)
+    if name.startswith(EMBEDDED):
+        return embedded_folder(name.removeprefix(EMBEDDED))
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise NotAModel(f"{source} is no folder: give a Hugging Face model folder, a hub id, or a pair's name")
+    return _fetch(name)
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (RepositoryNotFoundError, GatedRepoError, HFValidationError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise NotAModel(f"the hub gives no model {name!r} ({reason}): check the id, or log in if it is gated") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise HubUnreachable(
+            f"{name!r} is neither a folder nor in the local cache, and the hub can't be reached "
+            f"({type(error).__name__}): check the network, give a folder, or use the embedded pair 'stdlib'"
+        ) from None
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if path.exists():
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise NotAModel(f"{path} is no tokenizer ({error}): export the model again") from None
+    missing = NotAModel(f"{folder} holds no tokenizer.json: save its fast tokenizer beside the weights")
+    if not any((folder / name).exists() for name in SLOW_TOKENIZERS):  # without any, transformers makes an empty one up
+        raise missing
+    from transformers import AutoTokenizer
+
+    try:
+        backend: Tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
+        return backend
+    except (ValueError, OSError, KeyError, AttributeError, ImportError):
+        raise missing from None

@@ -1,0 +1,1 @@
+"""The decoder-only forward by torch's operators."""

@@ -1,0 +1,59 @@
+"""What a weight may be kept in: a word of ours, the bytes that it takes, and the way back to float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Storage = Literal["float64", "float32", "float16", "bfloat16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a storage keeps a weight (outputs, inputs). dtype: of its numbers; scaled: a float32 scale an output beside
+    them; read_as: what a checkpoint's tensors are read in before they are kept so."""
+
+    dtype: torch.dtype
+    read_as: torch.dtype
+    scaled: bool = False
+
+    def nbytes(self, outputs: int, inputs: int) -> int:
+        """What a weight of this size takes."""
+        return outputs * inputs * self.dtype.itemsize + 4 * outputs * self.scaled
+
+
+FORMATS: Mapping[Storage, Format] = {
+    "float64": Format(torch.float64, torch.float64),
+    "float32": Format(torch.float32, torch.float32),
+    "float16": Format(torch.float16, torch.float16),
+    "bfloat16": Format(torch.bfloat16, torch.bfloat16),
+    "int8": Format(torch.int8, torch.float32, scaled=True),
+}
+
+
+def storage_of(dtype: torch.dtype) -> Storage:
+    """The storage whose numbers are of that dtype; raises KeyError."""
+    return {kept.dtype: word for word, kept in FORMATS.items()}[dtype]
+
+
+def keep(weight: Tensor, storage: Storage) -> tuple[Tensor | None, Tensor]:
+    """weight (outputs, inputs) as its scales (outputs,) float32, where the storage has any, and its numbers."""
+    if storage == "int8":
+        return quantise(weight)
+    return None, weight.to(FORMATS[storage].dtype)
+
+
+def to_float32(scales: Tensor | None, numbers: Tensor) -> Tensor:
+    """What keep() gave, as the weight (outputs, inputs) that it stands for."""
+    return numbers.float() if scales is None else scales[:, None] * numbers.float()
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight (outputs, inputs) as scales (outputs,) float32 and int8: scale * int8 is near the weight."""
+    weight = weight.float()
+    scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    return scales, (weight / scales[:, None]).round().to(torch.int8)
