@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sybil import verification
 from sybil.drafting import Context, Drafter, DrafterFactory, Outcome, Proposal
+from sybil.drafting.window import Window, window_named
 from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalFailure, PromptTooLong
 from sybil.models import Model, prefill
 from sybil.results import FinishReason, Generation, Stats, Step, Timings
@@ -23,7 +24,6 @@ from sybil.settings import BY_ROW, Settings
 from sybil.stopping import Stops
 from sybil.transfer import upload
 from sybil.verification import Proposed, Rule
-from sybil.window import Window, window_named
 
 Inputs = str | Sequence[str] | Sequence[Tensor] | Tensor
 
