@@ -9,10 +9,11 @@ import pytest
 from tiny import gpt2, perturbed, save
 
 from sybil.errors import InvalidSetting, ResultsMismatch
-from sybil.measuring import compare, files, plots
+from sybil.measuring import compare, files
 from sybil.measuring.compare import AUTOREGRESSIVE, CONTENDERS, SPECULATIVE, TRANSFORMERS, Comparison, Row, Task
 from sybil.measuring.prompts import Prompt, load, spread
 from sybil.measuring.timing import Interval, speed_up
+from sybil.reports import figures
 
 PROMPTS = [Prompt("a", "code", "abc"), Prompt("b", "prose", "hello w"), Prompt("c", "prose", "zyx")]
 
@@ -123,7 +124,7 @@ def test_rows_of_another_task_are_not_resumed(rows: list[Row], task: Task, tmp_p
 
 def test_the_chart_is_a_png(rows: list[Row], tmp_path: Path) -> None:
     path = tmp_path / "chart.png"
-    plots.comparison(compare.summarise(rows), rows, "caption", path)
+    figures.comparison(compare.summarise(rows), rows, "caption", path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert list(tmp_path.iterdir()) == [path]
 

@@ -101,8 +101,7 @@ def everything(clone: Path) -> str:
         (
             "sybil/loading.py",
             loaded,
-            f"{loaded}    model.ballast = torch.ones(24 << 20)\n"
-            "    time.sleep(2 * (time.perf_counter() - began))\n",
+            f"{loaded}    model.ballast = torch.ones(24 << 20)\n    time.sleep(2 * (time.perf_counter() - began))\n",
         ),
         *_work(100),
         _late_draft(),

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sybil.cli.models import (
+from sybil.cli.options import (
     DeviceOption,
     DraftOption,
     DtypeOption,
@@ -24,8 +24,9 @@ from sybil.cli.terminal import make_console, make_progress, make_table
 from sybil.devices import choose_device, default_dtype
 from sybil.errors import InvalidSetting
 from sybil.measuring import compare as measuring
-from sybil.measuring import files, plots, prompts
+from sybil.measuring import files, prompts
 from sybil.measuring.timing import Interval
+from sybil.reports import figures
 from sybil.settings import Settings
 
 OURS = (measuring.AUTOREGRESSIVE, measuring.SPECULATIVE)
@@ -102,7 +103,7 @@ def compare(
         found = measuring.differences(comparison, rows, chosen)
         _print_agreement(console, found, rows)
         chart = path.with_suffix(".png")
-        plots.comparison(summaries, rows, caption, chart)
+        figures.comparison(summaries, rows, caption, chart)
         console.print(f"rows: {path}   chart: {chart}", soft_wrap=True)
     if interrupted:
         raise typer.Exit(130)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sybil.cli.models import (
+from sybil.cli.options import (
     DeviceOption,
     DraftDtypeOption,
     DraftOption,

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sybil.cli.models import (
+from sybil.cli.options import (
     DeviceOption,
     DraftDtypeOption,
     DraftOption,
@@ -26,11 +26,12 @@ from sybil.cli.terminal import make_console, make_progress, make_table
 from sybil.devices import choose_device, default_dtype
 from sybil.errors import InvalidSetting
 from sybil.loading import load
-from sybil.measuring import files, plots
+from sybil.measuring import files
 from sybil.measuring import profile as measuring
 from sybil.measuring.machine import describe
 from sybil.measuring.workload import token_rate
 from sybil.measuring.workload import workload as workload_named
+from sybil.reports import figures
 from sybil.settings import Settings
 
 
@@ -105,7 +106,7 @@ def profile(
         }  # fmt: skip
         files.replace(path, json.dumps(record, indent=1).encode())
         chart = path.with_suffix(".png")
-        plots.profile(report, caption, chart)
+        figures.profile(report, caption, chart)
         _print(console, report, measured.memory, kernels)
         console.print(caption, style="dim", soft_wrap=True)
         console.print(f"numbers: {path}   chart: {chart}", soft_wrap=True)

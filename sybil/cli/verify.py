@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from tokenizers import Tokenizer
 
-from sybil.cli.models import (
+from sybil.cli.options import (
     DeviceOption,
     DraftOption,
     DtypeOption,
@@ -36,9 +36,10 @@ from sybil.loading import LOOKUP, load, read
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.samples import Request, Subject
 from sybil.losslessness.subjects import SybilSubject, TransformersSubject, named
-from sybil.measuring import files, plots, prompts
+from sybil.measuring import files, prompts
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
+from sybil.reports import figures
 from sybil.settings import Settings
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def verify(
         console.print(escape(caption), style="dim", soft_wrap=True)
     path = files.unused(files.folder(out) / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
     files.replace(path, json.dumps(record, indent=1).encode())
-    plots.losslessness(report, caption, path.with_suffix(".png"))
+    figures.losslessness(report, caption, path.with_suffix(".png"))
     if not as_json:
         console.print(escape(f"report: {path}   chart: {path.with_suffix('.png')}"), soft_wrap=True)
     raise typer.Exit(STATUS[report.verdict])
