@@ -93,7 +93,7 @@ def profile(
         report = measuring.summarise(samples, measured.bytes_read)
         about = describe(chosen_device)
         kernels = measured.kernels(path.with_suffix(".trace.json")) if chosen_device.type == "cuda" else {}
-        precisions = [str(each).removeprefix("torch.") for each in measured.precisions]
+        precisions = [each or "unknown" for each in measured.precisions]
         caption = (
             f"{subject.title}; target {precisions[0]}, draft {precisions[1]}, greedy, gamma {gamma}, medians of "
             f"{report.passes} passes on {about['processor']}, {about['threads']} threads, torch {about['torch']}, "

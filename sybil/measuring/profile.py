@@ -21,6 +21,7 @@ from sybil.measuring import workload as workloads
 from sybil.measuring.memory import PeakMemory, release
 from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
 from sybil.models import Model
+from sybil.models.storage import FORMATS, Storage
 from sybil.pairs import default_draft_dtype
 from sybil.results import Step
 
@@ -193,25 +194,25 @@ def _memory(decoder: Decoder, draft: Model, prompt: Tensor, new_tokens: int, gam
     }
 
 
-def precision(model: Model) -> torch.dtype | None:
+def precision(model: Model) -> Storage | None:
     """What the products' weights are kept in, None where it can't be told."""
-    owner = getattr(model, "model", model)  # transformers' own, inside a HuggingFaceModel
-    dtype: torch.dtype | None = getattr(owner, "storage", None) or getattr(owner, "dtype", None)
-    return dtype
+    ours: Storage | None = getattr(model, "storage", None)
+    theirs = getattr(getattr(model, "model", None), "dtype", None)  # of transformers' own, inside a HuggingFaceModel
+    return ours or {kept.dtype: word for word, kept in FORMATS.items()}.get(theirs)
 
 
 def bytes_read(model: Model) -> int:
     """What a step has to read of the weights: every product's once, norms and the rows looked up left out.
 
     For a foreign model all weights."""
-    shape, dtype = getattr(model, "shape", None), precision(model)
-    if shape is None or dtype is None:
+    shape, storage = getattr(model, "shape", None), precision(model)
+    if shape is None or storage is None:
         return model.weight_bytes
     heads, projected = shape.heads * shape.head_size, shape.embedding_width != shape.width
     query_key_value = shape.width * (heads + 2 * shape.kv_heads * shape.head_size)
     layer = query_key_value + heads * shape.width + (3 if shape.gated else 2) * shape.width * shape.inner
     ends = shape.vocab_size * shape.embedding_width + 2 * projected * shape.width * shape.embedding_width
-    return int((shape.layers * layer + ends) * dtype.itemsize)
+    return int((shape.layers * layer + ends) * FORMATS[storage].dtype.itemsize)
 
 
 @dataclass(frozen=True, slots=True)
