@@ -197,8 +197,8 @@ def _memory(decoder: Decoder, draft: Model, prompt: Tensor, new_tokens: int, gam
 def precision(model: Model) -> Storage | None:
     """What the products' weights are kept in, None where it can't be told."""
     ours: Storage | None = getattr(model, "storage", None)
-    theirs = getattr(getattr(model, "model", None), "dtype", None)  # of transformers' own, inside a HuggingFaceModel
-    return ours or {kept.dtype: word for word, kept in FORMATS.items()}.get(theirs)
+    words: dict[object, Storage] = {kept.dtype: word for word, kept in FORMATS.items()}
+    return ours or words.get(getattr(getattr(model, "model", None), "dtype", None))  # of a HuggingFaceModel's model
 
 
 def bytes_read(model: Model) -> int:
