@@ -67,6 +67,7 @@ def _in_every_round(clock: str, fault: str) -> Edits:
     lap = '        clock.lap("other")\n'
     return [
         ("sybil/clock.py", restart, f"        self.began = {clock}\n{restart}"),
+        ("sybil/decoding.py", "import secrets\n", "import secrets\nimport time\n"),
         ("sybil/decoding.py", observed + lap, observed + fault + lap),
     ]
 
