@@ -32,6 +32,7 @@ from sybil.models.huggingface import HuggingFaceModel
 from sybil.sampling import Processor
 from sybil.settings import check_processors
 from sybil.stopping import Criterion
+from sybil.transfer import integers
 
 GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 MODES = ("greedy_search", "sample")
@@ -117,7 +118,7 @@ def custom_generate(
     target = HuggingFaceModel(model)
     drafter = None if helper is None else DraftModel(HuggingFaceModel(helper))
     if seed is None and generation_config.do_sample and not target.is_shared_by_ranks:
-        seed = int(torch.randint(2**63 - 1, ()))  # so that torch.manual_seed repeats it
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))  # so that torch.manual_seed repeats it
     ours = {"gamma": gamma, "rule": rule, "seed": seed, "window": window}
     run = Decoder(target, drafter).stream(
         [row[count:] for row, count in zip(tokens, hidden, strict=True)],
@@ -137,7 +138,7 @@ def custom_generate(
             row += gained
         if streamer is not None:
             for token in step.tokens[0]:
-                streamer.put(torch.tensor([token]))
+                streamer.put(integers([token]))
     if streamer is not None:
         streamer.end()
     if "context" in reasons:

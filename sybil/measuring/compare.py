@@ -26,6 +26,7 @@ from sybil.measuring.memory import PeakMemory
 from sybil.measuring.prompts import Prompt
 from sybil.measuring.timing import Interval, speed_up
 from sybil.models.folders import locate
+from sybil.transfer import integers
 
 TRANSFORMERS, ASSISTED = "transformers generate", "transformers assisted"
 AUTOREGRESSIVE, SPECULATIVE = "sybil autoregressive", "sybil speculative"
@@ -96,7 +97,7 @@ class Comparison:
     def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:
         """Measure every prompt with every contender, but for the (prompt, contender) done already."""
         about: Row = {**self.machine, **asdict(self.task)}
-        encoded = [torch.tensor(self.tokenizer.encode(prompt.text).ids) for prompt in prompts]
+        encoded = [integers(self.tokenizer.encode(prompt.text).ids) for prompt in prompts]
         self._check(prompts, encoded)
         for contender in self.contenders.values():
             contender.run(encoded[0], min(8, self.task.max_new_tokens))  # warm up
@@ -131,7 +132,7 @@ class Comparison:
     @torch.inference_mode()
     def gap(self, prompt: Prompt, tokens: list[int]) -> float:
         """The target's top-2 logit gap after the prompt and tokens, by transformers' forward."""
-        ids = torch.tensor([[*self.tokenizer.encode(prompt.text).ids, *tokens]], device=self.device)
+        ids = integers([[*self.tokenizer.encode(prompt.text).ids, *tokens]]).to(self.device)
         top = self.reference(input_ids=ids).logits[0, -1].float().topk(2).values
         return float(top[0] - top[1])
 
