@@ -172,10 +172,7 @@ class _Run:
         # the tokens of a forward: a row's last one and those proposed after it, fewer than it still has room for
         widest = min(self.window.most + 1, max(row.room for row in self.rows))
         capacity = max(row.limit for row in self.rows) + widest
-        each = (
-            4 if self.sampling.greedy else 16 if self.rule is verification.coupled else 8
-        )  # a logit, a probability, noise
-        size = len(prompts) * (8 * capacity + each * widest * self.target.vocab_size)
+        size = len(prompts) * (8 * capacity + self._bytes_a_logit * widest * self.target.vocab_size)
         with taking(size, f"{len(prompts)} rows of {capacity} tokens, {widest} verified at once,", self.target.device):
             tokens = torch.zeros(len(prompts), capacity, dtype=torch.int64, device=CPU)
         for row, prompt in enumerate(prompts):
@@ -188,6 +185,13 @@ class _Run:
         self.drafter: Drafter | None = None
         if decoder.draft:
             self.drafter = decoder.draft(len(prompts), capacity, self.target.vocab_size, self.sampling)
+
+    @property
+    def _bytes_a_logit(self) -> int:
+        """What a round holds for each, about: itself; sampled, probabilities; coupled, noise and what it is made of."""
+        if self.sampling.greedy:
+            return 4
+        return 32 if self.rule is verification.coupled else 16
 
     def __iter__(self) -> Iterator[Step]:
         clock = Clock(self.target.device)

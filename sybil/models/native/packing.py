@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sybil.errors import WeightsMismatch
 from sybil.models.native.structs import Floats, Product
 from sybil.models.storage import Storage, keep
 
@@ -78,9 +79,14 @@ class Packed:
 def pack(
     weight: Tensor, bias: Tensor | None, storage: Storage, panel: int, parts: int, take: Callable[[Tensor], Tensor]
 ) -> Packed:
-    """A product as forward.c reads it, each of its tensors kept by take().
+    """A product as forward.c reads it, each of its tensors kept by take(). Raises WeightsMismatch.
 
     parts: 2 where the outputs are gates and then what they open: panels of both lie in turn."""
+    if weight.ndim != 2 or len(weight) % parts or (bias is not None and bias.shape != weight.shape[:1]):
+        sizes = [tuple(each.shape) for each in (weight, bias) if each is not None]
+        raise WeightsMismatch(
+            f"a product has weights of shape {' and '.join(map(str, sizes))}, which don't fit each other"
+        )
 
     def panels(tensor: Tensor) -> Tensor:
         """(outputs, ...) -> (panels, panel, ...), padded with zeros."""

@@ -53,31 +53,29 @@ class NativeTransformer:
         threads: int | None = None,
         lanes: int | None = None,
     ) -> None:
-        """Raises UnsupportedModel where there is no compiler, or where forward.c refuses the shape or its weights."""
+        """Raises UnsupportedModel where there is no compiler, or forward.c refuses the shape or its weights; KeyError
+        for a weight that the shape asks for and that isn't there."""
         self._open(shape, storage, threads, lanes)
         arena = Arena()
         self._products: dict[str, Packed] = {}
         self._floats: dict[str, Tensor] = {}
 
         def take_product(name: str, stored: str) -> None:
-            weight = weights.get(stored)
-            if weight is not None:
-                parts = 2 if shape.gated and name.endswith("mlp_in") else 1
-                bias = weights.get(f"{name}.bias")
-                self._products[name] = pack(weight, bias, storage, self._panel, parts, arena.take)
+            parts = 2 if shape.gated and name.endswith("mlp_in") else 1
+            self._products[name] = pack(
+                weights[stored], weights.get(f"{name}.bias"), storage, self._panel, parts, arena.take
+            )
 
         def take_floats(name: str, tensor: Tensor | None) -> None:
             if tensor is not None:
                 self._floats[name] = arena.take(tensor.float())
 
         take_product("token_embedding", "token_embedding")  # the largest first, while little else is there
-        if not shape.tied_head:
-            take_product("head", "head.weight")
-        for name in ("project_in", "project_out", *_of_layers(shape, BLOCK_PRODUCTS)):
+        for name in _products(shape):
             take_product(name, f"{name}.weight")
-        for name in ("final_norm", *_of_layers(shape, BLOCK_NORMS)):
-            for part in ("weight", "bias"):
-                take_floats(f"{name}.{part}", weights.get(f"{name}.{part}"))
+        for name in _norms(shape):
+            take_floats(f"{name}.weight", weights[f"{name}.weight"])
+            take_floats(f"{name}.bias", weights.get(f"{name}.bias"))
         if shape.position_offset is not None:
             take_floats("positions", weights["position_embedding"])
         if shape.rotary:
@@ -198,5 +196,14 @@ class NativeTransformer:
         return copy
 
 
-def _of_layers(shape: Shape, names: tuple[str, ...]) -> list[str]:
-    return [f"{layer}.{name}" for layer in range(shape.layers) for name in names]
+def _products(shape: Shape) -> list[str]:
+    """The products of a shape, but for its token embedding."""
+    whole = [] if shape.tied_head else ["head"]
+    whole += ["project_in", "project_out"] if shape.embedding_width != shape.width else []
+    return [*whole, *(f"{layer}.{name}" for layer in range(shape.layers) for name in BLOCK_PRODUCTS)]
+
+
+def _norms(shape: Shape) -> list[str]:
+    names = BLOCK_NORMS if shape.query_key_norm else BLOCK_NORMS[:2]
+    last = ["final_norm"] if shape.final_norm else []
+    return [*last, *(f"{layer}.{name}" for layer in range(shape.layers) for name in names)]
