@@ -76,12 +76,14 @@ def _run(arguments: list[str], folder: Path | None = None) -> bytes:
     ) as process:
         try:
             printed, errors = process.communicate(timeout=SECONDS)
-        except BaseException:  # a compiler's own children would outlive it
+        except BaseException as error:  # a compiler's own children would outlive it
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise subprocess.TimeoutExpired(arguments[0], SECONDS) from None
             raise
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, arguments, printed, errors)
+        raise subprocess.CalledProcessError(process.returncode, arguments[0], printed, errors)
     return printed
 
 

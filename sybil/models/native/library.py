@@ -57,9 +57,8 @@ def _forced_lanes() -> int | None:
 
 def _reason(error: Exception) -> str:
     """The last line that a compiler printed, or the error's own."""
-    told = getattr(error, "stderr", None) or str(error)
-    text = told.decode("utf-8", "replace") if isinstance(told, bytes) else told
-    lines = text.strip().splitlines() or [type(error).__name__]
+    printed = (getattr(error, "stderr", None) or b"").decode("utf-8", "replace").strip()
+    lines = (printed or str(error) or type(error).__name__).splitlines()
     return "".join(letter if letter.isprintable() else "?" for letter in lines[-1])[:200]
 
 
