@@ -70,7 +70,7 @@ class AlignedCache:
 def _pick(states: Tensor, slots: Tensor) -> Tensor:
     """Of states (batch, heads, all slots, head size) those in slots (batch, count)."""
     batch, heads, count, size = states.shape
-    firsts = torch.arange(batch * heads, device=slots.device).view(batch, heads, 1) * count
+    firsts = torch.arange(batch * heads, dtype=torch.int64, device=slots.device).view(batch, heads, 1) * count
     picked = states.reshape(-1, size).index_select(0, (firsts + slots[:, None]).flatten())
     return picked.view(batch, heads, -1, size)
 
