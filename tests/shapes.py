@@ -73,7 +73,7 @@ def random_weights(shape: Shape, seed: int = 0) -> dict[str, Tensor]:
     if shape.final_norm:
         norm("final_norm", width)
     if not shape.tied_head:
-        product("head", width, shape.vocab_size, biased=False)
+        product("head", embedded, shape.vocab_size, biased=False)
     return weights
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -196,7 +197,7 @@ def test_c_refuses_what_no_shape_says() -> None:
     shape = SHAPES["qwen3, windowed"]
     model = NativeTransformer(shape, random_weights(shape))
     library, struct, tokens = model._library, model._model, torch.tensor([[1]])
-    for field in ("activation", "norm", "gated", "post_norm", "parallel", "rotary_size", "layers"):
+    for field in ("activation", "norm", "gated", "post_norm", "parallel", "rotary_size", "layers", "block_count"):
         kept = getattr(struct, field)
         for value in (-1, 7, 2**31 - 1, -(2**31)):
             setattr(struct, field, value)
@@ -265,6 +266,13 @@ def test_working_memory_is_counted_without_overflow(numbers: tuple[int, int, int
     model = NativeTransformer(SHAPES["wide"], random_weights(SHAPES["wide"]))
     assert model._library.sybil_scratch(model._address, *numbers) == 0
     assert model._library.sybil_scratch(model._address, 2**24, 2**30, 2**10) > 2**40
+
+
+def test_c_refuses_a_block_that_no_family_has() -> None:
+    """It would go through more stages than there is memory for, and wait forever."""
+    shape = replace(SHAPES["opt-350m"], parallel=True)
+    with pytest.raises(UnsupportedModel, match="post_norm"):
+        NativeTransformer(shape, random_weights(shape))
 
 
 # ---- NaN and infinity ----

@@ -35,6 +35,7 @@ typedef struct {
     int32_t sound; /* whether sybil_refusal() has found nothing against it */
     float epsilon, attention_scale;
     const Block *blocks;
+    int64_t block_count;
     Norm final_norm;
     Product token_embedding, head, project_in, project_out; /* the last two: weight NULL where there is none */
     Floats positions;      /* (context + offset, width) or none */

@@ -38,7 +38,7 @@ static int is_product(const Product *p, int64_t inputs, int64_t outputs, int par
 static const char *model_refusal(const Model *m) {
     NEED(within(m->vocab_size, 1, MOST_LONG));
     NEED(within(m->context, 1, MOST_LONG));
-    NEED(within(m->layers, 0, MOST_LAYERS) && m->blocks);
+    NEED(within(m->layers, 0, MOST_LAYERS) && m->blocks && m->block_count == m->layers);
     NEED(within(m->width, 1, MOST_WIDE));
     NEED(within(m->inner, 1, MOST_WIDE));
     NEED(within(m->heads, 1, MOST_WIDE) && within(m->kv_heads, 1, MOST_WIDE) && m->heads % m->kv_heads == 0);
@@ -47,6 +47,7 @@ static const char *model_refusal(const Model *m) {
     NEED(within(m->activation, 0, ACTIVATIONS - 1));
     NEED(within(m->norm, 0, NORMS - 1));
     NEED(within(m->gated, 0, 1) && within(m->post_norm, 0, 1) && within(m->parallel, 0, 1));
+    NEED(!(m->post_norm && m->parallel)); /* of which no family has both, and stages() counts for one */
     NEED(within(m->window, 0, INT32_MAX));
     NEED(within(m->rotary_size, 0, m->head_size) && m->rotary_size % 2 == 0);
     NEED(within(m->position_offset, 0, MOST_LONG));

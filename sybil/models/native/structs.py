@@ -70,6 +70,7 @@ class Model(Struct):
         ("epsilon", ctypes.c_float),
         ("attention_scale", ctypes.c_float),
         ("blocks", ctypes.POINTER(Block)),
+        ("block_count", ctypes.c_int64),
         ("final_norm", Norm),
         *((name, Product) for name in ("token_embedding", "head", "project_in", "project_out")),
         *((name, Floats) for name in ("positions", "cosines", "sines")),

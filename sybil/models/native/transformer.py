@@ -111,6 +111,7 @@ class NativeTransformer:
             epsilon=shape.epsilon,
             attention_scale=shape.attention_scale,
             blocks=self._blocks,
+            block_count=len(self._blocks),
             final_norm=self._norm("final_norm"),
             **{name: self._product(name) for name in _WHOLE},
             **{name: floats(self._floats.get(name)) for name in ("positions", "cosines", "sines")},
