@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import random
 import shlex
 import struct
@@ -115,6 +116,28 @@ def build(folder: Path, *flags: str, source: Path = compiler.SOURCE.parent) -> P
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stderr}"
     return made
+
+
+def instrumented() -> dict[str, str]:
+    """The environment of a Python process whose C forward is built with the sanitizers. Their runtime has to be there
+    before Python is, and C++'s beside it, whose exceptions it looks after."""
+
+    def found(*names: str) -> str:
+        said = [
+            subprocess.run([*compiler.command(), f"-print-file-name={name}"], capture_output=True) for name in names
+        ]
+        paths = [Path(each.stdout.decode().strip()) for each in said]
+        return next(str(path) for path in paths if path.is_absolute() and path.exists())
+
+    runtime = found("libclang_rt.asan.so", f"libclang_rt.asan-{platform.machine()}.so", "libasan.so")  # clang has both
+    shared = ("-shared-libasan",) if "libclang" in runtime else ()
+    return {
+        **os.environ,
+        "LD_PRELOAD": f"{runtime} {found('libstdc++.so.6')}",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "SYBIL_CFLAGS": shlex.join([*FLAGS[:2], *SANITIZERS, *shared]),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def run(driver: Path, cases: Sequence[Case]) -> tuple[list[Answer], str]:

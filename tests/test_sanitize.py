@@ -11,6 +11,8 @@ import operator
 import random
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from sanitizing import Case, build, cut_case, random_case, run
+from sanitizing import Case, build, cut_case, instrumented, random_case, run
 from shapes import SHAPES, random_weights
 
 from sybil.models.native import STORAGES, NativeTransformer, compiler, library
@@ -132,6 +134,30 @@ def test_hostile_numbers_are_refused_or_do_no_harm(lanes: int, drivers: dict[int
     refused = sum(bool(answer.refusal) for answer in found)
     assert refused > 0.9 * len(cases)
     assert refused < len(found)
+
+
+def test_the_library_in_a_process_of_python_stays_in_its_memory() -> None:
+    """All that tests/test_native.py asks of it, from Python."""
+    asked = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_native.py"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(asked, env=instrumented(), cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "skipped" not in done.stdout  # for want of a library
+
+
+def test_a_process_of_python_ends_at_a_planted_fault() -> None:
+    """It is the sanitizers' library that is loaded: C reads where no array is."""
+    code = (
+        "import sys; sys.path[:0] = ['.', 'tests']\n"
+        "from shapes import SHAPES, random_weights\n"
+        "from sybil.models.native import NativeTransformer\n"
+        "model = NativeTransformer(SHAPES['gpt2'], random_weights(SHAPES['gpt2']))\n"
+        "model._library.sybil_refusal(None)\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], env=instrumented(), cwd=root, capture_output=True, text=True)
+    assert done.returncode
+    assert "runtime error: member access within null pointer" in done.stderr
 
 
 PLANTED = {

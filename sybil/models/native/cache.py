@@ -6,6 +6,7 @@ import ctypes
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sybil.allocation import taking
 from sybil.errors import InvalidSetting
@@ -40,13 +41,14 @@ class NativeCache:
         pointers = self.keys.data_ptr(), self.values.data_ptr()
         self._struct = Cache(*pointers, self.keys.numel(), self.batch, self.capacity, places)
         self.address = ctypes.addressof(self._struct)
-        self.scratch, self.scratch_address, self.rows = torch.empty(0, dtype=torch.float32, device=CPU), 0, 0
+        self.scratch: Tensor | None = None
+        self.scratch_address, self.floats, self.rows = 0, 0, 0
 
     def make_room(self, rows: int, floats: int) -> None:
         """Working memory for calls of so many rows; raises OutOfMemory."""
         with taking(4 * floats, f"a forward of {rows} tokens", CPU):
             self.scratch = torch.empty(floats, dtype=torch.float32, device=CPU)
-        self.scratch_address, self.rows = self.scratch.data_ptr(), rows
+        self.scratch_address, self.floats, self.rows = self.scratch.data_ptr(), floats, rows
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle of it holds: addresses and working memory are its own."""

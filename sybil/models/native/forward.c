@@ -8,9 +8,6 @@
 
 #include <sched.h>
 #include <stdatomic.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "attention.h"
 #include "products.h"
@@ -67,7 +64,8 @@ static void wait(Stage *stage, int32_t items) {
                               product(which, panel, from, to, residual, rows, activation, gated)) \
     }
 
-static int64_t stages(const Model *m) { return 7 * m->layers + 5; }
+/* The first one numbers the threads: OpenMP's own numbers may be another runtime's, where two are loaded. */
+static int64_t stages(const Model *m) { return 7 * (int64_t)m->layers + 6; }
 
 static int64_t widest(const Model *m) {
     int64_t most = m->width > m->token_embedding.inputs ? m->width : m->token_embedding.inputs;
@@ -119,13 +117,9 @@ const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tok
 
 #pragma omp parallel num_threads(threads)
     {
-#ifdef _OPENMP
-        float *own = privates + omp_get_thread_num() * private(m, rows, cache->capacity);
-#else
-        float *own = privates;
-#endif
+        float *own = privates + atomic_fetch_add(&begin->taken, 1) * private(m, rows, cache->capacity);
         float *normed = own, *rest = own + (int64_t)rows * width;
-        Stage *stage = begin;
+        Stage *stage = begin + 1;
 
         float *first = m->project_in.weight ? mixed : x;
         EACH(row, rows, unpack(&m->token_embedding, tokens[row], first + (int64_t)row * embedded))

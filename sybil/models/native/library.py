@@ -59,7 +59,7 @@ def _reason(error: Exception) -> str:
     """The last line that a compiler printed, or the error's own."""
     printed = (getattr(error, "stderr", None) or b"").decode("utf-8", "replace").strip()
     lines = (printed or str(error) or type(error).__name__).splitlines()
-    return "".join(letter if letter.isprintable() else "?" for letter in lines[-1])[:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in lines[-1])[:300]
 
 
 def _opened(recipe: compiler.Recipe, lanes: int | None) -> ctypes.CDLL:

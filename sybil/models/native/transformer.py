@@ -148,7 +148,7 @@ class NativeTransformer:
 
     def _run(self, tokens: Tensor, cache: NativeCache, logits: int | None) -> None:
         (batch, count), lengths = tokens.shape, cache.lengths
-        if tokens.dtype != torch.int64 or tokens.device.type != "cpu" or not tokens.is_contiguous():
+        if tokens.dtype != torch.int64 or not tokens.is_cpu or not tokens.is_contiguous():
             tokens = tokens.to("cpu", torch.int64).contiguous()
         if batch != cache.batch or lengths.shape != (batch,) or lengths.dtype != torch.int64:
             raise IndexError(f"tokens {(batch, count)}, lengths {lengths.tolist()}: the cache has {cache.batch} rows")
@@ -166,7 +166,7 @@ class NativeTransformer:
             count,
             logits,
             cache.scratch_address,
-            len(cache.scratch),
+            cache.floats,
             threads,
         )
         if refusal is not None:

@@ -109,8 +109,8 @@ class Int8:
         self.activation = activation
 
     def __call__(self, x: Tensor) -> Tensor:
-        finite = bool(x.isfinite().all())  # else torch finds no scale for the inputs
-        out = torch.ops.quantized.linear_dynamic(x if finite else torch.nan_to_num(x, 0.0, 0.0, 0.0), self.packed, True)
-        if not finite:
-            out = torch.where(x.isfinite().all(-1, keepdim=True), out, math.nan)
-        return activate(out, self.activation)
+        if math.isfinite(x.sum()):
+            return activate(torch.ops.quantized.linear_dynamic(x, self.packed, True), self.activation)
+        rows = x.isfinite().all(-1, keepdim=True)  # torch would round what is no number to one
+        out = torch.ops.quantized.linear_dynamic(torch.where(rows, x, 0.0), self.packed, True)
+        return activate(torch.where(rows, out, math.nan), self.activation)
