@@ -21,6 +21,7 @@ from sybil.results import FinishReason, Generation, Stats, Step, Timings
 from sybil.sampling import Noise, likeliest, probabilities, process
 from sybil.settings import BY_ROW, Settings
 from sybil.stopping import Stops
+from sybil.text import decode, encode
 from sybil.transfer import upload
 from sybil.verification import Proposed, Rule
 from sybil.window import Window, window_named
@@ -61,7 +62,7 @@ class Decoder:
                 streamer.put(torch.tensor(step.tokens[0]))
         if streamer is not None:
             streamer.end()
-        text = [self.tokenizer.decode(row.new, skip_special_tokens=True) for row in run.rows] if self.tokenizer else []
+        text = [decode(self.tokenizer, row.new) for row in run.rows] if self.tokenizer else []
         reasons = tuple(row.finished or "length" for row in run.rows)
         return Generation([torch.tensor(row.new) for row in run.rows], text, reasons, Stats.of(steps))
 
@@ -110,7 +111,7 @@ class Decoder:
             elif not item.isascii() and any("\ud800" <= letter <= "\udfff" for letter in item):
                 raise InvalidSetting("the prompt holds bytes that are no UTF-8 text: give it in UTF-8")
             else:
-                prompts.append(list(self.tokenizer.encode(item).ids))
+                prompts.append(encode(self.tokenizer, item))
         if not prompts:
             raise EmptyPrompt("inputs is empty: give at least one prompt")
         for prompt in prompts:

@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+import reprlib
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A file's value or name as a message shows it: in one line, cut short, odd characters escaped."""
+    if isinstance(value, int) and abs(value) >= 1 << 128:
+        return f"of {value.bit_length()} bits"
+    return " ".join(_shortened.repr(value).split())
+
+
+def told(error: BaseException, most: int = 200) -> str:
+    """What another library says is wrong: its first line, cut short, odd characters escaped."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = text if text.isprintable() else text.encode("unicode_escape").decode()
+    return text if len(text) <= most else f"{text[:most]}..."
+
 
 class SybilError(Exception):
     """Base of everything Sybil raises on purpose. The command line prints it and exits with 2."""
@@ -37,6 +56,10 @@ class VocabularyMismatch(SybilError):
 
 class UnsupportedModel(SybilError):
     """A model whose state can't be rolled back, or an architecture that is not a decoder-only language model."""
+
+
+class PackageMissing(SybilError, ImportError):
+    """A package that a model's quantisation needs and that isn't installed."""
 
 
 class HubUnreachable(SybilError, OSError):

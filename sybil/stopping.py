@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from sybil.results import FinishReason
 from sybil.sampling import of_row
+from sybil.text import decode
 
 Criterion = Callable[[torch.Tensor, Any], Any]
 """transformers' StoppingCriteria: (tokens so far (1, n), scores) -> bool, or a tensor of one. It may have of_row, as
@@ -55,5 +56,5 @@ class Stops:
         # a token holds at least a byte, so the longest string is within that many tokens and one character's more
         assert self.tokenizer is not None
         reach = max(len(string.encode()) for string in self.strings) + 4
-        text = self.tokenizer.decode(list(new[-reach:]), skip_special_tokens=True)
+        text = decode(self.tokenizer, new[-reach:])
         return any(string in text for string in self.strings)

@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tokenizers import Tokenizer
+
+from sybil.errors import NotAModel, SybilError, told
+
+
+@contextmanager
+def tokenizing(what: str) -> Iterator[None]:
+    """Any error of the library in here is NotAModel, also a panic, which is no Exception; what: went wrong then."""
+    try:
+        yield
+    except SybilError:
+        raise
+    except BaseException as error:
+        if not is_of_a_library(error):
+            raise
+        raise NotAModel(f"{what} ({told(error)}): export the model again") from None
+
+
+def is_of_a_library(error: BaseException) -> bool:
+    """Whether it is an Exception, or the panic of a library in Rust; not Ctrl-C nor an exit."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text's token ids; raises NotAModel where the library gives up."""
+    with tokenizing("the tokenizer can't encode the text"):
+        return list(tokenizer.encode(text).ids)
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens left out; raises NotAModel where the library gives up."""
+    with tokenizing("the tokenizer can't decode the tokens"):
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 class TextStream:
@@ -35,5 +68,4 @@ class TextStream:
         return self._unsettled()[self._shown :]
 
     def _unsettled(self) -> str:
-        text: str = self._tokenizer.decode(self._ids[self._settled :], skip_special_tokens=True)
-        return text
+        return decode(self._tokenizer, self._ids[self._settled :])

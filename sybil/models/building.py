@@ -24,7 +24,8 @@ def load(checkpoint: Checkpoint, storage: Storage, foreign_dtype: torch.dtype, d
             checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, read_as, device
         )
         return build(shape, weights, storage, device)
-    from sybil.models.huggingface import HuggingFaceModel, load_transformers
+    from sybil.models.huggingface import HuggingFaceModel
+    from sybil.models.pretrained import load_transformers
 
     model = checkpoint.model if checkpoint.folder is None else load_transformers(checkpoint, foreign_dtype, device)
     return HuggingFaceModel(model)

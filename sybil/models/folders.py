@@ -12,8 +12,10 @@ import torch
 from tokenizers import Tokenizer
 
 from sybil.errors import HubUnreachable, NotAModel, SybilError
+from sybil.models.checkpoints import tokenizers
 from sybil.models.checkpoints.families import Family, understood
-from sybil.models.checkpoints.files import read_config, read_json
+from sybil.models.checkpoints.fields import Fields, check_foreign
+from sybil.models.checkpoints.files import is_there, read_config, read_json
 from sybil.models.checkpoints.safetensors import Folder
 from sybil.models.checkpoints.weights import State, Stored
 from sybil.models.shape import Shape
@@ -21,7 +23,6 @@ from sybil.models.shape import Shape
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SLOW_TOKENIZERS = ("vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
 EMBEDDED = "embedded:"
 
@@ -31,7 +32,7 @@ class Checkpoint:
     """All that is known of a model before it is built.
 
     generation: what generation_config.json says. known: the family and shape, None where Sybil's own forward doesn't
-    know the model. stored: the tensors by name, None where transformers reads them. folder: where it lies, or model:
+    know the model. stored: the tensors by name, None of an object that runs as it is. folder: where it lies, or model:
     the object that it is."""
 
     name: str
@@ -46,26 +47,25 @@ class Checkpoint:
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """generation_config.json's, or where it names none config.json's."""
-        for source in (self.generation, self.config):
-            eos = source.get("eos_token_id")
-            if eos is not None:
-                return frozenset([eos] if isinstance(eos, int) else eos)
-        return frozenset()
+        return _eos_token_ids(self.config, self.generation)
 
 
 def read(source: str | Path) -> Checkpoint:
     """The checkpoint of a folder, an embedded pair's model or a hub id; raises the errors of sybil.errors."""
     folder = locate(source)
-    config = read_config(folder)
-    known = _understood(str(source), config)
-    generation = folder / "generation_config.json"
+    config, generation = read_config(folder), folder / "generation_config.json"
+    known, stored = _understood(str(source), config), Folder(folder)
+    if known is None:
+        check_foreign(config, len(stored.shapes))
+    defaults = read_json(generation) if is_there(generation) else {}
+    _eos_token_ids(config, defaults)  # what isn't allowed is refused before anything is built
     return Checkpoint(
         name=str(source),
         config=config,
-        generation=read_json(generation) if generation.exists() else {},
-        tokenizer=plain(_load_tokenizer(folder)),
+        generation=defaults,
+        tokenizer=tokenizers.read(folder, config),
         known=known,
-        stored=Folder(folder) if known else None,
+        stored=stored,
         folder=folder,
     )
 
@@ -86,6 +86,13 @@ def of_model(model: PreTrainedModel, tokenizer: Any) -> Checkpoint:
     )
 
 
+def _eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> frozenset[int]:
+    """Raises NotAModel where these are no token ids."""
+    sources = Fields(generation, where="generation_config.json"), Fields(config)
+    ids: list[frozenset[int] | None] = [source.get("eos_token_id") for source in sources]
+    return next((each for each in ids if each is not None), frozenset())
+
+
 def _understood(name: str, config: Mapping[str, Any]) -> tuple[Family, Shape] | None:
     try:
         return understood(config)
@@ -97,7 +104,9 @@ def plain(tokenizer: Any) -> Tokenizer | None:
     """A tokenizer of our own that neither cuts nor pads, whatever its file or its owner has set."""
     if tokenizer is None:
         return None
-    copy: Tokenizer = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    copy: Tokenizer = Tokenizer.from_str(backend.to_str())
+    copy.encode_special_tokens = backend.encode_special_tokens  # which to_str() leaves out
     copy.no_truncation()
     copy.no_padding()
     return copy
@@ -149,22 +158,3 @@ def _fetch(name: str) -> Path:
             f"{name!r} is neither a folder nor in the local cache, and the hub can't be reached "
             f"({type(error).__name__}): check the network, give a folder, or use the embedded pair 'stdlib'"
         ) from None
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if path.exists():
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise NotAModel(f"{path} is no tokenizer ({error}): export the model again") from None
-    missing = NotAModel(f"{folder} holds no tokenizer.json: save its fast tokenizer beside the weights")
-    if not any((folder / name).exists() for name in SLOW_TOKENIZERS):  # without any, transformers makes an empty one up
-        raise missing
-    from transformers import AutoTokenizer
-
-    try:
-        backend: Tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
-        return backend
-    except (ValueError, OSError, KeyError, AttributeError, ImportError):
-        raise missing from None
