@@ -16,8 +16,8 @@ def shown(value: object) -> str:
 
 
 def told(error: BaseException, most: int = 200) -> str:
-    """What another library says is wrong: its first line, cut short, odd characters escaped."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What another library says is wrong: in one line, cut short, odd characters escaped."""
+    text = " ".join(str(error).split()) or type(error).__name__
     text = text if text.isprintable() else text.encode("unicode_escape").decode()
     return text if len(text) <= most else f"{text[:most]}..."
 

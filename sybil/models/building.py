@@ -24,11 +24,13 @@ def load(checkpoint: Checkpoint, storage: Storage, foreign_dtype: torch.dtype, d
             checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, read_as, device
         )
         return build(shape, weights, storage, device)
-    from sybil.models.huggingface import HuggingFaceModel
-    from sybil.models.pretrained import load_transformers
+    if checkpoint.folder is None:
+        from sybil.models.huggingface import HuggingFaceModel
 
-    model = checkpoint.model if checkpoint.folder is None else load_transformers(checkpoint, foreign_dtype, device)
-    return HuggingFaceModel(model)
+        return HuggingFaceModel(checkpoint.model)
+    from sybil.models import pretrained
+
+    return pretrained.load(checkpoint, foreign_dtype, device)
 
 
 def build(shape: Shape, weights: Mapping[str, Tensor], storage: Storage, device: torch.device) -> Model:

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from sybil.errors import NotAModel, PackageMissing, WeightsMismatch, shown, told
+from sybil.errors import NotAModel, PackageMissing, SybilError, WeightsMismatch, shown, told
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import check_folder
+from sybil.models.checkpoints.tokenizers import quiet
 from sybil.models.folders import Checkpoint
+from sybil.models.huggingface import HuggingFaceModel
 
 PACKAGES: Mapping[str, Mapping[str, str]] = {
     "aqlm": {"aqlm": "aqlm[gpu,cpu]"},
@@ -40,6 +42,19 @@ PARAMETERS_A_BYTE = 8  # no quantisation keeps a parameter in less than a bit
 SPARE_BYTES = 1 << 28  # tables that aren't stored, masks above all
 
 
+def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> HuggingFaceModel:
+    """load_transformers() behind our face, tried on two tokens: what loads need not compute."""
+    model = load_transformers(checkpoint, dtype, device)
+    try:
+        ours = HuggingFaceModel(model)
+        ours.forward(torch.zeros(1, 2, dtype=torch.int64), ours.new_cache(1, 2))
+    except SybilError:
+        raise
+    except Exception as error:  # whatever a config makes of a forward
+        raise NotAModel(f"{checkpoint.folder} loads and can't compute ({told(error)}): check its config.json") from None
+    return ours
+
+
 def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """transformers' own model of a checkpoint in a folder, from safetensors.
 
@@ -50,22 +65,23 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
         _check_packages(checkpoint)
     check_folder(folder)
     try:
-        _check_size(checkpoint)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map={"": device} if quantised else None,  # quantised weights can't be moved later
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with quiet():
+            _check_size(checkpoint)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map={"": device} if quantised else None,  # quantised weights can't be moved later
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except WeightsMismatch:
         raise
     except ImportError as error:
         raise PackageMissing(f"{folder} needs a package that isn't installed ({told(error)})") from None
     except Exception as error:  # a file may be wrong in ways that transformers doesn't look for
         raise NotAModel(
-            f"{folder} can't be loaded as a causal language model ({told(error)}): check its files"
+            f"{folder} can't be loaded as a causal language model ({told(error)}): check its config.json and its weights"
         ) from None
     missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if missing:  # transformers would go on with random numbers there

@@ -16,6 +16,9 @@ from typing import Any
 from sybil.errors import NotAModel, shown
 
 
+LONGEST_TEXT = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What a field may hold. allowed: in words; taken: what a value is read as, None where it isn't allowed;
@@ -57,9 +60,8 @@ def number(least: float, most: float = sys.float_info.max, above: bool = False) 
     """A number from least, or above it, to most; NaN is none."""
 
     def taken(value: Any) -> float | None:
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            return None
-        read = float(value) if abs(value) <= most else math.nan  # a whole number may be too large for one
+        is_one = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        read = float(value) if is_one and abs(value) <= most else math.nan  # a whole number may be too large for one
         return read if least <= read <= most and not (above and read == least) else None
 
     to = "" if most == sys.float_info.max else f" to {most:g}"
@@ -70,8 +72,12 @@ def _only(kind: type, allowed: str) -> Kind:
     return Kind(allowed, lambda value: value if isinstance(value, kind) else None)
 
 
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.isprintable() and 0 < len(value) <= LONGEST_TEXT else None
+
+
 def _words(value: Any) -> tuple[str, ...] | None:
-    fits = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    fits = isinstance(value, list | tuple) and all(_text(each) for each in value)
     return tuple(value) if fits else None
 
 
@@ -90,8 +96,8 @@ def _token_ids(value: Any) -> frozenset[int] | None:
 _TOKEN_ID = whole(0, 2**31 - 1)
 TOKEN_IDS = Kind(f"{_TOKEN_ID.allowed}, a list of such", _token_ids)
 """Of a model or of its tokenizer; one beyond the vocabulary is never drawn."""
-TRUTH, TEXT, PART = _only(bool, "true or false"), _only(str, "text"), _only(Mapping, "an object")
-WORDS = Kind("a list of texts", _words)
+TRUTH, PART = _only(bool, "true or false"), _only(Mapping, "an object")
+TEXT, WORDS = Kind("a word", _text), Kind("a list of words", _words)
 WIDTH, INNER, HEADS, LAYERS = whole(1, 2**20), whole(1, 2**24), whole(1, 2**16), whole(1, 2**16)
 CONTEXT, LENGTH = whole(1, 2**24), whole(1, 2**31 - 1)
 EPSILON, POSITIVE, SHARE = number(0, 1), number(0, above=True), number(0, 1)
@@ -179,8 +185,8 @@ class Fields:
         return Fields(self[name] if name else {}, where=f"{name} of {self._where}")
 
     def parts(self) -> list[str]:
-        """The names of objects in it."""
-        return [name for name, value in self._values.items() if isinstance(value, Mapping)]
+        """The names of objects in it that are no fields."""
+        return [name for name, value in self._values.items() if isinstance(value, Mapping) and name not in FIELDS]
 
     def without(self, name: str) -> Fields:
         """All others."""
