@@ -17,12 +17,12 @@ from sybil.cli.options import (
     GammaOption,
     PairOption,
     TargetOption,
-    dtype_named,
     names,
 )
 from sybil.cli.terminal import make_console, make_progress, make_table
-from sybil.devices import choose_device, default_dtype
+from sybil.devices import choose_device
 from sybil.errors import InvalidSetting
+from sybil.loading import dtype_chosen
 from sybil.measuring import compare as measuring
 from sybil.measuring import files, prompts
 from sybil.measuring.timing import Interval
@@ -63,7 +63,7 @@ def compare(
         draft=chosen_draft,
         max_new_tokens=length if max_new_tokens is None else max_new_tokens,
         gamma=gamma,
-        dtype=str(dtype_named(dtype) or default_dtype(chosen_device)).removeprefix("torch."),
+        dtype=str(dtype_chosen(chosen_target, dtype, chosen_device)).removeprefix("torch."),
         device=str(chosen_device),
         prompts=measuring.digest(chosen),
     )

@@ -19,7 +19,6 @@ from sybil.cli.options import (
     RuleOption,
     TargetOption,
     WindowOption,
-    dtype_named,
     names,
 )
 from sybil.errors import EmptyPrompt, InvalidSetting
@@ -58,8 +57,8 @@ def generate(
     decoder = load(
         chosen_target,
         draft=chosen_draft,
-        dtype=dtype_named(dtype),
-        draft_dtype=dtype_named(draft_dtype, draft=True),
+        dtype=dtype,
+        draft_dtype=draft_dtype,
         device=device,
     )
     settings = dict(

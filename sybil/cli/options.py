@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 import typer
 
-from sybil.errors import InvalidSetting
 from sybil.pairs import PAIRS
 from sybil.pairs import pair as registered
 
@@ -17,7 +15,10 @@ DraftOption = Annotated[str | None, typer.Option(help="Draft for --target: a hub
 GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.")]
 RuleOption = Annotated[str, typer.Option(help="token, block or coupled: what keeps the output the target's.")]
 WindowOption = Annotated[str, typer.Option(help="constant, heuristic or confident: how a proposal's length varies.")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or float64; by device if left out.")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(help="float32, float16, bfloat16, float64; auto: as stored; by device if left out."),
+]
 DraftDtypeOption = Annotated[
     str | None, typer.Option(help="The draft's own, int8 too; int8 on a CPU, the target's on a GPU if left out.")
 ]
@@ -32,14 +33,3 @@ def names(pair: str, target: str | None, draft: str | None) -> tuple[str, str | 
         return target, draft
     chosen = registered(target or pair)
     return chosen.target, draft or chosen.draft
-
-
-def dtype_named(name: str | None, *, draft: bool = False) -> torch.dtype | None:
-    """torch's dtype of that name, int8 for a draft alone; raises InvalidSetting."""
-    if name is None:
-        return None
-    known = ["float32", "float16", "bfloat16", "float64"] + ["int8"] * draft
-    if name not in known:
-        raise InvalidSetting(f"{'draft_dtype' if draft else 'dtype'} is {name!r}: use {', '.join(known)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype

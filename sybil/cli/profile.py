@@ -19,11 +19,10 @@ from sybil.cli.options import (
     GammaOption,
     PairOption,
     TargetOption,
-    dtype_named,
     names,
 )
 from sybil.cli.terminal import make_console, make_progress, make_table
-from sybil.devices import choose_device, default_dtype
+from sybil.devices import choose_device, default_dtype, dtype_named
 from sybil.errors import InvalidSetting
 from sybil.loading import load
 from sybil.measuring import files
@@ -61,17 +60,20 @@ def profile(
     if out.exists() and not out.is_dir():
         raise InvalidSetting(f"out is {out}, which is a file: name a folder")
     chosen_device = choose_device(device)
-    chosen = dtype_named(dtype) or default_dtype(chosen_device)
-    chosen_draft = dtype_named(draft_dtype, draft=True)
+    asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if workload is not None:
         workload_named(workload)
     with console.status("loading the models"):
         if workload is not None:
-            subject = measuring.of_workload(workload, chosen, chosen_draft, chosen_device, acceptance, gamma)
+            if isinstance(asked, str) or isinstance(draft_asked, str):
+                raise InvalidSetting(f"dtype is auto, and {workload}'s weights are stored nowhere: name a dtype")
+            subject = measuring.of_workload(
+                workload, asked or default_dtype(chosen_device), draft_asked, chosen_device, acceptance, gamma
+            )
         else:
             names_chosen = names(pair, target, draft)
             decoder = load(
-                names_chosen[0], draft=names_chosen[1], dtype=chosen, draft_dtype=chosen_draft, device=chosen_device
+                names_chosen[0], draft=names_chosen[1], dtype=asked, draft_dtype=draft_asked, device=chosen_device
             )
             subject = measuring.of_pair(" with ".join(filter(None, names_chosen)), decoder)
         measured = measuring.Profile(subject, gamma)

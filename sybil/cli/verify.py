@@ -26,13 +26,12 @@ from sybil.cli.options import (
     RuleOption,
     TargetOption,
     WindowOption,
-    dtype_named,
     names,
 )
 from sybil.cli.terminal import make_console, make_progress, make_table
-from sybil.devices import choose_device, default_dtype
+from sybil.devices import choose_device
 from sybil.errors import InvalidSetting, VocabularyMismatch
-from sybil.loading import LOOKUP, load, read
+from sybil.loading import LOOKUP, dtype_chosen, load, read
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.samples import Request, Subject
 from sybil.losslessness.subjects import SybilSubject, TransformersSubject, named
@@ -115,8 +114,8 @@ def verify(
         raise InvalidSetting(f"count is {most}: use an integer of 1 or more")
     chosen = prompts.spread(prompts.load(prompt_file), most)
     chosen_device = choose_device(device)
-    chosen_dtype = dtype_named(dtype) or default_dtype(chosen_device)
     chosen_target, chosen_draft = names(pair, target, draft)
+    chosen_dtype = dtype_chosen(chosen_target, dtype, chosen_device)
     if decoder is not None and decoder not in BUILT_IN and ":" not in decoder:
         raise InvalidSetting(f"decoder is {decoder!r}: use {', '.join(BUILT_IN)}, or a package.module:function")
     function = None if decoder is None or decoder in BUILT_IN else named(decoder)

@@ -17,7 +17,7 @@ from sybil.models.storage import FORMATS, Storage
 
 def load(checkpoint: Checkpoint, storage: Storage, foreign_dtype: torch.dtype, device: torch.device) -> Model:
     """The checkpoint's model: our own forward where it knows the family, with weights kept in storage; transformers'
-    elsewhere, in foreign_dtype. Raises the errors of sybil.errors."""
+    elsewhere, in foreign_dtype unless it is an object. Raises the errors of sybil.errors."""
     if checkpoint.known and checkpoint.stored:
         read_as = FORMATS[storage].read_as
         shape, weights = arrange(
@@ -26,8 +26,8 @@ def load(checkpoint: Checkpoint, storage: Storage, foreign_dtype: torch.dtype, d
         return build(shape, weights, storage, device)
     from sybil.models.huggingface import HuggingFaceModel, load_transformers
 
-    model = checkpoint.model if checkpoint.folder is None else load_transformers(checkpoint, foreign_dtype, device)
-    return HuggingFaceModel(model)
+    model = checkpoint.model
+    return HuggingFaceModel(load_transformers(checkpoint, foreign_dtype, device) if model is None else model)
 
 
 def build(shape: Shape, weights: Mapping[str, Tensor], storage: Storage, device: torch.device) -> Model:
