@@ -314,3 +314,371 @@ def test_a_layer_of_another_class_in_gpt2() -> None:
     decoder = sybil.load(model)
     assert runs_itself(decoder)
     assert decoded(decoder) == said(model)
+
+
+# what changes nothing of what an object says: our own forward stands in
+def tied_apart(model: Any) -> None:
+    """Another head of the very kind that the family has."""
+    old = model.lm_head
+    model.lm_head = nn.Linear(16, 31, bias=False, dtype=torch.float64)
+    model.lm_head.weight.data = old.weight.flip(0)
+
+
+def other_frequencies(model: Any) -> None:
+    model.model.rotary_emb.inv_freq *= 0.25
+
+
+def config_of_another_rotation(model: Any) -> None:
+    model.config.rope_parameters["rope_theta"] = 3.0
+
+
+def listened_to(model: Any) -> None:
+    model(PROMPTS[0][None], output_hidden_states=True, output_attentions=True)
+    assert any(part._forward_hooks for part in model.modules())
+
+
+def other_weights(model: Any) -> None:
+    for weight in model.parameters():
+        weight.data = weight.data.roll(1, 0)
+
+
+def resized(model: Any) -> None:
+    torch.manual_seed(0)
+    model.resize_token_embeddings(35)
+
+
+def checkpointing(model: Any) -> None:
+    model.activation_checkpointing_enable()
+    model.train()
+
+
+def without_dropout(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.7
+
+
+def eager(model: Any) -> None:
+    model.set_attn_implementation("eager")
+
+
+def padded(model: Any) -> None:
+    model.config.pad_token_id = model.generation_config.pad_token_id = 7
+
+
+def noted(model: Any) -> None:
+    model.hf_device_map, model.tokenizer, model.notes = {"": "cpu"}, object(), [1, 2]
+    model.requires_grad_(False)
+    model.lm_head.register_full_backward_hook(lambda *_: None)
+
+
+def longer_context(model: Any) -> None:
+    model.config.max_position_embeddings = 48
+
+
+HARMLESS = [
+    tied_apart, other_frequencies, config_of_another_rotation, listened_to, other_weights, resized, checkpointing,
+    without_dropout, eager, padded, noted, longer_context,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", HARMLESS, ids=lambda change: change.__name__)
+def test_our_own_forward_stands_in_where_it_says_the_same(change: Callable[[Any], None]) -> None:
+    model = copy.deepcopy(llama())
+    change(model)
+    decoder = sybil.load(model)
+    assert objects.difference(model) == ""
+    assert not runs_itself(decoder)
+    assert decoded(decoder) == said(model.eval())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@settings(max_examples=6)
+@given(data=st.data(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
+def test_a_pristine_object_of_every_family_goes_to_our_own_forward(
+    family: str, data: st.DataObject, dtype: torch.dtype
+) -> None:
+    """However it came about: made, cast, copied, pickled."""
+    model = AutoModelForCausalLM.from_config(data.draw(CONFIGS[family]())).to(dtype)
+    before = torch.get_rng_state()
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert objects.difference(each) == ""
+    assert torch.equal(torch.get_rng_state(), before), "random numbers were drawn"
+    decoder = sybil.load(model)
+    assert not runs_itself(decoder)
+    tokens = torch.randint(3, (1, 7))
+    with torch.no_grad():
+        wanted = model.eval()(tokens).logits.double()
+    found = decoder.target.forward(tokens, decoder.target.new_cache(1, 8)).double()
+    spread = wanted.std() + 1e-3
+    assert float((found - wanted).abs().max() / spread) < (1e-3 if dtype.itemsize > 2 else 0.3)
+
+
+def test_an_object_from_a_folder_goes_to_our_own_forward(tmp_path: Path) -> None:
+    folder = save(llama(), tmp_path)
+    for chosen in ({}, {"device_map": "cpu"}, {"dtype": torch.bfloat16}, {"attn_implementation": "eager"}):
+        assert objects.difference(AutoModelForCausalLM.from_pretrained(folder, **chosen)) == ""
+
+
+@settings(max_examples=30)
+@given(family=st.sampled_from(sorted(CONFIGS)), data=st.data())
+def test_no_part_of_any_family_can_be_tampered_with_unseen(family: str, data: st.DataObject) -> None:
+    """A hook, a forward of its own or another class, on any part; a number that is off, wherever a part holds one."""
+    model = random_model(data.draw(CONFIGS[family]()))
+    part = data.draw(st.sampled_from([part for _, part in model.named_modules()]))
+    numbers = [
+        name
+        for name, value in vars(part).items()
+        if isinstance(value, int | float) and name not in objects.OF_EVERY_MODULE | objects.WITHOUT_EFFECT
+    ]
+    ways = ["hook", "pre-hook", "forward", "class", "weight", *(["number"] if numbers else [])]
+    way = data.draw(st.sampled_from(ways))
+    if way == "hook":
+        part.register_forward_hook(lambda *_: None)
+    elif way == "pre-hook":
+        part.register_forward_pre_hook(lambda *_: None)
+    elif way == "forward":
+        part.forward = part.forward
+    elif way == "class":
+        part.__class__ = type(type(part).__name__, (type(part),), {"__module__": type(part).__module__})
+    elif way == "weight":
+        part.register_parameter("more", nn.Parameter(torch.ones(1, dtype=torch.float64)))
+    else:
+        name = data.draw(st.sampled_from(numbers))
+        setattr(part, name, getattr(part, name) + 1)
+    assert objects.difference(model)
+
+
+def test_another_class_of_the_same_name_is_another_class() -> None:
+    """An impostor that says it is transformers'."""
+    model = copy.deepcopy(llama())
+    kind = type("LlamaForCausalLM", (LlamaForCausalLM,), {"__module__": LlamaForCausalLM.__module__})
+    model.__class__ = kind
+    assert "it is a LlamaForCausalLM" in objects.difference(model)
+
+
+# objects around a model
+class Around(nn.Module):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.inner = model
+
+    def forward(self, **keywords: Any) -> Any:
+        return self.inner(**keywords)
+
+
+class Narrow(Around):
+    def forward(self, input_ids: Tensor) -> Any:  # type: ignore[override]
+        return self.inner(input_ids)
+
+
+class Bare(Around):
+    def forward(self, **keywords: Any) -> Any:
+        return super().forward(**keywords).logits
+
+
+class Silent(Around):
+    def forward(self, **keywords: Any) -> Any:
+        return super().forward(**keywords).past_key_values
+
+
+class Last(Around):
+    def forward(self, **keywords: Any) -> Any:
+        return super().forward(**keywords | {"logits_to_keep": 1})
+
+
+class Two(Around):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.other = llama(seed=1)
+
+
+class Prompted(Around):
+    active_peft_config = type("PrefixTuningConfig", (), {"is_prompt_learning": True})
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, Around, Bare, nn.Sequential], ids=lambda wrap: wrap.__name__)
+def test_what_is_around_a_model_is_called(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = copy.deepcopy(llama())
+    around = wrap(model)
+    if isinstance(around, nn.Sequential):
+        with pytest.raises(UnsupportedModel, match="Sequential around LlamaForCausalLM takes no attention_mask"):
+            sybil.load(around)
+        return
+    hook(model)
+    decoder = sybil.load(around, draft=around)
+    assert runs_itself(decoder)
+    assert decoded(decoder) == said(model)
+    assert decoder.target.weight_bytes == sum(weight.nbytes for weight in model.parameters()) + 2 * 8 * 4
+
+
+def test_a_compiled_model_is_called() -> None:
+    model = copy.deepcopy(llama(layers=1))
+    model.model.layers[0].mlp.register_forward_hook(doubled)
+    compiled = torch.compile(model, backend="eager", dynamic=True)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        decoder = sybil.load(compiled)
+        assert runs_itself(decoder)
+        assert decoder.generate(PROMPTS[:1], max_new_tokens=6, eos_token_id=[]).tokens[0].tolist() == greedy(
+            model, PROMPTS[0], 6
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Narrow(llama()), "Narrow around LlamaForCausalLM takes no attention_mask, logits_to_keep, past_key_val"),
+        (lambda: Two(llama()), "of type Two, which neither is one causal language model"),
+        (lambda: Prompted(llama()), "Prompted puts learned tokens before the prompt of LlamaForCausalLM"),
+        (lambda: nn.Linear(2, 2), "of type Linear"),
+        (lambda: llama().state_dict(), "of type OrderedDict"),
+        (lambda: None, "of type NoneType"),
+        (lambda: 5, "of type int"),
+        (lambda: llama().model, "LlamaModel is not a decoder-only language model"),
+        (lambda: Around(llama().model), "LlamaModel is not a decoder-only language model"),
+    ],
+)
+def test_what_is_no_model_is_one_line(make: Callable[[], Any], named: str) -> None:
+    with pytest.raises(UnsupportedModel, match=named) as raised:
+        sybil.load(make())
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "named"),
+    [
+        (Silent, r"Silent gives logits of type DynamicCache where \(1, 3, 31\) was asked for"),
+        (Last, r"Last gives logits of shape \(1, 1, 31\) where \(1, 3, 31\)"),
+    ],
+)
+def test_a_forward_that_gives_no_logits_is_one_line(wrap: Callable[[nn.Module], nn.Module], named: str) -> None:
+    decoder = sybil.load(wrap(llama()))
+    cache = decoder.target.new_cache(1, 8)
+    with pytest.raises(UnsupportedModel, match=named):
+        decoder.target.forward(torch.tensor([[1, 2, 3]]), cache)
+
+
+# the object is left as it was
+def dropping(seed: int = 0) -> GPT2LMHeadModel:
+    """A model with dropout, in training mode but for one layer."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=31, n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.4, bos_token_id=0,
+        eos_token_id=0, embd_pdrop=0.4, resid_pdrop=0.4, attn_pdrop=0.4,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).double().train()
+    model.transformer.h[0].mlp.eval()
+    return model
+
+
+def state(model: nn.Module) -> Any:
+    """All that a caller can see of a model."""
+    parts = {
+        name: {key: value for key, value in vars(part).items() if key not in ("_parameters", "_buffers", "_modules")}
+        for name, part in model.named_modules()
+    }
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    weights = {
+        name: (id(each), each.data_ptr(), each.device, each.dtype, each.requires_grad, each._version, each.sum().item())
+        for name, each in tensors
+    }
+    shown = {name: {key: repr(value) for key, value in held.items()} for name, held in parts.items()}
+    return shown, weights, model.config.to_dict(), model.generation_config.to_dict()
+
+
+def plain(model: GPT2LMHeadModel) -> None:
+    pass
+
+
+def hooked(model: GPT2LMHeadModel) -> None:
+    model.transformer.h[1].mlp.register_forward_hook(doubled)
+
+
+@pytest.mark.parametrize("tamper", [plain, hooked], ids=lambda tamper: tamper.__name__)
+def test_an_object_is_decoded_without_dropout_and_left_as_it_was(tamper: Callable[[GPT2LMHeadModel], None]) -> None:
+    model, draft = dropping(), dropping(1)
+    tamper(model), tamper(draft)
+    wanted = said(copy.deepcopy(model).eval())
+    before = state(model), state(draft)
+    for _ in range(2):
+        decoder = sybil.load(model, draft=draft)
+        assert runs_itself(decoder) == (tamper is hooked)
+        assert decoded(decoder) == wanted
+        stream = decoder.stream(PROMPTS, max_new_tokens=COUNT)
+        next(stream)
+        assert (state(model), state(draft)) == before, "in the middle of a generation"
+        stream.close()
+        assert (state(model), state(draft)) == before
+
+
+def test_an_object_whose_forward_fails_is_left_as_it_was() -> None:
+    model = dropping()
+
+    def failing(module: nn.Module, arguments: Any, output: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    model.transformer.h[1].register_forward_hook(failing)
+    before = state(model)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        decoded(sybil.load(model))
+    assert state(model) == before
+
+
+def test_a_layer_that_is_replaced_after_loading_is_evaluated_too() -> None:
+    model = dropping()
+    hooked(model)
+    decoder = sybil.load(model)
+    layer = copy.deepcopy(model.transformer.h[1]).train()
+    layer.attn.layer_idx, model.transformer.h[0] = 0, layer
+    assert decoded(decoder) == said(copy.deepcopy(model).eval())
+    assert model.transformer.h[0].training
+
+
+class Merging(LoRA):
+    """An adapter that goes into the weight when its layer's eval() is called, as loralib has it."""
+
+    def train(self, mode: bool = True) -> Any:
+        if self.training != mode:
+            with torch.no_grad():
+                self.weight += (-1 if mode else 1) * (self.up @ self.down)
+        return super().train(mode)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) if self.training else nn.Linear.forward(self, input)
+
+
+def test_what_a_model_does_when_it_is_evaluated_is_not_done_to_it() -> None:
+    model = copy.deepcopy(llama()).train()
+    layer = model.model.layers[0].self_attn
+    layer.q_proj = Merging(layer.q_proj).train()
+    before = layer.q_proj.weight.clone()
+    sybil.load(model).generate(PROMPTS, max_new_tokens=3)
+    assert torch.equal(layer.q_proj.weight, before)
+    assert layer.q_proj.training
+
+
+def test_what_a_forward_keeps_can_be_trained_on() -> None:
+    """No inference tensors: a module may keep what it computed for its next call."""
+    model = copy.deepcopy(llama())
+    kept: list[Tensor] = []
+    model.model.layers[0].mlp.register_forward_hook(lambda module, arguments, output: kept.append(output))
+    decoded(sybil.load(model, draft=llama(seed=1)))
+    assert kept
+    assert not any(each.is_inference() for each in kept)
+
+
+def test_changes_after_loading() -> None:
+    """The object's own forward is alive; what was read for ours is a copy of how it was."""
+    model = copy.deepcopy(llama())
+    hook(model)
+    decoder = sybil.load(model)
+    other_weights(model)
+    assert decoded(decoder) == said(model)
+
+
+def test_the_generation_config_is_kept() -> None:
+    model = copy.deepcopy(llama())
+    for tamper in (lambda model: None, hook):
+        tamper(model)
+        model.generation_config.eos_token_id = [5, 9]
+        assert sybil.load(model).eos_token_ids == {5, 9}
+        assert sybil.load(Around(model)).eos_token_ids == {5, 9}

@@ -155,7 +155,6 @@ class HuggingFaceModel:
         self._parts = tuple(self.model.modules())  # some may have been replaced since
         return AlignedCache(batch)
 
-    @torch.no_grad()
     def forward(self, tokens: Tensor, cache: AlignedCache) -> Tensor:
         """tokens (batch, n) -> logits (batch, n, vocab)."""
         logits = self._run(tokens, cache, logits_to_keep=0)
@@ -168,17 +167,20 @@ class HuggingFaceModel:
             )
         return logits
 
-    @torch.no_grad()
     def prefill(self, tokens: Tensor, cache: AlignedCache) -> None:
         """forward() with the last token's logits only, which nobody reads."""
         self._run(tokens, cache, logits_to_keep=1)
 
+    # as transformers' generate() runs it: what its parts keep in inference mode they could never be trained on
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _run(self, tokens: Tensor, cache: AlignedCache, logits_to_keep: int) -> Any:
         """The logits, or what the forward gives in their place."""
         cache.settle()
         # a padded row may stand past the context: what is computed there is never read
         positions = cache.append(tokens.shape[1]).clamp(max=self.context - 1)
         known = {"position_ids": positions.to(self.device), "logits_to_keep": logits_to_keep}
+        tokens = tokens.clone() if tokens.is_inference() else tokens
         with _evaluating(self._parts):
             out = self.model(
                 input_ids=tokens.to(self.device),

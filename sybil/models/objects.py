@@ -186,9 +186,9 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _only_listens(hook: Any) -> bool:
-    """Whether a hook is the one by which transformers collects hidden states and attentions."""
-    is_collector = getattr(hook, "__qualname__", "").endswith(".output_capturing_hook")
-    return is_collector and _is_theirs(hook)
+    """Whether a hook is one of transformers' own that leave what they hear as it is."""
+    name = getattr(hook, "__qualname__", "").rpartition(".")[2]
+    return name in ("output_capturing_hook", "make_inputs_require_grads") and _is_theirs(hook)
 
 
 def _of_code(model: PreTrainedModel) -> str:
