@@ -58,8 +58,7 @@ def profile(
         raise InvalidSetting(f"passes is {passes}: use an integer of 1 or more")
     Settings(gamma=gamma)  # refused here, before anything is loaded
     token_rate(acceptance, gamma)
-    if out.exists() and not out.is_dir():
-        raise InvalidSetting(f"out is {out}, which is a file: name a folder")
+    files.check_folder(out)
     chosen_device = choose_device(device)
     chosen = dtype_named(dtype) or default_dtype(chosen_device)
     chosen_draft = dtype_named(draft_dtype, draft=True)
@@ -76,7 +75,7 @@ def profile(
             subject = measuring.of_pair(" with ".join(filter(None, names_chosen)), decoder)
         measured = measuring.Profile(subject, gamma)
 
-    path = out / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path = files.unused(out / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
     samples: list[dict[str, float]] = []
     interrupted = False
     try:
@@ -89,7 +88,7 @@ def profile(
         interrupted = True
         console.print(f"interrupted after {len(samples)} of {passes} passes")
     if samples:
-        out.mkdir(parents=True, exist_ok=True)
+        files.folder(out)
         report = measuring.summarise(samples, measured.bytes_read)
         about = describe(chosen_device)
         kernels = measured.kernels(path.with_suffix(".trace.json")) if chosen_device.type == "cuda" else {}
@@ -104,9 +103,10 @@ def profile(
             "gamma": gamma, "device": str(chosen_device), "date": time.strftime("%Y-%m-%d"), **about,
             **asdict(report), "memory": measured.memory, "kernels": kernels, "samples": samples,
         }  # fmt: skip
-        files.replace(path, json.dumps(record, indent=1).encode())
         chart = path.with_suffix(".png")
-        figures.profile(report, caption, chart)
+        with files.all_or_none(path, chart):
+            files.replace(path, json.dumps(record, indent=1).encode())
+            figures.profile(report, caption, chart)
         _print(console, report, measured.memory, kernels)
         console.print(caption, style="dim", soft_wrap=True)
         console.print(f"numbers: {path}   chart: {chart}", soft_wrap=True)

@@ -225,7 +225,7 @@ def read(path: Path, task: Task) -> list[Row]:
         try:
             row = json.loads(line)
             theirs = Task(**{name: row[name] for name in Task.__dataclass_fields__})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ResultsMismatch(f"{path}, line {number}, is no row of a comparison: name another file") from None
         if theirs != task:
             raise ResultsMismatch(f"{path} was measured with {theirs}, this run asks for {task}: use the same settings")
