@@ -83,6 +83,6 @@ def make_table(console: Console, first: str, *others: str) -> Table:
 
 
 def make_progress(console: Console) -> Progress:
-    """What is being done, how much of it is done, and how long the rest takes."""
-    done = TextColumn("{task.description}", markup=False)
-    return Progress(done, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+    """What is being done, how much of it is done, and how long the rest takes; for a terminal alone."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
