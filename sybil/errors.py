@@ -66,6 +66,10 @@ class ResultsMismatch(SybilError):
     """A results file to be resumed that was written under other settings."""
 
 
+class OutputClosed(SybilError, OSError):
+    """A standard output that is closed: nothing could be said."""
+
+
 class EndpointFailed(SybilError, OSError):
     """A server that can't be reached, refuses a request, or answers with something else than completions."""
 

@@ -26,7 +26,7 @@ from sybil.errors import EndpointFailed, InvalidSetting
 from sybil.losslessness.endpoint import TEXT_ONLY, EndpointSubject
 from sybil.losslessness.samples import Request, Sample
 from sybil.losslessness.subjects import TransformersSubject
-from sybil.losslessness.transport import MOST_BYTES, Server
+from sybil.losslessness.transport import MOST_BYTES, Server, _address, _connection
 
 PROMPTS = [prompt.tolist() for prompt in prompts([3, 7, 5, 9])]
 GREEDY = Request(max_new_tokens=12, temperature=0.0)
@@ -374,6 +374,17 @@ def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(EndpointFailed, match="give a URL such as") as caught:
         Server(url)
     assert str(caught.value).isprintable()
+
+
+def test_urls_that_are_one() -> None:
+    for url, wanted in {
+        "http://[::1]:8000/v1": ("::1", 8000, "http://[::1]:8000/v1"),
+        "HTTP://Host:80/a/v1//": ("Host", 80, "http://Host:80/a/v1"),
+        "https://host": ("host", 443, "https://host"),
+        "https://[::1]/v1": ("::1", 443, "https://[::1]/v1"),
+    }.items():
+        connection = _connection(_address(url), 1)
+        assert (connection.host, connection.port, Server(url).url) == wanted
 
 
 def test_a_key_that_a_server_gives_back_is_not_shown(

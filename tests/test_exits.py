@@ -522,7 +522,7 @@ def test_an_output_that_takes_nothing_gets_no_verdict(
                        ("compare", ())):  # fmt: skip
         status, _, err = terminal.run(*command(folders, name, tmp_path / "out", *more), stdout=stdout)
         assert status == 2
-        assert err.startswith("sybil: ")
+        assert err.startswith("sybil: standard output ")
         assert err.count("\n") == 1
     for path in tmp_path.glob("out/*"):  # whole ones only
         assert path.suffix in (".json", ".jsonl", ".png")

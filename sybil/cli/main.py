@@ -60,7 +60,7 @@ def run() -> None:
         status = INTERRUPTED
     except BaseException as error:  # an exit that no command chose is no better than another exception
         status = FAILED
-        _tell(error)
+        _tell(error, is_output=isinstance(error, OSError) and not close_stream(sys.stdout))
     if not (close_stream(sys.stdout) and close_stream(sys.stderr)):
         status = FAILED
     sys.exit(status)
@@ -77,13 +77,15 @@ def _command(arguments: list[str]) -> int:
     return 0
 
 
-def _tell(error: BaseException) -> None:
-    """One line on standard error, as far as that can be written to."""
+def _tell(error: BaseException, *, is_output: bool) -> None:
+    """One line on standard error, as far as that can be written to. is_output: standard output failed."""
     if isinstance(error, sybil.SybilError):
         line = one_line(str(error), 2000)
     elif isinstance(error, UsageError):
         asked = error.ctx.command_path if error.ctx else "sybil"
         line = f"{one_line(error.format_message() or 'name a command', 500)} ({asked} --help)"
+    elif is_output:
+        line = f"standard output can't be written to ({one_line(str(error))}): make room, or send it elsewhere"
     else:
         line = f"{one_line(described(error), 500)} (unforeseen: {TRACEBACK}=1 shows where it was raised)"
     with contextlib.suppress(OSError, ValueError):

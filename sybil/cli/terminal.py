@@ -15,11 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sybil.errors import SybilError
-
-
-class OutputClosed(SybilError, OSError):
-    """Standard output that is closed: nothing could be said."""
+from sybil.errors import OutputClosed
 
 
 def open_streams() -> None:
