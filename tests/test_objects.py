@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
 from types import MethodType
@@ -28,19 +27,16 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaForCausalLM,
     PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     activations,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 from transformers.pytorch_utils import Conv1D
 
 import sybil
 from sybil.drafting import DraftModel
-from sybil.errors import InvalidSetting, UnsupportedModel
+from sybil.errors import UnsupportedModel
 from sybil.models import objects
 from sybil.models.huggingface import HuggingFaceModel
 
@@ -526,20 +522,23 @@ def test_a_compiled_model_is_called() -> None:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: Narrow(llama()), "Narrow around LlamaForCausalLM takes no attention_mask, logits_to_keep, past_key_val"),
+        (
+            lambda: Narrow(llama()),
+            "Narrow around LlamaForCausalLM takes no attention_mask, logits_to_keep, past_key_val",
+        ),
         (lambda: Two(llama()), "of type Two, which neither is one causal language model"),
         (lambda: Prompted(llama()), "Prompted puts learned tokens before the prompt of LlamaForCausalLM"),
-        (lambda: nn.Linear(2, 2), "of type Linear"),
-        (lambda: llama().state_dict(), "of type OrderedDict"),
-        (lambda: None, "of type NoneType"),
-        (lambda: 5, "of type int"),
+        (lambda: nn.Linear(2, 2), "a Linear was given"),
+        (lambda: llama().state_dict(), "a OrderedDict was given"),
+        (lambda: None, "a NoneType was given"),
+        (lambda: 5, "a int was given"),
         (lambda: llama().model, "LlamaModel is not a decoder-only language model"),
         (lambda: Around(llama().model), "LlamaModel is not a decoder-only language model"),
     ],
 )
 def test_what_is_no_model_is_one_line(make: Callable[[], Any], named: str) -> None:
     with pytest.raises(UnsupportedModel, match=named) as raised:
-        sybil.load(make())
+        HuggingFaceModel(make())
     assert "\n" not in str(raised.value)
 
 

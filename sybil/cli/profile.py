@@ -57,8 +57,7 @@ def profile(
         raise InvalidSetting(f"passes is {passes}: use an integer of 1 or more")
     Settings(gamma=gamma)  # refused here, before anything is loaded
     token_rate(acceptance, gamma)
-    if out.exists() and not out.is_dir():
-        raise InvalidSetting(f"out is {out}, which is a file: name a folder")
+    files.check_folder(out)
     chosen_device = choose_device(device)
     asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if workload is not None:
@@ -78,7 +77,7 @@ def profile(
             subject = measuring.of_pair(" with ".join(filter(None, names_chosen)), decoder)
         measured = measuring.Profile(subject, gamma)
 
-    path = out / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path = files.unused(out / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
     samples: list[dict[str, float]] = []
     interrupted = False
     try:
@@ -91,10 +90,12 @@ def profile(
         interrupted = True
         console.print(f"interrupted after {len(samples)} of {passes} passes")
     if samples:
-        out.mkdir(parents=True, exist_ok=True)
+        files.folder(out)
         report = measuring.summarise(samples, measured.bytes_read)
         about = describe(chosen_device)
-        kernels = measured.kernels(path.with_suffix(".trace.json")) if chosen_device.type == "cuda" else {}
+        chart, trace = path.with_suffix(".png"), path.with_suffix(".trace.json")
+        with files.all_or_none(trace):
+            kernels = measured.kernels(trace) if chosen_device.type == "cuda" else {}
         precisions = [each or "unknown" for each in measured.precisions]
         caption = (
             f"{subject.title}; target {precisions[0]}, draft {precisions[1]}, greedy, gamma {gamma}, medians of "
@@ -106,14 +107,14 @@ def profile(
             "gamma": gamma, "device": str(chosen_device), "date": time.strftime("%Y-%m-%d"), **about,
             **asdict(report), "memory": measured.memory, "kernels": kernels, "samples": samples,
         }  # fmt: skip
-        files.replace(path, json.dumps(record, indent=1).encode())
-        chart = path.with_suffix(".png")
-        figures.profile(report, caption, chart)
+        with files.all_or_none(path, chart):
+            files.replace(path, json.dumps(record, indent=1).encode())
+            figures.profile(report, caption, chart)
         _print(console, report, measured.memory, kernels)
         console.print(caption, style="dim", soft_wrap=True)
         console.print(f"numbers: {path}   chart: {chart}", soft_wrap=True)
         if kernels:
-            console.print(f"trace, for ui.perfetto.dev: {path.with_suffix('.trace.json')}", soft_wrap=True)
+            console.print(f"trace, for ui.perfetto.dev: {trace}", soft_wrap=True)
     if interrupted:
         raise typer.Exit(130)
 

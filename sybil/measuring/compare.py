@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sybil.errors import InvalidSetting, PromptTooLong, ResultsMismatch, VocabularyMismatch
+from sybil.errors import InvalidSetting, PromptTooLong, ResultsMismatch
+from sybil.fit import check_assisted
 from sybil.loading import load
 from sybil.measuring.contenders import Contender, SybilContender, TransformersContender
 from sybil.measuring.files import replace
@@ -78,12 +79,7 @@ class Comparison:
             AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype).to(self.device).eval()
             for name in (task.target, task.draft)
         )
-        sizes = target.config.get_text_config().vocab_size, draft.config.get_text_config().vocab_size
-        if sizes[0] != sizes[1]:  # the same tokens with other padding: Sybil takes it
-            raise VocabularyMismatch(
-                f"target {task.target} has logits for {sizes[0]} tokens and draft {task.draft} for {sizes[1]}, which "
-                "transformers' assisted generation refuses: compare a pair of equal sizes"
-            )
+        check_assisted(target, draft, task.draft)
         plain, assisted = TransformersContender(target, None), TransformersContender(target, draft)
         self.reference = target
         self.contenders: dict[str, Contender] = {
@@ -225,7 +221,7 @@ def read(path: Path, task: Task) -> list[Row]:
         try:
             row = json.loads(line)
             theirs = Task(**{name: row[name] for name in Task.__dataclass_fields__})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ResultsMismatch(f"{path}, line {number}, is no row of a comparison: name another file") from None
         if theirs != task:
             raise ResultsMismatch(f"{path} was measured with {theirs}, this run asks for {task}: use the same settings")

@@ -195,7 +195,7 @@ class HuggingFaceModel:
 def _keywords(model: PreTrainedModel) -> set[str]:
     """What forward() may be given by name. One that takes any passes them on to the forward that it replaces."""
     names: set[str] = set()
-    for forward in (model.forward, *(kind.forward for kind in type(model).__mro__ if "forward" in vars(kind))):
+    for forward in (model.forward, *(vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind))):
         parameters = inspect.signature(forward).parameters
         names |= {*parameters}
         if not _takes_any(parameters):
