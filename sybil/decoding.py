@@ -39,6 +39,11 @@ class Decoder:
     ) -> None:
         self.target, self.draft, self.tokenizer, self.eos_token_ids = target, draft, tokenizer, eos_token_ids
 
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The target, and those of the draft."""
+        return (self.target, *(() if self.draft is None else self.draft.models))
+
     def without_draft(self) -> Decoder:
         """The same target decoding autoregressively."""
         return Decoder(self.target, None, self.tokenizer, self.eos_token_ids)

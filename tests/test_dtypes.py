@@ -18,15 +18,13 @@ from transformers import AutoModelForCausalLM
 
 from sybil import Decoder, load
 from sybil.devices import DTYPES, dtype_named
-from sybil.drafting import DraftModel
 from sybil.errors import InvalidSetting
 from sybil.measuring.profile import precision
 
 
 def dtypes(decoder: Decoder) -> tuple[torch.dtype, ...]:
     """What the target's and the draft's weights are kept in."""
-    assert isinstance(decoder.draft, DraftModel)
-    return tuple(getattr(torch, str(precision(model))) for model in (decoder.target, decoder.draft.model))
+    return tuple(getattr(torch, str(precision(model))) for model in decoder.models)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,6 @@ from transformers.models.llama import modeling_llama
 from transformers.pytorch_utils import Conv1D
 
 import sybil
-from sybil.drafting import DraftModel
 from sybil.errors import UnsupportedModel
 from sybil.models import objects
 from sybil.models.huggingface import HuggingFaceModel
@@ -234,8 +233,7 @@ def test_a_tampered_draft_costs_agreement_and_nothing_else() -> None:
     hook_on_the_head(draft)
     decoder = sybil.load(llama(), draft=draft)
     assert not runs_itself(decoder)
-    assert isinstance(decoder.draft, DraftModel)
-    assert isinstance(decoder.draft.model, HuggingFaceModel)
+    assert isinstance(decoder.models[1], HuggingFaceModel)
     assert decoded(decoder) == said(llama())
     assert decoder.generate(PROMPTS, max_new_tokens=COUNT, eos_token_id=[]).stats.acceptance_rate < 0.5
 

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.drafting import DraftModel
 from sybil.errors import InvalidSetting, NotJudgeable, one_line
 from sybil.losslessness.child import Unfit, answer_of, described
 from sybil.losslessness.samples import Request, Sample
@@ -50,8 +49,8 @@ class SybilSubject:
     def __init__(
         self, decoder: Decoder, gamma: int = 4, rule: str = "token", window: str = "constant", batch: int = 8
     ) -> None:
-        models = [decoder.target, *([decoder.draft.model] if isinstance(decoder.draft, DraftModel) else [])]
-        self.decoder, self.batch = decoder, 1 if any(getattr(each, "counts_slots", False) for each in models) else batch
+        alone = any(getattr(model, "counts_slots", False) for model in decoder.models)
+        self.decoder, self.batch = decoder, 1 if alone else batch
         self._settings: dict[str, Any] = dict(gamma=gamma, rule=rule, window=window)
         windowed = "" if window == "constant" else f", window {window}"
         self.name = f"sybil, rule {rule}, gamma {gamma}{windowed}" if decoder.draft else "sybil, no draft"

@@ -43,7 +43,7 @@ class SybilContender:
 
     def __init__(self, decoder: Decoder, gamma: int) -> None:
         self.decoder, self.gamma = decoder, gamma
-        self.weight_bytes = decoder.target.weight_bytes + (decoder.draft.weight_bytes if decoder.draft else 0)
+        self.weight_bytes = sum(model.weight_bytes for model in decoder.models)
 
     def run(self, prompt: Tensor, max_new_tokens: int) -> Measured:
         began = time.perf_counter()
