@@ -47,9 +47,13 @@ def dtype_named(dtype: object, *, draft: bool = False) -> torch.dtype | Literal[
     found = known.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if isinstance(found, torch.dtype) and found in known.values():
         return found
-    names = ", ".join(dict.fromkeys(str(each).removeprefix("torch.") for each in known.values()))
     given = f"{str(dtype)[:40]!r}" if isinstance(dtype, str | torch.dtype) else f"of type {type(dtype).__name__}"
-    raise InvalidSetting(f"{'draft_dtype' if draft else 'dtype'} is {given}: use {names} or auto")
+    raise InvalidSetting(f"{'draft_dtype' if draft else 'dtype'} is {given}: use {listed(known)} or auto")
+
+
+def listed(dtypes: Mapping[str, torch.dtype] = DTYPES) -> str:
+    """A name of each."""
+    return ", ".join(dict.fromkeys(str(each).removeprefix("torch.") for each in dtypes.values()))
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

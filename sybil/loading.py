@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sybil.decoding import Decoder
-from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named
+from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
 from sybil.drafting import DraftLookup, DraftModel
 from sybil.errors import InvalidSetting
 from sybil.fit import check_vocabularies
@@ -112,9 +112,7 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
         named = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
     found = DTYPES.get(str(named).removeprefix("torch."))
     if found is None:
-        raise InvalidSetting(
-            f"dtype is auto and {checkpoint.name} is in {str(named)[:40]!r}: name one of {', '.join(DTYPES)}"
-        )
+        raise InvalidSetting(f"dtype is auto and {checkpoint.name} is in {str(named)[:40]!r}: name one of {listed()}")
     return found
 
 

@@ -409,7 +409,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[SybilError], str]] = {
     "gamma": (dict(gamma=0), InvalidSetting, "gamma is 0"),
     "rule": (dict(rule="typical"), InvalidSetting, "'typical'"),
     "vocabulary": (dict(draft=gpt2(vocab=40)), VocabularyMismatch, "31 tokens .* 40: choose"),
-    "no model": (dict(draft="gpt2"), UnsupportedModel, "a str was given for a model"),
+    "no model": (dict(draft="gpt2"), UnsupportedModel, "of type str"),
     "no decoder": (dict(draft=gpt2().transformer), UnsupportedModel, "GPT2Model is not a decoder-only"),
 }  # fmt: skip
 

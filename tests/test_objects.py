@@ -399,6 +399,9 @@ def test_a_pristine_object_of_every_family_goes_to_our_own_forward(
     assert torch.equal(torch.get_rng_state(), before), "random numbers were drawn"
     decoder = sybil.load(model)
     assert not runs_itself(decoder)
+    held = [buffer.float().tolist() for name, buffer in model.named_buffers() if name.endswith(".inv_freq")]
+    rotary = decoder.target.shape.rotary  # type: ignore[attr-defined]
+    assert held == ([[*rotary.inverse_frequencies]] if rotary else []), "not as the cast has rounded them"
     tokens = torch.randint(3, (1, 7))
     with torch.no_grad():
         wanted = model.eval()(tokens).logits.double()
@@ -518,12 +521,12 @@ def test_a_compiled_model_is_called() -> None:
     [
         (lambda: Narrow(llama()), "Narrow around LlamaForCausalLM takes no attention_mask, logits_to_keep, past_key"),
         (lambda: nn.Sequential(llama()), "Sequential around LlamaForCausalLM takes no attention_mask"),
-        (lambda: Two(llama()), "a Two was given for a model, and neither is one of transformers nor holds just one"),
+        (lambda: Two(llama()), "of type Two, which neither is one of transformers' nor holds just one"),
         (lambda: Prompted(llama()), "Prompted puts learned tokens before the prompt of LlamaForCausalLM"),
-        (lambda: nn.Linear(2, 2), "a Linear was given"),
-        (lambda: llama().state_dict(), "a OrderedDict was given"),
-        (lambda: None, "a NoneType was given"),
-        (lambda: 5, "a int was given"),
+        (lambda: nn.Linear(2, 2), "of type Linear"),
+        (lambda: llama().state_dict(), "of type OrderedDict"),
+        (lambda: None, "of type NoneType"),
+        (lambda: 5, "of type int"),
         (lambda: llama().model, "LlamaModel is not a decoder-only language model"),
         (lambda: Around(llama().model), "LlamaModel is not a decoder-only language model"),
     ],

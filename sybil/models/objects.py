@@ -57,7 +57,7 @@ def inside(model: object) -> PreTrainedModel:
     found = [part for part in parts if isinstance(part, PreTrainedModel)]
     if not found or not {*found} <= {*found[0].modules()}:
         raise UnsupportedModel(
-            f"a {type(model).__name__} was given for a model, and neither is one of transformers nor holds just one: "
+            f"the model is of type {type(model).__name__}, which neither is one of transformers' nor holds just one: "
             "give a PreTrainedModel"
         )
     return found[0]
