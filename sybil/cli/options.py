@@ -16,12 +16,15 @@ from sybil.pairs import pair as registered
 from sybil.sampling import Sampling
 from sybil.settings import Settings
 
-MODELS, SPECULATION, SAMPLING, EXTENT, OUTPUT = "Models", "Speculation", "Sampling", "Extent", "Output"  # in --help
+MODELS, SPECULATION, SAMPLING, AMOUNT, OUTPUT = "Models", "Speculation", "Sampling", "How much", "Output"  # in --help
 
 PAIR, GAMMA, RULE, WINDOW = "stdlib", Settings().gamma, Settings().rule, Settings().window
 TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
 
-PairOption = Annotated[str, typer.Option(help="A registered pair of target and draft.", rich_help_panel=MODELS)]
+PairOption = Annotated[
+    str,
+    typer.Option(help=f"A registered pair of target and draft: {', '.join(PAIRS)}.", rich_help_panel=MODELS),
+]
 TargetOption = Annotated[
     str | None, typer.Option(help="Target: a hub id or a folder, in place of the pair.", rich_help_panel=MODELS)
 ]
@@ -93,15 +96,15 @@ MaxNewTokensOption = Annotated[
     int | None,
     typer.Option(
         help="New tokens a text, at most. If left out: 128 in generate; 48 in compare and verify, fewer if --quick.",
-        rich_help_panel=EXTENT,
+        rich_help_panel=AMOUNT,
     ),
 ]
 QuickOption = Annotated[
-    bool, typer.Option("--quick", help="Fewer prompts and fewer tokens: seconds, not minutes.", rich_help_panel=EXTENT)
+    bool, typer.Option("--quick", help="Fewer prompts and fewer tokens: seconds, not minutes.", rich_help_panel=AMOUNT)
 ]
 PromptsOption = Annotated[
     Path | None,
-    typer.Option("--prompts", help="JSONL with your own prompts, a text each.", rich_help_panel=EXTENT),
+    typer.Option("--prompts", help="JSONL with your own prompts, a text each.", rich_help_panel=AMOUNT),
 ]
 
 OutOption = Annotated[

@@ -45,7 +45,7 @@ def profile(
     gamma: options.GammaOption = options.GAMMA,
     passes: Annotated[
         int,
-        typer.Option(help="How often everything is measured; the medians are told.", rich_help_panel=options.EXTENT),
+        typer.Option(help="How often everything is measured; the medians are told.", rich_help_panel=options.AMOUNT),
     ] = 30,
     out: options.OutOption = None,
 ) -> None:

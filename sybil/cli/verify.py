@@ -77,12 +77,12 @@ def verify(
     prompt_file: options.PromptsOption = None,
     count: Annotated[
         int | None,
-        typer.Option(help="How many prompts: 64, or 32 if quick.", rich_help_panel=options.EXTENT),
+        typer.Option(help="How many prompts: 64, or 32 if quick.", rich_help_panel=options.AMOUNT),
     ] = None,
-    repeats: Annotated[int | None, typer.Option(help="Sequences a prompt: 2.", rich_help_panel=options.EXTENT)] = None,
-    greedy: Annotated[int, typer.Option(help="Prompts to decode greedily.", rich_help_panel=options.EXTENT)] = 16,
+    repeats: Annotated[int | None, typer.Option(help="Sequences a prompt: 2.", rich_help_panel=options.AMOUNT)] = None,
+    greedy: Annotated[int, typer.Option(help="Prompts to decode greedily.", rich_help_panel=options.AMOUNT)] = 16,
     stopping: Annotated[
-        int, typer.Option(help="Prompts to end by end tokens and stop strings.", rich_help_panel=options.EXTENT)
+        int, typer.Option(help="Prompts to end by end tokens and stop strings.", rich_help_panel=options.AMOUNT)
     ] = 8,
     resolution: Annotated[
         float | None,
