@@ -78,7 +78,9 @@ class Task:
     @property
     def bound(self) -> tuple[str, ...]:
         """Those who must give the reference's tokens."""
-        return {TRANSFORMERS: self.contenders[1:], AUTOREGRESSIVE: (SPECULATIVE,)}.get(self.reference or "", ())
+        if self.reference is None:
+            return ()
+        return self.contenders[1:] if self.reference == TRANSFORMERS else (SPECULATIVE,)
 
 
 def usual_draft_dtype(draft: str | None, dtype: str, device: str) -> str | None:
