@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 
+def one_line(text: str, most: int = 200) -> str:
+    """Text of somebody else's, fit for a message: on one line, without control characters, `most` characters long."""
+    line = " ".join(text[: 8 * most].split())
+    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
 class SybilError(Exception):
     """Base of everything Sybil raises on purpose. The command line prints it and exits with 2."""
 
@@ -59,9 +66,14 @@ class ResultsMismatch(SybilError):
     """A results file to be resumed that was written under other settings."""
 
 
+class OutputClosed(SybilError, OSError):
+    """A standard output that is closed: nothing could be said."""
+
+
 class EndpointFailed(SybilError, OSError):
     """A server that can't be reached, refuses a request, or answers with something else than completions."""
 
 
 class NotJudgeable(SybilError):
-    """A decoder whose answers can't be judged: other prompts, other token ids, or not one answer a prompt."""
+    """A decoder whose answers can't be judged: none in time, an exception or an exit in place of one, other prompts,
+    other token ids, or not one answer a prompt."""

@@ -63,10 +63,11 @@ def _work(percent: float) -> Edits:
 
 def _in_every_round(clock: str, fault: str) -> Edits:
     restart = "        self._laps: list[tuple[str, float, torch.cuda.Event | None]] = "
-    observed = "            self.drafter.observe(Outcome(accepted, context.lengths))\n"
+    observed = "            self.drafter.observe(Outcome(accepted, self.context.lengths))\n"
     lap = '        clock.lap("other")\n'
     return [
-        ("sybil/decoding.py", restart, f"        self.began = {clock}\n{restart}"),
+        ("sybil/clock.py", restart, f"        self.began = {clock}\n{restart}"),
+        ("sybil/decoding.py", "import secrets\n", "import secrets\nimport time\n"),
         ("sybil/decoding.py", observed + lap, observed + fault + lap),
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sybil.cli import options
+from sybil.cli.terminal import print_json
 from sybil.errors import EmptyPrompt, InvalidSetting
 from sybil.loading import load
 from sybil.results import Stats, Step
@@ -60,9 +60,7 @@ def generate(
         steps = list(stream)
         tokens = [token for step in steps for token in step.tokens[0]]
         completion = decoder.tokenizer.decode(tokens, skip_special_tokens=True)
-        sys.stdout.write(
-            json.dumps(_record(chosen_target, chosen_draft, settings, text, completion, tokens, steps)) + "\n"
-        )
+        print_json(_record(chosen_target, chosen_draft, settings, text, completion, tokens, steps))
         return
 
     # the text goes out as it is: a console library would swallow its tabs and form feeds
@@ -90,7 +88,8 @@ def _standard_input() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise InvalidSetting(f"standard input is no UTF-8 text ({error}): give the prompt in UTF-8") from None
+        encoding = sys.stdin.encoding.upper()
+        raise InvalidSetting(f"standard input is no {encoding} text ({error}): give the prompt in {encoding}") from None
 
 
 def _line(stats: Stats, steps: list[Step]) -> str:

@@ -89,7 +89,9 @@ def profile(
         files.folder(out)
         report = measuring.summarise(samples, measured.bytes_read)
         about = describe(chosen_device)
-        kernels = measured.kernels(path.with_suffix(".trace.json")) if chosen_device.type == "cuda" else {}
+        chart, trace = path.with_suffix(".png"), path.with_suffix(".trace.json")
+        with files.all_or_none(trace):
+            kernels = measured.kernels(trace) if chosen_device.type == "cuda" else {}
         precisions = [each or "unknown" for each in measured.precisions]
         caption = (
             f"{subject.title}; target {precisions[0]}, draft {precisions[1]}, greedy, gamma {gamma}, medians of "
@@ -101,14 +103,14 @@ def profile(
             "gamma": gamma, "device": str(chosen_device), "date": time.strftime("%Y-%m-%d"), **about,
             **asdict(report), "memory": measured.memory, "kernels": kernels, "samples": samples,
         }  # fmt: skip
-        files.replace(path, json.dumps(record, indent=1).encode())
-        chart = path.with_suffix(".png")
-        figures.profile(report, caption, chart)
+        with files.all_or_none(path, chart):
+            files.replace(path, json.dumps(record, indent=1).encode())
+            figures.profile(report, caption, chart)
         _print(console, report, measured.memory, kernels)
         console.print(caption, style="dim", soft_wrap=True)
         console.print(f"numbers: {path}   chart: {chart}", soft_wrap=True)
         if kernels:
-            console.print(f"trace, for ui.perfetto.dev: {path.with_suffix('.trace.json')}", soft_wrap=True)
+            console.print(f"trace, for ui.perfetto.dev: {trace}", soft_wrap=True)
     if interrupted:
         raise typer.Exit(130)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,19 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, TaskID
 from tokenizers import Tokenizer
 
 from sybil.agreement import FLOAT32, HALF
 from sybil.cli import options
-from sybil.cli.terminal import make_console, make_progress, make_table
+from sybil.cli.terminal import make_console, make_progress, make_table, print_json
 from sybil.devices import choose_device, default_dtype
 from sybil.errors import InvalidSetting, VocabularyMismatch
 from sybil.loading import LOOKUP, load, read
+from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.endpoint import EndpointSubject
+from sybil.losslessness.foreign import ForeignSubject
 from sybil.losslessness.samples import Request, Subject
-from sybil.losslessness.subjects import SybilSubject, TransformersSubject, named
+from sybil.losslessness.subjects import SybilSubject, TransformersSubject
+from sybil.losslessness.transport import Server
 from sybil.measuring import files, prompts
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
@@ -64,6 +65,13 @@ def verify(
         str | None,
         typer.Option(help="The server's name for the model, where it serves several.", rich_help_panel=JUDGED),
     ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds for one answer of a server or a function, and for the function's import.",
+            rich_help_panel=JUDGED,
+        ),
+    ] = TIMEOUT,
     gamma: options.GammaOption = options.GAMMA,
     rule: options.RuleOption = options.RULE,
     window: options.WindowOption = options.WINDOW,
@@ -97,14 +105,17 @@ def verify(
     out: options.OutOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
+    """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, and 2
+    where there is no verdict."""
     from sybil.losslessness.evidence import Reference
     from sybil.losslessness.judge import Plan
     from sybil.losslessness.judge import verify as judge
 
-    console = Console(stderr=True) if as_json else make_console()
-    if decoder is not None and endpoint is not None:
-        raise InvalidSetting(f"decoder is {decoder!r} and endpoint {endpoint!r}: give one of them")
+    console = make_console(stderr=as_json)
+    server = None if endpoint is None else Server(endpoint, timeout)
+    if decoder is not None and server is not None:
+        raise InvalidSetting(f"decoder is {decoder!r} and endpoint {server.url!r}: give one of them")
+    checked(timeout)
     most, sequences, length, bound = QUICK if quick else FULL
     most = most if count is None else count
     sequences = sequences if repeats is None else repeats
@@ -129,11 +140,11 @@ def verify(
     chosen_target, chosen_draft = options.names(pair, target, draft)
     if decoder is not None and decoder not in BUILT_IN and ":" not in decoder:
         raise InvalidSetting(f"decoder is {decoder!r}: use {', '.join(BUILT_IN)}, or a package.module:function")
-    function = None if decoder is None or decoder in BUILT_IN else named(decoder)
+    function = None if decoder is None or decoder in BUILT_IN else ForeignSubject(decoder, timeout)
 
     files.check_folder(out)
     with console.status("loading the models"):
-        is_ours = endpoint is None and decoder in (None, SYBIL)
+        is_ours = server is None and decoder in (None, SYBIL)
         ours = load(
             chosen_target, chosen_draft if is_ours else None,
             dtype=chosen_dtype, draft_dtype=chosen_draft_dtype, device=chosen_device,
@@ -145,8 +156,8 @@ def verify(
         subject: Subject
         if is_ours:
             subject = SybilSubject(ours, gamma, rule, window)
-        elif endpoint is not None:
-            subject = EndpointSubject(endpoint, model, tokenizer, frozenset(eos))
+        elif server is not None:
+            subject = EndpointSubject(server, model, tokenizer, frozenset(eos))
         elif function is not None:
             subject = function
         else:
@@ -156,7 +167,7 @@ def verify(
         has_model = chosen_draft is not None and chosen_draft != LOOKUP
         helper = _load(str(chosen_draft), torch.float32, chosen_device) if has_model else None
         reference = Reference(sovereign, tokenizer, helper)
-    is_known = dtype is not None or (function is None and endpoint is None)
+    is_known = dtype is not None or (function is None and server is None)
     plan = replace(
         plan,
         request=replace(request, eos_token_ids=eos),
@@ -183,16 +194,17 @@ def verify(
         "device": str(chosen_device), "prompts": digest(chosen), "date": time.strftime("%Y-%m-%d"), **about,
         **report.as_dict(),
     }  # fmt: skip
+    path = files.unused(files.folder(out) / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
+    chart = path.with_suffix(".png")
+    with files.all_or_none(path, chart):
+        files.replace(path, json.dumps(record, indent=1).encode())
+        figures.losslessness(report, caption, chart)
     if as_json:
-        sys.stdout.write(json.dumps(record) + "\n")
+        print_json(record)
     else:
         _print(console, report)
-        console.print(escape(caption), style="dim", soft_wrap=True)
-    path = files.unused(files.folder(out) / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
-    files.replace(path, json.dumps(record, indent=1).encode())
-    figures.losslessness(report, caption, path.with_suffix(".png"))
-    if not as_json:
-        console.print(escape(f"report: {path}   chart: {path.with_suffix('.png')}"), soft_wrap=True)
+        console.print(caption, style="dim", soft_wrap=True)
+        console.print(f"report: {path}   chart: {chart}", soft_wrap=True)
     raise typer.Exit(STATUS[report.verdict])
 
 
@@ -262,6 +274,6 @@ def _print(console: Console, report: Report) -> None:
             "text is degraded, above 0 too greedy",
             soft_wrap=True,
         )
-    console.print(f"{report.verdict}: {escape(report.subject)}", style="bold", soft_wrap=True)
+    console.print(f"{report.verdict}: {report.subject}", style="bold", soft_wrap=True)
     for reason in report.reasons:
-        console.print(f"  {escape(reason)}", soft_wrap=True)
+        console.print(f"  {reason}", soft_wrap=True)

@@ -6,7 +6,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,13 +34,20 @@ COLOURS = {
 }
 
 
-def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, path: Path) -> None:
-    """Milliseconds a token by contender, a dot a prompt; and by domain the speed-up of the last, which is Sybil's."""
+def _pyplot() -> Any:
+    """matplotlib's, imported when a chart is made. Names are drawn as they are: no $ begins a formula."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    matplotlib.rcParams["text.parse_math"] = False
+    from matplotlib import pyplot
 
+    return pyplot
+
+
+def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, path: Path) -> None:
+    """Milliseconds a token by contender, a dot a prompt; and by domain the speed-up of the last, which is Sybil's."""
+    plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), layout="constrained")
     farthest = 0.0
     jitter = np.random.default_rng(0)
@@ -76,11 +83,7 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
 
 def profile(report: Report, caption: str, path: Path) -> None:
     """A round's parts, stacked; and what a verification costs by the tokens in it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     figure, (above, below) = plt.subplots(2, 1, figsize=(11, 5), height_ratios=(1, 2), layout="constrained")
     start = 0.0
     for (part, ms), colour in zip(report.parts.items(), PART_COLOURS, strict=True):
@@ -107,11 +110,7 @@ def profile(report: Report, caption: str, path: Path) -> None:
 
 def losslessness(report: Judgement, caption: str, path: Path) -> None:
     """How u is spread, with the band that chance leaves it in; and how pairs of tokens hang together."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     figure = plt.figure(figsize=(11, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(11, 10), height_ratios=(1, 12))
     title = f"{report.subject}: {report.verdict}"
@@ -177,10 +176,8 @@ def _pairs(checks: Sequence[Check], figure: SubFigure) -> None:
 
 
 def _save(figure: Figure, caption: str, path: Path) -> None:
-    from matplotlib import pyplot as plt
-
     figure.suptitle(textwrap.fill(caption, 130), fontsize=9)
     image = io.BytesIO()
     figure.savefig(image, dpi=140, format="png")
-    plt.close(figure)
+    _pyplot().close(figure)
     replace(path, image.getvalue())
