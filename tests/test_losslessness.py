@@ -21,9 +21,10 @@ from scipy import stats
 from tiny import gpt2, letters, prompts
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from sybil.agreement import FLOAT32, HALF
 from sybil.errors import EmptyPrompt, InvalidSetting, NotJudgeable, PromptTooLong
 from sybil.losslessness import checks
-from sybil.losslessness.evidence import FLOAT32, HALF, Evidence, Reference, greedy, sampled
+from sybil.losslessness.evidence import Evidence, Reference, greedy, sampled
 from sybil.losslessness.judge import Plan, Report, verify
 from sybil.losslessness.samples import Request, Sample
 from sybil.reports import figures

@@ -5,22 +5,12 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from sybil.cli.options import (
-    DeviceOption,
-    DraftDtypeOption,
-    DraftOption,
-    DtypeOption,
-    GammaOption,
-    PairOption,
-    TargetOption,
-    names,
-)
+from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table
 from sybil.devices import choose_device, default_dtype, dtype_named
 from sybil.errors import InvalidSetting
@@ -35,21 +25,29 @@ from sybil.settings import Settings
 
 
 def profile(
-    pair: PairOption = "stdlib",
-    target: TargetOption = None,
-    draft: DraftOption = None,
+    pair: options.PairOption = options.PAIR,
+    target: options.TargetOption = None,
+    draft: options.DraftOption = None,
     workload: Annotated[
-        str | None, typer.Option(help="A published shape with random weights: gpt2:medium, gpt2:xl or opt:1.3b.")
+        str | None,
+        typer.Option(
+            help="A published shape with random weights, in place of a pair: gpt2:medium, gpt2:xl or opt:1.3b.",
+            rich_help_panel=options.MODELS,
+        ),
     ] = None,
-    gamma: GammaOption = 4,
-    acceptance: Annotated[float, typer.Option(help="Of a workload's proposals, the part that is accepted.")] = 0.75,
-    passes: Annotated[int, typer.Option(help="How often everything is measured; the medians are told.")] = 30,
-    out: Annotated[Path, typer.Option(help="Folder for the numbers (JSON) and the chart (PNG).")] = Path(
-        "sybil-profile"
-    ),
-    dtype: DtypeOption = None,
-    draft_dtype: DraftDtypeOption = None,
-    device: DeviceOption = None,
+    acceptance: Annotated[
+        float,
+        typer.Option(help="Of a workload's proposals, the part that is accepted.", rich_help_panel=options.MODELS),
+    ] = 0.75,
+    dtype: options.DtypeOption = None,
+    draft_dtype: options.DraftDtypeOption = None,
+    device: options.DeviceOption = None,
+    gamma: options.GammaOption = options.GAMMA,
+    passes: Annotated[
+        int,
+        typer.Option(help="How often everything is measured; the medians are told.", rich_help_panel=options.AMOUNT),
+    ] = 30,
+    out: options.OutOption = None,
 ) -> None:
     """Milliseconds of a draft step, of verifying 1 to 17 tokens and of a round's parts, and the memory they take."""
     console = make_console()
@@ -57,6 +55,7 @@ def profile(
         raise InvalidSetting(f"passes is {passes}: use an integer of 1 or more")
     Settings(gamma=gamma)  # refused here, before anything is loaded
     token_rate(acceptance, gamma)
+    out = options.out_folder(out, "profile")
     files.check_folder(out)
     chosen_device = choose_device(device)
     asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
@@ -70,7 +69,7 @@ def profile(
                 workload, asked or default_dtype(chosen_device), draft_asked, chosen_device, acceptance, gamma
             )
         else:
-            names_chosen = names(pair, target, draft)
+            names_chosen = options.names(pair, target, draft)
             decoder = load(
                 names_chosen[0], draft=names_chosen[1], dtype=asked, draft_dtype=draft_asked, device=chosen_device
             )

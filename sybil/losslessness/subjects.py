@@ -58,11 +58,7 @@ class SybilSubject:
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
         wanted = dict(
             max_new_tokens=request.max_new_tokens,
-            do_sample=request.temperature != 0,
-            temperature=request.temperature or 1.0,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            min_p=request.min_p,
+            **request.sampling.keywords,
             eos_token_id=list(request.eos_token_ids),  # where it is empty, the model's own isn't one either
             stop_strings=request.stop_strings,
         )
@@ -127,13 +123,7 @@ class TransformersSubject:
     def _config(self, request: Request) -> Any:
         from transformers import GenerationConfig
 
-        drawn = dict(
-            do_sample=True,
-            temperature=request.temperature,
-            top_k=request.top_k,  # None would mean 50
-            top_p=request.top_p,
-            min_p=request.min_p or None,
-        )
+        drawn = {**request.sampling.keywords, "min_p": request.min_p or None}  # 0 would take time
         return GenerationConfig(
             **(drawn if request.temperature else dict(do_sample=False)),
             max_new_tokens=request.max_new_tokens,

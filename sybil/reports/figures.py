@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sybil.measuring.compare import CONTENDERS, SPECULATIVE, TRANSFORMERS, Row, Summary, ms_per_token
+from sybil.measuring.compare import Summary, ms_per_token
+from sybil.measuring.contenders import ASSISTED, AUTOREGRESSIVE, PROMPT_LOOKUP, SPECULATIVE, TRANSFORMERS
 from sybil.measuring.files import replace
 from sybil.measuring.profile import DRAFT_STEP, Report
+from sybil.measuring.task import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +25,13 @@ if TYPE_CHECKING:
 
 PART_COLOURS = ("#c9a227", "#7b2d8b", "#2d6a8b", "#9aa3ad")  # draft, target, sampling and rule, everything else
 VERDICT_COLOURS = {"PASS": "#2e7d4f", "FAIL": "#b3261e", "INCONCLUSIVE": "#8a6d00"}
-COLOURS = dict(zip(CONTENDERS, ("#9aa3ad", "#6b7784", "#c9a227", "#7b2d8b"), strict=True))
+COLOURS = {
+    TRANSFORMERS: "#9aa3ad",
+    ASSISTED: "#6b7784",
+    PROMPT_LOOKUP: "#6b7784",
+    AUTOREGRESSIVE: "#c9a227",
+    SPECULATIVE: "#7b2d8b",
+}
 
 
 def _pyplot() -> Any:
@@ -38,7 +46,7 @@ def _pyplot() -> Any:
 
 
 def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, path: Path) -> None:
-    """Milliseconds a token by contender, a dot a prompt; and the speed-up by domain."""
+    """Milliseconds a token by contender, a dot a prompt; and by domain the speed-up of the last, which is Sybil's."""
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), layout="constrained")
     farthest = 0.0
@@ -57,14 +65,14 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
     left.set_xlim(0, 1.5 * farthest)  # the labels stand to the right of every dot
 
     cost = {(row["contender"], row["prompt"]): ms_per_token(row) for row in rows}
+    last = summaries[-1].contender
     domains: dict[str, list[float]] = {}
     for row in rows:
         plain = cost.get((TRANSFORMERS, row["prompt"]))
-        if row["contender"] == SPECULATIVE and plain:
-            domains.setdefault(row["domain"], []).append(plain / cost[SPECULATIVE, row["prompt"]])
-    right.boxplot(
-        list(domains.values()), tick_labels=list(domains), medianprops={"color": COLOURS[SPECULATIVE], "linewidth": 2}
-    )
+        if row["contender"] == last and plain:
+            domains.setdefault(row["domain"], []).append(plain / cost[last, row["prompt"]])
+    medians = {"color": COLOURS[last], "linewidth": 2}
+    right.boxplot(list(domains.values()), tick_labels=list(domains), medianprops=medians)
     right.axhline(1, color="black", linewidth=0.8, linestyle=":")
     right.set_ylim(bottom=0)
     right.set_ylabel("Sybil's speed-up over transformers")
