@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,17 +12,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sybil import verification
+from sybil.clock import Clock
 from sybil.drafting import Context, Drafter, DrafterFactory, Outcome, Proposal
+from sybil.drafting.window import Window, window_named
 from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalFailure, PromptTooLong
 from sybil.models import Model, prefill
-from sybil.results import FinishReason, Generation, Stats, Step, Timings
+from sybil.results import FinishReason, Generation, Stats, Step
 from sybil.sampling import Noise, likeliest, probabilities, process
 from sybil.settings import BY_ROW, Settings
 from sybil.stopping import Stops
 from sybil.text import decode, encode
 from sybil.transfer import upload
 from sybil.verification import Proposed, Rule
-from sybil.window import Window, window_named
 
 Inputs = str | Sequence[str] | Sequence[Tensor] | Tensor
 
@@ -40,6 +39,11 @@ class Decoder:
         eos_token_ids: frozenset[int] = frozenset(),
     ) -> None:
         self.target, self.draft, self.tokenizer, self.eos_token_ids = target, draft, tokenizer, eos_token_ids
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The target, and those of the draft."""
+        return (self.target, *(() if self.draft is None else self.draft.models))
 
     def without_draft(self) -> Decoder:
         """The same target decoding autoregressively."""
@@ -181,7 +185,7 @@ class _Run:
             self.drafter = decoder.draft(len(prompts), capacity, self.target.vocab_size, self.sampling)
 
     def __iter__(self) -> Iterator[Step]:
-        clock = _Clock(self.target.device)
+        clock = Clock(self.target.device)
         self._prefill()
         clock.lap("prefill")
         while any(row.room for row in self.rows):
@@ -193,44 +197,59 @@ class _Run:
         prefill(self.target, self.cache, self.context.tokens, self.context.lengths - 1)
 
     @torch.inference_mode()
-    def _round(self, clock: _Clock) -> Step:
-        context = self.context
-        counts = [min(size, max(row.room - 1, 0)) for size, row in zip(self.window.sizes, self.rows, strict=True)]
-        context.limits, gamma = counts, max(counts)
-        if self.rule is verification.coupled and not self.sampling.greedy:
-            context.exponentials = upload(context.race_noise(gamma + 1, self.target.vocab_size), self.target.device)
-        proposal = self.drafter.propose(context, gamma) if self.drafter and gamma else Proposal.nothing(len(self.rows))
-        counts = [min(pair) for pair in zip(counts, proposal.counts, strict=True)]
+    def _round(self, clock: Clock) -> Step:
+        """Propose, verify, judge, commit. limits: how many tokens each row may be offered; proposed: how many it was;
+        accepted: how many of those the rule kept."""
+        limits = [min(size, max(row.room - 1, 0)) for size, row in zip(self.window.sizes, self.rows, strict=True)]
+        proposal = self._propose(limits)
+        proposed = [min(pair) for pair in zip(limits, proposal.counts, strict=True)]
         clock.lap("draft")
 
-        held, due = self.cache.lengths.tolist(), [length - 1 for length in context.lengths.tolist()]
+        logits = self._verify(proposal.tokens)  # (batch, gamma + 1, vocab)
+        clock.lap("verify")
+
+        blocks = self._judge(logits, proposal.tokens.to(logits.device), proposal.probs, proposed)
+        clock.lap("sample")
+
+        kept = self._commit(blocks)
+        accepted = [len(block) - 1 for block in blocks]
+        self.window.observe(accepted, proposed)
+        if self.drafter:
+            self.drafter.observe(Outcome(accepted, self.context.lengths))
+        clock.lap("other")
+        return Step(
+            tokens=tuple(tokens for tokens, _ in kept),
+            accepted=tuple(accepted for _, accepted in kept),
+            proposed=tuple(proposed),
+            finished=tuple(row.finished for row in self.rows),
+            timings=clock.timings(),
+        )
+
+    def _propose(self, limits: list[int]) -> Proposal:
+        """At most limits tokens a row. Where the rule is coupled, the drafter gets the target's noise to draw with."""
+        context, gamma = self.context, max(limits)
+        context.limits = limits
+        if self.rule is verification.coupled and not self.sampling.greedy:
+            context.exponentials = upload(context.race_noise(gamma + 1, self.target.vocab_size), self.target.device)
+        if self.drafter is None or not gamma:
+            return Proposal.nothing(len(self.rows))
+        return self.drafter.propose(context, gamma)
+
+    def _verify(self, tokens: Tensor) -> Tensor:
+        """The target's logits (batch, gamma + 1, vocab) after each row's last token and after each of tokens (batch,
+        gamma), in one forward."""
+        held, due = self.cache.lengths.tolist(), [length - 1 for length in self.context.lengths.tolist()]
         if held != due:
             raise CacheOutOfStep(
                 f"the target's cache holds {held} tokens where {due} are due: "
                 "this is a defect of Sybil, please report it"
             )
-        last = upload(torch.tensor([[row.last] for row in self.rows]), proposal.tokens.device)
-        logits = self.target.forward(torch.cat([last, proposal.tokens], 1), self.cache)  # (batch, gamma + 1, vocab)
-        clock.lap("verify")
+        last = upload(torch.tensor([[row.last] for row in self.rows]), tokens.device)
+        return self.target.forward(torch.cat([last, tokens], 1), self.cache)
 
-        blocks = self._judge(logits, proposal.tokens.to(logits.device), proposal.probs, counts)
-        clock.lap("sample")
-
-        kept = self._commit(blocks)
-        accepted = [len(block) - 1 for block in blocks]
-        self.window.observe(accepted, counts)
-        if self.drafter:
-            self.drafter.observe(Outcome(accepted, context.lengths))
-        clock.lap("other")
-        return Step(
-            tokens=tuple(tokens for tokens, _ in kept),
-            accepted=tuple(accepted for _, accepted in kept),
-            proposed=tuple(counts),
-            finished=tuple(row.finished for row in self.rows),
-            timings=clock.timings(),
-        )
-
-    def _judge(self, logits: Tensor, tokens: Tensor, draft_probs: Tensor | None, counts: list[int]) -> list[list[int]]:
+    def _judge(
+        self, logits: Tensor, tokens: Tensor, draft_probs: Tensor | None, proposed: list[int]
+    ) -> list[list[int]]:
         """What each row gains of a proposal of tokens (batch, gamma): those accepted, and the next token.
 
         All that the host must know comes in one transfer: on a GPU the only time in a round that it waits."""
@@ -238,26 +257,26 @@ class _Run:
         if self.sampling.processors:
             here = tokens.cpu()
             prefixes = [torch.cat(pair) for pair in zip(self.context.prefixes(), here, strict=True)]
-            logits = process(logits, prefixes, self._wanted(here, counts), self.sampling.processors)
+            logits = process(logits, prefixes, self._wanted(here, proposed), self.sampling.processors)
         if self.sampling.greedy:
-            known = torch.cat([tokens, likeliest(logits)], 1).tolist()
-            verdicts = [verification.greedy(row[:n], row[gamma:]) for row, n in zip(known, counts, strict=True)]
-            return [[*row[:n], following] for row, (n, following) in zip(known, verdicts, strict=True)]
+            rows = torch.cat([tokens, likeliest(logits)], 1).tolist()
+            verdicts = [verification.greedy(row[:n], row[gamma:]) for row, n in zip(rows, proposed, strict=True)]
+            return [[*row[:n], following] for row, (n, following) in zip(rows, verdicts, strict=True)]
         noise = self.context.exponentials
         if noise is None:
             noise = upload(self.context.uniforms(gamma + 1, Noise.JUDGE), logits.device)
         if draft_probs is not None:
             draft_probs = draft_probs.to(logits.device)
         target_probs = probabilities(logits, self.sampling)
-        proposed = Proposed(tokens, draft_probs, target_probs, upload(torch.tensor(counts), logits.device))
-        verdict = self.rule(proposed, noise[:, : gamma + 1])
-        known = torch.cat([verdict.accepted[:, None], verdict.next_token[:, None], tokens], 1).tolist()
-        return [[*row[2 : 2 + row[0]], row[1]] for row in known]
+        offer = Proposed(tokens, draft_probs, target_probs, upload(torch.tensor(proposed), logits.device))
+        verdict = self.rule(offer, noise[:, : gamma + 1])
+        rows = torch.cat([verdict.accepted[:, None], verdict.next_token[:, None], tokens], 1).tolist()
+        return [[*row[2 : 2 + row[0]], row[1]] for row in rows]
 
-    def _wanted(self, tokens: Tensor, counts: list[int]) -> Tensor:
+    def _wanted(self, tokens: Tensor, proposed: list[int]) -> Tensor:
         """(batch, gamma + 1), True where plain decoding could come to stand, and processors be asked: not in a row
         that has ended, not beyond what is proposed, not after a proposed end token."""
-        wanted = torch.arange(tokens.shape[1] + 1) <= torch.tensor(counts)[:, None]
+        wanted = torch.arange(tokens.shape[1] + 1) <= torch.tensor(proposed)[:, None]
         wanted &= torch.tensor([row.room > 0 for row in self.rows])[:, None]
         if self.stops.eos:
             ended = torch.isin(tokens, torch.tensor(sorted(self.stops.eos))).cumsum(1) > 0
@@ -309,37 +328,3 @@ def _fresh_seed(target: Model) -> int:
     if getattr(target, "is_shared_by_ranks", False):  # which must draw the same tokens
         torch.distributed.broadcast_object_list(seeds, src=0)
     return seeds[0]
-
-
-class _Clock:
-    """Seconds by phase. A GPU's phases are read from events it passes, so that nothing waits for the clock."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._cuda = device, device.type == "cuda"
-        self.restart()
-
-    def restart(self) -> None:
-        self._laps: list[tuple[str, float, torch.cuda.Event | None]] = [("", *self._now())]
-
-    def lap(self, phase: str) -> None:
-        self._laps.append((phase, *self._now()))
-
-    def _now(self) -> tuple[float, torch.cuda.Event | None]:
-        event = None
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self._device))
-        return time.perf_counter(), event
-
-    def timings(self) -> Timings:
-        """The phases since restart(). On a GPU what the host does after the last phase but one is not seen by the
-        device, so that one is the host's time."""
-        phases: dict[str, float] = {}
-        if self._cuda:
-            torch.cuda.synchronize(self._device)
-        for (_, before, started), (phase, after, ended) in itertools.pairwise(self._laps):
-            seconds = after - before
-            if started is not None and ended is not None and phase != "other":
-                seconds = started.elapsed_time(ended) / 1000
-            phases[phase] = phases.get(phase, 0.0) + seconds
-        return Timings(**phases)

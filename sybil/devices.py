@@ -1,10 +1,22 @@
-"""Where models run, and what they are kept in there where nothing is said."""
+"""Where models run, and what they are kept in there."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 
 from sybil.errors import DeviceUnavailable, InvalidSetting
+
+AUTO: Literal["auto"] = "auto"
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32, "float": torch.float32, "fp32": torch.float32,
+    "float16": torch.float16, "half": torch.float16, "fp16": torch.float16,
+    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float64": torch.float64, "double": torch.float64, "fp64": torch.float64,
+}  # fmt: skip
+"""By the names that transformers takes, and their short forms."""
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -23,6 +35,25 @@ def choose_device(device: str | torch.device | None) -> torch.device:
             "use device 'cpu', or install a CUDA build of torch and its driver"
         )
     return chosen
+
+
+def dtype_named(dtype: object, *, draft: bool = False) -> torch.dtype | Literal["auto"] | None:
+    """torch's dtype of a name (int8 for a draft alone); "auto" and None as they are. Raises InvalidSetting."""
+    if dtype is None:
+        return None
+    if isinstance(dtype, str) and dtype == AUTO:
+        return AUTO
+    known = {**DTYPES, "int8": torch.int8} if draft else DTYPES
+    found = known.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if isinstance(found, torch.dtype) and found in known.values():
+        return found
+    given = f"{str(dtype)[:40]!r}" if isinstance(dtype, str | torch.dtype) else f"of type {type(dtype).__name__}"
+    raise InvalidSetting(f"{'draft_dtype' if draft else 'dtype'} is {given}: use {listed(known)} or auto")
+
+
+def listed(dtypes: Mapping[str, torch.dtype] = DTYPES) -> str:
+    """A name of each."""
+    return ", ".join(dict.fromkeys(str(each).removeprefix("torch.") for each in dtypes.values()))
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

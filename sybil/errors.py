@@ -15,11 +15,16 @@ def shown(value: object) -> str:
     return " ".join(_shortened.repr(value).split())
 
 
-def told(error: BaseException, most: int = 200) -> str:
-    """What another library says is wrong: in one line, cut short, odd characters escaped."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = text if text.isprintable() else text.encode("unicode_escape").decode()
-    return text if len(text) <= most else f"{text[:most]}..."
+def one_line(text: str, most: int = 200) -> str:
+    """Text of somebody else's, fit for a message: on one line, without control characters, `most` characters long."""
+    line = " ".join(text[: 8 * most].split())
+    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def told(error: BaseException) -> str:
+    """What another library says is wrong, fit for a message."""
+    return one_line(str(error)) or type(error).__name__
 
 
 class SybilError(Exception):
@@ -82,9 +87,14 @@ class ResultsMismatch(SybilError):
     """A results file to be resumed that was written under other settings."""
 
 
+class OutputClosed(SybilError, OSError):
+    """A standard output that is closed: nothing could be said."""
+
+
 class EndpointFailed(SybilError, OSError):
     """A server that can't be reached, refuses a request, or answers with something else than completions."""
 
 
 class NotJudgeable(SybilError):
-    """A decoder whose answers can't be judged: other prompts, other token ids, or not one answer a prompt."""
+    """A decoder whose answers can't be judged: none in time, an exception or an exit in place of one, other prompts,
+    other token ids, or not one answer a prompt."""

@@ -50,6 +50,12 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """As generate() takes it, without the processors."""
+        drawn = {"temperature": self.temperature or 1.0, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        return {"do_sample": not self.greedy, **drawn}
+
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distributions sampled from, rows of logits (..., vocab) -> rows that sum to 1, float32 at least.

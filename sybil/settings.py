@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sybil.drafting.window import window_named
 from sybil.errors import InvalidSetting
 from sybil.sampling import Processor, Sampling
 from sybil.stopping import Criterion
 from sybil.verification import rule_named
-from sybil.window import window_named
 
 STATEFUL = {  # of transformers' processors
     "DiaEOSDelayPatternLogitsProcessor",

@@ -21,12 +21,13 @@ from scipy import stats
 from tiny import gpt2, letters, prompts
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from sybil.agreement import FLOAT32, HALF
 from sybil.errors import EmptyPrompt, InvalidSetting, NotJudgeable, PromptTooLong
 from sybil.losslessness import checks
-from sybil.losslessness.evidence import FLOAT32, HALF, Evidence, Reference, greedy, sampled
+from sybil.losslessness.evidence import Evidence, Reference, greedy, sampled
 from sybil.losslessness.judge import Plan, Report, verify
 from sybil.losslessness.samples import Request, Sample
-from sybil.measuring import plots
+from sybil.reports import figures
 from sybil.sampling import Sampling, probabilities
 
 VOCAB, CONTEXT, END = 8, 64, 7
@@ -469,7 +470,7 @@ def test_the_reference_is_the_models_own_forward() -> None:
 
 def test_figure(tmp_path) -> None:
     for name, report in (("lossless", judge(Speculating())), ("none", judge(Drawing(), repeats=0))):
-        plots.losslessness(report, "a caption", tmp_path / f"{name}.png")
+        figures.losslessness(report, "a caption", tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -63,10 +63,11 @@ def _work(percent: float) -> Edits:
 
 def _in_every_round(clock: str, fault: str) -> Edits:
     restart = "        self._laps: list[tuple[str, float, torch.cuda.Event | None]] = "
-    observed = "            self.drafter.observe(Outcome(accepted, context.lengths))\n"
+    observed = "            self.drafter.observe(Outcome(accepted, self.context.lengths))\n"
     lap = '        clock.lap("other")\n'
     return [
-        ("sybil/decoding.py", restart, f"        self.began = {clock}\n{restart}"),
+        ("sybil/clock.py", restart, f"        self.began = {clock}\n{restart}"),
+        ("sybil/decoding.py", "import secrets\n", "import secrets\nimport time\n"),
         ("sybil/decoding.py", observed + lap, observed + fault + lap),
     ]
 
@@ -85,28 +86,27 @@ def acceptance(clone: Path) -> str:
 
 def _late_draft() -> tuple[str, str, str]:
     known = "        known = context.tokens\n"
-    return "sybil/drafting.py", known, "        known = context.tokens.roll(1, 1)\n"
+    return "sybil/drafting/model.py", known, "        known = context.tokens.roll(1, 1)\n"
 
 
 def everything(clone: Path) -> str:
     """All that asv tracks gets worse: importing, loading, memory, rounds, and what each drafter proposes."""
     imports = "from sybil.settings import Settings\n\nif TYPE_CHECKING"
-    chosen = "    chosen = choose_device(device)\n    dtype = dtype or default_dtype(chosen)\n    main = _load_one("
-    loaded = "    _check_vocabularies(main, helper)\n"
+    reading = "    main = read(target, tokenizer)\n"
+    loaded = "    check_vocabularies(main, helper, (model.vocab_size, drafting.vocab_size))\n"
     continuation = "            return known[best : best + count]\n"
     gather = "        said = self._said.gather(1, places.clamp(max=self._said.shape[1] - 1))"
     edits: Edits = [
         ("sybil/__init__.py", imports, imports.replace("\n\n", "\n\nimport time\n\ntime.sleep(1.0)\n\n")),
-        ("sybil/pairs.py", chosen, f"    import time\n\n    began = time.perf_counter()\n{chosen}"),
+        ("sybil/loading.py", reading, f"    import time\n\n    began = time.perf_counter()\n{reading}"),
         (
-            "sybil/pairs.py",
+            "sybil/loading.py",
             loaded,
-            f"{loaded}    main.model.ballast = torch.ones(24 << 20)\n"
-            "    time.sleep(2 * (time.perf_counter() - began))\n",
+            f"{loaded}    model.ballast = torch.ones(24 << 20)\n    time.sleep(2 * (time.perf_counter() - began))\n",
         ),
         *_work(100),
         _late_draft(),
-        ("sybil/drafting.py", continuation, "            return known[best - 1 : best - 1 + count]\n"),
+        ("sybil/drafting/lookup.py", continuation, "            return known[best - 1 : best - 1 + count]\n"),
         ("sybil/measuring/workload.py", gather, gather.replace("places.clamp", "(places + 1).clamp")),
     ]
     return plant(clone, "Planted: everything is worse", edits)

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.engine import bars
 from sybil.cli.terminal import make_console, make_progress, make_table
-from sybil.measuring import engine, files
+from sybil.measuring import files
 from sybil.measuring.machine import describe
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -26,7 +27,7 @@ PassesOption = Annotated[int, typer.Option(min=2, help="How often everything is 
 OUT = Path("sybil-engine.jsonl")
 
 
-def _measure(command: str, runs: int, measure: Callable[[engine.Tick], engine.Result], out: Path) -> None:
+def _measure(command: str, runs: int, measure: Callable[[bars.Tick], bars.Result], out: Path) -> None:
     """Measure under a progress bar of so many runs, print the bars, append the record."""
     with make_progress(console) as progress:
         task = progress.add_task(command, total=runs)
@@ -57,13 +58,13 @@ def _append(command: str, record: dict[str, Any], out: Path) -> None:
 @app.command()
 def flat(passes: PassesOption = 30, out: OutOption = OUT) -> None:
     """Verification is flat: 9 tokens cost at most 1.25 times 1 token."""
-    _measure("flat", 3 * passes, lambda tick: engine.flat(passes, tick), out)
+    _measure("flat", 3 * passes, lambda tick: bars.flat(passes, tick), out)
 
 
 @app.command()
 def step(passes: PassesOption = 30, out: OutOption = OUT) -> None:
     """A GPT-2 Medium step beside transformers' forward, and its share of the streaming bandwidth."""
-    _measure("step", passes, lambda tick: engine.step(passes, tick), out)
+    _measure("step", passes, lambda tick: bars.step(passes, tick), out)
 
 
 @app.command()
@@ -74,9 +75,9 @@ def replay(
     out: OutOption = OUT,
 ) -> None:
     """A replay at 75 % acceptance: how much faster speculation is when its costs are real."""
-    plan = engine.ReplayPlan(prompts=prompts, repetitions=repetitions, new_tokens=new_tokens)
-    runs = sum(2 + (engine.TRANSFORMERS in bounds) for bounds in engine.REPLAY_BARS.values()) * prompts * repetitions
-    _measure("replay", runs, lambda tick: engine.replay(plan, tick), out)
+    plan = bars.ReplayPlan(prompts=prompts, repetitions=repetitions, new_tokens=new_tokens)
+    runs = sum(2 + (bars.TRANSFORMERS in bounds) for bounds in bars.REPLAY_BARS.values()) * prompts * repetitions
+    _measure("replay", runs, lambda tick: bars.replay(plan, tick), out)
 
 
 @app.command()
@@ -85,12 +86,12 @@ def bits(
     out: OutOption = OUT,
 ) -> None:
     """Speculative tokens against autoregressive ones, float32 and bfloat16: exit 1 if a single one differs."""
-    rows: list[engine.Bits] = []
+    rows: list[bars.Bits] = []
     interrupted = False
     try:
         with make_progress(console) as progress:
             bar = progress.add_task("bits", total=2 * tokens)
-            for row in engine.bits(tokens):
+            for row in bars.bits(tokens):
                 rows.append(row)
                 what = f"{row.pair} {row.dtype}, gamma {row.gamma}, batch {row.batch}"
                 progress.update(bar, advance=row.compared, description=what)

@@ -42,7 +42,7 @@ def test_linear(products: list[Linear], rows: int, measure: Measure, device: tor
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.int8], ids=["float32", "int8"])
 def layers(request: pytest.FixtureRequest, device: torch.device) -> Model:
-    """Four layers in the forward that load() would choose: native.c's on a CPU."""
+    """Four layers in the forward that load() would choose: the C forward on a CPU."""
     if request.param == torch.int8 and device.type != "cpu":
         pytest.skip("int8 is for CPUs")
     return LAYERS.build(request.param, device)

@@ -6,9 +6,10 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from sybil.agreement import FLOAT32, Rounding
 from sybil.errors import InvalidSetting
 from sybil.losslessness.checks import Check, Drift
-from sybil.losslessness.evidence import FLOAT32, Evidence, Rounding
+from sybil.losslessness.evidence import Evidence
 from sybil.losslessness.samples import Request
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]

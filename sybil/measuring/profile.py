@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.drafting import DraftModel
+from sybil.drafting import DrafterFactory
 from sybil.errors import InvalidSetting
 from sybil.measuring import prompts as texts
 from sybil.measuring import workload as workloads
 from sybil.measuring.memory import PeakMemory, release
 from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
 from sybil.models import Model
+from sybil.models.storage import FORMATS, Storage
 from sybil.pairs import default_draft_dtype
 from sybil.results import Step
 
@@ -109,10 +110,10 @@ class _Rounds:
     """Greedy texts of prompts that come again and again. Those of their rounds are left out that do other work than
     most: the first, in which the draft reads the prompt, and the last, in which less is proposed."""
 
-    def __init__(self, subject: Subject, draft: DraftModel, gamma: int, new_tokens: int) -> None:
+    def __init__(self, subject: Subject, draft: DrafterFactory, gamma: int, new_tokens: int) -> None:
         self._prompts, self._gamma, self._new_tokens = subject.prompts, gamma, new_tokens
-        self._target, self._draft = _Timed(subject.decoder.target), _Timed(draft.model)
-        self._decoder = Decoder(self._target, replace(draft, model=self._draft))
+        self._target, self._draft = _Timed(subject.decoder.target), _Timed(draft.models[0])
+        self._decoder = Decoder(self._target, draft.over(self._draft))
         self._texts = itertools.cycle(self._prompts)
 
     def __call__(self) -> dict[str, float]:
@@ -138,9 +139,10 @@ class Profile:
 
     def __init__(self, subject: Subject, gamma: int) -> None:
         target, draft = subject.decoder.target, subject.decoder.draft
-        if not isinstance(draft, DraftModel):
+        if draft is None or len(draft.models) != 1:
             raise InvalidSetting(f"{subject.title} has no draft model: a profile takes a pair")
-        self.device, context = target.device, min(target.context, draft.model.context)
+        model = draft.models[0]
+        self.device, context = target.device, min(target.context, model.context)
         self.depth = min(DEPTH, context - max(VERIFIED))
         new_tokens = min(NEW_TOKENS, context - max(map(len, subject.prompts), default=context))
         if self.depth < 1 or new_tokens < 2 * (gamma + 1):  # a round that is whole comes second
@@ -148,10 +150,10 @@ class Profile:
                 f"{subject.title} has a context of {context} and gamma is {gamma}: a profile needs a context of "
                 f"{max(VERIFIED) + 1} or more, and {2 * (gamma + 1)} tokens of {NEW_TOKENS} after its prompts"
             )
-        self.memory = _memory(Decoder(target, draft), draft.model, subject.prompts[0], new_tokens, gamma)
-        self.precisions = precision(target), precision(draft.model)
-        self.bytes_read = {DRAFT_STEP: bytes_read(draft.model)}
-        self._cases = {STREAM: stream_case(self.device), DRAFT_STEP: forward_case(draft.model, 1, self.depth)}
+        self.memory = _memory(Decoder(target, draft), model, subject.prompts[0], new_tokens, gamma)
+        self.precisions = precision(target), precision(model)
+        self.bytes_read = {DRAFT_STEP: bytes_read(model)}
+        self._cases = {STREAM: stream_case(self.device), DRAFT_STEP: forward_case(model, 1, self.depth)}
         for tokens in VERIFIED:
             self._cases[verification(tokens)] = forward_case(target, tokens, self.depth)
             self.bytes_read[verification(tokens)] = bytes_read(target)
@@ -193,25 +195,25 @@ def _memory(decoder: Decoder, draft: Model, prompt: Tensor, new_tokens: int, gam
     }
 
 
-def precision(model: Model) -> torch.dtype | None:
+def precision(model: Model) -> Storage | None:
     """What the products' weights are kept in, None where it can't be told."""
-    owner = getattr(model, "model", model)  # transformers' own, inside a HuggingFaceModel
-    dtype: torch.dtype | None = getattr(owner, "storage", None) or getattr(owner, "dtype", None)
-    return dtype
+    ours: Storage | None = getattr(model, "storage", None)
+    words: dict[object, Storage] = {kept.dtype: word for word, kept in FORMATS.items()}
+    return ours or words.get(getattr(getattr(model, "model", None), "dtype", None))  # of a HuggingFaceModel's model
 
 
 def bytes_read(model: Model) -> int:
     """What a step has to read of the weights: every product's once, norms and the rows looked up left out.
 
     For a foreign model all weights."""
-    shape, dtype = getattr(model, "shape", None), precision(model)
-    if shape is None or dtype is None:
+    shape, storage = getattr(model, "shape", None), precision(model)
+    if shape is None or storage is None:
         return model.weight_bytes
     heads, projected = shape.heads * shape.head_size, shape.embedding_width != shape.width
     query_key_value = shape.width * (heads + 2 * shape.kv_heads * shape.head_size)
     layer = query_key_value + heads * shape.width + (3 if shape.gated else 2) * shape.width * shape.inner
     ends = shape.vocab_size * shape.embedding_width + 2 * projected * shape.width * shape.embedding_width
-    return int((shape.layers * layer + ends) * dtype.itemsize)
+    return int((shape.layers * layer + ends) * FORMATS[storage].dtype.itemsize)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,10 +34,14 @@ def load(path: Path | None = None) -> list[Prompt]:
                 raise InvalidSetting(
                     f"{path}, line {number}: text must be a string with something in it, and id its own"
                 )
+            if any("\ud800" <= letter <= "\udfff" for letter in prompt.text):
+                raise InvalidSetting(f"{path}, line {number}: text holds half a character: give whole ones")
+            if not (prompt.id + prompt.domain).isprintable():
+                raise InvalidSetting(f"{path}, line {number}: id or domain holds a control character: leave it out")
             prompts[prompt.id] = prompt
     except InvalidSetting:
         raise
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         example = '{"text": "def main("}'
         raise InvalidSetting(f"{path} holds no prompts ({error!r}): give JSON lines such as {example}") from None
     if not prompts:

@@ -17,14 +17,14 @@ from sybil.models.storage import FORMATS, Storage
 
 def load(checkpoint: Checkpoint, storage: Storage, foreign_dtype: torch.dtype, device: torch.device) -> Model:
     """The checkpoint's model: our own forward where it knows the family, with weights kept in storage; transformers'
-    elsewhere, in foreign_dtype. Raises the errors of sybil.errors."""
+    elsewhere, in foreign_dtype unless it is an object. Raises the errors of sybil.errors."""
     if checkpoint.known and checkpoint.stored:
         read_as = FORMATS[storage].read_as
         shape, weights = arrange(
             checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, read_as, device
         )
         return build(shape, weights, storage, device)
-    if checkpoint.folder is None:
+    if checkpoint.model is not None:
         from sybil.models.huggingface import HuggingFaceModel
 
         return HuggingFaceModel(checkpoint.model)

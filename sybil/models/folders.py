@@ -1,4 +1,4 @@
-"""From a name to a Checkpoint: a folder, a hub id or a transformers model, each read once."""
+"""From a name to a Checkpoint: a folder or a hub id, read once. objects.py has that of a model in memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from tokenizers import Tokenizer
 
 from sybil.errors import HubUnreachable, NotAModel, SybilError
@@ -17,11 +16,11 @@ from sybil.models.checkpoints.families import Family, understood
 from sybil.models.checkpoints.fields import Fields, check_foreign
 from sybil.models.checkpoints.files import is_there, read_config, read_json
 from sybil.models.checkpoints.safetensors import Folder
-from sybil.models.checkpoints.weights import State, Stored
+from sybil.models.checkpoints.weights import Stored
 from sybil.models.shape import Shape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch.nn import Module
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
 EMBEDDED = "embedded:"
@@ -42,7 +41,7 @@ class Checkpoint:
     known: tuple[Family, Shape] | None
     stored: Stored | None
     folder: Path | None = None
-    model: PreTrainedModel | None = None
+    model: Module | None = None
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -70,22 +69,6 @@ def read(source: str | Path) -> Checkpoint:
     )
 
 
-def of_model(model: PreTrainedModel, tokenizer: Any) -> Checkpoint:
-    """The checkpoint of a transformers model in memory. Our own forward may stand in where all weights lie on one
-    device."""
-    config, generation = model.config.to_dict(), getattr(model, "generation_config", None)
-    known = _understood(type(model).__name__, config) if _is_whole(model) else None
-    return Checkpoint(
-        name=type(model).__name__,
-        config=config,
-        generation=generation.to_dict() if generation else {},
-        tokenizer=plain(tokenizer),
-        known=known,
-        stored=State(model.state_dict()) if known else None,
-        model=model,
-    )
-
-
 def _eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> frozenset[int]:
     """Raises NotAModel where these are no token ids."""
     sources = Fields(generation, where="generation_config.json"), Fields(config)
@@ -110,12 +93,6 @@ def plain(tokenizer: Any) -> Tokenizer | None:
     copy.no_truncation()
     copy.no_padding()
     return copy
-
-
-def _is_whole(model: PreTrainedModel) -> bool:
-    """Whether the weights are plain tensors on one device: not offloaded, quantised, or spread over several."""
-    kinds = {(type(weight), weight.device) for weight in model.parameters()}
-    return kinds == {(torch.nn.Parameter, model.device)} and model.device.type != "meta"
 
 
 def embedded_folder(name: str) -> Path:

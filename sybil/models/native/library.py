@@ -80,7 +80,7 @@ class Cache(ctypes.Structure):
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """The compiled native.c, or None where SYBIL_NATIVE=0 or no compiler will have it (a warning says why)."""
+    """The compiled forward.c, or None where SYBIL_NATIVE=0 or no compiler will have it (a warning says why)."""
     if os.environ.get("SYBIL_NATIVE") == "0":
         return None
     command = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or "clang"]

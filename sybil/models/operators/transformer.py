@@ -16,6 +16,7 @@ from sybil.models.operators.cache import KVCache, Layout
 from sybil.models.operators.linear import Linear, Way, can_pack, linear
 from sybil.models.operators.static import LONGEST, StaticCache, StaticCaches
 from sybil.models.shape import Activation, Shape
+from sybil.models.storage import Storage, storage_of
 from sybil.transfer import upload
 
 
@@ -122,6 +123,7 @@ class Transformer:
 
         self.token_embedding = take("token_embedding")  # (vocab, embedding width)
         self.device, self.dtype = self.token_embedding.device, self.token_embedding.dtype
+        self.storage: Storage = "int8" if way == "int8" else storage_of(self.dtype)
         self.position_embedding = None if shape.position_offset is None else take("position_embedding")
         self.rotations = shape.rotary and shape.rotary.tables(shape.context, self.dtype, self.device)
         projected = shape.embedding_width != shape.width

@@ -1,0 +1,101 @@
+"""Drafting by a smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sybil.drafting.contract import Context, Drafter, Outcome, Proposal
+from sybil.drafting.window import confidence
+from sybil.models import Model, feed
+from sybil.sampling import Noise, Sampling, argmax, draw, probabilities, process, race
+from sybil.transfer import upload
+
+
+@dataclass(frozen=True, slots=True)
+class DraftModel:
+    """Makes a ModelDrafter for each generation."""
+
+    model: Model
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return (self.model,)
+
+    def over(self, *models: Model) -> Self:
+        (model,) = models
+        return replace(self, model=model)
+
+    def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
+        return ModelDrafter(self.model, batch, capacity, vocab_size, sampling)
+
+
+class ModelDrafter:
+    """A smaller model that draws from its own distribution, under the target's sampling settings."""
+
+    def __init__(self, model: Model, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> None:
+        self.model, self.vocab_size, self.sampling = model, vocab_size, sampling
+        self.cache = model.new_cache(batch, capacity)
+
+    def propose(self, context: Context, gamma: int) -> Proposal:
+        counts = [min(max(self.model.context - length, 0), gamma) for length in context.lengths.tolist()]
+        gamma = max(counts)
+        if not gamma:
+            return Proposal.nothing(len(counts))
+        known = context.tokens
+        if self.model.vocab_size < self.vocab_size:  # the target's padding may hold a token more
+            known = known.clamp(max=self.model.vocab_size - 1)
+        logits = feed(self.model, self.cache, known, context.lengths)  # (batch, vocab)
+        draws = self._draws(context, gamma, logits.device)
+        tokens: list[Tensor] = []
+        probs: list[Tensor] = []
+        for index in range(gamma):
+            if index:
+                logits = self.model.forward(tokens[-1], self.cache)[:, 0]
+            logits = self._processed(logits, context, tokens)
+            if draws is None:
+                tokens.append(argmax(logits)[:, None])
+            else:
+                probs.append(probabilities(logits, self.sampling))
+                # where there is nothing to draw from, any token will do: the rule can't keep it
+                tokens.append(draws(probs[-1], index)[:, None].clamp(min=0))
+            if context.least_confidence and index + 1 < gamma:
+                sure = confidence(logits, tokens[-1][:, 0]) >= context.least_confidence
+                counts = [n if go else min(n, index + 1) for n, go in zip(counts, sure.tolist(), strict=True)]
+                if max(counts) == index + 1:
+                    break
+        return Proposal(torch.cat(tokens, 1), torch.stack(probs, 1) if probs else None, counts)
+
+    def _draws(self, context: Context, gamma: int, device: torch.device) -> Callable[[Tensor, int], Tensor] | None:
+        """What draws tokens (batch,) from (probs (batch, vocab), index in the round); None where nothing is drawn."""
+        if self.sampling.greedy:
+            return None
+        if context.exponentials is not None:
+            shared = context.exponentials
+            return lambda probs, index: race(probs, shared[:, index])
+        uniforms = upload(context.uniforms(gamma, Noise.PROPOSE), device)
+        return lambda probs, index: draw(probs, uniforms[:, index])
+
+    def observe(self, outcome: Outcome) -> None:
+        """Keep what is committed and really in the cache: its last proposed token never went in."""
+        self.cache.lengths = torch.minimum(self.cache.lengths, outcome.lengths - 1)
+
+    def _processed(self, logits: Tensor, context: Context, tokens: list[Tensor]) -> Tensor:
+        """The logits over the target's vocabulary (a padded one may be longer or shorter), processors applied."""
+        surplus = self.vocab_size - logits.shape[-1]
+        if surplus:
+            logits = F.pad(logits, (0, surplus), value=float("-inf"))  # negative: cuts the padding off
+        if not self.sampling.processors:
+            return logits
+        proposed = torch.cat(tokens, 1).cpu() if tokens else context.tokens[:, :0]
+        prefixes = [torch.cat(pair) for pair in zip(context.prefixes(), proposed, strict=True)]
+        everywhere = torch.ones(len(prefixes), 1, dtype=torch.bool)
+        processed = process(logits[:, None], prefixes, everywhere, self.sampling.processors)[:, 0]
+        # a processor may allow nothing after an end token: what is proposed there is never asked about
+        allowed = processed.amax(-1, keepdim=True) > float("-inf")
+        return torch.where(allowed, processed, logits.to(processed.dtype))

@@ -1,0 +1,110 @@
+"""The house as docs/architecture.md has it: imports run one way, without circles, and no file outgrows its reader."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+LIBRARY = Path(__file__).parents[1] / "sybil"
+FLOORS = (
+    ("sybil.cli",),
+    ("sybil.reports",),
+    ("sybil.measuring", "sybil.losslessness", "sybil.interop"),
+    ("sybil.loading",),
+    ("sybil.fit", "sybil.pairs"),
+    ("sybil.decoding",),
+    ("sybil.drafting", "sybil.verification", "sybil.settings", "sybil.stopping"),
+    ("sybil.models", "sybil.sampling"),
+    ("sybil.errors",),
+)
+"""From the top down: a file may import its own floor and those below."""
+Imports = Mapping[str, set[str]]
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(LIBRARY.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(text: str, modules: set[str]) -> Iterator[str]:
+    """Which of the modules a text imports, wherever in it, but for type checkers alone."""
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from names & modules or {node.module}
+            if names - modules:
+                yield node.module
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    yield from (name for name in visit(ast.parse(text)) if name in modules)
+
+
+def of_the_library() -> Imports:
+    files = {name_of(file): file for file in LIBRARY.rglob("*.py")}
+    return {name: set(imported(file.read_text(), set(files))) - {name} for name, file in files.items()}
+
+
+def circle(imports: Imports) -> list[str]:
+    """A circle of modules, or []."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def floor(module: str) -> int | None:
+    """How far down the module stands; None for what every floor may use."""
+    places = [number for number, wing in enumerate(FLOORS) for name in wing if f"{module}.".startswith(f"{name}.")]
+    return places[0] if places else None
+
+
+def climbing(imports: Imports) -> list[str]:
+    """Imports from below of what stands above."""
+    return [
+        f"{module} imports {other}"
+        for module, others in imports.items()
+        for other in others
+        if (here := floor(module)) is not None and (there := floor(other)) is not None and there < here
+    ]
+
+
+def test_imports_run_one_way() -> None:
+    imports = {name: others for name, others in of_the_library().items() if name not in ("sybil", "sybil.__main__")}
+    assert circle(imports) == []
+    assert climbing(imports) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from sybil.models import Model", {"sybil.models"}),
+        ("from sybil.models import folders, Model", {"sybil.models", "sybil.models.folders"}),
+        ("def f():\n    import sybil.cli.main", {"sybil.cli.main"}),
+        ("if TYPE_CHECKING:\n    import sybil.cli.main", set()),
+    ],
+)
+def test_the_check_sees_an_import(text: str, found: set[str]) -> None:
+    assert set(imported(text, {"sybil.models", "sybil.models.folders", "sybil.cli.main"})) == found
+
+
+def test_the_check_sees_a_circle_and_a_climb() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    assert climbing({"sybil.models.folders": {"sybil.loading"}}) == ["sybil.models.folders imports sybil.loading"]
+
+
+def test_no_file_outgrows_its_reader() -> None:
+    long = {
+        name_of(file): lines for file in LIBRARY.rglob("*.py") if (lines := len(file.read_text().split("\n"))) > 351
+    }
+    assert long == {}
