@@ -15,7 +15,6 @@ from typing import Any
 
 from sybil.errors import NotAModel, shown
 
-
 LONGEST_TEXT = 100
 
 
