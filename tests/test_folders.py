@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_transformer import example, random_model
 from tiny import gpt2, save, sybil
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from sybil.errors import NotAModel, PackageMissing, SybilError, WeightsMismatch
 from sybil.loading import load
@@ -181,7 +182,7 @@ def changed(folder: Path, name: str, change: Callable[[dict[str, Any]], Any]) ->
 
 @pytest.mark.parametrize(
     "file",
-    ["../whole/model.safetensors", "/etc/passwd", "/tmp/model.safetensors", "a/../../b.safetensors", "..", "",
+    ["../whole/model.safetensors", "/etc/passwd", "/srv/model.safetensors", "a/../../b.safetensors", "..", "",
      "a\\b.safetensors", "config.json", "x" * 3000 + ".bin", "a\nb.txt"],
 )  # fmt: skip
 def test_an_index_that_leaves_the_folder(file: str, folder: Path) -> None:
@@ -325,6 +326,10 @@ def test_a_method_of_transformers_own_needs_accelerate_alone(
     without(monkeypatch, "accelerate")
     changed(folder, "config.json", lambda content: content | {"quantization_config": {"quant_method": method}})
     assert refused(folder, PackageMissing).endswith("pip install accelerate")
+
+
+def test_the_methods_are_transformers_own() -> None:
+    assert {*pretrained.PACKAGES} <= {*AUTO_QUANTIZER_MAPPING, "bitsandbytes"}
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import gpt2, letters, save
+from tiny import gpt2, letters, save, save_tokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -276,7 +276,7 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path: Path) -> None
     config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
     model = GPT2LMHeadModel(config)
     model.save_pretrained(tmp_path, max_shard_size="40MB")
-    letters().save(str(tmp_path / "tokenizer.json"))
+    save_tokenizer(letters(), tmp_path)
     size = 4 * model.num_parameters()
     code = f"""
 import torch

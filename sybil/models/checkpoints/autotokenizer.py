@@ -143,6 +143,8 @@ def _named(settings: Mapping[str, Any]) -> Iterator[str]:
 def _cuts_so(tokenizer: Tokenizer, rebuilt: _Rebuilt, settings: Mapping[str, Any]) -> bool:
     """Whether the class cuts and merges as tokenizer.json says."""
     model, add_prefix_space = tokenizer.model, settings.get("add_prefix_space", False)
+    if add_prefix_space is None and rebuilt.pattern:  # Qwen2's class alone takes null
+        add_prefix_space = False
     if not isinstance(model, models.BPE) or not isinstance(add_prefix_space, bool):
         return False
     odd = model.dropout, model.continuing_subword_prefix, model.end_of_word_suffix, model.fuse_unk, model.byte_fallback

@@ -31,9 +31,9 @@ def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         with tokenizing(f"{path} is no tokenizer"):
             tokenizer = Tokenizer.from_str(text)
             if not takes_as_it_lies(folder, config, text, tokenizer):
-                tokenizer = _by_transformers(folder)
+                tokenizer = _by_transformers(folder, config)
     elif any(is_there(folder / name) for name in SLOW_TOKENIZERS):  # without any, transformers makes an empty one up
-        tokenizer = _by_transformers(folder)
+        tokenizer = _by_transformers(folder, config)
     else:
         raise NotAModel(f"{folder} holds no tokenizer.json: save its fast tokenizer beside the weights")
     tokenizer.no_truncation()
@@ -46,6 +46,20 @@ def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     with tokenizing(f"{path} is no tokenizer"):  # a panic that shows itself is shown before the weights are read
         tokenizer.decode(_probed(lambda: tokenizer.encode(PROBE).ids) or [])
     return tokenizer
+
+
+def _as_far_as_it_matters(config: Mapping[str, Any]) -> Any:
+    """transformers' config with what AutoTokenizer reads of it: the other fields are a model's, and may be wrong."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    try:
+        theirs = AutoConfig.for_model(config.get("model_type"))
+    except (ValueError, KeyError):
+        theirs = PreTrainedConfig()
+    for name in ("tokenizer_class", "model_name"):
+        if name in config:
+            setattr(theirs, name, config[name])
+    return theirs
 
 
 @contextmanager
@@ -80,12 +94,12 @@ def _check_charsmap(part: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
-def _by_transformers(folder: Path) -> Tokenizer:
+def _by_transformers(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     check_folder(folder)
-    with tokenizing(f"{folder} and its config.json give transformers no tokenizer"), quiet():
+    with tokenizing(f"{folder} holds no tokenizer that transformers can read"), quiet():
         from transformers import AutoTokenizer
 
-        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        theirs = AutoTokenizer.from_pretrained(folder, config=_as_far_as_it_matters(config), trust_remote_code=False)
         ids = _probed(lambda: theirs(PROBE).input_ids)
         tokenizer: Tokenizer = theirs.backend_tokenizer
         tokenizer.encode_special_tokens = theirs.split_special_tokens
