@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from sybil.errors import HubUnreachable, NotAModel, SybilError
 from sybil.models.checkpoints import tokenizers
 from sybil.models.checkpoints.families import Family, understood
-from sybil.models.checkpoints.fields import Fields, check_foreign
+from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import is_there, read_config, read_json
 from sybil.models.checkpoints.safetensors import Folder
 from sybil.models.checkpoints.weights import Stored
@@ -54,8 +54,6 @@ def read(source: str | Path) -> Checkpoint:
     folder = locate(source)
     config, generation = read_config(folder), folder / "generation_config.json"
     known, stored = _understood(str(source), config), Folder(folder)
-    if known is None:
-        check_foreign(config, len(stored.shapes))
     defaults = read_json(generation) if is_there(generation) else {}
     _eos_token_ids(config, defaults)  # what isn't allowed is refused before anything is built
     return Checkpoint(

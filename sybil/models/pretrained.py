@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sybil.errors import NotAModel, PackageMissing, SybilError, WeightsMismatch, shown, told
-from sybil.models.checkpoints.fields import Fields
+from sybil.models.checkpoints.fields import Fields, check_foreign
 from sybil.models.checkpoints.files import check_folder
 from sybil.models.checkpoints.tokenizers import quiet
 from sybil.models.folders import Checkpoint
@@ -64,6 +64,7 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
     if quantised:
         _check_packages(checkpoint)
     check_folder(folder)
+    check_foreign(checkpoint.config, len(checkpoint.stored.shapes) if checkpoint.stored else 0)
     try:
         with quiet():
             _check_size(checkpoint)

@@ -74,8 +74,8 @@ _REGISTERED = {
 """AutoTokenizer's class by model_type, for the families whose models don't need transformers either."""
 
 
-def takes_as_it_lies(folder: Path, config: Mapping[str, Any], text: str, tokenizer: Tokenizer) -> bool:
-    """Whether its ids are sure to be those of tokenizer.json alone; text: that file's, tokenizer: what it is."""
+def takes_as_it_lies(folder: Path, config: Mapping[str, Any], content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
+    """Whether its ids are sure to be those of tokenizer.json alone; content: that file's, tokenizer: what it is."""
     settings, specials, added = (
         read_json(folder / name) if is_there(folder / name) else {}
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -86,7 +86,7 @@ def takes_as_it_lies(folder: Path, config: Mapping[str, Any], text: str, tokeniz
         return False
     if any(name not in _UNCHANGING and not name.endswith("_token") for name in settings):
         return False
-    kind = _class(config, settings.get("tokenizer_class") or config.get("tokenizer_class"), text)
+    kind = _class(config, settings.get("tokenizer_class") or config.get("tokenizer_class"), content)
     rebuilt = _REBUILT.get(kind or "")
     if kind != _AS_IT_LIES and not rebuilt:
         return False
@@ -107,10 +107,11 @@ def takes_as_it_lies(folder: Path, config: Mapping[str, Any], text: str, tokeniz
         i: str(token) for i, token in held.items()
     }:
         return False
-    return _cuts_so(tokenizer, rebuilt, settings) and _numbers_so(tokenizer, rebuilt, named)
+    vocabulary = content["model"]["vocab"]
+    return _cuts_so(tokenizer, vocabulary, rebuilt, settings) and _numbers_so(tokenizer, vocabulary, rebuilt, named)
 
 
-def _class(config: Mapping[str, Any], named: Any, text: str) -> str | None:
+def _class(config: Mapping[str, Any], named: Any, content: Mapping[str, Any]) -> str | None:
     """The class that AutoTokenizer chooses for the folder; None where transformers has to be asked."""
     kind = config.get("model_type")
     if kind not in _REGISTERED or "model_name" in config or not isinstance(named, str | None):
@@ -122,7 +123,8 @@ def _class(config: Mapping[str, Any], named: Any, text: str) -> str | None:
         return _AS_IT_LIES
     named = (named or "").removesuffix("Fast")
     if kind == "llama" and named == "LlamaTokenizer":
-        return _AS_IT_LIES if '"ByteLevel"' in text else None
+        parts = [content.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
+        return _AS_IT_LIES if '"ByteLevel"' in json.dumps(parts) else None
     return named or registered or _AS_IT_LIES
 
 
@@ -140,7 +142,9 @@ def _named(settings: Mapping[str, Any]) -> Iterator[str]:
             yield token
 
 
-def _cuts_so(tokenizer: Tokenizer, rebuilt: _Rebuilt, settings: Mapping[str, Any]) -> bool:
+def _cuts_so(
+    tokenizer: Tokenizer, vocabulary: Mapping[str, int], rebuilt: _Rebuilt, settings: Mapping[str, Any]
+) -> bool:
     """Whether the class cuts and merges as tokenizer.json says."""
     model, add_prefix_space = tokenizer.model, settings.get("add_prefix_space", False)
     if add_prefix_space is None and rebuilt.pattern:  # Qwen2's class alone takes null
@@ -148,7 +152,7 @@ def _cuts_so(tokenizer: Tokenizer, rebuilt: _Rebuilt, settings: Mapping[str, Any
     if not isinstance(model, models.BPE) or not isinstance(add_prefix_space, bool):
         return False
     odd = model.dropout, model.continuing_subword_prefix, model.end_of_word_suffix, model.fuse_unk, model.byte_fallback
-    every_byte = {*pre_tokenizers.ByteLevel.alphabet()} <= tokenizer.get_vocab(with_added_tokens=False).keys()
+    every_byte = {*pre_tokenizers.ByteLevel.alphabet()} <= vocabulary.keys()
     return (
         not any(odd)
         and not model.ignore_merges
@@ -160,9 +164,8 @@ def _cuts_so(tokenizer: Tokenizer, rebuilt: _Rebuilt, settings: Mapping[str, Any
     )
 
 
-def _numbers_so(tokenizer: Tokenizer, rebuilt: _Rebuilt, named: set[str]) -> bool:
+def _numbers_so(tokenizer: Tokenizer, vocabulary: Mapping[str, int], rebuilt: _Rebuilt, named: set[str]) -> bool:
     """Whether the added tokens keep their ids and their ways when the class adds them anew, in order of their ids."""
-    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
     added = tokenizer.get_added_tokens_decoder()
     new = sorted(i for i, token in added.items() if token.content not in vocabulary)
     kept = {

@@ -27,10 +27,10 @@ def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.json"
     if is_there(path):
         text = read_text(path, TOKENIZER_BYTES)
-        parsed(path, text, _check_charsmap)
+        content = parsed(path, text, _check_charsmap)
         with tokenizing(f"{path} is no tokenizer"):
             tokenizer = Tokenizer.from_str(text)
-            if not takes_as_it_lies(folder, config, text, tokenizer):
+            if not takes_as_it_lies(folder, config, content, tokenizer):
                 tokenizer = _by_transformers(folder, config)
     elif any(is_there(folder / name) for name in SLOW_TOKENIZERS):  # without any, transformers makes an empty one up
         tokenizer = _by_transformers(folder, config)
