@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sybil.arguments import described
 from sybil.errors import DeviceUnavailable, InvalidSetting
 
 
@@ -13,10 +14,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         chosen = torch.device("meta")
     if chosen.type not in ("cpu", "cuda"):
-        raise InvalidSetting(f"device is {str(device)!r}: use 'cpu', 'cuda' or 'cuda:N'")
+        raise InvalidSetting(f"device is {described(device)}: use 'cpu', 'cuda' or 'cuda:N'")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise DeviceUnavailable(
             f"device {chosen} was asked for and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs: "

@@ -16,6 +16,7 @@ from sybil.drafting import DraftModel
 from sybil.errors import InvalidSetting, NotJudgeable, one_line
 from sybil.losslessness.child import Unfit, answer_of, described
 from sybil.losslessness.samples import Request, Sample
+from sybil.stopping import Stops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +52,8 @@ class SybilSubject:
         self, decoder: Decoder, gamma: int = 4, rule: str = "token", window: str = "constant", batch: int = 8
     ) -> None:
         models = [decoder.target, *([decoder.draft.model] if isinstance(decoder.draft, DraftModel) else [])]
-        self.decoder, self.batch = decoder, 1 if any(getattr(each, "counts_slots", False) for each in models) else batch
+        self.decoder = decoder.without_defaults()  # a request says all
+        self.batch = 1 if any(getattr(each, "counts_slots", False) for each in models) else batch
         self._settings: dict[str, Any] = dict(gamma=gamma, rule=rule, window=window)
         windowed = "" if window == "constant" else f", window {window}"
         self.name = f"sybil, rule {rule}, gamma {gamma}{windowed}" if decoder.draft else "sybil, no draft"
@@ -77,7 +79,8 @@ class SybilSubject:
                     tokens[row] += block
                     places[row] += range(len(block))
             for row, prompt in enumerate(chosen):
-                yield Sample(tuple(prompt), tuple(tokens[row]), tuple(places[row]))
+                doubt = _begins_in_prompt(prompt, tokens[row], request, self.decoder.tokenizer)
+                yield Sample(tuple(prompt), tuple(tokens[row]), tuple(places[row]), doubt)
 
 
 class TransformersSubject:
@@ -122,7 +125,10 @@ class TransformersSubject:
                     streamer=blocks,
                 )
             yield Sample(
-                tuple(prompt), tuple(blocks.tokens), tuple(blocks.places), self._doubt(prompt, blocks, request)
+                tuple(prompt),
+                tuple(blocks.tokens),
+                tuple(blocks.places),
+                _begins_in_prompt(prompt, blocks.tokens, request, self.text),
             )
 
     def _config(self, request: Request) -> Any:
@@ -151,15 +157,18 @@ class TransformersSubject:
             return []
         return [StopStringCriteria(self.tokenizer, list(request.stop_strings))]
 
-    def _doubt(self, prompt: Sequence[int], blocks: _Blocks, request: Request) -> str:
-        """transformers finds stop strings that begin in the prompt, too: by its own rule it is right to end there."""
-        if self.text is None or not request.stop_strings or len(blocks.tokens) >= request.max_new_tokens:
-            return ""
-        new, reach = self.text.decode(blocks.tokens), max(map(len, request.stop_strings))
-        across = self.text.decode([*prompt[-reach:], *blocks.tokens])
-        if any(string in across and string not in new for string in request.stop_strings):
-            return "a stop string that begins in the prompt ended it, as transformers has it"
+
+def _begins_in_prompt(
+    prompt: Sequence[int], tokens: Sequence[int], request: Request, tokenizer: Tokenizer | None
+) -> str:
+    """transformers finds stop strings that begin in the prompt, too: by its own rule it is right to end there."""
+    if tokenizer is None or not request.stop_strings or len(tokens) >= request.max_new_tokens:
         return ""
+    stops = Stops(strings=request.stop_strings, tokenizer=tokenizer)
+    ended, alone = stops.keep(prompt, (), tokens), stops.keep((), (), tokens)
+    if ended == (len(tokens), "stop_string") and alone[1] is None:
+        return "a stop string that begins in the prompt ended it, as transformers has it"
+    return ""
 
 
 @contextmanager

@@ -84,7 +84,8 @@ class Comparison:
                 f"target {task.target} has logits for {sizes[0]} tokens and draft {task.draft} for {sizes[1]}, which "
                 "transformers' assisted generation refuses: compare a pair of equal sizes"
             )
-        plain, assisted = TransformersContender(target, None), TransformersContender(target, draft)
+        ends = decoder.eos_token_ids  # config.json's where generation_config.json names none: for all the same
+        plain, assisted = TransformersContender(target, None, ends), TransformersContender(target, draft, ends)
         self.reference = target
         self.contenders: dict[str, Contender] = {
             TRANSFORMERS: plain,

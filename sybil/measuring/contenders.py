@@ -30,6 +30,9 @@ class Measured:
     memory_growth: int | None = None
 
 
+PROPOSING = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+
+
 class Contender(Protocol):
     """A way to decode. weight_bytes: those of all its models."""
 
@@ -42,7 +45,7 @@ class SybilContender:
     """Sybil's decoder, with its draft or without."""
 
     def __init__(self, decoder: Decoder, gamma: int) -> None:
-        self.decoder, self.gamma = decoder, gamma
+        self.decoder, self.gamma = decoder.without_defaults(), gamma
         self.weight_bytes = decoder.target.weight_bytes + (decoder.draft.weight_bytes if decoder.draft else 0)
 
     def run(self, prompt: Tensor, max_new_tokens: int) -> Measured:
@@ -64,15 +67,22 @@ class SybilContender:
 
 
 class TransformersContender:
-    """transformers' own generate, with its assisted generation where there is a draft, at its defaults."""
+    """transformers' own generate, with its assisted generation where there is a draft, at its defaults.
 
-    def __init__(self, model: PreTrainedModel, assistant: PreTrainedModel | None) -> None:
+    Greedy and nothing else, as Sybil's: what the checkpoints ask for is taken off the models, but for how assisted
+    generation proposes. It would come back wherever a request leaves something open."""
+
+    def __init__(
+        self, model: PreTrainedModel, assistant: PreTrainedModel | None, eos_token_ids: frozenset[int]
+    ) -> None:
         self.model, self.assistant = model, assistant
         from transformers import GenerationConfig
 
         models = [model] if assistant is None else [model, assistant]
-        # greedy and nothing else: a checkpoint may bring penalties of its own
-        self._request = GenerationConfig(eos_token_id=model.generation_config.eos_token_id, pad_token_id=0)
+        for each in models:
+            asked = each.generation_config
+            each.generation_config = GenerationConfig(**{name: getattr(asked, name, None) for name in PROPOSING})
+        self._request = GenerationConfig(eos_token_id=sorted(eos_token_ids) or None, pad_token_id=0)
         self.weight_bytes = sum(tensor.nbytes for each in models for tensor in each.parameters())
         self._forwards = 0
         model.register_forward_pre_hook(self._count)
