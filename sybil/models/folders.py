@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from sybil.errors import HubUnreachable, NotAModel, SybilError
+from sybil.arguments import described
+from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
 from sybil.models.checkpoints.families import Family, understood
 from sybil.models.checkpoints.files import read_config, read_json
 from sybil.models.checkpoints.safetensors import Folder
@@ -29,27 +30,18 @@ EMBEDDED = "embedded:"
 class Checkpoint:
     """All that is known of a model before it is built.
 
-    generation: what generation_config.json says. known: the family and shape, None where Sybil's own forward doesn't
-    know the model. stored: the tensors by name, None where transformers reads them. folder: where it lies, or model:
-    the object that it is."""
+    generation: what generation_config.json says, None where there is none. known: the family and shape, None where
+    Sybil's own forward doesn't know the model. stored: the tensors by name, None where transformers reads them. folder:
+    where it lies, or model: the object that it is."""
 
     name: str
     config: Mapping[str, Any]
-    generation: Mapping[str, Any]
+    generation: Mapping[str, Any] | None
     tokenizer: Tokenizer | None
     known: tuple[Family, Shape] | None
     stored: Stored | None
     folder: Path | None = None
     model: Module | None = None
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """generation_config.json's, or where it names none config.json's."""
-        for source in (self.generation, self.config):
-            eos = source.get("eos_token_id")
-            if eos is not None:
-                return frozenset([eos] if isinstance(eos, int) else eos)
-        return frozenset()
 
 
 def read(source: str | Path) -> Checkpoint:
@@ -61,7 +53,7 @@ def read(source: str | Path) -> Checkpoint:
     return Checkpoint(
         name=str(source),
         config=config,
-        generation=read_json(generation) if generation.exists() else {},
+        generation=read_json(generation) if generation.exists() else None,
         tokenizer=plain(_load_tokenizer(folder)),
         known=known,
         stored=Folder(folder) if known else None,
@@ -77,10 +69,18 @@ def _understood(name: str, config: Mapping[str, Any]) -> tuple[Family, Shape] | 
 
 
 def plain(tokenizer: Any) -> Tokenizer | None:
-    """A tokenizer of our own that neither cuts nor pads, whatever its file or its owner has set."""
+    """A tokenizer of our own that neither cuts nor pads, whatever its file or its owner has set.
+
+    Raises InvalidSetting for what is no tokenizer of transformers' fast ones or of tokenizers'."""
     if tokenizer is None:
         return None
-    copy: Tokenizer = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, Tokenizer):
+        raise InvalidSetting(
+            f"tokenizer is {described(tokenizer)}: give a fast one, as AutoTokenizer.from_pretrained(folder) does, "
+            "or a tokenizers.Tokenizer"
+        )
+    copy: Tokenizer = Tokenizer.from_str(backend.to_str())
     copy.no_truncation()
     copy.no_padding()
     return copy
