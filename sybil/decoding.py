@@ -18,13 +18,14 @@ from sybil.clock import Clock
 from sybil.drafting import Context, Drafter, DrafterFactory, Outcome, Proposal
 from sybil.drafting.window import Window, window_named
 from sybil.errors import CacheOutOfStep, InvalidSetting, NumericalFailure
-from sybil.inputs import Inputs, encode
+from sybil.inputs import Inputs, prompts_of
 from sybil.models import Model, prefill
 from sybil.results import FinishReason, Generation, Stats, Step
 from sybil.sampling import Noise, likeliest, probabilities, process
 from sybil.settings import BY_ROW, MOST, Settings, blamed, chosen
 from sybil.shaping import sampling
 from sybil.stopping import Stops
+from sybil.text import decode
 from sybil.transfer import upload
 from sybil.verification import Proposed, Rule
 
@@ -87,7 +88,7 @@ class Decoder:
                 streamer.put(torch.tensor(step.tokens[0]))
         if streamer is not None:
             streamer.end()
-        text = [self.tokenizer.decode(row.new, skip_special_tokens=True) for row in run.rows] if self.tokenizer else []
+        text = [decode(self.tokenizer, row.new) for row in run.rows] if self.tokenizer else []
         reasons = tuple(row.finished or "length" for row in run.rows)
         return Generation([torch.tensor(row.new) for row in run.rows], text, reasons, Stats.of(steps))
 
@@ -98,7 +99,7 @@ class Decoder:
     def _run(self, inputs: Inputs, asked: Mapping[str, Any]) -> _Run:
         try:
             settings = chosen(self.defaults, asked)
-            return _Run(self, self._rows(encode(inputs, self.tokenizer, self.target), settings), settings)
+            return _Run(self, self._rows(prompts_of(inputs, self.tokenizer, self.target), settings), settings)
         except InvalidSetting as error:
             raise blamed(error, self.defaults, asked) from None
 

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import reprlib
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A file's value or name as a message shows it: in one line, cut short, odd characters escaped."""
+    if isinstance(value, int) and abs(value) >= 1 << 128:
+        return f"of {value.bit_length()} bits"
+    return " ".join(_shortened.repr(value).split())
+
 
 def one_line(text: str, most: int = 200) -> str:
     """Text of somebody else's, fit for a message: on one line, without control characters, `most` characters long."""
     line = " ".join(text[: 8 * most].split())
     line = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
     return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def told(error: BaseException) -> str:
+    """What another library says is wrong, fit for a message."""
+    return one_line(str(error)) or type(error).__name__
 
 
 class SybilError(Exception):
@@ -44,6 +61,10 @@ class VocabularyMismatch(SybilError):
 
 class UnsupportedModel(SybilError):
     """A model whose state can't be rolled back, or an architecture that is not a decoder-only language model."""
+
+
+class PackageMissing(SybilError, ImportError):
+    """A package that a model's quantisation needs and that isn't installed."""
 
 
 class HubUnreachable(SybilError, OSError):

@@ -13,12 +13,13 @@ from torch import Tensor
 from sybil.arguments import described
 from sybil.errors import EmptyPrompt, InvalidSetting, PromptTooLong
 from sybil.models import Model
+from sybil.text import encode
 
 Inputs = str | Sequence[str] | Sequence[Tensor] | Sequence[Sequence[int]] | Tensor
 FORMS = "strings, 1-d LongTensors, lists of token ids, or a (batch, n) LongTensor"
 
 
-def encode(inputs: Any, tokenizer: Tokenizer | None, model: Model) -> list[list[int]]:
+def prompts_of(inputs: Any, tokenizer: Tokenizer | None, model: Model) -> list[list[int]]:
     """Each prompt's token ids. inputs: a string, or several prompts, each a string, a 1-d tensor or array of integers,
     or a list of integers; or (batch, n) integers. Raises InvalidSetting, EmptyPrompt or PromptTooLong."""
     prompts = [_ids(item, tokenizer) for item in _items(inputs)]
@@ -85,7 +86,7 @@ def _encoded(text: str, tokenizer: Tokenizer | None) -> list[int]:
         )
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InvalidSetting("the prompt holds bytes that are no UTF-8 text: give it in UTF-8")
-    return list(tokenizer.encode(text).ids)
+    return encode(tokenizer, text)
 
 
 def _check(prompt: Sequence[int], model: Model) -> None:

@@ -17,7 +17,6 @@ from sybil.drafting import DraftLookup, DraftModel
 from sybil.errors import InvalidSetting
 from sybil.fit import check_vocabularies
 from sybil.models import building, folders
-from sybil.models.checkpoints.safetensors import Folder
 from sybil.models.folders import Checkpoint
 from sybil.models.storage import storage_of
 from sybil.pairs import PAIRS
@@ -133,10 +132,8 @@ def dtype_of(checkpoint: Checkpoint, asked: torch.dtype | Literal["auto"] | None
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """What the config of a folder says, or else what its first floating-point weight is kept in."""
     named = next((checkpoint.config[name] for name in ("dtype", "torch_dtype") if checkpoint.config.get(name)), None)
-    if named is None and checkpoint.folder is not None:
-        stored = checkpoint.stored or Folder(checkpoint.folder)
-        dtypes = (stored.read(name).dtype for name in stored.shapes)
-        named = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
+    if named is None and checkpoint.stored is not None:
+        named = next((dtype for dtype in checkpoint.stored.dtypes.values() if isinstance(dtype, torch.dtype)), None)
     found = DTYPES.get(str(named).removeprefix("torch."))
     if found is None:
         raise InvalidSetting(f"dtype is auto and {checkpoint.name} is in {str(named)[:40]!r}: name one of {listed()}")

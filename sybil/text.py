@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from sybil.errors import NotAModel, SybilError, told
 from sybil.pieces import stages
 
 ONE_BY_ONE = ("BPEDecoder", "ByteFallback", "CTC", "Metaspace", "Replace", "Strip", "WordPiece")
 FUSING = ("ByteLevel", "Fuse")  # what makes one text of tokens
 WINDOW, KEPT = 64, 16  # tokens: decoded together at most while all is whole, and decoded again after that
+
+
+@contextmanager
+def tokenizing(what: str) -> Iterator[None]:
+    """Any error of the library in here is NotAModel, also a panic, which is no Exception; what: went wrong then."""
+    try:
+        yield
+    except SybilError:
+        raise
+    except BaseException as error:
+        if not is_of_a_library(error):
+            raise
+        raise NotAModel(f"{what} ({told(error)}): export the model again") from None
+
+
+def is_of_a_library(error: BaseException) -> bool:
+    """Whether it is an Exception, or the panic of a library in Rust; not Ctrl-C nor an exit."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text's token ids; raises NotAModel where the library gives up."""
+    with tokenizing("the tokenizer can't encode the text"):
+        return list(tokenizer.encode(text).ids)
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens left out; raises NotAModel where the library gives up."""
+    with tokenizing("the tokenizer can't decode the tokens"):
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 class TextStream:
@@ -73,8 +105,7 @@ class TextStream:
         return self._suffix is not None and 0 <= name.find(self._suffix) < len(name) - len(self._suffix)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        return decode(self._tokenizer, ids)
 
 
 def _leaves_earlier_text_alone(steps: Sequence[dict[str, Any]]) -> bool:

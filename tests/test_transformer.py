@@ -315,8 +315,8 @@ def test_fields_that_a_config_leaves_out_have_transformers_defaults(family: str)
     whole = type(example(family))().to_dict()
     known, shape = understand({"model_type": family})
     assert shape == understand(whole)[1]
-    sources = known.sources({"model_type": family}, shape, "", "embedding", "head")
-    assert sources == known.sources(whole, shape, "", "embedding", "head")
+    sources = [*known.sources({"model_type": family}, shape, "", "embedding", "head")]
+    assert sources == [*known.sources(whole, shape, "", "embedding", "head")]
 
 
 def test_every_family_is_tested() -> None:

@@ -13,7 +13,7 @@ from sybil.cli.terminal import print_json
 from sybil.errors import EmptyPrompt, InvalidSetting
 from sybil.loading import load
 from sybil.results import Stats, Step
-from sybil.text import TextStream
+from sybil.text import TextStream, decode
 
 DRAFTED, OWN = typer.colors.GREEN, typer.colors.BRIGHT_MAGENTA
 
@@ -59,7 +59,7 @@ def generate(
     if as_json:
         steps = list(stream)
         tokens = [token for step in steps for token in step.tokens[0]]
-        completion = decoder.tokenizer.decode(tokens, skip_special_tokens=True)
+        completion = decode(decoder.tokenizer, tokens)
         print_json(_record(chosen_target, chosen_draft, settings, text, completion, tokens, steps))
         return
 

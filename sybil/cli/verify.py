@@ -213,7 +213,7 @@ def _load(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
     """transformers' own model."""
     from transformers.utils import logging
 
-    from sybil.models.huggingface import load_transformers
+    from sybil.models.pretrained import load_transformers
 
     logging.set_verbosity_error()  # our own bars are the only ones
     logging.disable_progress_bar()

@@ -63,7 +63,7 @@ class Comparison:
     def __init__(self, task: Task) -> None:
         from transformers.utils import logging
 
-        from sybil.models.huggingface import load_transformers
+        from sybil.models.pretrained import load_transformers
 
         logging.set_verbosity_error()  # our own bar is the only one
         logging.disable_progress_bar()
@@ -96,7 +96,7 @@ class Comparison:
 
     def _assistant(self, draft: str) -> PreTrainedModel:
         """The draft in transformers, in Sybil's dtype where transformers has that; raises VocabularyMismatch."""
-        from sybil.models.huggingface import load_transformers
+        from sybil.models.pretrained import load_transformers
 
         dtype: torch.dtype = getattr(torch, self.task.dtype)
         kept = FORMATS[self.draft_storage].dtype if self.draft_storage else dtype

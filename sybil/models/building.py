@@ -24,10 +24,13 @@ def load(checkpoint: Checkpoint, storage: Storage, foreign_dtype: torch.dtype, d
             checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, read_as, device
         )
         return build(shape, weights, storage, device)
-    from sybil.models.huggingface import HuggingFaceModel, load_transformers
+    if checkpoint.model is not None:
+        from sybil.models.huggingface import HuggingFaceModel
 
-    model = checkpoint.model
-    return HuggingFaceModel(load_transformers(checkpoint, foreign_dtype, device) if model is None else model)
+        return HuggingFaceModel(checkpoint.model)
+    from sybil.models import pretrained
+
+    return pretrained.load(checkpoint, foreign_dtype, device)
 
 
 def build(shape: Shape, weights: Mapping[str, Tensor], storage: Storage, device: torch.device) -> Model:

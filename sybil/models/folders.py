@@ -12,8 +12,10 @@ from tokenizers import Tokenizer
 
 from sybil.arguments import described
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
+from sybil.models.checkpoints import tokenizers
 from sybil.models.checkpoints.families import Family, understood
-from sybil.models.checkpoints.files import read_config, read_json
+from sybil.models.checkpoints.fields import Fields, check_foreign
+from sybil.models.checkpoints.files import is_there, read_config, read_json
 from sybil.models.checkpoints.safetensors import Folder
 from sybil.models.checkpoints.weights import Stored
 from sybil.models.shape import Shape
@@ -21,7 +23,6 @@ from sybil.models.shape import Shape
 if TYPE_CHECKING:
     from torch.nn import Module
 
-SLOW_TOKENIZERS = ("vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
 EMBEDDED = "embedded:"
 
@@ -31,8 +32,8 @@ class Checkpoint:
     """All that is known of a model before it is built.
 
     generation: what generation_config.json says, None where there is none. known: the family and shape, None where
-    Sybil's own forward doesn't know the model. stored: the tensors by name, None where transformers reads them. folder:
-    where it lies, or model: the object that it is."""
+    Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
+    folder: where it lies, or model: the object that it is."""
 
     name: str
     config: Mapping[str, Any]
@@ -47,18 +48,27 @@ class Checkpoint:
 def read(source: str | Path) -> Checkpoint:
     """The checkpoint of a folder, an embedded pair's model or a hub id; raises the errors of sybil.errors."""
     folder = locate(source)
-    config = read_config(folder)
-    known = _understood(str(source), config)
-    generation = folder / "generation_config.json"
+    config, generation = read_config(folder), folder / "generation_config.json"
+    known, stored = _understood(str(source), config), Folder(folder)
+    if known is None:
+        check_foreign(config, len(stored.shapes))
+    defaults = read_json(generation) if is_there(generation) else None
+    _check_end_tokens(config, defaults or {})
     return Checkpoint(
         name=str(source),
         config=config,
-        generation=read_json(generation) if generation.exists() else None,
-        tokenizer=plain(_load_tokenizer(folder)),
+        generation=defaults,
+        tokenizer=tokenizers.read(folder, config),
         known=known,
-        stored=Folder(folder) if known else None,
+        stored=stored,
         folder=folder,
     )
+
+
+def _check_end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> None:
+    """Raises NotAModel where these are no token ids."""
+    for source in (Fields(generation, where="generation_config.json"), Fields(config)):
+        source.get("eos_token_id")
 
 
 def _understood(name: str, config: Mapping[str, Any]) -> tuple[Family, Shape] | None:
@@ -81,6 +91,7 @@ def plain(tokenizer: Any) -> Tokenizer | None:
             "or a tokenizers.Tokenizer"
         )
     copy: Tokenizer = Tokenizer.from_str(backend.to_str())
+    copy.encode_special_tokens = backend.encode_special_tokens  # which to_str() leaves out
     copy.no_truncation()
     copy.no_padding()
     return copy
@@ -126,22 +137,3 @@ def _fetch(name: str) -> Path:
             f"{name!r} is neither a folder nor in the local cache, and the hub can't be reached "
             f"({type(error).__name__}): check the network, give a folder, or use the embedded pair 'stdlib'"
         ) from None
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if path.exists():
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise NotAModel(f"{path} is no tokenizer ({error}): export the model again") from None
-    missing = NotAModel(f"{folder} holds no tokenizer.json: save its fast tokenizer beside the weights")
-    if not any((folder / name).exists() for name in SLOW_TOKENIZERS):  # without any, transformers makes an empty one up
-        raise missing
-    from transformers import AutoTokenizer
-
-    try:
-        backend: Tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
-        return backend
-    except (ValueError, OSError, KeyError, AttributeError, ImportError):
-        raise missing from None

@@ -13,12 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from sybil.errors import NotAModel, UnsupportedModel, WeightsMismatch
-from sybil.models.folders import Checkpoint
+from sybil.errors import UnsupportedModel
 from sybil.models.objects import inside
 
 KEYWORDS = ("input_ids", "attention_mask", "past_key_values", "use_cache", "position_ids", "logits_to_keep")
@@ -75,31 +73,6 @@ def _pick(states: Tensor, slots: Tensor) -> Tensor:
     firsts = torch.arange(batch * heads, device=slots.device).view(batch, heads, 1) * count
     picked = states.reshape(-1, size).index_select(0, (firsts + slots[:, None]).flatten())
     return picked.view(batch, heads, -1, size)
-
-
-def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """transformers' own model of a checkpoint in a folder, from safetensors; raises NotAModel or WeightsMismatch."""
-    folder, quantised = checkpoint.folder, "quantization_config" in checkpoint.config
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map={"": device} if quantised else None,  # quantised weights can't be moved later
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (ValueError, OSError, KeyError, ImportError, ArithmeticError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise NotAModel(f"{folder} can't be loaded as a causal language model ({reason}): check its files") from None
-    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if missing:  # transformers would go on with random numbers there
-        raise WeightsMismatch(
-            f"{folder} lacks {len(missing)} weights that its config asks for, {missing[0]} the first: "
-            "mend config.json or fetch the weights that belong to it"
-        )
-    loaded: PreTrainedModel = model if quantised else model.to(device)
-    return loaded
 
 
 class HuggingFaceModel:
