@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_huggingface import gemma
-from tiny import gpt2, letters, llama, prompts, save, sybil
+from tiny import gpt2, letters, llama, prompts, save, save_tokenizer, sybil
 from transformers import AutoModelForCausalLM
 
 from sybil import Decoder, load
@@ -106,7 +106,7 @@ def rewritten(folder: Path, to: Path, stored: torch.dtype, **config: Any) -> Pat
     save_file(state, to / "model.safetensors", {"format": "pt"})
     fields = json.loads((folder / "config.json").read_text()) | config
     (to / "config.json").write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
-    letters().save(str(to / "tokenizer.json"))
+    save_tokenizer(letters(), to)
     return to
 
 

@@ -335,7 +335,9 @@ def understand(config: Mapping[str, Any]) -> tuple[Family, Shape]:
             raise configs.unknown(name, "set")
     if fields.get("is_causal") is False:
         raise configs.unknown("is_causal", False)
-    return family, family.shape(Fields(config, family.defaults))
+    whole = Fields(config, family.defaults)
+    family.biased(whole)  # read here for its fields to be checked with all others
+    return family, family.shape(whole)
 
 
 def understood(config: Mapping[str, Any]) -> tuple[Family, Shape] | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sybil.errors import NotAModel, shown
+from sybil.errors import NotAModel, one_line, shown
 
 LONGEST_TEXT = 100
 
@@ -214,6 +214,6 @@ def check_foreign(config: Mapping[str, Any], tensors: int) -> None:
                 most = 2**16
             if abs(value) > most:
                 raise NotAModel(
-                    f"config.json has {shown(name)} {shown(value)} and the weights are {tensors} tensors, and allowed "
-                    f"is at most {most}: mend config.json or fetch the weights that belong to it"
+                    f"config.json has {one_line(name, 80)} {shown(value)} and the weights are {tensors} tensors, and "
+                    f"allowed is at most {most}: mend config.json or fetch the weights that belong to it"
                 )
