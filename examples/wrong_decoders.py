@@ -94,7 +94,7 @@ def speculate(pieces: Pieces, prompt: Sequence[int], limit: int, sampling: Sampl
             following = pieces.left(following, draft_probs[accepted])
         block = [*proposed[:accepted], pieces.choose(following, generator.random())]
 
-        count, ended = stops.keep(prompt, new, block)
+        count, ended = stops.keep((), new, block)
         new += block[:count]
         places += range(count)
         if ended:

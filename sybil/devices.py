@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from sybil.arguments import described
 from sybil.errors import DeviceUnavailable, InvalidSetting
 
 AUTO: Literal["auto"] = "auto"
@@ -25,10 +26,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         chosen = torch.device("meta")
     if chosen.type not in ("cpu", "cuda"):
-        raise InvalidSetting(f"device is {str(device)!r}: use 'cpu', 'cuda' or 'cuda:N'")
+        raise InvalidSetting(f"device is {described(device)}: use 'cpu', 'cuda' or 'cuda:N'")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise DeviceUnavailable(
             f"device {chosen} was asked for and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs: "
@@ -47,8 +48,7 @@ def dtype_named(dtype: object, *, draft: bool = False) -> torch.dtype | Literal[
     found = known.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if isinstance(found, torch.dtype) and found in known.values():
         return found
-    given = f"{str(dtype)[:40]!r}" if isinstance(dtype, str | torch.dtype) else f"of type {type(dtype).__name__}"
-    raise InvalidSetting(f"{'draft_dtype' if draft else 'dtype'} is {given}: use {listed(known)} or auto")
+    raise InvalidSetting(f"{'draft_dtype' if draft else 'dtype'} is {described(dtype)}: use {listed(known)} or auto")
 
 
 def listed(dtypes: Mapping[str, torch.dtype] = DTYPES) -> str:

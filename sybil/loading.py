@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from sybil.arguments import described
 from sybil.decoding import Decoder
+from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
 from sybil.drafting import DraftLookup, DraftModel
 from sybil.errors import InvalidSetting
@@ -41,8 +44,12 @@ def load(
 
     A model object keeps its place, dtype and modes. Our own forward stands in for its forward where it is sure to be
     the same (models/objects.py), with its weights as they are now: load again after changing them. Elsewhere, as with
-    hooks, adapters or patches, the object's own forward runs. Raises the errors of sybil.errors.
+    hooks, adapters or patches, the object's own forward runs. What the target's own files ask of a generation becomes
+    the Decoder's defaults; of that, what Sybil doesn't do is said by a UserWarning and left out.
+
+    Raises the errors of sybil.errors.
     """
+    _check(target, draft, tokenizer)
     asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if isinstance(target, str) and target in PAIRS:
         target, draft = PAIRS[target].target, PAIRS[target].draft if draft is None else draft
@@ -52,11 +59,13 @@ def load(
     main = read(target, tokenizer)
     kept = dtype_of(main, asked, chosen)
     _check_as_it_is(main, asked, chosen, "dtype")
+    defaults = Defaults.of(main.generation, main.config, main.name)
     model = building.load(main, storage_of(kept), kept, chosen)
+    defaults.warn(main.name)
     if draft is None:
-        return Decoder(model, None, main.tokenizer, main.eos_token_ids)
+        return Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values)
     if draft == LOOKUP:
-        return Decoder(model, DraftLookup(), main.tokenizer, main.eos_token_ids)
+        return Decoder(model, DraftLookup(), main.tokenizer, defaults.end_tokens, defaults.values)
     helper = read(draft, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
     draft_kept = default_draft_dtype(kept, chosen) if draft_asked is None else dtype_of(helper, draft_asked, chosen)
     if draft_kept == torch.int8 and chosen.type != "cpu":
@@ -65,7 +74,25 @@ def load(
     foreign = kept if draft_asked is None else draft_kept
     drafting = building.load(helper, storage_of(draft_kept), foreign, chosen)
     check_vocabularies(main, helper, (model.vocab_size, drafting.vocab_size))
-    return Decoder(model, DraftModel(drafting), main.tokenizer, main.eos_token_ids)
+    return Decoder(model, DraftModel(drafting), main.tokenizer, defaults.end_tokens, defaults.values)
+
+
+def _check(target: Any, draft: Any, tokenizer: Any) -> None:
+    """Raises InvalidSetting for what is no model, before anything is read."""
+    for name, source in (("target", target), ("draft", draft)):
+        if isinstance(source, str | Path) or (source is None and name == "draft"):
+            continue
+        if isinstance(source, Mapping) and any(isinstance(each, torch.Tensor) for each in source.values()):
+            raise InvalidSetting(
+                f"{name} is a mapping of weights, which says nothing of the model: load_state_dict() them into one, "
+                "or save_pretrained() it and give its folder"
+            )
+        if not isinstance(source, nn.Module):
+            raise InvalidSetting(
+                f"{name} is {described(source)}: give a pair's name, a hub id, a folder, or a transformers model"
+            )
+    if tokenizer is not None and not any(isinstance(source, nn.Module) for source in (target, draft)):
+        raise InvalidSetting("tokenizer is given, and no model as an object: a folder has its own, leave it out")
 
 
 def read(source: str | Path | nn.Module, tokenizer: Any = None) -> Checkpoint:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sybil.arguments import callables, integer, number
 from sybil.errors import InvalidSetting
 
 COLDEST = 1e-6  # a temperature below it would take logits beyond what float32 holds
@@ -37,6 +38,10 @@ class Sampling:
     processors: tuple[Processor, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        object.__setattr__(self, "top_k", integer("top_k", self.top_k))
+        object.__setattr__(self, "processors", callables("processors", self.processors))
         if not (math.isfinite(self.temperature) and (self.temperature == 0 or self.temperature >= COLDEST)):
             raise InvalidSetting(f"temperature is {self.temperature}: use 0 (greedy) or a number from {COLDEST:g}")
         if self.top_k < 0:

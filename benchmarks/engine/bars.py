@@ -180,7 +180,7 @@ def replay(plan: ReplayPlan, tick: Tick) -> Result:
             SPECULATIVE: SybilContender(Decoder(target, Replay(draft, scripts)), gamma=plan.gamma),
         }
         if TRANSFORMERS in bounds:
-            contenders[TRANSFORMERS] = TransformersContender(pair.target.twin(torch.float32, CPU))
+            contenders[TRANSFORMERS] = TransformersContender(pair.target.twin(torch.float32, CPU), frozenset())
         for contender in contenders.values():
             contender.run(prompts[0], 8)  # warm up
         rows = []

@@ -15,6 +15,7 @@ from sybil.decoding import Decoder
 from sybil.errors import InvalidSetting, NotJudgeable, one_line
 from sybil.losslessness.child import Unfit, answer_of, described
 from sybil.losslessness.samples import Request, Sample
+from sybil.stopping import Stops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +51,7 @@ class SybilSubject:
         self, decoder: Decoder, gamma: int = 4, rule: str = "token", window: str = "constant", batch: int = 8
     ) -> None:
         alone = any(getattr(model, "counts_slots", False) for model in decoder.models)
-        self.decoder, self.batch = decoder, 1 if alone else batch
+        self.decoder, self.batch = decoder.without_defaults(), 1 if alone else batch  # a request says all
         self._settings: dict[str, Any] = dict(gamma=gamma, rule=rule, window=window)
         windowed = "" if window == "constant" else f", window {window}"
         self.name = f"sybil, rule {rule}, gamma {gamma}{windowed}" if decoder.draft else "sybil, no draft"
@@ -72,7 +73,8 @@ class SybilSubject:
                     tokens[row] += block
                     places[row] += range(len(block))
             for row, prompt in enumerate(chosen):
-                yield Sample(tuple(prompt), tuple(tokens[row]), tuple(places[row]))
+                doubt = _begins_in_prompt(prompt, tokens[row], request, self.decoder.tokenizer)
+                yield Sample(tuple(prompt), tuple(tokens[row]), tuple(places[row]), doubt)
 
 
 class TransformersSubject:
@@ -117,7 +119,10 @@ class TransformersSubject:
                     streamer=blocks,
                 )
             yield Sample(
-                tuple(prompt), tuple(blocks.tokens), tuple(blocks.places), self._doubt(prompt, blocks, request)
+                tuple(prompt),
+                tuple(blocks.tokens),
+                tuple(blocks.places),
+                _begins_in_prompt(prompt, blocks.tokens, request, self.text),
             )
 
     def _config(self, request: Request) -> Any:
@@ -140,15 +145,18 @@ class TransformersSubject:
             return []
         return [StopStringCriteria(self.tokenizer, list(request.stop_strings))]
 
-    def _doubt(self, prompt: Sequence[int], blocks: _Blocks, request: Request) -> str:
-        """transformers finds stop strings that begin in the prompt, too: by its own rule it is right to end there."""
-        if self.text is None or not request.stop_strings or len(blocks.tokens) >= request.max_new_tokens:
-            return ""
-        new, reach = self.text.decode(blocks.tokens), max(map(len, request.stop_strings))
-        across = self.text.decode([*prompt[-reach:], *blocks.tokens])
-        if any(string in across and string not in new for string in request.stop_strings):
-            return "a stop string that begins in the prompt ended it, as transformers has it"
+
+def _begins_in_prompt(
+    prompt: Sequence[int], tokens: Sequence[int], request: Request, tokenizer: Tokenizer | None
+) -> str:
+    """transformers finds stop strings that begin in the prompt, too: by its own rule it is right to end there."""
+    if tokenizer is None or not request.stop_strings or len(tokens) >= request.max_new_tokens:
         return ""
+    stops = Stops(strings=request.stop_strings, tokenizer=tokenizer)
+    ended, alone = stops.keep(prompt, (), tokens), stops.keep((), (), tokens)
+    if ended == (len(tokens), "stop_string") and alone[1] is None:
+        return "a stop string that begins in the prompt ended it, as transformers has it"
+    return ""
 
 
 @contextmanager

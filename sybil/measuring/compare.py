@@ -83,14 +83,16 @@ class Comparison:
 
     def _contender(self, name: str, decoder: Decoder) -> Contender:
         task = self.task
+        ends = decoder.eos_token_ids  # config.json's where generation_config.json names none: for all the same
         if name == SPECULATIVE:
             return SybilContender(decoder, **task.settings)
         if name == AUTOREGRESSIVE:
             return SybilContender(decoder.without_draft(), **task.settings)
         if name == ASSISTED:
-            return TransformersContender(self.target, self._assistant(str(task.draft)), sampling=task.sampling)
+            assistant = self._assistant(str(task.draft))
+            return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
         proposed = task.gamma if name == PROMPT_LOOKUP else None
-        return TransformersContender(self.target, prompt_lookup=proposed, sampling=task.sampling)
+        return TransformersContender(self.target, ends, prompt_lookup=proposed, sampling=task.sampling)
 
     def _assistant(self, draft: str) -> PreTrainedModel:
         """The draft in transformers, in Sybil's dtype where transformers has that; raises VocabularyMismatch."""

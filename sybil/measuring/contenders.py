@@ -45,6 +45,9 @@ class Measured:
     memory_growth: int | None = None
 
 
+PROPOSING = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+
+
 class Contender(Protocol):
     """A way to decode. weight_bytes: those of all its models."""
 
@@ -58,7 +61,7 @@ class SybilContender:
     """Sybil's decoder, with its draft or without, at its defaults but for what is said."""
 
     def __init__(self, decoder: Decoder, **settings: Any) -> None:
-        self.decoder, self.settings = decoder, settings
+        self.decoder, self.settings = decoder.without_defaults(), settings
         self.weight_bytes = sum(model.weight_bytes for model in decoder.models)
 
     def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
@@ -81,11 +84,15 @@ class SybilContender:
 
 class TransformersContender:
     """transformers' own generate: with an assistant its assisted generation, at its defaults; with prompt_lookup, the
-    number of tokens to propose, its prompt lookup."""
+    number of tokens to propose, its prompt lookup.
+
+    What the checkpoints ask for is taken off the models, but for how assisted generation proposes. It would come back
+    wherever a request leaves something open."""
 
     def __init__(
         self,
         model: PreTrainedModel,
+        eos_token_ids: frozenset[int],
         assistant: PreTrainedModel | None = None,
         prompt_lookup: int | None = None,
         sampling: Sampling = GREEDY,
@@ -94,8 +101,10 @@ class TransformersContender:
         from transformers import GenerationConfig
 
         models = [model] if assistant is None else [model, assistant]
-        # greedy and nothing else: a checkpoint may bring penalties of its own
-        self._request = GenerationConfig(eos_token_id=model.generation_config.eos_token_id, pad_token_id=0)
+        for each in models:
+            asked = each.generation_config
+            each.generation_config = GenerationConfig(**{name: getattr(asked, name, None) for name in PROPOSING})
+        self._request = GenerationConfig(eos_token_id=sorted(eos_token_ids) or None, pad_token_id=0)
         self._request.prompt_lookup_num_tokens = prompt_lookup
         if not sampling.greedy:
             self._request.update(**sampling.keywords | {"min_p": sampling.min_p or None})  # 0 would take time

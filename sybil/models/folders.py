@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from sybil.errors import HubUnreachable, NotAModel, SybilError
+from sybil.arguments import described
+from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
 from sybil.models.checkpoints import tokenizers
 from sybil.models.checkpoints.families import Family, understood
 from sybil.models.checkpoints.fields import Fields
@@ -30,23 +31,18 @@ EMBEDDED = "embedded:"
 class Checkpoint:
     """All that is known of a model before it is built.
 
-    generation: what generation_config.json says. known: the family and shape, None where Sybil's own forward doesn't
-    know the model. stored: the tensors by name, None of an object that runs as it is. folder: where it lies, or model:
-    the object that it is."""
+    generation: what generation_config.json says, None where there is none. known: the family and shape, None where
+    Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
+    folder: where it lies, or model: the object that it is."""
 
     name: str
     config: Mapping[str, Any]
-    generation: Mapping[str, Any]
+    generation: Mapping[str, Any] | None
     tokenizer: Tokenizer | None
     known: tuple[Family, Shape] | None
     stored: Stored | None
     folder: Path | None = None
     model: Module | None = None
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """generation_config.json's, or where it names none config.json's."""
-        return _eos_token_ids(self.config, self.generation)
 
 
 def read(source: str | Path) -> Checkpoint:
@@ -54,8 +50,8 @@ def read(source: str | Path) -> Checkpoint:
     folder = locate(source)
     config, generation = read_config(folder), folder / "generation_config.json"
     known, stored = _understood(str(source), config), Folder(folder)
-    defaults = read_json(generation) if is_there(generation) else {}
-    _eos_token_ids(config, defaults)  # what isn't allowed is refused before anything is built
+    defaults = read_json(generation) if is_there(generation) else None
+    _check_end_tokens(config, defaults or {})
     return Checkpoint(
         name=str(source),
         config=config,
@@ -67,11 +63,10 @@ def read(source: str | Path) -> Checkpoint:
     )
 
 
-def _eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> frozenset[int]:
+def _check_end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> None:
     """Raises NotAModel where these are no token ids."""
-    sources = Fields(generation, where="generation_config.json"), Fields(config)
-    ids: list[frozenset[int] | None] = [source.get("eos_token_id") for source in sources]
-    return next((each for each in ids if each is not None), frozenset())
+    for source in (Fields(generation, where="generation_config.json"), Fields(config)):
+        source.get("eos_token_id")
 
 
 def _understood(name: str, config: Mapping[str, Any]) -> tuple[Family, Shape] | None:
@@ -82,10 +77,17 @@ def _understood(name: str, config: Mapping[str, Any]) -> tuple[Family, Shape] | 
 
 
 def plain(tokenizer: Any) -> Tokenizer | None:
-    """A tokenizer of our own that neither cuts nor pads, whatever its file or its owner has set."""
+    """A tokenizer of our own that neither cuts nor pads, whatever its file or its owner has set.
+
+    Raises InvalidSetting for what is no tokenizer of transformers' fast ones or of tokenizers'."""
     if tokenizer is None:
         return None
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, Tokenizer):
+        raise InvalidSetting(
+            f"tokenizer is {described(tokenizer)}: give a fast one, as AutoTokenizer.from_pretrained(folder) does, "
+            "or a tokenizers.Tokenizer"
+        )
     copy: Tokenizer = Tokenizer.from_str(backend.to_str())
     copy.encode_special_tokens = backend.encode_special_tokens  # which to_str() leaves out
     copy.no_truncation()

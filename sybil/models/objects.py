@@ -77,7 +77,7 @@ def of_model(model: nn.Module, tokenizer: Any) -> Checkpoint:
     return Checkpoint(
         name=type(inner).__name__,
         config=config,
-        generation=generation.to_dict() if generation else {},
+        generation=generation.to_diff_dict() if generation else None,
         tokenizer=plain(tokenizer),
         known=trusted,
         stored=State(_parameters(inner)) if trusted else None,

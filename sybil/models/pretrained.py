@@ -82,7 +82,7 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
         raise PackageMissing(f"{folder} needs a package that isn't installed ({told(error)})") from None
     except Exception as error:  # a file may be wrong in ways that transformers doesn't look for
         raise NotAModel(
-            f"{folder} can't be loaded as a causal language model ({told(error)}): check its config.json and weights"
+            f"{folder} can't be loaded as a causal language model ({told(error)}): check its config and weights"
         ) from None
     missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if missing:  # transformers would go on with random numbers there
