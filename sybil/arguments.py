@@ -95,6 +95,17 @@ def callables(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(listed)
 
 
+def check_streamer(value: Any, rows: int) -> None:
+    """Raises InvalidSetting where it is no streamer of transformers' (put, end), or there are several rows. None is
+    none."""
+    if value is None:
+        return
+    if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in ("put", "end")):
+        raise InvalidSetting(f"streamer is {described(value)}: use an object with the methods put and end")
+    if rows != 1:
+        raise InvalidSetting(f"streamer is set with {rows} rows: stream one prompt at a time")
+
+
 def _integer(value: Any) -> int | None:
     if _is_truth(value) or (isinstance(value, Tensor) and value.ndim):
         return None

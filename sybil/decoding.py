@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sybil import verification
-from sybil.arguments import described, strings
+from sybil.arguments import check_streamer, strings
 from sybil.clock import Clock
 from sybil.drafting import Context, Drafter, DrafterFactory, Outcome, Proposal
 from sybil.drafting.window import Window, window_named
@@ -73,13 +73,9 @@ class Decoder:
         settings: the fields of Settings, or transformers' generation_config; what is left out is as `defaults` has it.
         streamer: transformers' (put, end), for a single row.
         Raises the errors of sybil.errors; nothing has been generated then."""
-        for method in ("put", "end") if streamer is not None else ():
-            if not callable(getattr(streamer, method, None)) or isinstance(streamer, type):
-                raise InvalidSetting(f"streamer is {described(streamer)}: use an object with the methods put and end")
         run = self._run(inputs, settings)
+        check_streamer(streamer, len(run.rows))
         if streamer is not None:
-            if len(run.rows) != 1:
-                raise InvalidSetting(f"streamer is set with {len(run.rows)} rows: stream one prompt at a time")
             streamer.put(torch.tensor([run.rows[0].prompt]))
         steps = []
         for step in run:

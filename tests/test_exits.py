@@ -427,12 +427,13 @@ import matplotlib.pyplot, scipy.stats, transformers.models.gpt2.modeling_gpt2
 from sybil.cli.main import run
 from sybil.losslessness import judge
 
-def stream(number, mode, encoding, errors):
+def stream(number, mode, encoding, errors, unbuffered=False):
     try:
         os.fstat(number)
     except OSError:
         return None  # as Python has it where a descriptor is closed
-    return io.TextIOWrapper(open(number, mode, closefd=False), encoding=encoding, errors=errors)
+    file = open(number, mode, closefd=False, buffering=0 if unbuffered else -1)
+    return io.TextIOWrapper(file, encoding=encoding, errors=errors, write_through=unbuffered)
 
 gc.freeze()
 for line in iter(sys.stdin.readline, ""):
@@ -453,7 +454,7 @@ for line in iter(sys.stdin.readline, ""):
             if where == "closed":
                 os.close(number)
         sys.stdin = sys.__stdin__ = stream(0, "rb", case["encoding"], case["errors"])
-        sys.stdout = sys.__stdout__ = stream(1, "wb", case["encoding"], case["errors"])
+        sys.stdout = sys.__stdout__ = stream(1, "wb", case["encoding"], case["errors"], case["unbuffered"])
         sys.stderr = sys.__stderr__ = stream(2, "wb", case["encoding"], "backslashreplace")
         sys.argv = ["sybil", *case["arguments"]]
         try:
@@ -484,15 +485,16 @@ class Terminal:
 
     def run(
         self, *arguments: object, stdin: bytes = b"", stdout: str = "", stderr: str = "", encoding: str = "utf-8",
-        errors: str = "strict",
+        errors: str = "strict", unbuffered: bool = False,
     ) -> tuple[int, bytes, str]:  # fmt: skip
-        """The exit status, and what came out where the stream is a file."""
+        """The exit status, and what came out where the stream is a file. unbuffered: as `python -u` has it."""
         given, out, err = (self.folder / name for name in ("stdin", "stdout", "stderr"))
         given.write_bytes(stdin)
         for path in (out, err):
             path.write_bytes(b"")
         streams = [str(given), stdout or str(out), stderr or str(err)]
-        case = {"arguments": [*map(str, arguments)], "streams": streams, "encoding": encoding, "errors": errors}
+        case = {"arguments": [*map(str, arguments)], "streams": streams, "encoding": encoding, "errors": errors,
+                "unbuffered": unbuffered}  # fmt: skip
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(case) + "\n")
@@ -525,8 +527,19 @@ def test_an_output_that_takes_nothing_gets_no_verdict(
         assert err.count("\n") == 1
     for path in tmp_path.glob("out/*"):  # whole ones only
         assert path.suffix in (".json", ".jsonl", ".png")
-    for arguments in (("--version",), ("--help",), ("verify", "--help"), ()):
-        assert terminal.run(*arguments, stdout=stdout)[0] == 2
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("stdout", [FULL, CLOSED, UNREAD])
+def test_an_output_that_takes_nothing_is_said_in_one_line(
+    terminal: Terminal, folders: Path, tmp_path: Path, stdout: str, unbuffered: bool
+) -> None:
+    talk = ("--version",), ("--help",), ("verify", "--help"), (), command(folders, "generate", tmp_path)
+    for arguments in talk:
+        status, _, err = terminal.run(*arguments, stdout=stdout, unbuffered=unbuffered)
+        assert status == 2
+        assert err.startswith("sybil: standard output ")
+        assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("stderr", [FULL, CLOSED, UNREAD])

@@ -119,7 +119,7 @@ def test_the_traceback_is_shown_where_it_is_asked_for(
         ("exits_at_once", 3, "ended with exit status 3"),
         ("dies", 0, "signal SIGSEGV"),
         ("rings", 0, "signal SIGALRM"),
-        ("closes", 0, "its process was ended"),
+        ("closes", 0, "or it closed the pipe that its answers go through"),
         ("floods", 0, "half an answer"),
         ("scribbles", 0, "something else than an answer"),
         ("scribbles", 1, "gave tokens [[1]]"),

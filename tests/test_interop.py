@@ -82,8 +82,8 @@ def plain(model: PreTrainedModel, inputs: dict[str, Tensor], **settings: Any) ->
 
 
 def ours(model: PreTrainedModel, inputs: dict[str, Tensor], draft: Any = None, **settings: Any) -> Any:
-    settings = {"draft": draft, **settings}
-    return plain(model, inputs, custom_generate=custom_generate, **settings)
+    settings = {"draft": draft, "custom_generate": custom_generate, **settings}
+    return plain(model, inputs, **settings)
 
 
 class Keyed(LogitsProcessor):
@@ -409,7 +409,12 @@ REFUSED: dict[str, tuple[dict[str, Any], type[SybilError], str]] = {
     "gamma": (dict(gamma=0), InvalidSetting, "gamma is 0"),
     "rule": (dict(rule="typical"), InvalidSetting, "'typical'"),
     "vocabulary": (dict(draft=gpt2(vocab=40)), VocabularyMismatch, "31 tokens .* 40: choose"),
-    "no model": (dict(draft="gpt2"), UnsupportedModel, "of type str"),
+    "no model": (dict(draft="gpt2"), InvalidSetting, "draft is 'gpt2': give a transformers model"),
+    "no transformers model": (dict(draft=torch.nn.Linear(2, 2)), UnsupportedModel, "of type Linear"),
+    "no streamer": (dict(custom_generate=partial(custom_generate, streamer=5)), InvalidSetting, "streamer is 5: use"),
+    "a class as streamer": (
+        dict(custom_generate=partial(custom_generate, streamer=list)), InvalidSetting, "streamer is <class",
+    ),
     "no decoder": (dict(draft=gpt2().transformer), UnsupportedModel, "GPT2Model is not a decoder-only"),
 }  # fmt: skip
 

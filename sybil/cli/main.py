@@ -14,9 +14,9 @@ import sybil
 from sybil.cli.compare import compare
 from sybil.cli.generate import generate
 from sybil.cli.profile import profile
-from sybil.cli.terminal import close_stream, open_streams
+from sybil.cli.terminal import close_stream, open_streams, unwritable
 from sybil.cli.verify import verify
-from sybil.errors import one_line
+from sybil.errors import OutputClosed, one_line
 from sybil.losslessness.child import described
 
 FAILED, INTERRUPTED = 2, 130
@@ -74,6 +74,10 @@ def _command(arguments: list[str]) -> int:
             command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich makes an exit of it, where typer prints help
+            raise OutputClosed(unwritable(end.__context__)) from None
+        raise
     return 0
 
 
@@ -84,8 +88,8 @@ def _tell(error: BaseException, *, is_output: bool) -> None:
     elif isinstance(error, UsageError):
         asked = error.ctx.command_path if error.ctx else "sybil"
         line = f"{one_line(error.format_message() or 'name a command', 500)} ({asked} --help)"
-    elif is_output:
-        line = f"standard output can't be written to ({one_line(str(error))}): make room, or send it elsewhere"
+    elif is_output and isinstance(error, OSError):
+        line = unwritable(error)
     else:
         line = f"{one_line(described(error), 500)} (unforeseen: {TRACEBACK}=1 shows where it was raised)"
     with contextlib.suppress(OSError, ValueError):

@@ -123,7 +123,7 @@ def names(pair: str, target: str | None, draft: str | None) -> tuple[str, str | 
     if target is not None and target not in PAIRS:
         return target, draft
     chosen = registered(target or pair)
-    return chosen.target, draft or chosen.draft
+    return chosen.target, chosen.draft if draft is None else draft
 
 
 def sampling(temperature: float | None, top_k: int, top_p: float, min_p: float) -> Sampling:

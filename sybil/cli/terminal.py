@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sybil.errors import OutputClosed
+from sybil.errors import OutputClosed, one_line
 
 
 def open_streams() -> None:
@@ -28,6 +28,10 @@ def open_streams() -> None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
     if sys.stdout is None:
         raise OutputClosed("standard output is closed: send it to a file, a pipe or /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):  # python -u
+        # close_stream() tells a failed output by what is left in its buffer
+        how = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors, "line_buffering": sys.stdout.isatty()}
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.detach()), **how)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
@@ -45,6 +49,11 @@ def close_stream(stream: TextIO | None) -> bool:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return False
     return True
+
+
+def unwritable(error: OSError) -> str:
+    """What is said where standard output failed."""
+    return f"standard output can't be written to ({one_line(str(error))}): make room, or send it elsewhere"
 
 
 def print_json(record: Mapping[str, Any]) -> None:

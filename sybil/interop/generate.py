@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from sybil.arguments import check_streamer, described
 from sybil.decoding import Decoder
 from sybil.drafting import DraftModel
 from sybil.errors import InvalidSetting
@@ -67,6 +68,10 @@ def custom_generate(
             "custom_generate has no draft: give generate() draft=, for its assistant_model= does not come through, or "
             "draft=None to decode plainly"
         )
+    if not isinstance(draft, nn.Module | None):
+        raise InvalidSetting(
+            f"draft is {described(draft)}: give a transformers model, or None; sybil.load() takes names and lookup"
+        )
     if model.training:
         raise InvalidSetting(f"{type(model).__name__} is in training mode, where dropout is on: call its eval()")
     target = HuggingFaceModel(model)
@@ -83,8 +88,7 @@ def custom_generate(
     check_processors(logits_processor)
     pad = generation_config._pad_token_tensor
     batch, length = input_ids.shape
-    if streamer is not None and batch > 1:
-        raise InvalidSetting(f"streamer is set with {batch} rows: stream one prompt at a time")
+    check_streamer(streamer, batch)
     if pad is None and batch > 1 and criteria:
         raise InvalidSetting(f"{batch} rows may end at different lengths and pad_token_id is None: set it")
 

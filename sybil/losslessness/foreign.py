@@ -101,6 +101,8 @@ class ForeignSubject:
         if line:
             return "its process wrote half an answer, or one without an end"
         status = self._process.returncode
+        if status == -signal.SIGKILL:  # by _kill, where the process still ran
+            return "its process was ended by signal SIGKILL, or it closed the pipe that its answers go through"
         if status is not None and status < 0:
             return f"its process was ended by signal {_signal(-status)}"
         return f"its process ended with exit status {status} in place of an answer"
