@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sybil import verification
+from sybil.allocation import as_out_of_memory, taking
 from sybil.arguments import check_streamer, strings
 from sybil.clock import Clock
 from sybil.drafting import Context, Drafter, DrafterFactory, Outcome, Proposal
@@ -26,7 +27,7 @@ from sybil.settings import BY_ROW, MOST, Settings, blamed, chosen
 from sybil.shaping import sampling
 from sybil.stopping import Stops
 from sybil.text import decode
-from sybil.transfer import upload
+from sybil.transfer import CPU, count_to, integers, upload
 from sybil.verification import Proposed, Rule
 
 
@@ -76,17 +77,17 @@ class Decoder:
         run = self._run(inputs, settings)
         check_streamer(streamer, len(run.rows))
         if streamer is not None:
-            streamer.put(torch.tensor([run.rows[0].prompt]))
+            streamer.put(integers([run.rows[0].prompt]))
         steps = []
         for step in run:
             steps.append(step)
             if streamer is not None:
-                streamer.put(torch.tensor(step.tokens[0]))
+                streamer.put(integers(step.tokens[0]))
         if streamer is not None:
             streamer.end()
         text = [decode(self.tokenizer, row.new) for row in run.rows] if self.tokenizer else []
         reasons = tuple(row.finished or "length" for row in run.rows)
-        return Generation([torch.tensor(row.new) for row in run.rows], text, reasons, Stats.of(steps))
+        return Generation([integers(row.new) for row in run.rows], text, reasons, Stats.of(steps))
 
     def stream(self, inputs: Inputs, **settings: Any) -> Iterator[Step]:
         """generate(), a Step at a time. Settings are checked at once; leaving early is fine."""
@@ -113,7 +114,8 @@ class Decoder:
                 f"{BY_ROW} asks for its row's number, and there are {rows} rows: generate one prompt at a time, or by "
                 "model.generate(custom_generate=sybil.custom_generate)"
             )
-        return [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
+        with taking(4 * rows * self.target.vocab_size, f"the logits of {rows} rows", self.target.device):
+            return [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
 
 
 @dataclass(slots=True)
@@ -151,12 +153,16 @@ class _Run:
             at_limit: FinishReason = "length" if wanted <= possible else "context"
             self.rows.append(_Row(prompt, min(wanted, possible), at_limit))
 
-        capacity = max(row.limit for row in self.rows) + self.window.most + 1
-        tokens = torch.zeros(len(prompts), capacity, dtype=torch.int64)
+        # the tokens of a forward: a row's last one and those proposed after it, fewer than it still has room for
+        widest = min(self.window.most + 1, max(row.room for row in self.rows))
+        capacity = max(row.limit for row in self.rows) + widest
+        size = len(prompts) * (8 * capacity + self._bytes_a_logit * widest * self.target.vocab_size)
+        with taking(size, f"{len(prompts)} rows of {capacity} tokens, {widest} verified at once,", self.target.device):
+            tokens = torch.zeros(len(prompts), capacity, dtype=torch.int64, device=CPU)
         for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = torch.tensor(prompt)
+            tokens[row, : len(prompt)] = integers(prompt)
         seed = _fresh_seed(self.target) if settings.seed is None else settings.seed
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        lengths = integers([len(prompt) for prompt in prompts])
         self.context = Context(tokens, lengths, Noise(seed), least_confidence=self.window.least_confidence)
         self.committed = tokens.numpy()  # the context's own memory: writing there costs a tenth of torch's indexing
         self.cache = self.target.new_cache(len(prompts), capacity)
@@ -164,13 +170,21 @@ class _Run:
         if decoder.draft:
             self.drafter = decoder.draft(len(prompts), capacity, self.target.vocab_size, self.sampling)
 
+    @property
+    def _bytes_a_logit(self) -> int:
+        """What a round holds for each, about: itself; sampled, probabilities; coupled, noise and what it is made of."""
+        if self.sampling.greedy:
+            return 4
+        return 32 if self.rule is verification.coupled else 16
+
     def __iter__(self) -> Iterator[Step]:
         clock = Clock(self.target.device)
-        self._prefill()
-        clock.lap("prefill")
-        while any(row.room for row in self.rows):
-            yield self._round(clock)
-            clock.restart()
+        with as_out_of_memory("the generation takes more memory than there is"):
+            self._prefill()
+            clock.lap("prefill")
+            while any(row.room for row in self.rows):
+                yield self._round(clock)
+                clock.restart()
 
     @torch.inference_mode()
     def _prefill(self) -> None:
@@ -224,7 +238,7 @@ class _Run:
                 f"the target's cache holds {held} tokens where {due} are due: "
                 "this is a defect of Sybil, please report it"
             )
-        last = upload(torch.tensor([[row.last] for row in self.rows]), tokens.device)
+        last = upload(integers([[row.last] for row in self.rows]), tokens.device)
         return self.target.forward(torch.cat([last, tokens], 1), self.cache)
 
     def _judge(
@@ -248,7 +262,7 @@ class _Run:
         if draft_probs is not None:
             draft_probs = draft_probs.to(logits.device)
         target_probs = probabilities(logits, self.sampling)
-        offer = Proposed(tokens, draft_probs, target_probs, upload(torch.tensor(proposed), logits.device))
+        offer = Proposed(tokens, draft_probs, target_probs, upload(integers(proposed), logits.device))
         verdict = self.rule(offer, noise[:, : gamma + 1])
         rows = torch.cat([verdict.accepted[:, None], verdict.next_token[:, None], tokens], 1).tolist()
         return [[*row[2 : 2 + row[0]], row[1]] for row in rows]
@@ -256,10 +270,10 @@ class _Run:
     def _wanted(self, tokens: Tensor, proposed: list[int]) -> Tensor:
         """(batch, gamma + 1), True where plain decoding could come to stand, and processors be asked: not in a row
         that has ended, not beyond what is proposed, not after a proposed end token."""
-        wanted = torch.arange(tokens.shape[1] + 1) <= torch.tensor(proposed)[:, None]
-        wanted &= torch.tensor([row.room > 0 for row in self.rows])[:, None]
+        wanted = count_to(tokens.shape[1] + 1) <= integers(proposed)[:, None]
+        wanted &= integers([row.room for row in self.rows])[:, None] > 0
         if self.stops.eos:
-            ended = torch.isin(tokens, torch.tensor(sorted(self.stops.eos))).cumsum(1) > 0
+            ended = torch.isin(tokens, integers(sorted(self.stops.eos))).cumsum(1) > 0
             wanted[:, 1:] &= ~ended
         return wanted
 
@@ -286,7 +300,7 @@ class _Run:
             if not row.room:
                 row.finished = row.finished or row.at_limit
             gained.append((tuple(block), min(accepted, count)))
-        self.context.lengths = torch.tensor(lengths)
+        self.context.lengths = integers(lengths)
         self.cache.lengths = self.context.lengths - 1
         return gained
 

@@ -75,6 +75,10 @@ class DeviceUnavailable(SybilError):
     """A device that torch does not see."""
 
 
+class OutOfMemory(SybilError, MemoryError):
+    """More memory than the machine has free: fewer or shorter rows need less."""
+
+
 class NumericalFailure(SybilError, ArithmeticError):
     """Logits with NaN, or with no finite entry: no distribution can be made of them."""
 

@@ -15,6 +15,7 @@ from sybil.arguments import described, token_ids
 from sybil.errors import InvalidSetting
 from sybil.sampling import Processor, Sampling, of_row
 from sybil.settings import FILTERS, SAMPLED, Settings, check_processors
+from sybil.transfer import integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,8 @@ def _check(shaping: Mapping[str, Any], prompt: Sequence[int], target: _Target) -
             if not 0 <= token < target.vocab_size:
                 raise InvalidSetting(f"{name} is {token}: use a token id from 0 to {target.vocab_size - 1}")
     for name, value in shaping.items():
-        ids = torch.tensor([list(prompt)], device=target.device)
-        scores = torch.zeros(1, target.vocab_size, device=target.device)
+        ids = integers([list(prompt)]).to(target.device)
+        scores = torch.zeros(1, target.vocab_size, dtype=torch.float32, device=target.device)
         for processor in _built({name: value, "do_sample": name in FILTERS}, prompt, (), target):
             try:
                 processor(ids, scores)  # some look at the vocabulary when they are first called

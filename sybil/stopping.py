@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from sybil.pieces import Pieces
 from sybil.results import FinishReason
 from sybil.sampling import of_row
+from sybil.transfer import integers
 
 Criterion = Callable[[torch.Tensor, Any], Any]
 """transformers' StoppingCriteria: (tokens so far (1, n), scores) -> bool, or a tensor of one. It may have of_row, as
@@ -53,8 +54,11 @@ class Stops:
         if self.pieces and self._completes_a_string(self.pieces, prompt, new):
             return "stop_string"
         if self.criteria:
-            ids = torch.tensor([[*prompt, *new]])
-            if any(bool(torch.as_tensor(of_row(criterion, row)(ids, None)).all()) for criterion in self.criteria):
+            ids = integers([[*prompt, *new]])
+            if any(
+                bool(torch.as_tensor(of_row(criterion, row)(ids, None), device="cpu").all())
+                for criterion in self.criteria
+            ):
                 return "criterion"
         return None
 

@@ -1,9 +1,24 @@
-"""Moving small tensors to a device without waiting for it."""
+"""Small tensors: made on the CPU, moved to a device without waiting for it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+
+CPU = torch.device("cpu")
+
+
+def integers(values: Sequence[Any]) -> Tensor:
+    """Nested sequences of integers as int64 on the CPU, whatever torch's default device and dtype are."""
+    return torch.tensor(values, dtype=torch.int64, device=CPU)
+
+
+def count_to(end: int) -> Tensor:
+    """0 .. end - 1, likewise."""
+    return torch.arange(end, dtype=torch.int64, device=CPU)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

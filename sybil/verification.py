@@ -82,7 +82,7 @@ def block(proposed: Proposed, noise: Tensor) -> Verdict:
 
     # Z_i = sum_x max(w_i * target(x) - draft(x), 0), h_i = Z_i / (Z_i + 1 - w_i) with 0/0 = 1; at the block's end, w_i
     inner = weight[:, 1:gamma]
-    rows = torch.arange(len(counts), device=counts.device)[:, None]
+    rows = torch.arange(len(counts), dtype=torch.int64, device=counts.device)[:, None]
     drafts = _draft_rows(proposed, rows, _places(proposed)[:-1])
     left = (inner[..., None] * proposed.target_probs[:, 1:gamma] - drafts).clamp_(min=0).sum(-1)
     whole = left + 1 - inner
@@ -129,7 +129,7 @@ def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
 
 def _next_token(proposed: Proposed, accepted: Tensor, weight: Tensor | float, uniforms: Tensor) -> Tensor:
     """(batch,) from norm(max(weight * target - draft, 0)) where a proposed token was rejected, else from the target."""
-    rows = torch.arange(len(accepted), device=accepted.device)
+    rows = torch.arange(len(accepted), dtype=torch.int64, device=accepted.device)
     probs = proposed.target_probs[rows, accepted]  # (batch, vocab)
     gamma = proposed.tokens.shape[1]
     if gamma:
@@ -158,7 +158,7 @@ def _draft_rows(proposed: Proposed, rows: Tensor, places: Tensor) -> Tensor:
 
 def _places(proposed: Proposed) -> Tensor:
     """1 .. gamma."""
-    return torch.arange(1, proposed.tokens.shape[1] + 1, device=proposed.tokens.device)
+    return torch.arange(1, proposed.tokens.shape[1] + 1, dtype=torch.int64, device=proposed.tokens.device)
 
 
 RULES: dict[str, Rule] = {"token": token, "block": block, "coupled": coupled}

@@ -608,11 +608,11 @@ def test_an_object_whose_forward_fails_is_left_as_it_was() -> None:
     model = dropping()
 
     def failing(module: nn.Module, arguments: Any, output: Any) -> Any:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("planted")
 
     model.transformer.h[1].register_forward_hook(failing)
     before = state(model)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match="planted"):
         decoded(sybil.load(model))
     assert state(model) == before
 

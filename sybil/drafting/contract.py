@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sybil.models import Model
 from sybil.sampling import Noise, Sampling
+from sybil.transfer import count_to
 
 
 @dataclass(slots=True)
@@ -30,12 +31,12 @@ class Context:
 
     def uniforms(self, count: int, use: int) -> Tensor:
         """(batch, count) uniforms for the round that begins at these lengths."""
-        return self.noise.uniforms(torch.arange(len(self.lengths)), self.lengths, count, use)
+        return self.noise.uniforms(count_to(len(self.lengths)), self.lengths, count, use)
 
     def race_noise(self, count: int, vocab: int) -> Tensor:
         """(batch, count, vocab) exponentials of the next count positions."""
-        positions = self.lengths[:, None] + torch.arange(count)
-        return self.noise.exponentials(torch.arange(len(self.lengths)), positions, vocab)
+        positions = self.lengths[:, None] + count_to(count)
+        return self.noise.exponentials(count_to(len(self.lengths)), positions, vocab)
 
     def prefixes(self) -> list[Tensor]:
         """The committed tokens of each row, 1-d."""
@@ -55,7 +56,7 @@ class Proposal:
     @classmethod
     def nothing(cls, batch: int) -> Proposal:
         """No token for any row."""
-        return cls(torch.empty(batch, 0, dtype=torch.int64), None, [0] * batch)
+        return cls(torch.empty(batch, 0, dtype=torch.int64, device="cpu"), None, [0] * batch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import torch
 from sybil.drafting.contract import Context, Drafter, Outcome, Proposal
 from sybil.models import Model
 from sybil.sampling import Sampling
+from sybil.transfer import integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,9 @@ class LookupDrafter:
         rows = zip(context.prefixes(), limits, strict=True)
         found = [_continuation(prefix.tolist(), self.LONGEST, limit) for prefix, limit in rows]
         counts = [len(tokens) for tokens in found]
-        tokens = torch.zeros(len(found), max(counts), dtype=torch.int64)
+        tokens = torch.zeros(len(found), max(counts), dtype=torch.int64, device="cpu")
         for row, continuation in enumerate(found):
-            tokens[row, : len(continuation)] = torch.tensor(continuation, dtype=torch.int64)
+            tokens[row, : len(continuation)] = integers(continuation)
         return Proposal(tokens, None, counts)
 
     def observe(self, outcome: Outcome) -> None: ...

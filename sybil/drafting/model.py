@@ -94,7 +94,7 @@ class ModelDrafter:
             return logits
         proposed = torch.cat(tokens, 1).cpu() if tokens else context.tokens[:, :0]
         prefixes = [torch.cat(pair) for pair in zip(context.prefixes(), proposed, strict=True)]
-        everywhere = torch.ones(len(prefixes), 1, dtype=torch.bool)
+        everywhere = torch.ones(len(prefixes), 1, dtype=torch.bool, device="cpu")
         processed = process(logits[:, None], prefixes, everywhere, self.sampling.processors)[:, 0]
         # a processor may allow nothing after an end token: what is proposed there is never asked about
         allowed = processed.amax(-1, keepdim=True) > float("-inf")

@@ -26,6 +26,7 @@ from sybil.fit import check_sizes
 from sybil.interop.rows import RowCriterion, RowProcessors, Rows
 from sybil.models.huggingface import HuggingFaceModel
 from sybil.settings import check_processors
+from sybil.transfer import integers
 
 MODES = ("greedy_search", "sample")
 PREPARED = {"attention_mask", "position_ids", "past_key_values"}  # by generate(); what matters of them is checked
@@ -95,7 +96,7 @@ def custom_generate(
     tokens, hidden = input_ids.cpu(), padding.tolist()
     rows = Rows([row[:count] for row, count in zip(tokens, hidden, strict=True)])
     if seed is None and generation_config.do_sample and not target.is_shared_by_ranks:
-        seed = int(torch.randint(2**63 - 1, ()))  # so that torch.manual_seed repeats it
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))  # so that torch.manual_seed repeats it
     ours = {"gamma": gamma, "rule": rule, "seed": seed, "window": window}
     run = Decoder(target, None if helper is None else DraftModel(helper)).stream(
         [row[count:] for row, count in zip(tokens, hidden, strict=True)],
@@ -117,7 +118,7 @@ def custom_generate(
             row += gained
         if streamer is not None:
             for token in step.tokens[0]:
-                streamer.put(torch.tensor([token]))
+                streamer.put(integers([token]))
     if streamer is not None:
         streamer.end()
     if "context" in reasons:

@@ -17,6 +17,7 @@ from sybil.errors import NumericalFailure
 from sybil.losslessness.samples import Sample
 from sybil.models.huggingface import context_of, entrance
 from sybil.sampling import Sampling, probabilities
+from sybil.transfer import count_to, integers
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -41,7 +42,7 @@ class Reference:
     def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Before each of tokens, had prompt and the tokens before it been the text: (tokens, vocab), on the CPU."""
         known = [min(token, self.vocab_size - 1) for token in [*prompt, *tokens][:-1]]  # a draft may know fewer
-        ids = torch.tensor([known], device=entrance(self.model))
+        ids = integers([known]).to(entrance(self.model))
         logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :, : self.vocab_size]
         logits = logits.cpu()
         if not bool(logits.amax(-1).isfinite().all()):
@@ -133,10 +134,10 @@ def sampled(
     if not count:
         return NOTHING
     logits = reference.logits(sample.prompt, sample.tokens).double()
-    tokens = torch.tensor(sample.tokens)[:, None]
+    tokens = integers(sample.tokens)[:, None]
     probs = probabilities(logits, sampling)
     prob = probs.gather(-1, tokens)
-    tied_after = (probs == prob) & (torch.arange(probs.shape[-1]) > tokens)
+    tied_after = (probs == prob) & (count_to(probs.shape[-1]) > tokens)
     after = probs.masked_fill(~((probs < prob) | tied_after), 0.0).sum(-1)
     tail = after.numpy() + (1.0 - noise.random(count)) * prob[:, 0].numpy()  # summed from the rare end: exact near 0
 
@@ -177,7 +178,7 @@ def _lean(reference: Reference, sample: Sample, sampling: Sampling, probs: Tenso
     logits = torch.nn.functional.pad(logits, (0, probs.shape[-1] - logits.shape[-1]), value=-torch.inf)
     overlap = (probabilities(logits, sampling) / probs.clamp(min=torch.finfo(probs.dtype).tiny)).clamp(max=1)
     centred = overlap - (probs * overlap).sum(-1, keepdim=True)
-    own = centred.gather(-1, torch.tensor(sample.tokens)[:, None])[:, 0]
+    own = centred.gather(-1, integers(sample.tokens)[:, None])[:, 0]
     return own.numpy(), _moment(probs, centred, 2), _moment(probs, centred, 3)
 
 
@@ -215,7 +216,7 @@ def greedy(reference: Reference, sample: Sample) -> Greedy:
     if not sample.tokens:
         return Greedy(_NO_REAL, _NO_REAL, _NO_REAL)
     logits = reference.logits(sample.prompt, sample.tokens).double()
-    chosen = logits.gather(-1, torch.tensor(sample.tokens)[:, None])[:, 0]
+    chosen = logits.gather(-1, integers(sample.tokens)[:, None])[:, 0]
     return Greedy((logits.amax(-1) - chosen).numpy(), lead(logits).numpy(), _size(logits).numpy())
 
 

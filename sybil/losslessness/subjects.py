@@ -16,6 +16,7 @@ from sybil.errors import InvalidSetting, NotJudgeable, one_line
 from sybil.losslessness.child import Unfit, answer_of, described
 from sybil.losslessness.samples import Request, Sample
 from sybil.stopping import Stops
+from sybil.transfer import integers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +68,7 @@ class SybilSubject:
             chosen = prompts[start : start + self.batch]
             tokens: list[list[int]] = [[] for _ in chosen]
             places: list[list[int]] = [[] for _ in chosen]
-            inputs = [torch.tensor(prompt, dtype=torch.int64) for prompt in chosen]
+            inputs = [integers(prompt) for prompt in chosen]
             for step in self.decoder.stream(inputs, **wanted, **self._settings, seed=derived(seed, start)):
                 for row, block in enumerate(step.tokens):
                     tokens[row] += block
@@ -105,7 +106,7 @@ class TransformersSubject:
         for index, prompt in enumerate(prompts):
             torch.manual_seed(derived(seed, index))
             blocks = _Blocks()
-            ids = torch.tensor([list(prompt)], device=self.model.device)
+            ids = integers([list(prompt)]).to(self.model.device)
             with ExitStack() as stack:
                 for model in filter(None, (self.model, self.assistant)):
                     stack.enter_context(_without_defaults(model))

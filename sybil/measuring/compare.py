@@ -39,6 +39,7 @@ from sybil.measuring.task import Row, Task
 from sybil.measuring.timing import Interval, speed_up
 from sybil.models.storage import FORMATS
 from sybil.sampling import Noise, probabilities
+from sybil.transfer import integers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,7 +109,7 @@ class Comparison:
     def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:
         """Measure every prompt with every contender, but for the (prompt, contender) done already."""
         about: Row = {**self.machine, **asdict(self.task)}
-        encoded = [torch.tensor(self.tokenizer.encode(prompt.text).ids) for prompt in prompts]
+        encoded = [integers(self.tokenizer.encode(prompt.text).ids) for prompt in prompts]
         self._check(prompts, encoded)
         for contender in self.contenders.values():
             contender.run(encoded[0], min(8, self.task.max_new_tokens))  # warm up
@@ -146,10 +147,10 @@ class Comparison:
         forward. Where tokens are drawn it is the coupled rule's race that decides, so each logit counts with its noise
         (Gumbel's, times the temperature); at a filter's edge rounding may decide where this gap is wide."""
         known = [*self.tokenizer.encode(prompt.text).ids, *tokens]
-        logits = self.target(input_ids=torch.tensor([known], device=self.device)).logits[0, -1].double().cpu()
+        logits = self.target(input_ids=integers([known]).to(self.device)).logits[0, -1].double().cpu()
         sampling = self.task.sampling
         if not sampling.greedy:
-            exponentials = Noise(seed).exponentials(torch.tensor([0]), torch.tensor([[len(known)]]), len(logits))[0, 0]
+            exponentials = Noise(seed).exponentials(integers([0]), integers([[len(known)]]), len(logits))[0, 0]
             logits = sampling.temperature * (probabilities(logits, sampling).log() - exponentials.log())
         return float(lead(logits))
 

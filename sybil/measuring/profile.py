@@ -24,6 +24,7 @@ from sybil.models import Model
 from sybil.models.storage import FORMATS, Storage
 from sybil.pairs import default_draft_dtype
 from sybil.results import Step
+from sybil.transfer import integers
 
 DRAFT_STEP, VERIFIED = "draft step", (1, 2, 4, 6, 9, 17)
 PARTS = ("draft forwards", "target forward", "sampling and rule", "everything else")
@@ -50,7 +51,7 @@ def of_pair(title: str, decoder: Decoder) -> Subject:
     assert decoder.tokenizer is not None  # a folder without one is refused by load
     most = min(DEPTH, decoder.target.context // 2)
     encoded = [decoder.tokenizer.encode(prompt.text).ids[:most] for prompt in texts.spread(texts.load(), 9)]
-    return Subject(title, decoder, [torch.tensor(ids) for ids in encoded if ids])
+    return Subject(title, decoder, [integers(ids) for ids in encoded if ids])
 
 
 def of_workload(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sybil.models import Model
+from sybil.transfer import count_to, integers
 
 STREAM, STREAM_BYTES = "stream", 512 << 20  # far more than any cache holds
 
@@ -43,8 +44,8 @@ def interleave(
 
 def forward_case(model: Model, tokens: int, depth: int) -> Callable[[], Tensor]:
     """A forward of some tokens after depth others that are in the cache."""
-    ids = torch.arange(depth + tokens)[None] % model.vocab_size
-    cache, lengths = model.new_cache(1, depth + tokens), torch.tensor([depth])
+    ids = count_to(depth + tokens)[None] % model.vocab_size
+    cache, lengths = model.new_cache(1, depth + tokens), integers([depth])
     model.prefill(ids[:, :depth], cache)
 
     def run() -> Tensor:
@@ -56,7 +57,7 @@ def forward_case(model: Model, tokens: int, depth: int) -> Callable[[], Tensor]:
 
 def stream_case(device: torch.device) -> Callable[[], Tensor]:
     """A read of STREAM_BYTES from memory: what the machine's bandwidth is taken from."""
-    return torch.ones(STREAM_BYTES // 4, device=device).sum
+    return torch.ones(STREAM_BYTES // 4, dtype=torch.float32, device=device).sum
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from sybil.models.building import build
 from sybil.models.checkpoints.families import Source, understand
 from sybil.models.storage import storage_of
 from sybil.sampling import Sampling
+from sybil.transfer import count_to
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +78,9 @@ class RandomModel:
         digest = hashlib.sha256(f"{self.name}/{theirs}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
         around = 1.0 if ours.endswith("_norm.weight") else 0.0
-        return torch.empty(size).normal_(around, understand(self.config)[1].width ** -0.5, generator=generator)
+        return torch.empty(size, dtype=torch.float32, device="cpu").normal_(
+            around, understand(self.config)[1].width ** -0.5, generator=generator
+        )
 
 
 class _Weights(Mapping[str, Tensor]):
@@ -135,7 +138,9 @@ class Workload:
     def prompts(self, count: int, length: int) -> list[Tensor]:
         """Seeded random tokens, (length,) each."""
         generator = torch.Generator().manual_seed(0)
-        return [torch.randint(self.target.vocab_size, (length,), generator=generator) for _ in range(count)]
+        return [
+            torch.randint(self.target.vocab_size, (length,), generator=generator, device="cpu") for _ in range(count)
+        ]
 
 
 WORKLOADS: Mapping[str, Workload] = {
@@ -186,7 +191,8 @@ def record(
     scripts = []
     for prompt in prompts:
         tokens = torch.cat([prompt, *decoder.generate([prompt], max_new_tokens=new_tokens).tokens])
-        tries = [torch.rand(len(tokens), generator=torch.Generator().manual_seed(seed)) >= rate for seed in range(100)]
+        seeded = (torch.Generator().manual_seed(seed) for seed in range(100))
+        tries = [torch.rand(len(tokens), generator=each, dtype=torch.float32, device="cpu") >= rate for each in seeded]
         misses = [abs(_acceptance_rate(spoilt[len(prompt) :].tolist(), gamma) - acceptance_rate) for spoilt in tries]
         spoilt = tries[misses.index(min(misses))]
         scripts.append(Script(tokens, torch.where(spoilt, (tokens + 1) % target.vocab_size, tokens)))
@@ -229,7 +235,7 @@ class ReplayDrafter(ModelDrafter):
         own = super().propose(context, gamma)
         if self._said is None:
             self._said = self._assign(context)
-        places = context.lengths[:, None] + torch.arange(own.tokens.shape[1])
+        places = context.lengths[:, None] + count_to(own.tokens.shape[1])
         said = self._said.gather(1, places.clamp(max=self._said.shape[1] - 1)).to(own.tokens.device)
         return Proposal(torch.where(said < 0, own.tokens, said), None, own.counts)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sybil.transfer import upload
+from sybil.transfer import count_to, integers, upload
 
 
 class Cache(Protocol):
@@ -57,7 +57,7 @@ def feed(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> Tensor:
     last = [end - start - 1 for start, end in zip(starts, ends, strict=True)]
     if len(last) == 1 or len(set(last)) == 1:
         return logits[:, last[0]]
-    places = upload(torch.tensor(last), logits.device)[:, None, None]
+    places = upload(integers(last), logits.device)[:, None, None]
     return logits.gather(1, places.expand(-1, -1, logits.shape[-1]))[:, 0]
 
 
@@ -74,10 +74,10 @@ def prefill(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> None:
 def _missing(cache: Cache, tokens: Tensor, ends: list[int], count: int) -> tuple[list[int], Tensor]:
     """Where each row goes on, and the `count` tokens (batch, count) that bring the last of them up to date."""
     starts = [max(end - count, 0) for end in ends]
-    cache.lengths = torch.tensor(starts)
+    cache.lengths = integers(starts)
     if len(starts) == 1 or len(set(starts)) == 1:
         return starts, tokens[:, starts[0] : starts[0] + count]
-    return starts, tokens.gather(1, cache.lengths[:, None] + torch.arange(count))
+    return starts, tokens.gather(1, cache.lengths[:, None] + count_to(count))
 
 
 __all__ = ["Cache", "Model", "feed", "prefill"]

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from sybil.errors import UnsupportedModel
+from sybil.models import forking
 from sybil.models.objects import inside
+from sybil.transfer import count_to
 
 KEYWORDS = ("input_ids", "attention_mask", "past_key_values", "use_cache", "position_ids", "logits_to_keep")
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "global", "local"}
@@ -31,7 +33,7 @@ class AlignedCache:
     DynamicCache's own concatenation costs in every forward (measured on a CPU: 1.2 to 1.4 times it)."""
 
     def __init__(self, batch: int) -> None:
-        self.lengths = torch.zeros(batch, dtype=torch.int64)
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device="cpu")
         self.held = self.lengths  # tokens a row in the slots, rejected ones included; the largest is the slots' number
         self.slots = DynamicCache()  # every token of every layer: a window that forgets could not be rolled back
 
@@ -47,7 +49,7 @@ class AlignedCache:
     def _move(self, rejected: Tensor) -> None:
         """Each row's tokens towards the end, over those it has rejected."""
         slots = int(self.held.max())
-        kept = torch.arange(slots - int(self.lengths.max()), slots)
+        kept = count_to(slots)[slots - int(self.lengths.max()) :]
         kept = (kept - rejected[:, None]).clamp(min=0)  # (batch, slots from now on); hidden ones hold anything
         layers = [layer for layer in self.slots.layers if layer.is_initialized]  # one may use another's keys
         kept_on = {device: kept.to(device) for device in {layer.keys.device for layer in layers}}
@@ -57,20 +59,20 @@ class AlignedCache:
 
     def append(self, count: int) -> Tensor:
         """Count the next tokens in; their positions (batch, count)."""
-        positions = self.lengths[:, None] + torch.arange(count)
+        positions = self.lengths[:, None] + count_to(count)
         self.lengths = self.held = self.lengths + count
         return positions
 
     def mask(self) -> Tensor:
         """(batch, slots), 1 where there is a token of the row."""
         slots = int(self.held.max())
-        return (torch.arange(slots) >= slots - self.held[:, None]).long()
+        return (count_to(slots) >= slots - self.held[:, None]).long()
 
 
 def _pick(states: Tensor, slots: Tensor) -> Tensor:
     """Of states (batch, heads, all slots, head size) those in slots (batch, count)."""
     batch, heads, count, size = states.shape
-    firsts = torch.arange(batch * heads, device=slots.device).view(batch, heads, 1) * count
+    firsts = torch.arange(batch * heads, dtype=torch.int64, device=slots.device).view(batch, heads, 1) * count
     picked = states.reshape(-1, size).index_select(0, (firsts + slots[:, None]).flatten())
     return picked.view(batch, heads, -1, size)
 
@@ -126,6 +128,7 @@ class HuggingFaceModel:
                 f"go wrong with {batch} rows of unequal length side by side: generate one prompt at a time"
             )
         self._parts = tuple(self.model.modules())  # some may have been replaced since
+        forking.note_use()
         return AlignedCache(batch)
 
     def forward(self, tokens: Tensor, cache: AlignedCache) -> Tensor:

@@ -14,6 +14,7 @@ from sybil.models.checkpoints.files import check_folder
 from sybil.models.checkpoints.tokenizers import quiet
 from sybil.models.folders import Checkpoint
 from sybil.models.huggingface import HuggingFaceModel
+from sybil.transfer import integers
 
 PACKAGES: Mapping[str, Mapping[str, str]] = {
     "aqlm": {"aqlm": "aqlm[gpu,cpu]"},
@@ -47,7 +48,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Hu
     model = load_transformers(checkpoint, dtype, device)
     try:
         ours = HuggingFaceModel(model)
-        ours.forward(torch.zeros(1, 2, dtype=torch.int64), ours.new_cache(1, 2))
+        ours.forward(integers([[0, 0]]), ours.new_cache(1, 2))
     except SybilError:
         raise
     except Exception as error:  # whatever a config makes of a forward

@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sybil.allocation import taking
+from sybil.transfer import CPU
+
 Activation = Literal["none", "gelu_tanh", "gelu", "relu", "silu"]
 
 
@@ -20,12 +23,15 @@ class Rotary:
     """size / 2 of them, radians a token: float32 values, whatever the model's dtype."""
 
     def tables(
-        self, context: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+        self, context: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU
     ) -> tuple[Tensor, Tensor]:
         """Cosines and sines, (context, size / 2) each; angles in float32 in every dtype, as transformers has them."""
-        frequencies = torch.tensor(self.inverse_frequencies, dtype=torch.float32, device=device)
-        angles = torch.arange(context, device=device)[:, None].float() * frequencies
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        with taking(
+            16 * context * len(self.inverse_frequencies), f"rotations for a context of {context} tokens", device
+        ):
+            frequencies = torch.tensor(self.inverse_frequencies, dtype=torch.float32, device=device)
+            angles = torch.arange(context, dtype=torch.int64, device=device)[:, None].float() * frequencies
+            return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,11 @@ def to_float32(scales: Tensor | None, numbers: Tensor) -> Tensor:
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight (outputs, inputs) as scales (outputs,) float32 and int8: scale * int8 is near the weight."""
+    """weight (outputs, inputs) as scales (outputs,) float32 and int8: scale * int8 is near the weight.
+
+    The scale of an output with NaN or infinity among its weights is NaN, and so is all that comes of it."""
     weight = weight.float()
-    scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-    return scales, (weight / scales[:, None]).round().to(torch.int8)
+    largest = weight.abs().amax(1)
+    scales = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    numbers = (weight / scales[:, None]).round_().nan_to_num_(0.0).to(torch.int8)
+    return scales.where(largest.isfinite(), torch.nan), numbers

@@ -86,7 +86,7 @@ def _rotary(
         raise unknown("partial_rotary_factor", rotated)
     dimensions = int(head_size * rotated)
     # float32 operations in transformers' order: each frequency is to be the same number
-    frequencies = 1.0 / (base ** (torch.arange(0, dimensions, 2, dtype=torch.float32) / dimensions))
+    frequencies = 1.0 / (base ** (torch.arange(0, dimensions, 2, dtype=torch.float32, device="cpu") / dimensions))
     if kind == "linear":
         frequencies = frequencies / rope["factor"]
     if kind == "llama3":

@@ -31,16 +31,17 @@ static float average(const float *x, int32_t size) {
 static void normalise(const Model *m, Norm norm, const float *x, float *out, int32_t size) {
     float mean = m->norm == LAYER ? average(x, size) : 0.0f;
     float factor = 1.0f / sqrtf(squares(x, size, mean) / (float)size + m->epsilon);
-    if (norm.bias)
-        for (int32_t at = 0; at < size; at++) out[at] = (x[at] - mean) * factor * norm.weight[at] + norm.bias[at];
+    const float *weight = norm.weight.at, *bias = norm.bias.at;
+    if (bias)
+        for (int32_t at = 0; at < size; at++) out[at] = (x[at] - mean) * factor * weight[at] + bias[at];
     else
-        for (int32_t at = 0; at < size; at++) out[at] = (x[at] - mean) * factor * norm.weight[at];
+        for (int32_t at = 0; at < size; at++) out[at] = (x[at] - mean) * factor * weight[at];
 }
 
 /* Halves of the first rotary_size numbers of a head, rotated against each other. */
 static void rotate(const Model *m, float *head, int64_t position) {
     int32_t half = m->rotary_size / 2;
-    const float *cosines = m->cosines + position * half, *sines = m->sines + position * half;
+    const float *cosines = m->cosines.at + position * half, *sines = m->sines.at + position * half;
     for (int32_t at = 0; at < half; at++) {
         float first = head[at], second = head[half + at];
         head[at] = first * cosines[at] - second * sines[at];
@@ -49,12 +50,12 @@ static void rotate(const Model *m, float *head, int64_t position) {
 }
 
 /* scores of so many vectors of keys: query . keys * scale. Each key's sum is its own, vectors only share the queries. */
-static inline __attribute__((always_inline)) void score(const float *query, const float *keys, int64_t capacity,
+static inline __attribute__((always_inline)) void score(const float *query, const float *keys, int64_t places,
                                                         int32_t head_size, float scale, const int vectors, float *scores) {
     Lanes total[vectors];
     for (int at = 0; at < vectors; at++) total[at] = all(0.0f);
     for (int64_t part = 0; part < head_size; part++)
-        for (int at = 0; at < vectors; at++) total[at] += all(query[part]) * load(keys + part * capacity + at * LANES);
+        for (int at = 0; at < vectors; at++) total[at] += all(query[part]) * load(keys + part * places + at * LANES);
     for (int at = 0; at < vectors; at++) store(scores + at * LANES, total[at] * all(scale));
 }
 
@@ -68,14 +69,14 @@ static inline __attribute__((always_inline)) void mix(const float *shares, const
     for (int at = 0; at < vectors; at++) store(out + at * LANES, total[at] * all(factor));
 }
 
-/* softmax(query . keys * scale) . values over the keys from..last. keys: (head size, capacity), so that a vector holds
-   as many keys and nothing is summed across one; values: (capacity, head stride); out: one head, in whole lanes. */
-static void attend(const float *query, const float *keys, const float *values, int64_t capacity, int32_t from, int32_t last,
+/* softmax(query . keys * scale) . values over the keys from..last. keys: (head size, places), so that a vector holds
+   as many keys and nothing is summed across one; values: (places, head stride); out: one head, in whole lanes. */
+static void attend(const float *query, const float *keys, const float *values, int64_t places, int32_t from, int32_t last,
                    int32_t head_size, float scale, float *scores, float *out) {
     const int32_t stride = whole(head_size, LANES), start = from / LANES * LANES, end = whole(last + 1, LANES);
     int32_t at = start;
-    for (; at + 6 * LANES <= end; at += 6 * LANES) score(query, keys + at, capacity, head_size, scale, 6, scores + at);
-    for (; at < end; at += LANES) score(query, keys + at, capacity, head_size, scale, 1, scores + at);
+    for (; at + 6 * LANES <= end; at += 6 * LANES) score(query, keys + at, places, head_size, scale, 6, scores + at);
+    for (; at < end; at += LANES) score(query, keys + at, places, head_size, scale, 1, scores + at);
     for (int32_t key = start; key < from; key++) scores[key] = -INFINITY;
     for (int32_t key = last + 1; key < end; key++) scores[key] = -INFINITY;
 
@@ -102,23 +103,23 @@ static void attend(const float *query, const float *keys, const float *values, i
 static void attention(const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row, int32_t kv_head,
                       int64_t start, int32_t count, float *heads, float *out, float *own) {
     const int32_t size = m->head_size, stride = whole(size, LANES), group = m->heads / m->kv_heads;
-    const int64_t joined = (int64_t)(m->heads + 2 * m->kv_heads) * size, capacity = cache->capacity;
-    const int64_t at = ((layer * cache->batch + row) * m->kv_heads + kv_head) * stride * capacity;
+    const int64_t joined = (int64_t)(m->heads + 2 * m->kv_heads) * size, places = cache->places;
+    const int64_t at = ((layer * cache->batch + row) * m->kv_heads + kv_head) * stride * places;
     float *keys = cache->keys + at, *values = cache->values + at, *answer = own, *scores = own + stride;
     for (int32_t token = 0; token < count; token++) {
         int64_t place = start + token;
         float *key = heads + token * joined + (m->heads + kv_head) * (int64_t)size;
-        if (block->key_norm.weight) normalise(m, block->key_norm, key, key, size);
+        if (block->key_norm.weight.at) normalise(m, block->key_norm, key, key, size);
         if (m->rotary_size) rotate(m, key, smaller(place, m->context - 1));
-        for (int32_t each = 0; each < size; each++) keys[each * capacity + place] = key[each];
+        for (int32_t each = 0; each < size; each++) keys[each * places + place] = key[each];
         memcpy(values + place * stride, key + m->kv_heads * (int64_t)size, size * sizeof(float));
         for (int32_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
             float *query = heads + token * joined + head * (int64_t)size;
-            if (block->query_norm.weight) normalise(m, block->query_norm, query, query, size);
+            if (block->query_norm.weight.at) normalise(m, block->query_norm, query, query, size);
             if (m->rotary_size) rotate(m, query, smaller(place, m->context - 1));
             int32_t from = m->window && place >= m->window ? place - m->window + 1 : 0;
-            attend(query, keys, values, capacity, from, place, size, m->attention_scale, scores, answer);
-            memcpy(out + (token * m->heads + head) * (int64_t)size, answer, size * sizeof(float));
+            attend(query, keys, values, places, from, place, size, m->attention_scale, scores, answer);
+            memcpy(out + ((int64_t)token * m->heads + head) * size, answer, size * sizeof(float));
         }
     }
 }

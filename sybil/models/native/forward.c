@@ -14,9 +14,24 @@
 
 #include "attention.h"
 #include "products.h"
+#include "refusal.h"
 
 int32_t sybil_panel(void) { return PANEL; }
 int32_t sybil_lanes(void) { return LANES; }
+
+/* The structs as this compiler lays them out, for structs.py to be held to. */
+const int64_t *sybil_sizes(void) {
+    static const int64_t sizes[] = {sizeof(Floats), sizeof(Product), sizeof(Norm),
+                                    sizeof(Block), sizeof(Model), sizeof(Cache)};
+    return sizes;
+}
+
+/* What speaks against a model, or NULL: asked once, before the first forward. */
+const char *sybil_refusal(Model *m) {
+    const char *refusal = model_refusal(m);
+    m->sound = !refusal;
+    return refusal;
+}
 
 /* Threads share a stage's items as they come, and leave it when all items are done, whoever did them: one that the
    system has put aside holds nobody up, unless it was put aside in the middle of an item. */
@@ -64,8 +79,10 @@ static int64_t private(const Model *m, int64_t rows, int64_t capacity) {
     return whole(rows * m->width + whole(m->head_size, LANES) + capacity + 2 * LANES, 16);
 }
 
-/* How many floats a forward of so many rows needs to work in. */
+/* How many floats a forward of so many rows needs to work in; 0 where the numbers are out of range. */
 int64_t sybil_scratch(const Model *m, int64_t rows, int64_t capacity, int64_t threads) {
+    if (!m->sound || !within(rows, 1, MOST_WIDE) || !within(capacity, 0, MOST_LONG)) return 0;
+    if (!within(threads, 1, MOST_THREADS)) return 0;
     int64_t heads = m->heads + 2 * m->kv_heads;
     return 16 * (stages(m) + 1) + rows * (3 * widest(m) + heads * m->head_size + m->inner)
            + threads * private(m, rows, capacity);
@@ -77,20 +94,28 @@ static void norm_rows(const Model *m, Norm norm, const float *x, float *out, int
     for (int64_t row = 0; row < rows; row++) normalise(m, norm, x + row * m->width, out + row * m->width, m->width);
 }
 
+static const char *call_refusal(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths,
+                                int32_t count, const float *scratch, int64_t floats, int32_t threads) {
+    NEED(m && m->sound);
+    NEED(within(threads, 1, MOST_THREADS));
+    const char *refusal = cache_refusal(m, cache, count);
+    if (refusal) return refusal;
+    NEED(scratch && floats >= sybil_scratch(m, (int64_t)cache->batch * count, cache->capacity, threads));
+    return tokens_refusal(m, cache, tokens, lengths, count);
+}
+
 /* tokens (batch, count) go in at each row's length; logits (batch * count, vocab), or NULL for a prefill.
-   0 where a token isn't of the vocabulary or finds no place in the cache: nothing has been done then. */
-int32_t sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths, int32_t count,
-                   float *logits, float *scratch, int32_t threads) {
+   NULL, or what speaks against the call: nothing has been done then. */
+const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths, int32_t count,
+                          float *logits, float *scratch, int64_t floats, int32_t threads) {
+    const char *refusal = call_refusal(m, cache, tokens, lengths, count, scratch, floats, threads);
+    if (refusal) return refusal;
     const int32_t rows = cache->batch * count, width = m->width, embedded = m->token_embedding.inputs;
     const int64_t joined = (int64_t)(m->heads + 2 * m->kv_heads) * m->head_size;
     Stage *const begin = (Stage *)(((uintptr_t)scratch + 63) / 64 * 64);
     float *x = (float *)(begin + stages(m)), *mixed = x + rows * widest(m), *aside = mixed + rows * widest(m);
     float *heads = aside + rows * widest(m), *inner = heads + rows * joined, *privates = inner + (int64_t)rows * m->inner;
     memset(begin, 0, stages(m) * sizeof(Stage));
-    for (int32_t row = 0; row < rows; row++)
-        if (tokens[row] < 0 || tokens[row] >= m->vocab_size) return 0;
-    for (int32_t row = 0; row < cache->batch; row++)
-        if (lengths[row] < 0 || lengths[row] + count > cache->capacity) return 0;
 
 #pragma omp parallel num_threads(threads)
     {
@@ -105,9 +130,9 @@ int32_t sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens,
         float *first = m->project_in.weight ? mixed : x;
         EACH(row, rows, unpack(&m->token_embedding, tokens[row], first + (int64_t)row * embedded))
         if (m->project_in.weight) PRODUCT(&m->project_in, first, x, NULL, NONE, 0)
-        if (m->positions) EACH(row, rows, {
+        if (m->positions.at) EACH(row, rows, {
             int64_t place = lengths[row / count] + row % count;
-            const float *learned = m->positions + (smaller(place, m->context - 1) + m->position_offset) * (int64_t)width;
+            const float *learned = m->positions.at + (smaller(place, m->context - 1) + m->position_offset) * (int64_t)width;
             for (int32_t at = 0; at < width; at++) x[(int64_t)row * width + at] += learned[at];
         })
 
@@ -133,7 +158,7 @@ int32_t sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens,
         }
         if (logits) {
             float *last = x;
-            if (m->final_norm.weight) norm_rows(m, m->final_norm, x, last = normed, rows);
+            if (m->final_norm.weight.at) norm_rows(m, m->final_norm, x, last = normed, rows);
             if (m->project_out.weight) {
                 PRODUCT(&m->project_out, last, mixed, NULL, NONE, 0)
                 last = mixed;
@@ -141,5 +166,5 @@ int32_t sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens,
             PRODUCT(&m->head, last, logits, NULL, NONE, 0)
         }
     }
-    return 1;
+    return NULL;
 }

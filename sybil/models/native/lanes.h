@@ -35,10 +35,11 @@ static inline float sum(Lanes lanes) {
 
 static inline Lanes choose(Ints mask, Lanes yes, Lanes no) { return (Lanes)((mask & (Ints)yes) | (~mask & (Ints)no)); }
 
-/* e^x = 2^n * e^r, |r| <= ln(2) / 2, e^r by its Taylor series to r^7 (relative error below 2e-7). */
+/* e^x = 2^n * e^r, |r| <= ln(2) / 2, e^r by its Taylor series to r^7 (relative error below 2e-7); infinite from 88.4 on,
+   where n is 128, and no less than e^-87. NaN stays NaN: it fails both comparisons, and the last product. */
 static inline Lanes exponential(Lanes x) {
     x = choose(x < all(-87.0f), all(-87.0f), x);
-    x = choose(x > all(88.0f), all(88.0f), x);
+    x = choose(x > all(89.0f), all(89.0f), x);
     Lanes shifted = x * all(1.44269504f) + all(12582912.0f); /* adding 1.5 * 2^23 rounds to an integer */
     Lanes n = shifted - all(12582912.0f);
     Lanes r = x - n * all(0.693359375f) + n * all(2.12194440e-4f);
@@ -50,11 +51,11 @@ static inline Lanes exponential(Lanes x) {
     series = series * r + all(0.5f);
     series = series * r + all(1.0f);
     series = series * r + all(1.0f);
-    return (Lanes)((Ints)series + (((Ints)shifted - (Ints)all(12582912.0f)) << 23));
+    return series * (Lanes)(((Ints)shifted - (Ints)all(12582912.0f) + 127) << 23); /* 2^n: its exponent alone */
 }
 
 static inline Lanes activate(Lanes x, int32_t activation) {
-    if (activation == RELU) return choose(x > all(0.0f), x, all(0.0f));
+    if (activation == RELU) return choose(x < all(0.0f), all(0.0f), x); /* NaN stays */
     if (activation == SILU) return x / (all(1.0f) + exponential(-x));
     if (activation == GELU_TANH) { /* x / 2 * (1 + tanh(z)) = x * sigmoid(2z) */
         Lanes z = all(1.5957691216f) * (x + all(0.044715f) * x * x * x);

@@ -1,153 +1,161 @@
-"""The C forward as a library: the structs that cross into it, and what builds it once by the machine's compiler."""
+"""The C forward as a library: built once, kept where only its user can write, checked when it is opened."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
-import platform
-import re
-import shlex
-import shutil
+import stat
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
+from sybil.errors import InvalidSetting
+from sybil.models.native import compiler, structs
 
-SOURCE = Path(__file__).with_name("forward.c")
-SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
-BLOCK_NORMS = ("attention_norm", "mlp_norm", "query_norm", "key_norm")
-BLOCK_PRODUCTS = ("query_key_value", "attention_out", "mlp_in", "mlp_out")
-NUMBERS = (
-    *("vocab_size", "context", "layers", "heads", "kv_heads", "head_size", "width", "inner"),
-    *("activation", "gated", "norm", "post_norm", "parallel", "window", "rotary_size", "position_offset"),
-)
-
-
-class Product(ctypes.Structure):
-    """model.h's struct of that name."""
-
-    _fields_ = [
-        ("weight", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("inputs", ctypes.c_int32),
-        ("outputs", ctypes.c_int32),
-        ("storage", ctypes.c_int32),
-    ]
-
-
-class Norm(ctypes.Structure):
-    """model.h's struct of that name."""
-
-    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
-
-
-class Block(ctypes.Structure):
-    """model.h's struct of that name."""
-
-    _fields_ = [*((name, Norm) for name in BLOCK_NORMS), *((name, Product) for name in BLOCK_PRODUCTS)]
-
-
-class Model(ctypes.Structure):
-    """model.h's struct of that name."""
-
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in NUMBERS),
-        ("epsilon", ctypes.c_float),
-        ("attention_scale", ctypes.c_float),
-        ("blocks", ctypes.POINTER(Block)),
-        ("final_norm", Norm),
-        *((name, Product) for name in ("token_embedding", "head", "project_in", "project_out")),
-        *((name, ctypes.c_void_p) for name in ("positions", "cosines", "sines")),
-    ]
-
-
-class Cache(ctypes.Structure):
-    """model.h's struct of that name."""
-
-    _fields_ = [
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("batch", ctypes.c_int32),
-        ("capacity", ctypes.c_int32),
-    ]
+WIDTHS = (4, 8, 16)
+"""Floats in a vector that the C forward can be built with."""
+DIGEST = 32
+"""Bytes at the end of a kept library: the SHA-256 of those before."""
 
 
 @functools.cache
-def load() -> ctypes.CDLL | None:
-    """The compiled forward.c, or None where SYBIL_NATIVE=0 or no compiler will have it (a warning says why)."""
+def load(lanes: int | None = None) -> ctypes.CDLL | None:
+    """The compiled forward.c, or None where SYBIL_NATIVE=0 or no compiler will have it (a warning says why).
+
+    lanes: floats in a vector, 4, 8 or 16, by the compiler where the processor has none so wide; None is
+    SYBIL_LANES, and where that isn't set what the processor has. Raises InvalidSetting for another number."""
     if os.environ.get("SYBIL_NATIVE") == "0":
         return None
-    command = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or "clang"]
+    lanes = lanes or _forced_lanes()
+    if lanes not in (None, *WIDTHS):
+        raise InvalidSetting(f"lanes is {lanes}: use one of {', '.join(map(str, WIDTHS))}")
     try:
-        built = ctypes.CDLL(str(_build(command)))
-    except (OSError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", None) or str(error)
+        return _opened(compiler.recipe(lanes), lanes)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
         warnings.warn(
-            f"{command[0]} doesn't build sybil's C forward ({told.strip().splitlines()[-1]}): decoding goes on at half "
-            "the speed; install a C compiler, or set SYBIL_NATIVE=0 to be told no more",
+            f"{os.environ.get('CC') or 'the C compiler'} doesn't build sybil's C forward ({_reason(error)}): decoding "
+            "goes on at half the speed; install a C compiler, or set SYBIL_NATIVE=0 to be told no more",
             RuntimeWarning,
             stacklevel=2,
         )
         return None
-    built.sybil_scratch.restype = ctypes.c_int64
-    built.sybil_scratch.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
-    built.sybil_forward.restype = ctypes.c_int32
-    built.sybil_forward.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_int32, *[ctypes.c_void_p] * 2, ctypes.c_int32]
+
+
+def _forced_lanes() -> int | None:
+    said = os.environ.get("SYBIL_LANES") or None
+    if said is not None and said not in map(str, WIDTHS):
+        raise InvalidSetting(
+            f"SYBIL_LANES is {said!r}: use {', '.join(map(str, WIDTHS))}, the floats of a vector, or leave it out"
+        )
+    return None if said is None else int(said)
+
+
+def _reason(error: Exception) -> str:
+    """The last line that a compiler printed, or the error's own."""
+    printed = (getattr(error, "stderr", None) or b"").decode("utf-8", "replace").strip()
+    lines = (printed or str(error) or type(error).__name__).splitlines()
+    return "".join(letter if letter.isprintable() else "?" for letter in lines[-1])[:200]
+
+
+def _opened(recipe: compiler.Recipe, lanes: int | None) -> ctypes.CDLL:
+    """The recipe's library: the one that is kept; else built and kept; else, where it can't be kept or run from there,
+    opened out of a folder that is gone when this returns. Raises OSError or SubprocessError."""
+    kept = keeping_folder()
+    path = kept and kept / f"native-{recipe.key}.so"
+    if path:
+        with contextlib.suppress(OSError):
+            return _open(path, lanes)
+    with tempfile.TemporaryDirectory(prefix="sybil-") as scratch:
+        made = recipe.build(Path(scratch))
+        content = made.read_bytes()
+        made.write_bytes(content + hashlib.sha256(content).digest())
+        if path:
+            with contextlib.suppress(OSError):
+                _put(made.read_bytes(), path)
+                return _open(path, lanes)
+        made.chmod(0o600)
+        return _open(made, lanes)
+
+
+def _open(path: Path, lanes: int | None) -> ctypes.CDLL:
+    """The library in a file that this user or root has written, whole. Raises OSError."""
+    if not _is_trusted(path.lstat(), stat.S_ISREG):
+        raise OSError(f"{path} may have been written by others")
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
+        raise OSError(f"{path} isn't what was written there")
+    built = ctypes.CDLL(str(path))
+    try:
+        _declare(built)
+        sizes = [built.sybil_sizes()[index] for index in range(len(structs.ALL))]
+        if sizes != [*map(ctypes.sizeof, structs.ALL)] or lanes not in (None, built.sybil_lanes()):
+            raise OSError(f"{path} was built of other structs or lanes")
+    except AttributeError as error:
+        raise OSError(f"{path} isn't the C forward ({error})") from None
     return built
 
 
-def _build(compiler: list[str]) -> Path:
-    """The shared library for this source, compiler and processor; raises OSError or SubprocessError."""
-
-    def run(*arguments: str) -> str:
-        return subprocess.run([*compiler, *arguments], capture_output=True, check=True, text=True, timeout=120).stdout
-
-    threads = _threading()
-    sources = [each.read_text(encoding="utf-8") for each in SOURCES]
-    key = "\n".join([*sources, *FLAGS, *threads, *compiler, run("--version"), _processor()])
-    folder = _folder()
-    target = folder / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / "native.so"
-            run(*FLAGS, "-o", str(made), str(SOURCE), *threads, "-lm")
-            made.replace(target)
-    return target
+def _declare(built: ctypes.CDLL) -> None:
+    """What forward.c's functions take and return; a char * is what they refuse, or None."""
+    address, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    built.sybil_sizes.restype = ctypes.POINTER(long)
+    built.sybil_refusal.restype = ctypes.c_char_p
+    built.sybil_refusal.argtypes = [address]
+    built.sybil_scratch.restype = long
+    built.sybil_scratch.argtypes = [address, long, long, long]
+    built.sybil_forward.restype = ctypes.c_char_p
+    built.sybil_forward.argtypes = [*[address] * 4, number, address, address, long, number]
 
 
-def _folder() -> Path:
-    """Where what was built is kept; for this process alone where there is no such place."""
+def _put(content: bytes, path: Path) -> None:
+    """Write a file whole or not at all, for this user alone, whoever writes it at the same time. Raises OSError."""
+    descriptor, name = tempfile.mkstemp(prefix=".native-", dir=path.parent)
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sybil"
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def keeping_folder() -> Path | None:
+    """Where libraries are kept, made where it isn't there; None where others than this user and root could write in
+    it, or put another in its place."""
+    try:
+        said = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        folder = (said if said.is_absolute() else Path.home() / ".cache") / "sybil"
+        if not folder.is_absolute():
+            return None
+        for each in (*reversed(folder.parents), folder):
+            if not each.is_dir():
+                each.mkdir(mode=0o700, exist_ok=True)
+        folder = folder.resolve()
+        if folder.stat().st_uid == os.getuid() and stat.S_IMODE(folder.stat().st_mode) != 0o700:
+            with contextlib.suppress(OSError):
+                folder.chmod(0o700)
+        if _is_trusted(folder.stat(), stat.S_ISDIR) and all(map(_is_a_way, folder.parents)):
             return folder
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):  # no home, or no place in it
         pass
-    return Path(tempfile.mkdtemp(prefix="sybil-"))
+    return None
 
 
-def _threading() -> list[str]:
-    """OpenMP by the very runtime that torch has loaded: two of them would fight for the cores. Raises OSError."""
-    mapped = {line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").read_text("utf-8").splitlines()}
-    runtimes = sorted(path for path in mapped if re.search(r"/lib(?:gomp|iomp5|omp)[^/]*\.so[^/]*$", path))
-    site = str(Path(torch.__file__).parents[1])
-    runtimes.sort(key=lambda path: not path.startswith(site))  # another package may have brought one of its own
-    if not runtimes:
-        raise OSError("torch has loaded no OpenMP runtime to share its threads with")
-    return ["-fopenmp", runtimes[0]]
+def _owners() -> set[int]:
+    return {0, os.getuid()}
 
 
-def _processor() -> str:
-    """What -march=native depends on."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.machine() + platform.processor()
-    return "\n".join(sorted(set(re.findall(r"^(?:model name|flags|Features)\s*:.*$", text, re.MULTILINE))))
+def _is_trusted(status: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
+    """Whether it is of that kind, and nobody else than this user and root can have written it."""
+    return is_kind(status.st_mode) and status.st_uid in _owners() and not status.st_mode & 0o022
+
+
+def _is_a_way(folder: Path) -> bool:
+    """Whether what lies in the folder stays there, for all that strangers can do."""
+    status = folder.stat()
+    return status.st_uid in _owners() and (not status.st_mode & 0o002 or bool(status.st_mode & stat.S_ISVTX))

@@ -1,21 +1,27 @@
-/* What the forward is given: the structs that library.py mirrors. */
+/* What the forward is given: the structs that structs.py mirrors. */
 
 #pragma once
 
 #include <stdint.h>
 
-enum { FLOAT32, BFLOAT16, INT8 };
-enum { NONE, GELU_TANH, GELU, RELU, SILU };
-enum { LAYER, RMS };
+enum { FLOAT32, BFLOAT16, INT8, STORAGES };
+enum { NONE, GELU_TANH, GELU, RELU, SILU, ACTIVATIONS };
+enum { LAYER, RMS, NORMS };
 
-typedef struct { /* x @ weight.T * scale + bias; scale and bias may be NULL, and are padded to whole panels */
+typedef struct { /* so many floats lie there; NULL: none */
+    const float *at;
+    int64_t count;
+} Floats;
+
+typedef struct { /* x @ weight.T * scale + bias; scale and bias may be none, and are padded to whole panels */
     const void *weight;
-    const float *scale, *bias;
+    int64_t bytes; /* of the weight */
+    Floats scale, bias;
     int32_t inputs, outputs, storage;
 } Product;
 
 typedef struct {
-    const float *weight, *bias; /* weight NULL: no norm; bias NULL: it adds none */
+    Floats weight, bias; /* no weight: no norm; no bias: it adds none */
 } Norm;
 
 typedef struct {
@@ -26,16 +32,19 @@ typedef struct {
 typedef struct {
     int32_t vocab_size, context, layers, heads, kv_heads, head_size, width, inner;
     int32_t activation, gated, norm, post_norm, parallel, window, rotary_size, position_offset;
+    int32_t sound; /* whether sybil_refusal() has found nothing against it */
     float epsilon, attention_scale;
     const Block *blocks;
+    int64_t block_count;
     Norm final_norm;
     Product token_embedding, head, project_in, project_out; /* the last two: weight NULL where there is none */
-    const float *positions;      /* (context + offset, width) or NULL */
-    const float *cosines, *sines; /* (context, rotary_size / 2) or NULL */
+    Floats positions;      /* (context + offset, width) or none */
+    Floats cosines, sines; /* (context, rotary_size / 2) or none */
 } Model;
 
-typedef struct { /* head stride: head size in whole lanes; capacity: whole lanes */
-    float *keys;   /* (layers, batch, kv_heads, head stride, capacity) */
-    float *values; /* (layers, batch, kv_heads, capacity, head stride) */
-    int32_t batch, capacity;
+typedef struct { /* capacity: tokens a row; places: capacity in whole lanes, for addresses; head stride likewise */
+    float *keys;    /* (layers, batch, kv_heads, head stride, places) */
+    float *values;  /* (layers, batch, kv_heads, places, head stride) */
+    int64_t floats; /* of each */
+    int32_t batch, capacity, places;
 } Cache;

@@ -84,8 +84,8 @@ static void panel_sums(const Product *p, int32_t panel, const float *x, int32_t 
 }
 
 static inline Lanes finish(const Product *p, int32_t panel, int32_t at, Lanes value) {
-    if (p->scale) value *= load(p->scale + panel * PANEL + at * LANES);
-    if (p->bias) value += load(p->bias + panel * PANEL + at * LANES);
+    if (p->scale.at) value *= load(p->scale.at + panel * PANEL + at * LANES);
+    if (p->bias.at) value += load(p->bias.at + panel * PANEL + at * LANES);
     return value;
 }
 
@@ -120,6 +120,6 @@ static void unpack(const Product *p, int64_t output, float *out) {
     const int32_t *word = (const int32_t *)p->weight + output / PANEL * words(p) * PANEL + output % PANEL;
     for (int32_t input = 0; input < p->inputs; input++) {
         Ints lanes = {word[(int64_t)(input / per) * PANEL]};
-        out[input] = widen(lanes, input % per, p->storage)[0] * (p->scale ? p->scale[output] : 1.0f);
+        out[input] = widen(lanes, input % per, p->storage)[0] * (p->scale.at ? p->scale.at[output] : 1.0f);
     }
 }

@@ -10,52 +10,28 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sybil.allocation import taking
 from sybil.errors import UnsupportedModel
+from sybil.models import forking
 from sybil.models.native import library
-from sybil.models.native.library import (
-    BLOCK_NORMS,
-    BLOCK_PRODUCTS,
-    NUMBERS,
-    Block,
-    Cache,
-    Model,
-    Norm,
-    Product,
-)
-from sybil.models.native.packing import Arena
+from sybil.models.native.cache import NativeCache
+from sybil.models.native.packing import Arena, Packed, floats, pack
+from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, Block, Model, Norm, Product
 from sybil.models.shape import Shape
-from sybil.models.storage import Storage, keep
+from sybil.models.storage import Storage
+from sybil.transfer import CPU
 
 ONE_THREAD_BYTES = 1 << 20
+MOST_THREADS = 1 << 10
 PREFILL_ROWS = 256
-STORAGES: tuple[Storage, ...] = ("float32", "bfloat16", "int8")
 _ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
 _NORMS = ("layer", "rms")
-
-
-class NativeCache:
-    """Keys (layers, batch, heads, head size, capacity) and values (..., capacity, head size), both in whole lanes;
-    and the forward's working memory."""
-
-    def __init__(self, shape: Shape, batch: int, capacity: int, lanes: int) -> None:
-        capacity, head_size = (-(-size // lanes) * lanes for size in (capacity, shape.head_size))
-        self.keys = torch.zeros(shape.layers, batch, shape.kv_heads, head_size, capacity)
-        self.values = torch.zeros(shape.layers, batch, shape.kv_heads, capacity, head_size)
-        self.lengths = torch.zeros(batch, dtype=torch.int64)
-        self.native = Cache(self.keys.data_ptr(), self.values.data_ptr(), batch, capacity)
-        self.nbytes = self.keys.nbytes + self.values.nbytes
-        self.address, self.batch, self.capacity = ctypes.addressof(self.native), batch, capacity
-        self.scratch, self.scratch_address, self.rows = torch.empty(0), 0, 0
-
-    def make_room(self, rows: int, floats: int) -> None:
-        """Working memory for calls of so many rows."""
-        self.scratch, self.rows = torch.empty(floats), rows
-        self.scratch_address = self.scratch.data_ptr()
+_WHOLE = ("token_embedding", "head", "project_in", "project_out")
 
 
 class NativeTransformer:
@@ -63,10 +39,11 @@ class NativeTransformer:
 
     storage: what the products' weights are kept in: float32, bfloat16, or int8 with a scale an output (for drafts).
     threads: how many compute; None is torch's number, or one for a model so small that two would wait for each other.
+    lanes: floats in a vector; None is what library.load() chooses. Copies and pickles of it keep the lanes.
     """
 
     dtype = torch.float32
-    device = torch.device("cpu")
+    device = CPU
 
     def __init__(
         self,
@@ -74,56 +51,93 @@ class NativeTransformer:
         weights: Mapping[str, Tensor],
         storage: Storage = "float32",
         threads: int | None = None,
+        lanes: int | None = None,
     ) -> None:
-        built = library.load()
+        """Raises UnsupportedModel where there is no compiler, or forward.c refuses the shape or its weights; KeyError
+        for a weight that the shape asks for and that isn't there."""
+        self._open(shape, storage, threads, lanes)
+        arena = Arena()
+        self._products: dict[str, Packed] = {}
+        self._floats: dict[str, Tensor] = {}
+
+        def take_product(name: str, stored: str) -> None:
+            parts = 2 if shape.gated and name.endswith("mlp_in") else 1
+            self._products[name] = pack(
+                weights[stored], weights.get(f"{name}.bias"), storage, self._panel, parts, arena.take
+            )
+
+        def take_floats(name: str, tensor: Tensor | None) -> None:
+            if tensor is not None:
+                self._floats[name] = arena.take(tensor.float())
+
+        take_product("token_embedding", "token_embedding")  # the largest first, while little else is there
+        for name in _products(shape):
+            take_product(name, f"{name}.weight")
+        for name in _norms(shape):
+            take_floats(f"{name}.weight", weights[f"{name}.weight"])
+            take_floats(f"{name}.bias", weights.get(f"{name}.bias"))
+        if shape.position_offset is not None:
+            take_floats("positions", weights["position_embedding"])
+        if shape.rotary:
+            for name, table in zip(("cosines", "sines"), shape.rotary.tables(shape.context), strict=True):
+                take_floats(name, table)
+        self._bind(arena.used)
+
+    def _open(self, shape: Shape, storage: Storage, threads: int | None, lanes: int | None) -> None:
+        built = library.load(lanes)
         if built is None:
             raise UnsupportedModel("the C forward isn't built here: install a C compiler, or load through Transformer")
         self.shape, self.vocab_size, self.context, self.storage = shape, shape.vocab_size, shape.context, storage
-        self._library, self._lanes, self._panel = built, built.sybil_lanes(), built.sybil_panel()
-        self._kept: list[object] = []
-        self._arena = Arena()
-        token_embedding = self._product(weights, "token_embedding")  # the largest first, while little else is there
-        head = token_embedding if shape.tied_head else self._product(weights, "head.weight")
-        blocks = (Block * shape.layers)()
-        for layer in range(shape.layers):
+        self._library, self._asked_threads = built, threads
+        self._lanes, self._panel = built.sybil_lanes(), built.sybil_panel()
+
+    def _bind(self, weight_bytes: int) -> None:
+        """The structs that forward.c reads, of the shape and the tensors that are kept."""
+        shape = self.shape
+        with taking(ctypes.sizeof(Block) * shape.layers, f"a model of {shape.layers} layers", CPU):
+            self._blocks = (Block * shape.layers)()
+        for layer, block in enumerate(self._blocks):
             for name in BLOCK_NORMS:
-                setattr(blocks[layer], name, self._norm(weights, f"{layer}.{name}"))
+                setattr(block, name, self._norm(f"{layer}.{name}"))
             for name in BLOCK_PRODUCTS:
-                setattr(blocks[layer], name, self._product(weights, f"{layer}.{name}"))
-        rotary = shape.rotary
-        cosines, sines = rotary.tables(shape.context) if rotary else (None, None)
-        positions = weights["position_embedding"] if shape.position_offset is not None else None
-        numbers = {name: getattr(shape, name, 0) or 0 for name in NUMBERS}
-        numbers |= {
+                setattr(block, name, self._product(f"{layer}.{name}"))
+        numbers = {name: getattr(shape, name, 0) or 0 for name in NUMBERS} | {
             "activation": _ACTIVATIONS.index(shape.activation),
             "norm": _NORMS.index(shape.norm),
-            "rotary_size": rotary.size if rotary else 0,
+            "rotary_size": shape.rotary.size if shape.rotary else 0,
         }
         self._model = Model(
             **numbers,
             epsilon=shape.epsilon,
             attention_scale=shape.attention_scale,
-            blocks=blocks,
-            final_norm=self._norm(weights, "final_norm"),
-            token_embedding=token_embedding,
-            head=head,
-            project_in=self._product(weights, "project_in"),
-            project_out=self._product(weights, "project_out"),
-            positions=self._keep(positions),
-            cosines=self._keep(cosines),
-            sines=self._keep(sines),
+            blocks=self._blocks,
+            block_count=len(self._blocks),
+            final_norm=self._norm("final_norm"),
+            **{name: self._product(name) for name in _WHOLE},
+            **{name: floats(self._floats.get(name)) for name in ("positions", "cosines", "sines")},
         )
         self._address = ctypes.addressof(self._model)
-        self.weight_bytes = self._arena.used
-        small = self.weight_bytes < ONE_THREAD_BYTES
-        self._threads = threads or (1 if small else torch.get_num_threads())
+        refusal = self._library.sybil_refusal(self._address)
+        if refusal is not None:
+            raise UnsupportedModel(f"the C forward refuses the model: {refusal.decode()} doesn't hold of it")
+        self.weight_bytes = weight_bytes
+        threads = self._asked_threads or (1 if weight_bytes < ONE_THREAD_BYTES else torch.get_num_threads())
+        self._threads = min(max(threads, 1), MOST_THREADS)
+
+    def _norm(self, name: str) -> Norm:
+        return Norm(*(floats(self._floats.get(f"{name}.{part}")) for part in ("weight", "bias")))
+
+    def _product(self, name: str) -> Product:
+        packed = self._products.get("token_embedding" if name == "head" and self.shape.tied_head else name)
+        return Product() if packed is None else packed.struct()
 
     def new_cache(self, batch: int, capacity: int) -> NativeCache:
+        forking.note_use()
         return NativeCache(self.shape, batch, capacity, self._lanes)
 
     def forward(self, tokens: Tensor, cache: NativeCache) -> Tensor:
         """tokens (B, n) -> logits (B, n, vocab) float32; writes the tokens at each row's length, advances it by n."""
-        logits = torch.empty(*tokens.shape, self.vocab_size)
+        logits = torch.empty(*tokens.shape, self.vocab_size, dtype=torch.float32, device=CPU)
         self._run(tokens, cache, logits.data_ptr())
         return logits
 
@@ -134,16 +148,17 @@ class NativeTransformer:
 
     def _run(self, tokens: Tensor, cache: NativeCache, logits: int | None) -> None:
         (batch, count), lengths = tokens.shape, cache.lengths
-        if tokens.dtype != torch.int64 or tokens.is_cuda or not tokens.is_contiguous():
+        if tokens.dtype != torch.int64 or tokens.device.type != "cpu" or not tokens.is_contiguous():
             tokens = tokens.to("cpu", torch.int64).contiguous()
         if batch != cache.batch or lengths.shape != (batch,) or lengths.dtype != torch.int64:
             raise IndexError(f"tokens {(batch, count)}, lengths {lengths.tolist()}: the cache has {cache.batch} rows")
         rows = batch * count
         if not rows:
             return
+        threads = 1 if forking.pool_is_lost() else self._threads
         if rows > cache.rows:
             cache.make_room(rows, self._library.sybil_scratch(self._address, rows, cache.capacity, self._threads))
-        done = self._library.sybil_forward(
+        refusal = self._library.sybil_forward(
             self._address,
             cache.address,
             tokens.data_ptr(),
@@ -151,53 +166,45 @@ class NativeTransformer:
             count,
             logits,
             cache.scratch_address,
-            self._threads,
+            len(cache.scratch),
+            threads,
         )
-        if not done:
+        if refusal is not None:
             raise IndexError(
                 f"tokens {tokens.tolist()} at lengths {lengths.tolist()} don't fit a vocabulary of {self.vocab_size} "
-                f"or a cache of {cache.capacity}"
+                f"or a cache of {cache.capacity} ({refusal.decode()} doesn't hold)"
             )
         cache.lengths = lengths + count
 
-    def _keep(self, tensor: Tensor | None) -> int | None:
-        """The address of a float32 copy that lives as long as the model."""
-        if tensor is None:
-            return None
-        copy = self._arena.take(tensor.float())
-        self._kept.append(copy)
-        return copy.data_ptr()
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle of it holds: the weights as they lie, without the memory around them."""
+        return {
+            "opened": (self.shape, self.storage, self._asked_threads, self._lanes),
+            "products": {name: packed.copied(torch.clone) for name, packed in self._products.items()},
+            "floats": {name: tensor.clone() for name, tensor in self._floats.items()},
+        }
 
-    def _norm(self, weights: Mapping[str, Tensor], name: str) -> Norm:
-        return Norm(*(self._keep(weights.get(f"{name}.{part}")) for part in ("weight", "bias")))
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._open(*state["opened"])
+        arena, products, floating = Arena(), state["products"], state["floats"]
+        self._products = {name: products.pop(name).copied(arena.take) for name in list(products)}
+        self._floats = {name: arena.take(floating.pop(name)) for name in list(floating)}
+        self._bind(arena.used)
 
-    def _product(self, weights: Mapping[str, Tensor], name: str) -> Product:
-        """A weight (outputs, inputs) as (panels, words, panel, inputs a word): forward.c reads it front to back."""
-        weight = weights.get(name if name in ("token_embedding", "head.weight") else f"{name}.weight")
-        if weight is None:
-            return Product()
-        outputs, inputs = weight.shape
-        gated = self.shape.gated and name.endswith("mlp_in")
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeTransformer:
+        copy = object.__new__(NativeTransformer)
+        copy.__setstate__(self.__getstate__())
+        return copy
 
-        def panels(tensor: Tensor) -> Tensor:
-            """(outputs, ...) -> (panels, panel, ...), padded with zeros; gated: of gates and of values in turn."""
-            parts = 2 if gated else 1
-            each, rest = outputs // parts, tensor.shape[1:]
-            padded = tensor.new_zeros(parts, -(-each // self._panel) * self._panel, *rest)
-            padded[:, :each] = tensor.view(parts, each, *rest)
-            return padded.view(parts, -1, self._panel, *rest).transpose(0, 1).flatten(0, 1)
 
-        scale, numbers = keep(weight, self.storage)
-        per_word = 4 // numbers.itemsize
-        words = F.pad(numbers, (0, -inputs % per_word)).view(outputs, -1, per_word)
-        packed = self._arena.take(panels(words).transpose(1, 2))
-        self._kept.append(packed)
-        bias = weights.get(f"{name}.bias")
-        return Product(
-            packed.data_ptr(),
-            None if scale is None else self._keep(panels(scale)),
-            None if bias is None else self._keep(panels(bias)),
-            inputs,
-            outputs,
-            STORAGES.index(self.storage),
-        )
+def _products(shape: Shape) -> list[str]:
+    """The products of a shape, but for its token embedding."""
+    whole = [] if shape.tied_head else ["head"]
+    whole += ["project_in", "project_out"] if shape.embedding_width != shape.width else []
+    return [*whole, *(f"{layer}.{name}" for layer in range(shape.layers) for name in BLOCK_PRODUCTS)]
+
+
+def _norms(shape: Shape) -> list[str]:
+    names = BLOCK_NORMS if shape.query_key_norm else BLOCK_NORMS[:2]
+    last = ["final_norm"] if shape.final_norm else []
+    return [*last, *(f"{layer}.{name}" for layer in range(shape.layers) for name in names)]

@@ -6,10 +6,13 @@ overwritten next time. So rolling back is assigning a smaller length, and rows m
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from sybil.transfer import upload
+from sybil.allocation import taking
+from sybil.transfer import CPU, count_to, upload
 
 
 class KVCache:
@@ -25,11 +28,14 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        """Raises OutOfMemory."""
         shape = (layers, batch, kv_heads, capacity, head_size)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(batch, dtype=torch.int64)
-        self.nbytes = self.keys.nbytes + self.values.nbytes
+        self.nbytes = 2 * math.prod(shape) * dtype.itemsize
+        with taking(self.nbytes, f"a cache of {batch} rows of {capacity} tokens", device):
+            self.keys = torch.zeros(shape, dtype=dtype, device=device)
+            self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=CPU)
+        self.capacity = capacity
 
     def write(self, layer: int, keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Write (batch, kv_heads, count, head size) at the layout's places; the layer's keys and values so far."""
@@ -44,6 +50,12 @@ class KVCache:
         return all_keys[:, :, : layout.end], all_values[:, :, : layout.end]
 
 
+def check_fit(held: int, count: int, capacity: int) -> None:
+    """Raises IndexError where count tokens after those held find no place: torch drops a single one without a word."""
+    if held + count > capacity:
+        raise IndexError(f"{count} tokens after {held} others don't fit a cache of {capacity}")
+
+
 class Layout:
     """Where the next count tokens of each row go, and which keys each of them sees: the last window, or all.
 
@@ -54,9 +66,8 @@ class Layout:
         counts = lengths.tolist()
         self.start, self.end = max(counts), max(counts) + count
         self.even = min(counts) == self.start
-        places = torch.arange(count)
-        self.positions = upload(lengths[:, None] + places, device)
-        self.rows = torch.arange(len(counts), device=device)[:, None]
+        self.positions = upload(lengths[:, None] + count_to(count), device)
+        self.rows = torch.arange(len(counts), dtype=torch.int64, device=device)[:, None]
         self.mask: Tensor | None = None
         windowed = window is not None and window < self.end
         if count > 1 or not self.even or windowed:
@@ -68,15 +79,15 @@ class Layout:
         device, which may be a GPU that replays what follows with other lengths."""
         layout = cls.__new__(cls)
         layout.even, layout.start, layout.end = False, 0, end
-        layout.positions = lengths[:, None] + torch.arange(count, device=lengths.device)
-        layout.rows = torch.arange(len(lengths), device=lengths.device)[:, None]
+        layout.positions = lengths[:, None] + torch.arange(count, dtype=torch.int64, device=lengths.device)
+        layout.rows = torch.arange(len(lengths), dtype=torch.int64, device=lengths.device)[:, None]
         layout.mask = _mask(layout.positions, end, window)
         return layout
 
 
 def _mask(positions: Tensor, end: int, window: int | None) -> Tensor:
     """(batch, 1, count, end), True where the token at a position may look."""
-    keys, at = torch.arange(end, device=positions.device), positions[..., None]
+    keys, at = torch.arange(end, dtype=torch.int64, device=positions.device), positions[..., None]
     seen = keys <= at
     if window is not None:
         seen &= keys > at - window

@@ -6,6 +6,7 @@ wrapped here and nowhere else; with few rows they run at the memory's bandwidth 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Literal
@@ -24,16 +25,9 @@ _POSTFIX: dict[Activation, tuple[str, str]] = {
     "none": ("none", ""),
     "gelu_tanh": ("gelu", "tanh"),
     "gelu": ("gelu", "none"),
-    "relu": ("relu", ""),
     "silu": ("swish", ""),
 }
-_PLAIN: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
+"""What oneDNN computes with a product. Its relu is left out: it gives 0 for NaN."""
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -58,32 +52,65 @@ def linear(
     (a scale a call): for drafts, whose output decides nothing."""
     way = way or ("packed" if can_pack(weight) else "plain")
     if way == "packed":
-        return _packed(weight, bias, activation)
-    if way == "int8":
-        return _int8(weight, bias, activation)
-    plain = _PLAIN[activation]
-    return lambda x: plain(F.linear(x, weight, bias))
+        return Packed(weight, bias, activation)
+    return Int8(weight, bias, activation) if way == "int8" else Plain(weight, bias, activation)
 
 
-def _packed(weight: Tensor, bias: Tensor | None, activation: Activation) -> Linear:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-    product = torch.ops.mkldnn._linear_pointwise
-    name, algorithm = _POSTFIX[activation]
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """activation(x)."""
+    if activation == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    if activation == "gelu":
+        return F.gelu(x)
+    if activation == "relu":
+        return F.relu(x)
+    return F.silu(x) if activation == "silu" else x
 
-    def apply(x: Tensor) -> Tensor:
-        out: Tensor = product(x, packed, bias, name, [], algorithm)
-        return out
 
-    return apply
+class Plain:
+    """F.linear."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
+        self.weight, self.bias, self.activation = weight, bias, activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return activate(F.linear(x, self.weight, self.bias), self.activation)
 
 
-def _int8(weight: Tensor, bias: Tensor | None, activation: Activation) -> Linear:
-    scales, rounded = quantise(weight)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # its making is deprecated, its product isn't
-        quantised = torch._make_per_channel_quantized_tensor(
-            rounded, scales, torch.zeros(len(scales), dtype=torch.int64), 0
-        )
-        packed = torch.ops.quantized.linear_prepack(quantised, bias)
-    product, plain = torch.ops.quantized.linear_dynamic, _PLAIN[activation]
-    return lambda x: plain(product(x, packed, True))
+class Packed:
+    """oneDNN's product with a weight in its own order."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.bias, self.activation = bias, activation
+        self._product = torch.ops.mkldnn._linear_pointwise
+        self._name, self._algorithm = _POSTFIX.get(activation, _POSTFIX["none"])
+        self._left: Activation = "none" if activation in _POSTFIX else activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = self._product(x, self.packed, self.bias, self._name, [], self._algorithm)
+        return activate(out, self._left)
+
+    def __reduce__(self) -> tuple[type[Packed], tuple[Tensor, Tensor | None, Activation]]:
+        """A copy or a pickle is packed anew: oneDNN's order is no tensor that torch could write down."""
+        return Packed, (self.packed.to_dense(), self.bias, self.activation)
+
+
+class Int8:
+    """torch's quantised product."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
+        scales, rounded = quantise(weight)
+        zeros = torch.zeros(len(scales), dtype=torch.int64, device=scales.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # its making is deprecated, its product isn't
+            quantised = torch._make_per_channel_quantized_tensor(rounded, scales, zeros, 0)
+            self.packed = torch.ops.quantized.linear_prepack(quantised, bias)
+        self.activation = activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        finite = bool(x.isfinite().all())  # else torch finds no scale for the inputs
+        out = torch.ops.quantized.linear_dynamic(x if finite else torch.nan_to_num(x, 0.0, 0.0, 0.0), self.packed, True)
+        if not finite:
+            out = torch.where(x.isfinite().all(-1, keepdim=True), out, math.nan)
+        return activate(out, self.activation)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sybil.models.operators.cache import KVCache, Layout
+from sybil.models.operators.cache import KVCache, Layout, check_fit
 from sybil.transfer import upload
 
 BUCKET = 128
@@ -31,15 +31,17 @@ Compute = Callable[[Tensor, KVCache, Layout], Tensor]
 class StaticCache:
     """A generation's hold on keys and values that outlive it, with the forwards over them."""
 
-    def __init__(self, held: Held) -> None:
-        self.store, self.nbytes = held.store, held.store.nbytes
+    def __init__(self, held: Held, capacity: int) -> None:
+        """capacity: what was asked for, at most what is held."""
+        self.store, self.nbytes, self.capacity = held.store, held.store.nbytes, capacity
         self._held = held
-        self.lengths = torch.zeros(len(held.store.lengths), dtype=torch.int64)
+        self.lengths = torch.zeros(len(held.store.lengths), dtype=torch.int64, device="cpu")
 
     def forward(self, compute: Compute, tokens: Tensor, window: int | None) -> Tensor:
         """Logits of tokens (batch, count) at the rows' lengths, good until the next call of the model."""
-        count, held = tokens.shape[1], self._held
-        keys = -(-(int(self.lengths.max()) + count) // BUCKET) * BUCKET
+        count, held, longest = tokens.shape[1], self._held, int(self.lengths.max())
+        check_fit(longest, count, self.capacity)
+        keys = -(-(longest + count) // BUCKET) * BUCKET
         if (count, keys) not in held.forwards:
             held.forwards[count, keys] = StaticForward(held, count, keys, window)
         return held.forwards[count, keys](compute, tokens, self.lengths)
@@ -58,12 +60,20 @@ class Held:
             self.pool = torch.cuda.graph_pool_handle()
             self.stream = torch.cuda.Stream(store.keys.device)  # type: ignore[no-untyped-call]
 
+    def __reduce__(self) -> tuple[type[Held], tuple[KVCache]]:
+        """A copy or a pickle holds the keys and values, and makes forwards of its own."""
+        return Held, (self.store,)
+
 
 class StaticCaches:
     """A model's caches: one that a generation lets go of is the next one's, if large enough, graphs and all."""
 
     def __init__(self) -> None:
         self._idle: dict[int, Held] = {}
+
+    def __reduce__(self) -> tuple[type[StaticCaches], tuple[()]]:
+        """A copy or a pickle of a model holds no cache."""
+        return StaticCaches, ()
 
     def take(self, make: Callable[[int, int], KVCache], batch: int, capacity: int) -> StaticCache:
         """For a batch of at most capacity tokens a row; make(batch, capacity) where none is idle."""
@@ -73,7 +83,7 @@ class StaticCaches:
             held = Held(make(batch, -(-capacity // BUCKET) * BUCKET))
         held.store.keys.zero_()  # what is hidden is multiplied by 0, and 0 * NaN would be seen
         held.store.values.zero_()
-        cache = StaticCache(held)
+        cache = StaticCache(held, capacity)
         weakref.finalize(cache, self._idle.__setitem__, batch, held).atexit = False
         return cache
 

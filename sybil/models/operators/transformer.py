@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sybil.models.operators.cache import KVCache, Layout
+from sybil.models import forking
+from sybil.models.operators.cache import KVCache, Layout, check_fit
 from sybil.models.operators.linear import Linear, Way, can_pack, linear
 from sybil.models.operators.static import LONGEST, StaticCache, StaticCaches
 from sybil.models.shape import Activation, Shape
@@ -147,6 +148,7 @@ class Transformer:
         return KVCache(shape.layers, batch, shape.kv_heads, capacity, shape.head_size, self.dtype, self.device)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache | StaticCache:
+        forking.note_use()
         return self._static.take(self._cache, batch, capacity) if self._static else self._cache(batch, capacity)
 
     @torch.inference_mode()
@@ -166,6 +168,7 @@ class Transformer:
     def _at_lengths(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
         store = cache.store if isinstance(cache, StaticCache) else cache
         layout = Layout(cache.lengths, tokens.shape[1], self.device, self.shape.window)
+        check_fit(layout.start, tokens.shape[1], cache.capacity)
         cache.lengths = cache.lengths + tokens.shape[1]
         return self._hidden(upload(tokens, self.device), store, layout)
 

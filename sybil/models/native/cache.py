@@ -1,0 +1,58 @@
+"""Keys and values as the C forward reads them, and its working memory."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+
+from sybil.allocation import taking
+from sybil.errors import InvalidSetting
+from sybil.models.native.structs import Cache
+from sybil.models.shape import Shape
+from sybil.transfer import CPU
+
+
+class NativeCache:
+    """Keys (layers, batch, heads, head size, places) and values (..., places, head size), and working memory.
+
+    capacity: how many tokens a row may have. Vectors are stored whole, so places (the capacity) and the head's size
+    are in whole lanes: numbers for addresses, which differ from one processor to another.
+    """
+
+    def __init__(self, shape: Shape, batch: int, capacity: int, lanes: int) -> None:
+        """Raises OutOfMemory, or InvalidSetting for numbers that the C forward doesn't take."""
+        if batch < 1 or capacity < 0:
+            raise InvalidSetting(f"a cache of {batch} rows of {capacity} tokens: ask for one row or more")
+        places, head_size = (-(-size // lanes) * lanes for size in (capacity, shape.head_size))
+        size = (shape.layers, batch, shape.kv_heads)
+        self.nbytes = 8 * shape.layers * batch * shape.kv_heads * places * head_size
+        with taking(self.nbytes, f"a cache of {batch} rows of {capacity} tokens", CPU):
+            self.keys = torch.zeros(*size, head_size, places, dtype=torch.float32, device=CPU)
+            self.values = torch.zeros(*size, places, head_size, dtype=torch.float32, device=CPU)
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=CPU)
+        self.batch, self.capacity = batch, capacity
+        self._bind()
+
+    def _bind(self) -> None:
+        places = self.keys.shape[-1]
+        pointers = self.keys.data_ptr(), self.values.data_ptr()
+        self._struct = Cache(*pointers, self.keys.numel(), self.batch, self.capacity, places)
+        self.address = ctypes.addressof(self._struct)
+        self.scratch, self.scratch_address, self.rows = torch.empty(0, dtype=torch.float32, device=CPU), 0, 0
+
+    def make_room(self, rows: int, floats: int) -> None:
+        """Working memory for calls of so many rows; raises OutOfMemory."""
+        with taking(4 * floats, f"a forward of {rows} tokens", CPU):
+            self.scratch = torch.empty(floats, dtype=torch.float32, device=CPU)
+        self.scratch_address, self.rows = self.scratch.data_ptr(), rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle of it holds: addresses and working memory are its own."""
+        names = ("keys", "values", "lengths", "batch", "capacity", "nbytes")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bind()

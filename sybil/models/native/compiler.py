@@ -1,0 +1,108 @@
+"""What makes a library of forward.c: the machine's own compiler, told of its processor and of torch's threads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("forward.c")
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
+SECONDS = 120
+"""What a compiler has for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One way to build the library. key: what it depends on, hashed."""
+
+    command: tuple[str, ...]
+    flags: tuple[str, ...]
+    libraries: tuple[str, ...]
+    key: str
+
+    def build(self, folder: Path) -> Path:
+        """The library, made in the folder. Raises OSError or SubprocessError."""
+        made = folder / "native.so"
+        _run([*self.command, *self.flags, "-o", str(made), str(SOURCE), *self.libraries], folder)
+        if not made.is_file():
+            raise OSError(f"it makes no file of {SOURCE.name}")
+        return made
+
+
+def command() -> tuple[str, ...]:
+    """The C compiler: CC, or whichever there is. Raises ValueError where CC is no command line."""
+    given = tuple(shlex.split(os.environ.get("CC", "")))
+    return given or (shutil.which("cc") or shutil.which("gcc") or "clang",)
+
+
+def recipe(lanes: int | None) -> Recipe:
+    """How the library is built here, with vectors of so many floats (None: the processor's). SYBIL_CFLAGS adds flags.
+
+    Raises OSError, SubprocessError, or ValueError where a variable is no command line."""
+    compiler, threads = command(), _threading()
+    width = () if lanes is None else (f"-DLANES={lanes}",)
+    flags = (*FLAGS, *width, *shlex.split(os.environ.get("SYBIL_CFLAGS", "")), threads[0])
+    libraries = (*threads[1:], "-lm")
+    version = _run([*compiler, "--version"])
+    sources = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+    words = [*compiler, *flags, *libraries, _processor()]
+    key = hashlib.sha256(b"\0".join([*sources, version, *(word.encode("utf-8", "surrogateescape") for word in words)]))
+    return Recipe(compiler, flags, libraries, key.hexdigest()[:16])
+
+
+def _run(arguments: list[str], folder: Path | None = None) -> bytes:
+    """What a command prints. Nothing of it goes on when this ends, and its temporary files go into the folder.
+
+    Raises OSError or SubprocessError."""
+    environment = {**os.environ, "LC_ALL": "C"} | ({"TMPDIR": str(folder)} if folder else {})
+    with subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, errors = process.communicate(timeout=SECONDS)
+        except BaseException as error:  # a compiler's own children would outlive it
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise subprocess.TimeoutExpired(arguments[0], SECONDS) from None
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, arguments[0], printed, errors)
+    return printed
+
+
+def _threading() -> tuple[str, ...]:
+    """OpenMP by the very runtime that torch has loaded: two of them would fight for the cores. Raises OSError."""
+    maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape")
+    mapped = {line.split(maxsplit=5)[-1].strip() for line in maps.splitlines()}
+    runtimes = sorted(path for path in mapped if re.search(r"/lib(?:gomp|iomp5|omp)[^/ ]*\.so[^/ ]*$", path))
+    site = str(Path(torch.__file__).parents[1])
+    runtimes.sort(key=lambda path: not path.startswith(site))  # another package may have brought one of its own
+    if not runtimes:
+        raise OSError("torch has loaded no OpenMP runtime to share its threads with")
+    return "-fopenmp", runtimes[0]
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", "surrogateescape")
+    except OSError:
+        return platform.machine() + platform.processor()
+    return "\n".join(sorted(set(re.findall(r"^(?:model name|flags|Features)\s*:.*$", text, re.MULTILINE))))

@@ -1,0 +1,97 @@
+/* What the forward refuses: whatever would make it reach beyond the memory that it is given. */
+
+#pragma once
+
+#include "products.h"
+
+#define MOST_LAYERS (1 << 16)
+#define MOST_WIDE (1 << 24) /* numbers of a row; rows of a call */
+#define MOST_LONG (1 << 30) /* tokens of a vocabulary, a context, a cache's row; items that threads share */
+#define MOST_THREADS (1 << 10)
+
+/* In a function that returns what it has against its arguments, or NULL: the condition that doesn't hold. */
+#define NEED(condition) \
+    if (!(condition)) return #condition
+
+static int within(int64_t value, int64_t least, int64_t most) { return least <= value && value <= most; }
+
+/* The product of counts, or more than there can be. */
+static int64_t times(int64_t a, int64_t b) {
+    int64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
+static int holds(Floats floats, int64_t count) { return floats.at ? floats.count == count : !floats.count; }
+
+static int is_norm(Norm norm, int64_t size) {
+    return norm.weight.at && holds(norm.weight, size) && holds(norm.bias, size);
+}
+
+/* parts: 2 where panels of gates and of what they open lie in turn, each part in whole panels of its own. */
+static int is_product(const Product *p, int64_t inputs, int64_t outputs, int parts) {
+    if (!p->weight || p->inputs != inputs || p->outputs != parts * outputs) return 0;
+    if (!within(p->storage, 0, STORAGES - 1)) return 0;
+    const int64_t padded = parts * whole(outputs, PANEL);
+    return p->bytes == times(4 * words(p), padded) && holds(p->scale, padded) && holds(p->bias, padded);
+}
+
+static const char *model_refusal(const Model *m) {
+    NEED(within(m->vocab_size, 1, MOST_LONG));
+    NEED(within(m->context, 1, MOST_LONG));
+    NEED(within(m->layers, 0, MOST_LAYERS) && m->blocks && m->block_count == m->layers);
+    NEED(within(m->width, 1, MOST_WIDE));
+    NEED(within(m->inner, 1, MOST_WIDE));
+    NEED(within(m->heads, 1, MOST_WIDE) && within(m->kv_heads, 1, MOST_WIDE) && m->heads % m->kv_heads == 0);
+    NEED(within(m->head_size, 1, MOST_WIDE));
+    NEED(within(times(m->heads + 2 * (int64_t)m->kv_heads, m->head_size), 1, MOST_WIDE));
+    NEED(within(m->activation, 0, ACTIVATIONS - 1));
+    NEED(within(m->norm, 0, NORMS - 1));
+    NEED(within(m->gated, 0, 1) && within(m->post_norm, 0, 1) && within(m->parallel, 0, 1));
+    NEED(!(m->post_norm && m->parallel)); /* of which no family has both, and stages() counts for one */
+    NEED(within(m->window, 0, INT32_MAX));
+    NEED(within(m->rotary_size, 0, m->head_size) && m->rotary_size % 2 == 0);
+    NEED(within(m->position_offset, 0, MOST_LONG));
+    NEED(isfinite(m->epsilon) && m->epsilon >= 0);
+    NEED(isfinite(m->attention_scale));
+    const int64_t width = m->width, queries = (int64_t)m->heads * m->head_size, half = m->rotary_size / 2;
+    const int64_t joined = queries + 2 * (int64_t)m->kv_heads * m->head_size, embedded = m->token_embedding.inputs;
+    for (int32_t layer = 0; layer < m->layers; layer++) {
+        const Block *block = &m->blocks[layer];
+        NEED(is_norm(block->attention_norm, width) && is_norm(block->mlp_norm, width));
+        NEED(!block->query_norm.weight.at || is_norm(block->query_norm, m->head_size));
+        NEED(!block->key_norm.weight.at || is_norm(block->key_norm, m->head_size));
+        NEED(is_product(&block->query_key_value, width, joined, 1));
+        NEED(is_product(&block->attention_out, queries, width, 1));
+        NEED(is_product(&block->mlp_in, width, m->inner, 1 + m->gated));
+        NEED(is_product(&block->mlp_out, m->inner, width, 1));
+    }
+    NEED(!m->final_norm.weight.at || is_norm(m->final_norm, width));
+    NEED(within(embedded, 1, MOST_WIDE) && is_product(&m->token_embedding, embedded, m->vocab_size, 1));
+    NEED(is_product(&m->head, m->project_out.weight ? embedded : width, m->vocab_size, 1));
+    NEED(m->project_in.weight ? is_product(&m->project_in, embedded, width, 1) : embedded == width);
+    NEED(!m->project_out.weight || is_product(&m->project_out, width, embedded, 1));
+    NEED(holds(m->positions, times((int64_t)m->context + m->position_offset, width)));
+    NEED(!half || (m->cosines.at && holds(m->cosines, times(m->context, half))));
+    NEED(!half || (m->sines.at && holds(m->sines, times(m->context, half))));
+    return NULL;
+}
+
+/* Rows of a call, and the cache that they go into. */
+static const char *cache_refusal(const Model *m, const Cache *cache, int64_t count) {
+    NEED(cache && cache->keys && cache->values);
+    NEED(within(cache->batch, 1, MOST_WIDE) && within(count, 1, MOST_WIDE / cache->batch));
+    NEED(within(times(cache->batch, m->kv_heads), 1, MOST_LONG));
+    NEED(within(cache->capacity, 0, MOST_LONG) && count <= cache->capacity);
+    NEED(cache->places == whole(cache->capacity, LANES));
+    const int64_t rows = times((int64_t)m->layers * cache->batch, m->kv_heads);
+    NEED(cache->floats == times(rows, times(whole(m->head_size, LANES), cache->places)));
+    return NULL;
+}
+
+static const char *tokens_refusal(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths,
+                                  int32_t count) {
+    NEED(tokens && lengths);
+    for (int32_t row = 0; row < cache->batch * count; row++) NEED(within(tokens[row], 0, m->vocab_size - 1));
+    for (int32_t row = 0; row < cache->batch; row++) NEED(within(lengths[row], 0, cache->capacity - count));
+    return NULL;
+}

@@ -1,0 +1,93 @@
+"""The structs of model.h as Python fills them. Every number is checked here: ctypes would cut it to its 32 bits."""
+
+from __future__ import annotations
+
+import ctypes
+
+from sybil.errors import UnsupportedModel
+
+BLOCK_NORMS = ("attention_norm", "mlp_norm", "query_norm", "key_norm")
+BLOCK_PRODUCTS = ("query_key_value", "attention_out", "mlp_in", "mlp_out")
+NUMBERS = (
+    *("vocab_size", "context", "layers", "heads", "kv_heads", "head_size", "width", "inner"),
+    *("activation", "gated", "norm", "post_norm", "parallel", "window", "rotary_size", "position_offset"),
+)
+LARGEST = (2 - 2.0**-23) * 2.0**127
+"""Of float32."""
+
+
+class Struct(ctypes.Structure):
+    """A struct that refuses numbers which its C type doesn't hold, by UnsupportedModel."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        kind = dict(self._fields_).get(name)  # type: ignore[arg-type]
+        if kind in (ctypes.c_int32, ctypes.c_int64):
+            bits = 8 * ctypes.sizeof(kind)
+            if not isinstance(value, int) or not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+                raise UnsupportedModel(f"{name} is {value!r}, and the C forward takes integers of {bits} bits there")
+        if kind is ctypes.c_float and not (isinstance(value, int | float) and abs(value) <= LARGEST):
+            raise UnsupportedModel(f"{name} is {value!r}, and the C forward takes numbers up to {LARGEST:.4g} there")
+        super().__setattr__(name, value)
+
+
+class Floats(Struct):
+    """model.h's struct of that name."""
+
+    _fields_ = [("at", ctypes.c_void_p), ("count", ctypes.c_int64)]
+
+
+class Product(Struct):
+    """model.h's struct of that name."""
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("bytes", ctypes.c_int64),
+        ("scale", Floats),
+        ("bias", Floats),
+        ("inputs", ctypes.c_int32),
+        ("outputs", ctypes.c_int32),
+        ("storage", ctypes.c_int32),
+    ]
+
+
+class Norm(Struct):
+    """model.h's struct of that name."""
+
+    _fields_ = [("weight", Floats), ("bias", Floats)]
+
+
+class Block(Struct):
+    """model.h's struct of that name."""
+
+    _fields_ = [*((name, Norm) for name in BLOCK_NORMS), *((name, Product) for name in BLOCK_PRODUCTS)]
+
+
+class Model(Struct):
+    """model.h's struct of that name."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in (*NUMBERS, "sound")),
+        ("epsilon", ctypes.c_float),
+        ("attention_scale", ctypes.c_float),
+        ("blocks", ctypes.POINTER(Block)),
+        ("block_count", ctypes.c_int64),
+        ("final_norm", Norm),
+        *((name, Product) for name in ("token_embedding", "head", "project_in", "project_out")),
+        *((name, Floats) for name in ("positions", "cosines", "sines")),
+    ]
+
+
+class Cache(Struct):
+    """model.h's struct of that name."""
+
+    _fields_ = [
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("floats", ctypes.c_int64),
+        ("batch", ctypes.c_int32),
+        ("capacity", ctypes.c_int32),
+        ("places", ctypes.c_int32),
+    ]
+
+
+ALL = (Floats, Product, Norm, Block, Model, Cache)

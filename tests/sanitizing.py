@@ -1,0 +1,196 @@
+"""What tests/native/driver.c reads and prints: models as they are packed, calls of their forward; how it is built."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import shlex
+import struct
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import random_weights
+from torch import Tensor
+
+from sybil.models.native import NativeTransformer, compiler, structs
+from sybil.models.shape import Rotary, Shape
+
+DRIVER = Path(__file__).parent / "native" / "driver.c"
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+FLAGS = ("-O1", "-g", "-march=native", "-std=gnu11", "-Wno-psabi", "-Wno-unknown-pragmas")
+
+
+class Call(ctypes.Structure):
+    """driver.c's struct of that name."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("cache_floats", "told_cache_floats", "scratch_floats")),
+        *((name, ctypes.c_int64) for name in ("told_scratch_floats", "logits", "lengths", "tokens")),
+        *((name, ctypes.c_int32) for name in ("batch", "capacity", "places", "count", "threads", "fresh")),
+    ]  # fmt: skip
+
+
+@dataclass
+class Case:
+    """One model and its calls. spoil: what is done to its structs, (model, blocks), before they are written."""
+
+    model: NativeTransformer
+    spoil: Callable[[Any, Any], None] = lambda model, blocks: None
+    calls: list[bytes] = field(default_factory=list)
+
+    def call(
+        self, tokens: Tensor, lengths: list[int], room: int, workers: int = 1, fresh: bool = False, **told: int
+    ) -> None:
+        """A forward of tokens (batch, count) at the rows' lengths in a cache of so much room a row, a new one where it
+        is fresh. told: fields of Call that are said otherwise than they are."""
+        model, (batch, count) = self.model, tokens.shape
+        places, head_size = (-(-size // model._lanes) * model._lanes for size in (room, model.shape.head_size))
+        floats = model.shape.layers * batch * model.shape.kv_heads * places * head_size
+        scratch = model._library.sybil_scratch(model._address, batch * count, room, workers)
+        fields = {
+            "cache_floats": floats,
+            "told_cache_floats": floats,
+            "scratch_floats": scratch,
+            "told_scratch_floats": scratch,
+            "logits": batch * count * model.vocab_size,
+            "lengths": batch,
+            "tokens": batch * count,
+            "batch": batch,
+            "capacity": room,
+            "places": places,
+            "count": count,
+            "threads": workers,
+            "fresh": int(fresh),
+        }
+        numbers = struct.pack(f"{batch + batch * count}q", *lengths, *tokens.flatten().tolist())
+        self.calls.append(bytes(Call(**fields | told)) + numbers)
+
+    def written(self) -> bytes:
+        model = self.model
+        tensors = [*model._floats.values()]
+        for packed in model._products.values():
+            tensors += [each for each in (packed.words, packed.scale, packed.bias) if each is not None]
+        places = {tensor.data_ptr(): index for index, tensor in enumerate(tensors, start=1)}
+        copy = structs.Model.from_buffer_copy(model._model)
+        blocks = (structs.Block * len(model._blocks)).from_buffer_copy(model._blocks)
+        self.spoil(copy, blocks)
+        for each in (copy, *blocks):
+            number_arrays(each, places)
+        arrays = [tensor.view(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors]
+        parts = [struct.pack("q", len(arrays))]
+        for array in arrays:
+            parts += [struct.pack("q", len(array)), array]
+        parts += [bytes(copy), struct.pack("q", len(blocks)), bytes(blocks), struct.pack("q", len(self.calls))]
+        return b"".join([*parts, *self.calls])
+
+
+def number_arrays(each: Any, places: dict[int, int]) -> None:
+    """Every address in a struct as the number of its array."""
+    for name, kind in each._fields_:
+        if kind is ctypes.c_void_p:
+            value = getattr(each, name)
+            setattr(each, name, places[value] if value else None)
+        elif issubclass(kind, structs.Struct):
+            number_arrays(getattr(each, name), places)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of a call, or of a model as a whole: what is refused, or ''; the logits, flat."""
+
+    refusal: str
+    logits: Tensor
+
+
+def build(folder: Path, *flags: str, source: Path = compiler.SOURCE.parent) -> Path:
+    """The driver with the sources in a folder."""
+    made = folder / "driver"
+    libraries = ["-o", str(made), "-lm"]
+    arguments = [*compiler.command(), *FLAGS, *SANITIZERS, *flags, f"-I{source}", str(DRIVER), *libraries]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stderr}"
+    return made
+
+
+def run(driver: Path, cases: Sequence[Case]) -> tuple[list[Answer], str]:
+    """Each model's answer and then its calls', case by case; what a sanitizer said, or '': one ends with the other."""
+    written = struct.pack("q", len(cases)) + b"".join(case.written() for case in cases)
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    done = subprocess.run([driver], input=written, capture_output=True, env=environment)
+    said = done.stderr.decode("utf-8", "replace")
+    assert done.returncode == 0 or said, f"the driver ended with {done.returncode}"
+    return [] if said else list(answers(done.stdout)), said
+
+
+def answers(printed: bytes) -> Iterator[Answer]:
+    at = 0
+    while at < len(printed):
+        (size,) = struct.unpack_from("q", printed, at)
+        refusal = printed[at + 8 : at + 8 + size].decode()
+        (floats,) = struct.unpack_from("q", printed, at + 8 + size)
+        at += 16 + size
+        yield Answer(
+            refusal, torch.frombuffer(bytearray(printed[at : at + 4 * floats] or b"\0" * 4), dtype=torch.float32)
+        )
+        at += 4 * floats
+
+
+def random_shape(chance: random.Random) -> Shape:
+    """A shape of any family, and of none."""
+    kv_heads, group, head_size = chance.randint(1, 3), chance.randint(1, 3), chance.choice((1, 2, 3, 8, 9, 16, 17, 20))
+    width = chance.choice((1, 5, 16, 23, 40))
+    post_norm, parallel = chance.choice(((False, False), (False, False), (True, False), (False, True)))
+    rotated = chance.randint(0, head_size // 2)
+    rotary = Rotary(2 * rotated, tuple(chance.uniform(0.01, 1) for _ in range(rotated))) if rotated else None
+    return Shape(
+        vocab_size=chance.randint(2, 70),
+        context=chance.randint(4, 30),
+        layers=chance.randint(1, 3),
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        width=width,
+        embedding_width=chance.choice((width, width + 3)),
+        inner=chance.choice((1, 7, 48, 50, 100)),
+        activation=chance.choice(("none", "gelu_tanh", "gelu", "relu", "silu")),
+        gated=chance.random() < 0.5,
+        norm=chance.choice(("layer", "rms")),
+        epsilon=1e-5,
+        post_norm=post_norm,
+        parallel=parallel,
+        final_norm=chance.random() < 0.7,
+        position_offset=chance.choice((None, 0, 2)),
+        rotary=rotary,
+        query_key_norm=chance.random() < 0.3,
+        window=chance.choice((None, 1, 3, 40)),
+        tied_head=chance.random() < 0.5,
+    )
+
+
+def random_case(seed: int, lanes: int) -> tuple[Case, list[Tensor]]:
+    """A random model, its tokens put in by random cuts into a cache of random room, and the logits of each cut."""
+    chance = random.Random(seed)
+    shape, storage = random_shape(chance), chance.choice(("float32", "bfloat16", "int8"))
+    return cut_case(NativeTransformer(shape, random_weights(shape, seed), storage, 1, lanes), chance)
+
+
+def cut_case(model: NativeTransformer, chance: random.Random) -> tuple[Case, list[Tensor]]:
+    case, wanted = Case(model), []
+    batch, count = chance.choice((1, 1, 2, 3)), chance.choice((1, 4, 9, 17, 30))
+    tokens = torch.tensor([[chance.randrange(model.vocab_size) for _ in range(count)] for _ in range(batch)])
+    capacity = chance.choice((count, count + 1, count + 9))
+    cache, done, fresh = model.new_cache(batch, capacity), 0, True
+    while done < count:
+        size = min(chance.choice((1, 1, 2, 5, 30)), count - done)
+        part = tokens[:, done : done + size]
+        held = cache.lengths.tolist()
+        cache.lengths = torch.tensor([max(length - chance.randint(0, 2), 0) for length in held])  # some rolled back
+        case.call(part, cache.lengths.tolist(), capacity, chance.randint(1, 3), fresh)
+        wanted.append(model.forward(part, cache).flatten())
+        done, fresh = done + size, False
+    return case, wanted

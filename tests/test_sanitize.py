@@ -1,0 +1,167 @@
+"""forward.c under the address and undefined-behaviour sanitizers: `nox -s sanitize`.
+
+Every array lies in memory of exactly its size, what a cache or working memory holds at first is NaN, and the answers
+are those of the library without sanitizers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sanitizing import Case, build, cut_case, random_case, run
+from shapes import SHAPES, random_weights
+
+from sybil.models.native import STORAGES, NativeTransformer, compiler, library
+
+pytestmark = pytest.mark.sanitize
+
+NUMBERS = (-(2**31), -1, 0, 1, 2, 3, 7, 9, 16, 64, 2**16, 2**24, 2**30, 2**31 - 1)
+LONG = (*NUMBERS, -(2**63), 2**40, 2**62, 2**63 - 1)
+
+
+@pytest.fixture(scope="module")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    assert library.load() is not None, "there is no C compiler here, or SYBIL_NATIVE is 0"
+    return {lanes: build(tmp_path_factory.mktemp(f"lanes-{lanes}"), f"-DLANES={lanes}") for lanes in library.WIDTHS}
+
+
+def check(driver: Path, given: list[tuple[Case, list[torch.Tensor]]]) -> None:
+    found, said = run(driver, [case for case, _ in given])
+    assert said == ""
+    replies = iter(found)
+    for case, wanted in given:
+        assert next(replies).refusal == ""
+        for logits in wanted:
+            reply = next(replies)
+            assert reply.refusal == ""
+            torch.testing.assert_close(reply.logits, logits, rtol=1e-4, atol=1e-4, equal_nan=True)
+        assert len(case.calls) == len(wanted)
+    assert next(replies, None) is None
+
+
+@pytest.mark.parametrize("lanes", library.WIDTHS)
+def test_random_models_stay_in_their_memory(lanes: int, drivers: dict[int, Path]) -> None:
+    check(drivers[lanes], [random_case(seed, lanes) for seed in range(150)])
+
+
+@pytest.mark.parametrize("lanes", library.WIDTHS)
+def test_models_of_every_family_stay_in_their_memory(lanes: int, drivers: dict[int, Path]) -> None:
+    chance = random.Random(0)
+    models = [
+        NativeTransformer(shape, random_weights(shape), storage, 1, lanes)
+        for shape in SHAPES.values()
+        for storage in STORAGES
+    ]
+    check(drivers[lanes], [cut_case(model, chance) for model in models for _ in range(3)])
+
+
+def test_threads_stay_in_theirs(tmp_path: Path) -> None:
+    check(build(tmp_path, "-fopenmp"), [random_case(seed, library.load().sybil_lanes()) for seed in range(40)])
+
+
+def hostile(lanes: int) -> list[Case]:
+    """Models and calls with one number that isn't theirs."""
+    models = [
+        NativeTransformer(SHAPES[name], random_weights(SHAPES[name]), "int8", 1, lanes)
+        for name in ("qwen3, windowed", "opt-350m")
+    ]
+    return [case for model in models for each in (spoilt_models, spoilt_calls) for case in each(model)]
+
+
+def spoilt_models(model: NativeTransformer) -> Iterator[Case]:
+    def case(spoil: Any) -> Case:
+        made = Case(model, spoil)
+        made.call(torch.arange(8).view(2, 4), [0, 3], 9, fresh=True)
+        made.call(torch.arange(2).view(2, 1), [4, 7], 9)
+        return made
+
+    def setting(path: str, field: str, value: int) -> Any:
+        def spoil(m: Any, blocks: Any) -> None:
+            setattr(operator.attrgetter(path)(SimpleNamespace(m=m, blocks=blocks[1])), field, value)
+
+        return spoil
+
+    for field in (name for name, kind in model._model._fields_ if kind is ctypes.c_int32 and name != "sound"):
+        yield from (case(setting("m", field, value)) for value in NUMBERS)
+    products = ("m.token_embedding", "m.head", "blocks.query_key_value", "blocks.attention_out", "blocks.mlp_in")
+    for path in (*products, "blocks.mlp_out"):
+        for field in ("inputs", "outputs", "storage", "bytes"):
+            yield from (case(setting(path, field, value)) for value in NUMBERS)
+    tables = ("m.cosines", "m.positions", "m.final_norm.weight", "blocks.attention_norm.weight", "blocks.mlp_in.scale")
+    for path in tables:
+        yield from (case(setting(path, "count", value)) for value in LONG)
+    yield from (case(setting("m", "block_count", value)) for value in LONG)
+
+
+def spoilt_calls(model: NativeTransformer) -> Iterator[Case]:
+    def case(tokens: list[int], lengths: list[int], **told: int) -> Case:
+        made = Case(model)
+        made.call(torch.tensor(tokens).view(2, 4), lengths, 9, fresh=True, **told)
+        return made
+
+    tokens, lengths = list(range(8)), [0, 3]
+    for value in LONG:
+        yield case(tokens, lengths, told_cache_floats=value)
+        if value <= model._library.sybil_scratch(model._address, 8, 9, 1):
+            yield case(tokens, lengths, told_scratch_floats=value)
+        for place in range(8):
+            yield case([*tokens[:place], value, *tokens[place + 1 :]], lengths)
+        yield case(tokens, [value, 3])
+        yield case(tokens, [0, value])
+    for field in ("batch", "capacity", "places", "count", "threads"):
+        for value in NUMBERS:
+            yield case(tokens, lengths, **{field: value})
+
+
+@pytest.mark.parametrize("lanes", library.WIDTHS)
+def test_hostile_numbers_are_refused_or_do_no_harm(lanes: int, drivers: dict[int, Path]) -> None:
+    """A window of 64 is as good as one of 5; but a window of -1 wrote where the file said."""
+    cases = hostile(lanes)
+    found, said = run(drivers[lanes], cases)
+    assert said == ""
+    refused = sum(bool(answer.refusal) for answer in found)
+    assert refused > 0.9 * len(cases)
+    assert refused < len(found)
+
+
+PLANTED = {
+    "a vector of keys too many": (
+        "attention.h",
+        "end = whole(last + 1, LANES);",
+        "end = whole(last + 1, LANES) + LANES;",
+    ),
+    "a token too many": ("refusal.h", "0, cache->capacity - count)", "0, cache->places)"),
+    "whole panels of outputs": ("products.h", "kept = smaller(PANEL, width - panel * PANEL);", "kept = PANEL;"),
+    "a word too many": ("products.h", "int64_t input = 0; input < inputs;", "int64_t input = 0; input <= inputs;"),
+    "a window of any sign": ("refusal.h", "NEED(within(m->window, 0, INT32_MAX));", ""),
+    "working memory of any size": ("forward.c", "floats >= sybil_scratch(", "floats >= 0 * sybil_scratch("),
+    "tokens of any vocabulary": ("refusal.h", "NEED(within(tokens[row], 0, m->vocab_size - 1));", ";"),
+    "stages out of line": ("forward.c", "(((uintptr_t)scratch + 63) / 64 * 64)", "((uintptr_t)scratch + 4)"),
+}
+"""Faults by name: the file, its text, and what is put there."""
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_is_reported(fault: str, tmp_path: Path) -> None:
+    """Of the same cases that are clean without it."""
+    name, text, wrong = PLANTED[fault]
+    source = tmp_path / "source"
+    shutil.copytree(compiler.SOURCE.parent, source)
+    spoilt = (source / name).read_text()
+    assert spoilt.count(text) == 1
+    (source / name).write_text(spoilt.replace(text, wrong))
+    driver = build(tmp_path, "-DLANES=8", source=source)
+    cases = [random_case(seed, 8)[0] for seed in range(40)]
+    _, said = run(driver, [*cases, *hostile(8)])
+    assert "AddressSanitizer" in said or "runtime error" in said
+    assert re.search(r"in sybil_(forward|refusal)\b", said), said
