@@ -26,9 +26,11 @@ from tiny import save, sybil
 
 from sybil import Decoder
 from sybil.errors import SybilError
+from sybil.loading import load
 from sybil.models import building, folders
 from sybil.models.checkpoints.families import FAMILIES, understand
-from sybil.models.checkpoints.fields import FIELDS, Fields
+from sybil.models.checkpoints.fields import FIELDS, Fields, Kind
+from sybil.settings import DEFAULTS
 
 CASES = 2000
 LONGEST_LINE = 600
@@ -238,6 +240,15 @@ def test_broken_configs(models: Path, configs: dict[str, dict[str, Any]], capsys
         refused(capsys, models / case.family)
 
 
+def test_a_field_that_is_not_checked_is_seen(models: Path, configs: dict[str, dict[str, Any]]) -> None:
+    case = BrokenConfig("mistral", configs["mistral"], ("rms_norm_eps",), -1.0)
+    (models / "mistral" / "config.json").write_text(case.text)
+    check(outcome(models / "mistral"), "rms_norm_eps ")
+    anything = {"rms_norm_eps": Kind("anything", lambda value: value)}
+    with mock.patch.dict(FIELDS, anything), pytest.raises(AssertionError):
+        check(outcome(models / "mistral"), "rms_norm_eps ")
+
+
 def test_configs_whose_odd_values_are_allowed_decode_or_are_refused(
     models: Path, configs: dict[str, dict[str, Any]]
 ) -> None:
@@ -249,6 +260,24 @@ def test_configs_whose_odd_values_are_allowed_decode_or_are_refused(
             if lines[-1]:
                 check(lines[-1], case.field[-1], "config", "context")
     assert 0 < lines.count("") < len(lines)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of what Sybil does without
+def test_broken_generation_configs(models: Path) -> None:
+    file = models / "llama" / "generation_config.json"
+    whole, lines = file.read_text(), []
+    names = {*DEFAULTS, "eos_token_id", "num_beams"} - {"num_return_sequences"}  # who asks for many texts gets them
+    every = [*itertools.product(sorted(names), BAD)]
+    with bounded():
+        for name, value in random.Random(0).sample(every, CASES // 10):
+            file.write_text(json.dumps(json.loads(whole) | {"do_sample": True, name: value}))
+            try:
+                load(models / "llama", device="cpu").generate("abc", max_new_tokens=2)
+            except SybilError as error:
+                lines.append(str(error))
+                check(lines[-1], f"{name} is", f"{name} {value}", "eos_token_id", "logits")
+    assert len(lines) > CASES / 40
+    file.write_text(whole)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
