@@ -95,12 +95,12 @@ def _built(
     try:
         config = GenerationConfig(**shaping)
         config.max_length = target.settings.limit(len(prompt))
-        config._eos_token_tensor = torch.tensor(eos, device=target.device) if eos else None
+        config._eos_token_tensor = integers(eos).to(target.device) if eos else None
         built = GenerationMixin._get_logits_processor(
             model,
             generation_config=config,
             input_ids_seq_length=len(prompt),
-            encoder_input_ids=torch.tensor([list(prompt)], device=target.device),
+            encoder_input_ids=integers([list(prompt)]).to(target.device),
             logits_processor=list(own),
             device=target.device,
         )
