@@ -318,6 +318,8 @@ def test_custom_generate_refuses_what_generate_refuses() -> None:
 
 
 LOADED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "an empty target": (lambda _: dict(target=""), "target is '': give"),
+    "an empty draft": (lambda _: dict(target="stdlib", draft=""), "draft is '': give"),
     "no target": (lambda _: dict(target=None), "target is None"),
     "a number": (lambda _: dict(target=5), "target is 5"),
     "bytes": (lambda folder: dict(target=str(folder).encode()), "target is b'"),
