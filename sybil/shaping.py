@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sybil.arguments import described, token_ids
 from sybil.errors import InvalidSetting, told
-from sybil.sampling import Processor, Sampling, of_row
+from sybil.sampling import Processor, Sampling, of_row, scored
 from sybil.settings import FILTERS, SAMPLED, Settings, check_processors
 
 
@@ -69,7 +69,7 @@ class Shaped:
     def of_row(self, row: int) -> Processor:
         def shape(ids: Tensor, scores: Tensor) -> Tensor:
             for processor in self.rows[row]:
-                scores = processor(ids, scores)
+                scores = scored(processor, ids, scores)
             return scores
 
         return shape
