@@ -87,8 +87,8 @@ def callables(name: str, value: Any) -> tuple[Any, ...]:
     none."""
     listed = [] if value is None else _listed(value)
     if listed is None:
-        wrapped = ", in a list" if callable(value) else ""
-        raise InvalidSetting(f"{name} is {described(value)}: use a list of them{wrapped}")
+        remedy = "put it in a list" if callable(value) else "use a list of functions"
+        raise InvalidSetting(f"{name} is {described(value)}: {remedy}")
     for each in listed:
         if isinstance(each, type) or not (callable(each) or hasattr(each, "of_row")):
             raise InvalidSetting(f"{name} holds {described(each)}: use functions, or objects that can be called")

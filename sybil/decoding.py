@@ -290,10 +290,7 @@ class _Run:
             count, row.finished = self.stops.keep(row.prompt, row.new, block[:-1] if broken else block, index)
             block = block[:count]
             if broken and not row.finished:
-                raise NumericalFailure(
-                    "the model's logits hold NaN or infinity, so there is no distribution to draw from: "
-                    "check its weights, or load it with dtype=torch.float32"
-                )
+                raise _no_distribution(bool(self.sampling.processors))
             row.new += block
             self.committed[index, lengths[index] : lengths[index] + count] = block
             lengths[index] += count
@@ -314,6 +311,18 @@ def _stops(decoder: Decoder, settings: Settings) -> Stops:
 
         criteria = (MaxTimeCriteria(settings.max_time), *criteria)
     return Stops(settings.end_tokens, sought, criteria, decoder.tokenizer)
+
+
+def _no_distribution(is_processed: bool) -> NumericalFailure:
+    if is_processed:
+        return NumericalFailure(
+            "the logits hold NaN, infinity or no token that may follow, once processors have seen them: ask for less "
+            "of them (suppress_tokens, bad_words_ids, logits_processor, ...), or check the model's weights"
+        )
+    return NumericalFailure(
+        "the model's logits hold NaN or infinity, so there is no distribution to draw from: check its weights, or load "
+        "it with dtype=torch.float32"
+    )
 
 
 def _fresh_seed(target: Model) -> int:

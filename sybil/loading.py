@@ -80,6 +80,8 @@ def load(
 def _check(target: Any, draft: Any, tokenizer: Any) -> None:
     """Raises InvalidSetting for what is no model, before anything is read."""
     for name, source in (("target", target), ("draft", draft)):
+        if source == "":  # which would be the current folder
+            raise InvalidSetting(f"{name} is '': give a pair's name, a hub id or a folder")
         if isinstance(source, str | Path) or (source is None and name == "draft"):
             continue
         if isinstance(source, Mapping) and any(isinstance(each, torch.Tensor) for each in source.values()):

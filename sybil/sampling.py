@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sybil.arguments import callables, integer, number
+from sybil.arguments import callables, described, integer, number
 from sybil.errors import InvalidSetting
 
 COLDEST = 1e-6  # a temperature below it would take logits beyond what float32 holds
@@ -122,9 +122,20 @@ def process(logits: Tensor, prefixes: list[Tensor], wanted: Tensor, processors: 
             ids = prefix[None, : len(prefix) - (last - place)].to(logits.device)
             scores = processed[row, place][None]
             for processor in asked:
-                scores = processor(ids, scores)
+                scores = scored(processor, ids, scores)
             processed[row, place] = scores[0]
     return processed
+
+
+def scored(processor: Processor, ids: Tensor, scores: Tensor) -> Tensor:
+    """What a processor makes of scores (1, vocab) after ids (1, n); raises InvalidSetting for another shape."""
+    made: Any = processor(ids, scores)
+    if not isinstance(made, Tensor) or made.shape != scores.shape:
+        raise InvalidSetting(
+            f"logits_processor {described(processor)} gave {described(made)}: return scores of shape "
+            f"{tuple(scores.shape)}, as they were given"
+        )
+    return made
 
 
 def of_row(asked: Any, row: int) -> Any:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sybil.arguments import described, token_ids
-from sybil.errors import InvalidSetting
-from sybil.sampling import Processor, Sampling, of_row
+from sybil.errors import InvalidSetting, told
+from sybil.sampling import Processor, Sampling, of_row, scored
 from sybil.settings import FILTERS, SAMPLED, Settings, check_processors
 from sybil.transfer import integers
 
@@ -70,7 +70,7 @@ class Shaped:
     def of_row(self, row: int) -> Processor:
         def shape(ids: Tensor, scores: Tensor) -> Tensor:
             for processor in self.rows[row]:
-                scores = processor(ids, scores)
+                scores = scored(processor, ids, scores)
             return scores
 
         return shape
@@ -106,7 +106,7 @@ def _built(
         )
     except Exception as error:  # whatever transformers makes of a value that isn't what it asks for
         names = [f"{name} is {described(value)}" for name, value in shaping.items() if name != "do_sample"]
-        raise InvalidSetting(f"{' and '.join(names)}: transformers can't apply that ({_reason(error)})") from None
+        raise InvalidSetting(f"{' and '.join(names)}: transformers can't apply that ({told(error)})") from None
     check_processors(built)
     return list(built)
 
@@ -125,9 +125,5 @@ def _check(shaping: Mapping[str, Any], prompt: Sequence[int], target: _Target) -
                 processor(ids, scores)  # some look at the vocabulary when they are first called
             except Exception as error:
                 raise InvalidSetting(
-                    f"{name} is {described(value)}: transformers can't apply that ({_reason(error)})"
+                    f"{name} is {described(value)}: transformers can't apply that ({told(error)})"
                 ) from None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join((str(error).strip() or type(error).__name__).split())[:200]

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from sybil.arguments import described
+from sybil.errors import InvalidSetting
 from sybil.pieces import Pieces
 from sybil.results import FinishReason
 from sybil.sampling import of_row
@@ -55,10 +58,7 @@ class Stops:
             return "stop_string"
         if self.criteria:
             ids = integers([[*prompt, *new]])
-            if any(
-                bool(torch.as_tensor(of_row(criterion, row)(ids, None), device="cpu").all())
-                for criterion in self.criteria
-            ):
+            if any(_is_met(of_row(criterion, row), ids) for criterion in self.criteria):
                 return "criterion"
         return None
 
@@ -67,3 +67,13 @@ class Stops:
         tail = new[-reach:]
         lacking = reach - len(tail)
         return pieces.complete(self.strings, [*prompt[-lacking:], *tail] if lacking else tail)
+
+
+def _is_met(criterion: Criterion, ids: torch.Tensor) -> bool:
+    """Whether it says that a row (1, n) ends; raises InvalidSetting where it says neither."""
+    said = criterion(ids, None)
+    if not isinstance(said, int | np.bool_ | torch.Tensor):
+        raise InvalidSetting(
+            f"stopping_criteria holds {described(criterion)}, which gave {described(said)}: return True or False"
+        )
+    return bool(torch.as_tensor(said).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers import (
 import sybil
 from sybil import Decoder, Sampling, Settings
 from sybil.drafting import DraftModel
-from sybil.errors import SybilError
+from sybil.errors import InvalidSetting, NumericalFailure, SybilError
 from sybil.interop import custom_generate
 
 COUNT = 8
@@ -268,6 +269,36 @@ def test_it_is_refused_in_one_line(settings: dict[str, Any], named: str) -> None
             decoder().stream(**{"inputs": [IDS], "max_new_tokens": COUNT, **settings})
 
 
+@pytest.mark.parametrize("more", [{}, {"repetition_penalty": 1.1}, {"do_sample": True, "typical_p": 0.9}])
+def test_what_processors_and_criteria_give_is_checked(more: dict[str, Any]) -> None:
+    """Scores of another shape would be spread over the vocabulary without a word."""
+    for gives, named in (
+        (lambda _, scores: None, "gave None: return scores of shape .1, "),
+        (lambda _, scores: scores[0], "gave a tensor of shape"),
+        (lambda _, scores: scores[:, :1], "gave a tensor of shape .1, 1."),
+        (lambda _, scores: scores[:, :-1], "gave a tensor of shape"),
+        (lambda _, scores: scores.tolist(), "gave "),
+    ):
+        with pytest.raises(InvalidSetting, match=named):
+            said(logits_processor=[gives], seed=1, **more)
+    for answer in (None, "yes", [True]):
+        with pytest.raises(InvalidSetting, match=r"stopping_criteria holds .* which gave .*: return True or False"):
+            said(stopping_criteria=[lambda *_, answer=answer: answer], seed=1, **more)
+    for met in (True, 1, np.True_, torch.tensor([True]), torch.tensor(True)):
+        assert len(said(stopping_criteria=[lambda *_, met=met: met], seed=1, **more)[0]) == 1
+
+
+def test_processors_that_leave_no_token_are_named() -> None:
+    everything = list(range(decoder().target.vocab_size))
+    for settings in (
+        dict(suppress_tokens=everything),
+        dict(logits_processor=[lambda _, scores: scores - math.inf]),
+        dict(suppress_tokens=everything, do_sample=True),
+    ):
+        with pytest.raises(NumericalFailure, match="no token that may follow, once processors have seen them"):
+            said(**settings)
+
+
 def test_there_are_many() -> None:
     assert len(TAKEN) + len(REFUSED) >= 120
 
@@ -318,6 +349,8 @@ def test_custom_generate_refuses_what_generate_refuses() -> None:
 
 
 LOADED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "an empty target": (lambda _: dict(target=""), "target is '': give"),
+    "an empty draft": (lambda _: dict(target="stdlib", draft=""), "draft is '': give"),
     "no target": (lambda _: dict(target=None), "target is None"),
     "a number": (lambda _: dict(target=5), "target is 5"),
     "bytes": (lambda folder: dict(target=str(folder).encode()), "target is b'"),

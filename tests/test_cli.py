@@ -118,6 +118,8 @@ def test_bad_requests(folders: Path, capsys: pytest.CaptureFixture[str], monkeyp
     line = refused(capsys, "generate", "abc", "--pair", "nonesuch")
     assert "'nonesuch'" in line
     assert "stdlib" in line
+    assert "target is ''" in refused(capsys, "generate", "abc", "--target", "")
+    assert "draft is ''" in refused(capsys, "generate", "abc", "--draft", "")
     assert "gamma is 0" in refused(capsys, "generate", "abc", *models, "--gamma", 0)
     assert "gamma is -2" in refused(capsys, "generate", "abc", *models, "--gamma", -2)
     assert "top_p is 0.0" in refused(capsys, "generate", "abc", *models, "--top-p", 0)

@@ -415,15 +415,27 @@ def test_own_prompts(tmp_path: Path) -> None:
     path.write_text('{"text": "abc"}\n')
     assert load(path) == [Prompt("1", "own", "abc")]
     for content, named in (
-        ('{"txt": "abc"}', "no prompts"),
-        ('{"text": 5}', "line 1"),
-        ('{"text": ""}', "line 1"),
-        ('{"text": "a", "id": 1}\n{"text": "b", "id": 1}', "line 2"),
-        ("", "empty"),
-        ("[1]", "no prompts"),
+        ('{"txt": "abc"}', "line 1 has no text: give JSON lines such as"),
+        ('{"text": 5}', "line 1: text is 5"),
+        ('{"text": ""}', "line 1: text is '': give a string"),
+        ('{"text": "a", "id": 1}\n\n{"text": "b", "id": 1}', "line 3: an earlier line has id '1' too"),
+        ("", "own.jsonl is empty"),
+        ("[1]", "line 1 has no text"),
+        ("null", "line 1 has no text"),
+        ('{"text": "a"}\n{"text": ', "line 2 is no JSON"),
+        ("[" * 100_000, "line 1 is no JSON"),
+        ("9" * 5_000, "line 1 is no JSON"),
+        ('{"text": "\\ud800"}', "half a character"),
+        ('{"text": "a", "id": "\\u001b"}', "control character"),
     ):
         path.write_text(content)
         with pytest.raises(InvalidSetting, match=named):
             load(path)
+    path.write_bytes(b'{"text": "\xff"}')
+    with pytest.raises(InvalidSetting, match="is no UTF-8 text: name a JSONL file"):
+        load(path)
+    for absent, named in ((tmp_path, "Is a directory"), (tmp_path / "absent.jsonl", "No such file")):
+        with pytest.raises(InvalidSetting, match=rf"can't be read \({named}"):
+            load(absent)
     path.write_text('{"text": "a\u2028b"}')
     assert load(path)[0].text == "a\u2028b"

@@ -17,7 +17,7 @@ from sybil.cli.profile import profile
 from sybil.cli.terminal import close_stream, open_streams, unwritable
 from sybil.cli.verify import verify
 from sybil.errors import OutputClosed, one_line
-from sybil.losslessness.child import described
+from sybil.losslessness.child import error_line
 
 FAILED, INTERRUPTED = 2, 130
 TRACEBACK = "SYBIL_TRACEBACK"
@@ -91,7 +91,7 @@ def _tell(error: BaseException, *, is_output: bool) -> None:
     elif is_output and isinstance(error, OSError):
         line = unwritable(error)
     else:
-        line = f"{one_line(described(error), 500)} (unforeseen: {TRACEBACK}=1 shows where it was raised)"
+        line = f"{one_line(error_line(error), 500)} (unforeseen: {TRACEBACK}=1 shows where it was raised)"
     with contextlib.suppress(OSError, ValueError):
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)

@@ -67,7 +67,7 @@ def _shown(values: Any) -> str:
     return text[:60] + "..." * (len(text) > 60)
 
 
-def described(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """The exception's type and the first line of what it says."""
     try:
         text = str(error).strip()
@@ -116,7 +116,7 @@ def main() -> None:
         except BaseException as error:  # an exit is no more than any other exception here
             if os.environ.get("SYBIL_TRACEBACK"):
                 traceback.print_exc()
-            reply = {"raised": described(error)}
+            reply = {"raised": error_line(error)}
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
 

@@ -56,7 +56,7 @@ def inside(
     return requests
 
 
-def described(request: Request) -> str:
+def in_words(request: Request) -> str:
     """The stop that inside() put there."""
     if request.eos_token_ids:
         return f"end token {request.eos_token_ids[0]}"

@@ -169,7 +169,7 @@ class _Trial:
         for done, (number, path, request) in enumerate(trials, start=1):
             (sample,) = self._ask("", [self.prompts[number]], request, self.plan.seed)
             self.progress("stopping", done, len(trials))
-            where = f"prompt {number}, {ending.described(request)}"
+            where = f"prompt {number}, {ending.in_words(request)}"
             if sample.doubt or not self._ends_well(sample, request, where):
                 continue
             if sample.tokens != path[: ending.end(path, request, tokenizer)]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sybil.decoding import Decoder
 from sybil.errors import InvalidSetting, NotJudgeable, one_line
-from sybil.losslessness.child import Unfit, answer_of, described
+from sybil.losslessness.child import Unfit, answer_of, error_line
 from sybil.losslessness.samples import Request, Sample
 from sybil.stopping import Stops
 from sybil.transfer import integers
@@ -207,7 +207,7 @@ class CallableSubject:
                 raise NotJudgeable(f"decoder {self.name} {one_line(str(error), 400)}") from None
             except BaseException as error:  # whatever somebody else's code raises, an exit too
                 raise NotJudgeable(
-                    f"decoder {self.name} raised {one_line(described(error), 400)} (prompt {index} of "
+                    f"decoder {self.name} raised {one_line(error_line(error), 400)} (prompt {index} of "
                     f"{len(prompts)}, {len(prompt)} tokens): mend it, or run it alone for the traceback"
                 ) from error
             yield Sample(tuple(prompt), *answer)
