@@ -61,7 +61,7 @@ def _is_id(value: Any) -> bool:
 
 def _as_tensor(array: np.ndarray) -> Any:
     try:
-        return torch.as_tensor(array)
+        return torch.as_tensor(array, device="cpu")
     except (TypeError, ValueError):  # of words, objects, or numbers that torch doesn't have
         return array
 

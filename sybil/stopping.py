@@ -76,4 +76,4 @@ def _is_met(criterion: Criterion, ids: torch.Tensor) -> bool:
         raise InvalidSetting(
             f"stopping_criteria holds {described(criterion)}, which gave {described(said)}: return True or False"
         )
-    return bool(torch.as_tensor(said).all())
+    return bool(said.all() if isinstance(said, torch.Tensor) else said)

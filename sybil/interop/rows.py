@@ -70,7 +70,7 @@ class Rows:
     def done(self, criterion: Any, row: int, ids: Tensor) -> Tensor:
         batch = len(self.padding)
         copies = 1 if type(criterion).__name__ in ROW_BLIND else batch
-        done = torch.as_tensor(criterion(ids.repeat(copies, 1), None)).flatten()
+        done = torch.as_tensor(criterion(ids.repeat(copies, 1), None), device="cpu").flatten()
         return done[row] if len(done) == batch else done.all()
 
 
