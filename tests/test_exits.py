@@ -329,10 +329,10 @@ def test_no_command_is_none(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ('{"text": ' + "[" * 100_000, "no prompts"),
+        ('{"text": ' + "[" * 100_000, "line 1 is no JSON"),
         ('{"text": "\\ud83d"}', "half a character"),
         ('{"text": "abc", "id": "a\\u001b[2J"}', "control character"),
-        ('{"text": "abc", "id": ' + "9" * 5000 + "}", "no prompts"),
+        ('{"text": "abc", "id": ' + "9" * 5000 + "}", "line 1 is no JSON"),
     ],
 )
 def test_prompts_that_are_none(

@@ -30,9 +30,9 @@ def open_streams() -> None:
         raise OutputClosed("standard output is closed: send it to a file, a pipe or /dev/null")
     if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):  # python -u
         # close_stream() tells a failed output by what is left in its buffer
-        encoding, errors, is_terminal = sys.stdout.encoding, sys.stdout.errors, sys.stdout.isatty()
-        buffer = io.BufferedWriter(sys.stdout.detach())
-        sys.stdout = io.TextIOWrapper(buffer, encoding, errors, line_buffering=is_terminal)
+        number, encoding, errors = sys.stdout.fileno(), sys.stdout.encoding, sys.stdout.errors
+        buffering = 1 if sys.stdout.isatty() else -1
+        sys.stdout = os.fdopen(number, "w", buffering, encoding, errors, closefd=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
