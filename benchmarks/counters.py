@@ -47,21 +47,15 @@ class Counted:
 
 def count(decoder: Decoder, prompts: list[Tensor], batch: int, **settings: Any) -> Counters:
     """The counters of decoding all prompts, so many at a time; no token ends a text."""
-    from dataclasses import replace
-
     from sybil import Decoder
-    from sybil.drafting import DraftModel
 
-    target, draft, helper = Counted(decoder.target), decoder.draft, None
-    if isinstance(draft, DraftModel):
-        helper = Counted(draft.model)
-        draft = replace(draft, model=helper)
-    counted = Decoder(target, draft, decoder.tokenizer, decoder.eos_token_ids)
+    target, helpers, draft = Counted(decoder.target), [Counted(model) for model in decoder.models[1:]], decoder.draft
+    counted = Decoder(target, draft and draft.over(*helpers), decoder.tokenizer, decoder.eos_token_ids)
     parts = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
     stats = [counted.generate(part, eos_token_id=[], seed=0, **settings).stats for part in parts]
     return {
         "target forwards": target.forwards,
-        "draft forwards": helper.forwards if helper else 0,
+        "draft forwards": sum(helper.forwards for helper in helpers),
         "proposed": sum(each.proposed for each in stats),
         "accepted": sum(each.accepted for each in stats),
         "emitted": sum(each.emitted for each in stats),

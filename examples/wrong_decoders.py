@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 import sybil
-from sybil.drafting import DraftModel
 from sybil.models import feed, prefill
 from sybil.sampling import Sampling, draw, probabilities
 from sybil.stopping import Stops
@@ -67,8 +66,7 @@ class Pieces:
 def speculate(pieces: Pieces, prompt: Sequence[int], limit: int, sampling: Sampling, stops: Stops, seed: int) -> Tokens:
     """Continue prompt by at most limit tokens."""
     decoder, generator = pair(), np.random.default_rng(seed)
-    assert isinstance(decoder.draft, DraftModel)
-    target, draft, capacity = decoder.target, decoder.draft.model, len(prompt) + limit
+    (target, draft), capacity = decoder.models, len(prompt) + limit
     target_cache, draft_cache = target.new_cache(1, capacity), draft.new_cache(1, capacity)
     new: list[int] = []
     places: list[int] = []
@@ -96,7 +94,7 @@ def speculate(pieces: Pieces, prompt: Sequence[int], limit: int, sampling: Sampl
             following = pieces.left(following, draft_probs[accepted])
         block = [*proposed[:accepted], pieces.choose(following, generator.random())]
 
-        count, ended = stops.keep(prompt, new, block)
+        count, ended = stops.keep((), new, block)
         new += block[:count]
         places += range(count)
         if ended:

@@ -32,12 +32,12 @@ def taking(size: int, what: str, device: torch.device) -> Iterator[None]:
     free = available() if device.type == "cpu" and size >= WORTH_ASKING else None
     if free is not None and size > free:
         raise OutOfMemory(f"{what} would take {size:,} bytes, and {free:,} are free: {REMEDY}")
-    with told(f"{what} would take {size:,} bytes"):
+    with as_out_of_memory(f"{what} would take {size:,} bytes"):
         yield
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
+def as_out_of_memory(what: str) -> Iterator[None]:
     """What torch, numpy and Python say where memory can't be had, as OutOfMemory after `what`."""
     try:
         yield

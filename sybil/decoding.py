@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,24 +13,29 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sybil import verification
-from sybil.allocation import taking, told
+from sybil.allocation import as_out_of_memory, taking
+from sybil.arguments import check_streamer, strings
 from sybil.clock import Clock
 from sybil.drafting import Context, Drafter, DrafterFactory, Outcome, Proposal
 from sybil.drafting.window import Window, window_named
-from sybil.errors import CacheOutOfStep, EmptyPrompt, InvalidSetting, NumericalFailure, PromptTooLong
+from sybil.errors import CacheOutOfStep, InvalidSetting, NumericalFailure
+from sybil.inputs import Inputs, prompts_of
 from sybil.models import Model, prefill
 from sybil.results import FinishReason, Generation, Stats, Step
 from sybil.sampling import Noise, likeliest, probabilities, process
-from sybil.settings import BY_ROW, Settings
+from sybil.settings import BY_ROW, MOST, Settings, blamed, chosen
+from sybil.shaping import sampling
 from sybil.stopping import Stops
+from sybil.text import decode
 from sybil.transfer import CPU, count_to, integers, upload
 from sybil.verification import Proposed, Rule
 
-Inputs = str | Sequence[str] | Sequence[Tensor] | Tensor
-
 
 class Decoder:
-    """A target, whatever drafts for it, and the tokenizer both share. Made by sybil.load."""
+    """A target, whatever drafts for it, and the tokenizer both share. Made by sybil.load.
+
+    defaults: what generate() and stream() do where nothing is said, by the names of Settings: the end tokens, and what
+    the model's own files ask for, as transformers applies it."""
 
     def __init__(
         self,
@@ -37,22 +43,40 @@ class Decoder:
         draft: DrafterFactory | None = None,
         tokenizer: Tokenizer | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
+        defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.target, self.draft, self.tokenizer, self.eos_token_ids = target, draft, tokenizer, eos_token_ids
+        self._defaults = dict(defaults)
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """See the class."""
+        ends = {"eos_token_id": sorted(self.eos_token_ids)} if self.eos_token_ids else {}
+        return MappingProxyType({**ends, **self._defaults})
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The target, and those of the draft."""
+        return (self.target, *(() if self.draft is None else self.draft.models))
 
     def without_draft(self) -> Decoder:
         """The same target decoding autoregressively."""
-        return Decoder(self.target, None, self.tokenizer, self.eos_token_ids)
+        return Decoder(self.target, None, self.tokenizer, self.eos_token_ids, self._defaults)
+
+    def without_defaults(self) -> Decoder:
+        """The same models at Sybil's own defaults, whatever the target's files ask for; its end tokens stay."""
+        return Decoder(self.target, self.draft, self.tokenizer, self.eos_token_ids)
 
     def generate(self, inputs: Inputs, *, streamer: Any = None, **settings: Any) -> Generation:
-        """Generate after inputs: a string, a list of strings, a list of 1-d LongTensors, or (batch, n).
+        """Generate after inputs: a string, a list of strings, a list of 1-d LongTensors or of lists of token ids, or
+        (batch, n).
 
-        settings: the fields of Settings. streamer: transformers' (put, end), for a single row.
+        settings: the fields of Settings, or transformers' generation_config; what is left out is as `defaults` has it.
+        streamer: transformers' (put, end), for a single row.
         Raises the errors of sybil.errors; nothing has been generated then."""
         run = self._run(inputs, settings)
+        check_streamer(streamer, len(run.rows))
         if streamer is not None:
-            if len(run.rows) != 1:
-                raise InvalidSetting(f"streamer is set with {len(run.rows)} rows: stream one prompt at a time")
             streamer.put(integers([run.rows[0].prompt]))
         steps = []
         for step in run:
@@ -61,7 +85,7 @@ class Decoder:
                 streamer.put(integers(step.tokens[0]))
         if streamer is not None:
             streamer.end()
-        text = [self.tokenizer.decode(row.new, skip_special_tokens=True) for row in run.rows] if self.tokenizer else []
+        text = [decode(self.tokenizer, row.new) for row in run.rows] if self.tokenizer else []
         reasons = tuple(row.finished or "length" for row in run.rows)
         return Generation([integers(row.new) for row in run.rows], text, reasons, Stats.of(steps))
 
@@ -69,70 +93,29 @@ class Decoder:
         """generate(), a Step at a time. Settings are checked at once; leaving early is fine."""
         return iter(self._run(inputs, settings))
 
-    def _run(self, inputs: Inputs, settings: dict[str, Any]) -> _Run:
-        unknown = settings.keys() - Settings.__dataclass_fields__.keys()
-        if unknown:
-            known = ", ".join(Settings.__dataclass_fields__)
-            raise InvalidSetting(f"unknown setting {', '.join(sorted(unknown))}: the settings are {known}")
-        chosen = Settings(**{name: value for name, value in settings.items() if value is not None})
-        prompts = self._encode(inputs)
-        rows = len(prompts) * chosen.num_return_sequences
-        if rows > 1 and BY_ROW in {type(each).__name__ for each in chosen.logits_processor}:
+    def _run(self, inputs: Inputs, asked: Mapping[str, Any]) -> _Run:
+        try:
+            settings = chosen(self.defaults, asked)
+            return _Run(self, self._rows(prompts_of(inputs, self.tokenizer, self.target), settings), settings)
+        except InvalidSetting as error:
+            raise blamed(error, self.defaults, asked) from None
+
+    def _rows(self, prompts: list[list[int]], settings: Settings) -> list[list[int]]:
+        """The prompt of each row; raises InvalidSetting."""
+        rows = len(prompts) * settings.num_return_sequences
+        longest = min(max(settings.limit(len(prompt)) for prompt in prompts), self.target.context)
+        if rows * longest > MOST:
             raise InvalidSetting(
-                f"{BY_ROW} asks for its row's number, and there are {rows} rows: generate one prompt at a "
-                "time, or by model.generate(custom_generate=sybil.custom_generate)"
+                f"num_return_sequences is {settings.num_return_sequences}, which makes {rows} rows of up to {longest} "
+                f"tokens: a batch may have {MOST} tokens, lower it"
+            )
+        if rows > 1 and BY_ROW in {type(each).__name__ for each in settings.logits_processor}:
+            raise InvalidSetting(
+                f"{BY_ROW} asks for its row's number, and there are {rows} rows: generate one prompt at a time, or by "
+                "model.generate(custom_generate=sybil.custom_generate)"
             )
         with taking(4 * rows * self.target.vocab_size, f"the logits of {rows} rows", self.target.device):
-            prompts = [prompt for prompt in prompts for _ in range(chosen.num_return_sequences)]
-        return _Run(self, prompts, chosen)
-
-    def _encode(self, inputs: Inputs) -> list[list[int]]:
-        if isinstance(inputs, str):
-            inputs = [inputs]
-        if isinstance(inputs, Mapping):
-            raise InvalidSetting(
-                "inputs is a mapping: pass its input_ids, a list of 1-d LongTensors where rows are padded"
-            )
-        prompts: list[list[int]] = []
-        for item in inputs:
-            if isinstance(item, Tensor):
-                if item.ndim != 1 or item.is_floating_point():
-                    raise InvalidSetting(
-                        f"inputs holds a tensor of shape {tuple(item.shape)} and {item.dtype}: "
-                        "pass 1-d LongTensors, or one of shape (batch, n)"
-                    )
-                prompts.append(item.tolist())
-            elif not isinstance(item, str):
-                raise InvalidSetting(
-                    f"inputs holds {item!r}: pass strings, 1-d LongTensors, or a (batch, n) LongTensor"
-                )
-            elif self.tokenizer is None:
-                raise InvalidSetting(
-                    "inputs are text, but the decoder has no tokenizer: pass token ids, or load() with tokenizer="
-                )
-            elif not item.isascii() and any("\ud800" <= letter <= "\udfff" for letter in item):
-                raise InvalidSetting("the prompt holds bytes that are no UTF-8 text: give it in UTF-8")
-            else:
-                prompts.append(list(self.tokenizer.encode(item).ids))
-        if not prompts:
-            raise EmptyPrompt("inputs is empty: give at least one prompt")
-        for prompt in prompts:
-            self._check(prompt)
-        return prompts
-
-    def _check(self, prompt: list[int]) -> None:
-        if not prompt:
-            raise EmptyPrompt("the prompt has 0 tokens: give at least 1 to continue from")
-        if len(prompt) >= self.target.context:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens and the model's context is {self.target.context}: "
-                f"shorten it to at most {self.target.context - 1}"
-            )
-        if not 0 <= min(prompt) <= max(prompt) < self.target.vocab_size:
-            raise InvalidSetting(
-                f"the prompt has token ids from {min(prompt)} to {max(prompt)} and the target's vocabulary is "
-                f"0 to {self.target.vocab_size - 1}: encode it with the target's tokenizer"
-            )
+            return [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
 
 
 @dataclass(slots=True)
@@ -158,14 +141,15 @@ class _Run:
     """A generation under way: what is committed, the target's cache, the drafter."""
 
     def __init__(self, decoder: Decoder, prompts: list[list[int]], settings: Settings) -> None:
-        self.target, self.settings, self.sampling = decoder.target, settings, settings.sampling()
+        self.target, self.settings = decoder.target, settings
+        self.sampling = sampling(settings, prompts, decoder.target.vocab_size, decoder.target.device)
         # plain sampling is the coupled rule without a proposal: the same tokens for the same seed
         self.rule: Rule = verification.rule_named(settings.rule if decoder.draft else "coupled")
         self.window: Window = window_named(settings.window)(len(prompts), settings.gamma if decoder.draft else 0)
         self.stops = _stops(decoder, settings)
         self.rows = []
         for prompt in prompts:
-            wanted, possible = len(prompt) + settings.max_new_tokens, self.target.context
+            wanted, possible = settings.limit(len(prompt)), self.target.context
             at_limit: FinishReason = "length" if wanted <= possible else "context"
             self.rows.append(_Row(prompt, min(wanted, possible), at_limit))
 
@@ -195,7 +179,7 @@ class _Run:
 
     def __iter__(self) -> Iterator[Step]:
         clock = Clock(self.target.device)
-        with told("the generation takes more memory than there is"):
+        with as_out_of_memory("the generation takes more memory than there is"):
             self._prefill()
             clock.lap("prefill")
             while any(row.room for row in self.rows):
@@ -306,10 +290,7 @@ class _Run:
             count, row.finished = self.stops.keep(row.prompt, row.new, block[:-1] if broken else block, index)
             block = block[:count]
             if broken and not row.finished:
-                raise NumericalFailure(
-                    "the model's logits hold NaN or infinity, so there is no distribution to draw from: "
-                    "check its weights, or load it with dtype=torch.float32"
-                )
+                raise _no_distribution(bool(self.sampling.processors))
             row.new += block
             self.committed[index, lengths[index] : lengths[index] + count] = block
             lengths[index] += count
@@ -322,15 +303,26 @@ class _Run:
 
 
 def _stops(decoder: Decoder, settings: Settings) -> Stops:
-    eos = settings.eos_token_id
-    ids = decoder.eos_token_ids if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
-    strings = settings.stop_strings or ()
-    strings = (strings,) if isinstance(strings, str) else tuple(strings)
-    if strings and decoder.tokenizer is None:
+    sought, criteria = strings("stop_strings", settings.stop_strings), tuple(settings.stopping_criteria)
+    if sought and decoder.tokenizer is None:
         raise InvalidSetting("stop_strings are set, but the decoder has no tokenizer: load() with tokenizer=")
-    if "" in strings:
-        raise InvalidSetting("stop_strings holds '', which every text contains: leave it out")
-    return Stops(ids, strings, tuple(settings.stopping_criteria), decoder.tokenizer)
+    if settings.max_time is not None:
+        from transformers import MaxTimeCriteria
+
+        criteria = (MaxTimeCriteria(settings.max_time), *criteria)
+    return Stops(settings.end_tokens, sought, criteria, decoder.tokenizer)
+
+
+def _no_distribution(is_processed: bool) -> NumericalFailure:
+    if is_processed:
+        return NumericalFailure(
+            "the logits hold NaN, infinity or no token that may follow, once processors have seen them: ask for less "
+            "of them (suppress_tokens, bad_words_ids, logits_processor, ...), or check the model's weights"
+        )
+    return NumericalFailure(
+        "the model's logits hold NaN or infinity, so there is no distribution to draw from: check its weights, or load "
+        "it with dtype=torch.float32"
+    )
 
 
 def _fresh_seed(target: Model) -> int:

@@ -1,10 +1,23 @@
-"""Where models run, and what they are kept in there where nothing is said."""
+"""Where models run, and what they are kept in there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 import torch
 
+from sybil.arguments import described
 from sybil.errors import DeviceUnavailable, InvalidSetting
+
+AUTO: Literal["auto"] = "auto"
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32, "float": torch.float32, "fp32": torch.float32,
+    "float16": torch.float16, "half": torch.float16, "fp16": torch.float16,
+    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float64": torch.float64, "double": torch.float64, "fp64": torch.float64,
+}  # fmt: skip
+"""By the names that transformers takes, and their short forms."""
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -13,16 +26,34 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         chosen = torch.device("meta")
     if chosen.type not in ("cpu", "cuda"):
-        raise InvalidSetting(f"device is {str(device)!r}: use 'cpu', 'cuda' or 'cuda:N'")
+        raise InvalidSetting(f"device is {described(device)}: use 'cpu', 'cuda' or 'cuda:N'")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise DeviceUnavailable(
             f"device {chosen} was asked for and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs: "
             "use device 'cpu', or install a CUDA build of torch and its driver"
         )
     return chosen
+
+
+def dtype_named(dtype: object, *, draft: bool = False) -> torch.dtype | Literal["auto"] | None:
+    """torch's dtype of a name (int8 for a draft alone); "auto" and None as they are. Raises InvalidSetting."""
+    if dtype is None:
+        return None
+    if isinstance(dtype, str) and dtype == AUTO:
+        return AUTO
+    known = {**DTYPES, "int8": torch.int8} if draft else DTYPES
+    found = known.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if isinstance(found, torch.dtype) and found in known.values():
+        return found
+    raise InvalidSetting(f"{'draft_dtype' if draft else 'dtype'} is {described(dtype)}: use {listed(known)} or auto")
+
+
+def listed(dtypes: Mapping[str, torch.dtype] = DTYPES) -> str:
+    """A name of each."""
+    return ", ".join(dict.fromkeys(str(each).removeprefix("torch.") for each in dtypes.values()))
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

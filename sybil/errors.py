@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
+import reprlib
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A file's value or name as a message shows it: in one line, cut short, odd characters escaped."""
+    if isinstance(value, int) and abs(value) >= 1 << 128:
+        return f"of {value.bit_length()} bits"
+    return " ".join(_shortened.repr(value).split())
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """Text of somebody else's, fit for a message: on one line, without control characters, `most` characters long."""
+    line = " ".join(text[: 8 * most].split())
+    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def told(error: BaseException) -> str:
+    """What another library says is wrong, fit for a message."""
+    return one_line(str(error)) or type(error).__name__
+
 
 class SybilError(Exception):
     """Base of everything Sybil raises on purpose. The command line prints it and exits with 2."""
@@ -39,6 +63,10 @@ class UnsupportedModel(SybilError):
     """A model whose state can't be rolled back, or an architecture that is not a decoder-only language model."""
 
 
+class PackageMissing(SybilError, ImportError):
+    """A package that a model's quantisation needs and that isn't installed."""
+
+
 class HubUnreachable(SybilError, OSError):
     """A hub id that is neither in the local cache nor to be fetched."""
 
@@ -63,9 +91,14 @@ class ResultsMismatch(SybilError):
     """A results file to be resumed that was written under other settings."""
 
 
+class OutputClosed(SybilError, OSError):
+    """A standard output that is closed: nothing could be said."""
+
+
 class EndpointFailed(SybilError, OSError):
     """A server that can't be reached, refuses a request, or answers with something else than completions."""
 
 
 class NotJudgeable(SybilError):
-    """A decoder whose answers can't be judged: other prompts, other token ids, or not one answer a prompt."""
+    """A decoder whose answers can't be judged: none in time, an exception or an exit in place of one, other prompts,
+    other token ids, or not one answer a prompt."""

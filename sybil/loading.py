@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
+from sybil.arguments import described
 from sybil.decoding import Decoder
-from sybil.devices import choose_device, default_draft_dtype, default_dtype
+from sybil.defaults import Defaults
+from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
 from sybil.drafting import DraftLookup, DraftModel
 from sybil.errors import InvalidSetting
 from sybil.fit import check_vocabularies
@@ -17,60 +21,143 @@ from sybil.models.folders import Checkpoint
 from sybil.models.storage import storage_of
 from sybil.pairs import PAIRS
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 LOOKUP = "lookup"
 PLANNED_DRAFTS = ("int8", "skip", "hybrid")
 
 
 def load(
-    target: str | Path | PreTrainedModel,
-    draft: str | Path | PreTrainedModel | None = None,
+    target: str | Path | nn.Module,
+    draft: str | Path | nn.Module | None = None,
     *,
-    dtype: torch.dtype | None = None,
-    draft_dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
+    draft_dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     tokenizer: Any = None,
 ) -> Decoder:
     """A Decoder for a pair's name, a hub id, a folder or a transformers model.
 
     A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding, and "lookup" proposes what
-    followed the last tokens where they stood before. dtype: None is
-    float32 on a CPU, float16 on a GPU; draft_dtype: None is int8 on a CPU, where our own forward knows the draft
-    (the rule makes up for what it costs in agreement), and dtype elsewhere; device: None is the GPU where there is
-    one. tokenizer: for models passed as objects, transformers' or tokenizers' own. Raises the errors of sybil.errors.
+    followed the last tokens where they stood before. dtype: torch's or its name, as transformers takes them; "auto" is
+    the checkpoint's own, None float32 on a CPU and float16 on a GPU. draft_dtype: None is int8 on a CPU, where our own
+    forward knows the draft (the rule makes up for what it costs in agreement), and dtype elsewhere. device: None is
+    the GPU where there is one. tokenizer: for models passed as objects, transformers' or tokenizers' own.
+
+    A model object keeps its place, dtype and modes. Our own forward stands in for its forward where it is sure to be
+    the same (models/objects.py), with its weights as they are now: load again after changing them. Elsewhere, as with
+    hooks, adapters or patches, the object's own forward runs. What the target's own files ask of a generation becomes
+    the Decoder's defaults; of that, what Sybil doesn't do is said by a UserWarning and left out.
+
+    Raises the errors of sybil.errors.
     """
+    _check(target, draft, tokenizer)
+    asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if isinstance(target, str) and target in PAIRS:
         target, draft = PAIRS[target].target, PAIRS[target].draft if draft is None else draft
     if not isinstance(target, str | Path):  # a model that is somewhere already: follow it
-        from sybil.models.huggingface import entrance
-
-        device, dtype = device or entrance(target), dtype or target.dtype
+        device = device or _place(target)
     chosen = choose_device(device)
-    dtype = dtype or default_dtype(chosen)
     main = read(target, tokenizer)
-    model = building.load(main, storage_of(dtype), dtype, chosen)
+    kept = dtype_of(main, asked, chosen)
+    _check_as_it_is(main, asked, chosen, "dtype")
+    defaults = Defaults.of(main.generation, main.config, main.name)
+    model = building.load(main, storage_of(kept), kept, chosen)
+    defaults.warn(main.name)
     if draft is None:
-        return Decoder(model, None, main.tokenizer, main.eos_token_ids)
+        return Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values)
     if draft == LOOKUP:
-        return Decoder(model, DraftLookup(), main.tokenizer, main.eos_token_ids)
-    draft_dtype = draft_dtype or default_draft_dtype(dtype, chosen)
-    if draft_dtype == torch.int8 and chosen.type != "cpu":
-        raise InvalidSetting(f"draft_dtype is int8 on {chosen}: int8 is for CPUs, use {dtype} or leave it out")
-    # a tokenizer given for objects is shared: padding may differ then
-    helper = read(draft, tokenizer)
-    drafting = building.load(helper, storage_of(draft_dtype), dtype, chosen)
+        return Decoder(model, DraftLookup(), main.tokenizer, defaults.end_tokens, defaults.values)
+    helper = read(draft, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
+    draft_kept = default_draft_dtype(kept, chosen) if draft_asked is None else dtype_of(helper, draft_asked, chosen)
+    if draft_kept == torch.int8 and chosen.type != "cpu":
+        raise InvalidSetting(f"draft_dtype is int8 on {chosen}: int8 is for CPUs, use {kept} or leave it out")
+    _check_as_it_is(helper, draft_asked, None, "draft_dtype")
+    foreign = kept if draft_asked is None else draft_kept
+    drafting = building.load(helper, storage_of(draft_kept), foreign, chosen)
     check_vocabularies(main, helper, (model.vocab_size, drafting.vocab_size))
-    return Decoder(model, DraftModel(drafting), main.tokenizer, main.eos_token_ids)
+    return Decoder(model, DraftModel(drafting), main.tokenizer, defaults.end_tokens, defaults.values)
 
 
-def read(source: str | Path | PreTrainedModel, tokenizer: Any = None) -> Checkpoint:
+def _check(target: Any, draft: Any, tokenizer: Any) -> None:
+    """Raises InvalidSetting for what is no model, before anything is read."""
+    for name, source in (("target", target), ("draft", draft)):
+        if source == "":  # which would be the current folder
+            raise InvalidSetting(f"{name} is '': give a pair's name, a hub id or a folder")
+        if isinstance(source, str | Path) or (source is None and name == "draft"):
+            continue
+        if isinstance(source, Mapping) and any(isinstance(each, torch.Tensor) for each in source.values()):
+            raise InvalidSetting(
+                f"{name} is a mapping of weights, which says nothing of the model: load_state_dict() them into one, "
+                "or save_pretrained() it and give its folder"
+            )
+        if not isinstance(source, nn.Module):
+            raise InvalidSetting(
+                f"{name} is {described(source)}: give a pair's name, a hub id, a folder, or a transformers model"
+            )
+    if tokenizer is not None and not any(isinstance(source, nn.Module) for source in (target, draft)):
+        raise InvalidSetting("tokenizer is given, and no model as an object: a folder has its own, leave it out")
+
+
+def read(source: str | Path | nn.Module, tokenizer: Any = None) -> Checkpoint:
     """The checkpoint of a name, a folder or a model object, whose tokenizer is the one given."""
     if not isinstance(source, str | Path):
-        return folders.of_model(source, tokenizer)
+        from sybil.models.objects import of_model
+
+        return of_model(source, tokenizer)
     if source == LOOKUP:
         raise InvalidSetting(f"{source!r} is no model, and this needs one: give a hub id, a folder, or a pair's name")
     if source in PLANNED_DRAFTS:
         raise InvalidSetting(f"draft is {source!r}, which is planned and not there yet: give a draft model, or none")
     return folders.read(source)
+
+
+def dtype_chosen(source: str | Path, dtype: str | None, device: torch.device) -> torch.dtype:
+    """The dtype in which load() has a target, for who has to know it before. Raises InvalidSetting."""
+    asked = dtype_named(dtype)
+    if asked == AUTO:
+        return dtype_of(read(source), asked, device)
+    return default_dtype(device) if asked is None else asked
+
+
+def dtype_of(checkpoint: Checkpoint, asked: torch.dtype | Literal["auto"] | None, device: torch.device) -> torch.dtype:
+    """What a checkpoint is loaded in: as asked, its own where that is "auto" or it is an object, or the device's
+    default. Raises InvalidSetting."""
+    if isinstance(asked, torch.dtype):
+        return asked
+    if checkpoint.model is not None:
+        from sybil.models.objects import inside
+
+        own = inside(checkpoint.model).dtype
+        return own if own in DTYPES.values() else default_dtype(device)
+    return default_dtype(device) if asked is None else _stored_dtype(checkpoint)
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """What the config of a folder says, or else what its first floating-point weight is kept in."""
+    named = next((checkpoint.config[name] for name in ("dtype", "torch_dtype") if checkpoint.config.get(name)), None)
+    if named is None and checkpoint.stored is not None:
+        named = next((dtype for dtype in checkpoint.stored.dtypes.values() if isinstance(dtype, torch.dtype)), None)
+    found = DTYPES.get(str(named).removeprefix("torch."))
+    if found is None:
+        raise InvalidSetting(f"dtype is auto and {checkpoint.name} is in {str(named)[:40]!r}: name one of {listed()}")
+    return found
+
+
+def _check_as_it_is(checkpoint: Checkpoint, asked: object, device: torch.device | None, argument: str) -> None:
+    """Raises InvalidSetting where a model that runs by transformers can't be had as it was asked for."""
+    if checkpoint.known is None and asked == torch.int8:
+        raise InvalidSetting(f"{argument} is int8 and {checkpoint.name} runs by transformers' forward: leave it out")
+    if checkpoint.known is not None or checkpoint.model is None:
+        return
+    model, place = f"the {checkpoint.name} runs by its own forward", _place(checkpoint.model)
+    held = dtype_of(checkpoint, None, place)
+    if isinstance(asked, torch.dtype) and asked != held:
+        raise InvalidSetting(f"{argument} is {asked} and {model} in {held}: convert it, or leave {argument} out")
+    if device is not None and (device.type, device.index or 0) != (place.type, place.index or 0):
+        raise InvalidSetting(f"device is {device} and {model} on {place}: move it, or leave device out")
+
+
+def _place(model: nn.Module) -> torch.device:
+    from sybil.models.huggingface import entrance
+    from sybil.models.objects import inside
+
+    return entrance(inside(model))

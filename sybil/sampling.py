@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sybil.arguments import callables, described, integer, number
 from sybil.errors import InvalidSetting
 
 COLDEST = 1e-6  # a temperature below it would take logits beyond what float32 holds
@@ -37,6 +38,10 @@ class Sampling:
     processors: tuple[Processor, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        object.__setattr__(self, "top_k", integer("top_k", self.top_k))
+        object.__setattr__(self, "processors", callables("processors", self.processors))
         if not (math.isfinite(self.temperature) and (self.temperature == 0 or self.temperature >= COLDEST)):
             raise InvalidSetting(f"temperature is {self.temperature}: use 0 (greedy) or a number from {COLDEST:g}")
         if self.top_k < 0:
@@ -49,6 +54,12 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """As generate() takes it, without the processors."""
+        drawn = {"temperature": self.temperature or 1.0, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        return {"do_sample": not self.greedy, **drawn}
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -111,9 +122,20 @@ def process(logits: Tensor, prefixes: list[Tensor], wanted: Tensor, processors: 
             ids = prefix[None, : len(prefix) - (last - place)].to(logits.device)
             scores = processed[row, place][None]
             for processor in asked:
-                scores = processor(ids, scores)
+                scores = scored(processor, ids, scores)
             processed[row, place] = scores[0]
     return processed
+
+
+def scored(processor: Processor, ids: Tensor, scores: Tensor) -> Tensor:
+    """What a processor makes of scores (1, vocab) after ids (1, n); raises InvalidSetting for another shape."""
+    made: Any = processor(ids, scores)
+    if not isinstance(made, Tensor) or made.shape != scores.shape:
+        raise InvalidSetting(
+            f"logits_processor {described(processor)} gave {described(made)}: return scores of shape "
+            f"{tuple(scores.shape)}, as they were given"
+        )
+    return made
 
 
 def of_row(asked: Any, row: int) -> Any:

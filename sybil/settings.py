@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
+from sybil.arguments import callables, described, flag, integer, number, strings, token_ids
 from sybil.drafting.window import window_named
 from sybil.errors import InvalidSetting
 from sybil.sampling import Processor, Sampling
 from sybil.stopping import Criterion
 from sybil.verification import rule_named
 
+MOST = 2**31 - 1  # rows, tokens of a round, tokens of a batch
+NEW_TOKENS = 128  # where neither max_new_tokens nor max_length is said
 STATEFUL = {  # of transformers' processors
     "DiaEOSDelayPatternLogitsProcessor",
     "SynthIDTextWatermarkLogitsProcessor",
@@ -19,6 +24,18 @@ STATEFUL = {  # of transformers' processors
     "WhisperNoSpeechDetection",
 }
 BY_ROW = "PrefixConstrainedLogitsProcessor"
+UNSUPPORTED: Mapping[str, Any] = {  # what would change the tokens in transformers, and the value that switches it off
+    "assistant_ensemble_weight": None,
+    "constraints": None,
+    "dola_layers": None,
+    "force_words_ids": None,
+    "guidance_scale": 1,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "penalty_alpha": 0,
+    "token_healing": False,
+}
+WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "use_cache")  # on the tokens, and often passed to transformers
 
 
 def check_processors(processors: Iterable[Any]) -> None:
@@ -33,61 +50,217 @@ def check_processors(processors: Iterable[Any]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Keywords of generate and stream. Names and defaults are transformers', but for max_new_tokens (128)
-    and for gamma, rule, window and seed, which are ours.
+    """Keywords of generate and stream. Names, defaults and meanings are transformers', but for gamma, rule, window
+    and seed, which are ours; None switches a setting off, as it does there.
 
-    do_sample False is greedy and ignores temperature and the filters. eos_token_id None means the model's
-    own; seed None, a fresh one; None anywhere else, the default. Stop strings end a row with the token that
-    completes one, which is kept.
+    A row ends after max_new_tokens; or, where that is None, when it has max_length tokens, prompt included; or after
+    128. It ends earlier with a token of eos_token_id, with the token that completes one of stop_strings, or when a
+    criterion says so; that token is kept. do_sample False is greedy and ignores temperature and the filters. seed None
+    is a fresh one. Raises InvalidSetting.
     """
 
-    max_new_tokens: int = 128
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int | None = 50
-    top_p: float | None = 1.0
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    eos_token_id: int | Sequence[int] | None = None
-    stop_strings: str | Sequence[str] | None = None
-    logits_processor: Sequence[Processor] = ()
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    max_time: float | None = None
+    eos_token_id: int | Sequence[int] | None = ()
+    stop_strings: str | Sequence[str] | None = ()
     stopping_criteria: Sequence[Criterion] = ()
     num_return_sequences: int = 1
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    top_h: float | None = None
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+
+    logits_processor: Sequence[Processor] = ()
+    repetition_penalty: float = 1.0
+    encoder_repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
+    min_length: int = 0
+    min_new_tokens: int | None = None
+    bad_words_ids: Any = None
+    sequence_bias: Any = None
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | Sequence[int] = ()
+    exponential_decay_length_penalty: Any = None
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
+    watermarking_config: Any = None
+
     gamma: int = 4
     rule: str = "token"
     window: str = "constant"
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("num_return_sequences", 1), ("gamma", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                remedy = "; load the model without a draft for plain decoding" if name == "gamma" else ""
-                raise InvalidSetting(f"{name} is {value!r}: use an integer of {least} or more{remedy}")
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, str) or not isinstance(value, int | float) or value != value):
-                raise InvalidSetting(f"{name} is {value!r}: use a number")
-        if self.seed is not None and not isinstance(self.seed, int):
-            raise InvalidSetting(f"seed is {self.seed!r}: use an integer, or None for a fresh one")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is None:
+                value = 0 if each.name == "top_k" else each.default  # 50 is a default; None keeps every token
+            elif each.name in CHECKS:
+                value = CHECKS[each.name](each.name, value)
+            object.__setattr__(self, each.name, value)
         if self.do_sample and self.temperature == 0:
             raise InvalidSetting(
                 "temperature is 0 with do_sample=True: raise it, or leave do_sample out for greedy decoding"
             )
-        if self.repetition_penalty <= 0:
-            raise InvalidSetting(f"repetition_penalty is {self.repetition_penalty}: use a number above 0 (1 is none)")
+        for name in ("repetition_penalty", "encoder_repetition_penalty"):
+            if getattr(self, name) <= 0:
+                raise InvalidSetting(f"{name} is {getattr(self, name)}: use a number above 0 (1 is none)")
         check_processors(self.logits_processor)
         rule_named(self.rule)
         window_named(self.window)
-        self.sampling()
+        Sampling(self.temperature, self.top_k, self.top_p, self.min_p)  # refused even where it isn't used
 
-    def sampling(self) -> Sampling:
-        """These settings as a Sampling, processors included."""
-        processors = tuple(self.logits_processor)
-        if self.repetition_penalty != 1.0:
-            from transformers import RepetitionPenaltyLogitsProcessor
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """Those of SHAPING that are set."""
+        values = self._set(SHAPING)
+        if self.min_new_tokens is not None:  # which comes before the other way to say it
+            values.pop("min_length", None)
+        return values
 
-            processors = (RepetitionPenaltyLogitsProcessor(self.repetition_penalty), *processors)
-        top_p = 1.0 if self.top_p is None else self.top_p
-        sampled = Sampling(self.temperature, self.top_k or 0, top_p, self.min_p or 0.0, processors)
-        return sampled if self.do_sample else Sampling(processors=processors)  # refused above even where it isn't used
+    @property
+    def filters(self) -> dict[str, Any]:
+        """Those of FILTERS that are set."""
+        return self._set(FILTERS)
+
+    def _set(self, names: Iterable[str]) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None and not _equal(value, OFF[name])}
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """eos_token_id as a set."""
+        return frozenset(token_ids("eos_token_id", self.eos_token_id))
+
+    def limit(self, prompt: int) -> int:
+        """How many tokens a row of so many prompt tokens may have, those included; raises InvalidSetting."""
+        if self.max_new_tokens is None and self.max_length is not None:
+            if prompt >= self.max_length:
+                raise InvalidSetting(
+                    f"max_length is {self.max_length} and the prompt has {prompt} tokens, which it counts: raise it, "
+                    "or say max_new_tokens"
+                )
+            return self.max_length
+        return prompt + (NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens)
+
+
+SHAPING = (  # what transformers makes processors of, whether tokens are sampled or not
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "min_length",
+    "min_new_tokens",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "watermarking_config",
+)
+FILTERS = ("top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")  # of sampling, beside those of Sampling
+SAMPLED = ("temperature", "top_k", "top_p", "min_p", *FILTERS)
+OURS = ("gamma", "rule", "window", "seed")
+GIVEN = ("logits_processor", "stopping_criteria")  # objects, which no file holds
+OFF = {each.name: each.default for each in fields(Settings)} | {"min_new_tokens": 0}
+NAMES = frozenset(each.name for each in fields(Settings))
+DEFAULTS = NAMES - {*OURS, *GIVEN, "eos_token_id"}  # what a model's own file may set; end tokens are read apart
+
+
+CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("max_new_tokens", "max_length"), partial(integer, least=1)),
+    "num_return_sequences": partial(integer, least=1, most=MOST),
+    **dict.fromkeys(
+        ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"),
+        partial(integer, least=0),
+    ),
+    "gamma": partial(integer, least=1, most=MOST, remedy="; load the model without a draft for plain decoding"),
+    "seed": partial(integer, least=-(2**63), most=2**64 - 1, remedy=", or None for a fresh one"),
+    "top_k": integer,
+    **dict.fromkeys(
+        ("max_time", "temperature", "top_p", "min_p", *FILTERS, "repetition_penalty", "encoder_repetition_penalty"),
+        number,
+    ),
+    **dict.fromkeys(("do_sample", "remove_invalid_values", "renormalize_logits"), flag),
+    **dict.fromkeys(("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"), token_ids),
+    "forced_bos_token_id": integer,
+    "stop_strings": strings,
+    **dict.fromkeys(GIVEN, callables),
+}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """== of what may be an array."""
+    return type(one) is type(other) and bool(one == other)
+
+
+def chosen(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Settings:
+    """The Settings of what a caller asks, over a model's own defaults; raises InvalidSetting.
+
+    generation_config among what is asked is transformers' object: what it sets comes before the defaults, and after
+    what is asked by keyword."""
+    keywords = {name: value for name, value in asked.items() if name != "generation_config"}
+    whole = {**_of_config(asked.get("generation_config")), **_known(keywords)}
+    sampled = whole.get("do_sample", defaults.get("do_sample"))
+    unused = SAMPLED if sampled is None or not flag("do_sample", sampled) else ()
+    inherited = {name: value for name, value in defaults.items() if name not in unused}
+    return Settings(**{**inherited, **whole})
+
+
+def blamed(error: InvalidSetting, defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> InvalidSetting:
+    """An error about a setting, which its message begins with, and who set it where it wasn't the caller."""
+    name = str(error).split(" ", 1)[0]
+    if name not in defaults or name in asked or getattr(asked.get("generation_config"), name, None) is not None:
+        return error
+    return InvalidSetting(f"{error} (the model's own default, which {name}= overrides)")
+
+
+def unsupported(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of UNSUPPORTED that are switched on."""
+    return {
+        name: values[name]
+        for name, off in UNSUPPORTED.items()
+        if values.get(name) is not None and not (isinstance(values[name], int | float) and values[name] == off)
+    }
+
+
+def _known(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords that Settings has; raises InvalidSetting for those that nobody knows, or that Sybil doesn't do."""
+    for name, value in unsupported(keywords).items():
+        raise InvalidSetting(f"{name} is {described(value)}: Sybil decodes greedily and by sampling, leave it out")
+    unknown = sorted(keywords.keys() - NAMES - UNSUPPORTED.keys() - {*WITHOUT_EFFECT})
+    if unknown:
+        near = get_close_matches(unknown[0], sorted(NAMES), n=1)
+        known = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(OFF)}"
+        raise InvalidSetting(f"unknown setting {', '.join(unknown)}: {known}")
+    return {name: value for name, value in keywords.items() if name in NAMES}
+
+
+def _of_config(config: Any) -> dict[str, Any]:
+    """What a GenerationConfig sets; raises InvalidSetting."""
+    if config is None:
+        return {}
+    if isinstance(config, type) or not hasattr(config, "to_diff_dict"):
+        raise InvalidSetting(
+            f"generation_config is {described(config)}: use transformers' GenerationConfig, or its fields as keywords"
+        )
+    values = {name: value for name, value in config.to_diff_dict().items() if value is not None}
+    for name, value in unsupported(values).items():
+        raise InvalidSetting(
+            f"generation_config has {name}={described(value)}: Sybil decodes greedily and by sampling, leave it out"
+        )
+    return {name: value for name, value in values.items() if name in DEFAULTS or name == "eos_token_id"}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from sybil.arguments import described
+from sybil.errors import InvalidSetting
+from sybil.pieces import Pieces
 from sybil.results import FinishReason
 from sybil.sampling import of_row
 from sybil.transfer import integers
@@ -20,12 +24,18 @@ processors may."""
 
 @dataclass(frozen=True, slots=True)
 class Stops:
-    """Everything that can end a row but its length. stop_strings are looked for in the new text only."""
+    """Everything that can end a row but its length. A stop string may begin in the prompt, and special tokens are text:
+    a row ends where transformers' StopStringCriteria says so. A string that no token completes ends none."""
 
     eos: frozenset[int] = frozenset()
     strings: tuple[str, ...] = ()
     criteria: tuple[Criterion, ...] = ()
     tokenizer: Tokenizer | None = None
+    pieces: Pieces | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.strings and self.tokenizer is not None:
+            object.__setattr__(self, "pieces", Pieces(self.tokenizer))
 
     def keep(
         self, prompt: Sequence[int], new: Sequence[int], block: Sequence[int], row: int = 0
@@ -44,20 +54,26 @@ class Stops:
     def _reason(self, prompt: Sequence[int], new: Sequence[int], row: int) -> FinishReason | None:
         if new[-1] in self.eos:
             return "eos"
-        if self.strings and self._ends_in_stop_string(new):
+        if self.pieces and self._completes_a_string(self.pieces, prompt, new):
             return "stop_string"
         if self.criteria:
             ids = integers([[*prompt, *new]])
-            if any(
-                bool(torch.as_tensor(of_row(criterion, row)(ids, None), device="cpu").all())
-                for criterion in self.criteria
-            ):
+            if any(_is_met(of_row(criterion, row), ids) for criterion in self.criteria):
                 return "criterion"
         return None
 
-    def _ends_in_stop_string(self, new: Sequence[int]) -> bool:
-        # a token holds at least a byte, so the longest string is within that many tokens and one character's more
-        assert self.tokenizer is not None
-        reach = max(len(string.encode()) for string in self.strings) + 4
-        text = self.tokenizer.decode(list(new[-reach:]), skip_special_tokens=True)
-        return any(string in text for string in self.strings)
+    def _completes_a_string(self, pieces: Pieces, prompt: Sequence[int], new: Sequence[int]) -> bool:
+        reach = max(len(string.encode()) for string in self.strings)  # tokens: a letter or a byte each, at least
+        tail = new[-reach:]
+        lacking = reach - len(tail)
+        return pieces.complete(self.strings, [*prompt[-lacking:], *tail] if lacking else tail)
+
+
+def _is_met(criterion: Criterion, ids: torch.Tensor) -> bool:
+    """Whether it says that a row (1, n) ends; raises InvalidSetting where it says neither."""
+    said = criterion(ids, None)
+    if not isinstance(said, int | np.bool_ | torch.Tensor):
+        raise InvalidSetting(
+            f"stopping_criteria holds {described(criterion)}, which gave {described(said)}: return True or False"
+        )
+    return bool(said.all() if isinstance(said, torch.Tensor) else said)

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sybil.arguments import described
 from sybil.errors import InvalidSetting
 from sybil.sampling import draw, race
 
@@ -165,6 +166,6 @@ RULES: dict[str, Rule] = {"token": token, "block": block, "coupled": coupled}
 
 def rule_named(name: str) -> Rule:
     """The lossless rule of that name; raises InvalidSetting."""
-    if name not in RULES:
-        raise InvalidSetting(f"rule is {name!r}: the lossless rules are {', '.join(sorted(RULES))}")
+    if not isinstance(name, str) or name not in RULES:
+        raise InvalidSetting(f"rule is {described(name)}: the lossless rules are {', '.join(sorted(RULES))}")
     return RULES[name]

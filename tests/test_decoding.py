@@ -458,3 +458,15 @@ def test_processors_that_remember_or_count_rows_are_refused_where_they_would_be_
     with pytest.raises(InvalidSetting, match="2 rows"):
         decoder().generate(prompts([3, 4]), logits_processor=[by_row])
     assert set(decoder().generate(prompts([3]), logits_processor=[by_row], max_new_tokens=5).tokens[0].tolist()) == {1}
+
+
+def test_a_factory_says_its_models_and_goes_over_others() -> None:
+    target, draft, other = in_sybil(gpt2()), in_sybil(gpt2(seed=1)), in_sybil(gpt2(seed=2))
+    factory = DraftModel(draft)
+    assert (factory.models, DraftLookup().models) == ((draft,), ())
+    assert factory.over(other).models == (other,)
+    assert DraftLookup().over() == DraftLookup()
+    assert [Decoder(target, each).models for each in (None, DraftLookup(), factory)] == [
+        (target,), (target,), (target, draft),
+    ]  # fmt: skip
+    assert Decoder(target, factory).without_draft().models == (target,)

@@ -17,8 +17,10 @@ FLOORS = (
     ("sybil.loading",),
     ("sybil.fit", "sybil.pairs"),
     ("sybil.decoding",),
-    ("sybil.drafting", "sybil.verification", "sybil.settings", "sybil.stopping"),
+    ("sybil.inputs", "sybil.shaping"),
+    ("sybil.defaults", "sybil.drafting", "sybil.verification", "sybil.settings", "sybil.stopping"),
     ("sybil.models", "sybil.sampling"),
+    ("sybil.arguments", "sybil.pieces"),
     ("sybil.errors",),
 )
 """From the top down: a file may import its own floor and those below."""

@@ -7,6 +7,8 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,9 +43,10 @@ from transformers import (
 )
 from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput
 
-from sybil import Decoder, custom_generate, interop
+from sybil import Decoder, custom_generate
 from sybil.drafting import DraftModel
 from sybil.errors import InvalidSetting, PromptTooLong, SybilError, UnsupportedModel, VocabularyMismatch
+from sybil.interop.rows import Rows
 
 COUNT, VOCAB, ALPHA = 18, 31, 1e-8
 LENGTHS = [3, 9, 6]
@@ -79,7 +82,8 @@ def plain(model: PreTrainedModel, inputs: dict[str, Tensor], **settings: Any) ->
 
 
 def ours(model: PreTrainedModel, inputs: dict[str, Tensor], draft: Any = None, **settings: Any) -> Any:
-    return plain(model, inputs, custom_generate=custom_generate, assistant_model=draft, **settings)
+    settings = {"draft": draft, "custom_generate": custom_generate, **settings}
+    return plain(model, inputs, **settings)
 
 
 class Keyed(LogitsProcessor):
@@ -173,7 +177,7 @@ def test_forced_bos_follows_a_prompt_of_one_token() -> None:
 
 def test_a_processor_shown_the_wrong_prefix_or_row_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks above can fail."""
-    shown = interop._Rows.shown
+    shown = Rows.shown
 
     def differs(family: str, name: str) -> bool:
         model, chosen = TARGETS[family], PROCESSORS[name]
@@ -192,7 +196,7 @@ def test_a_processor_shown_the_wrong_prefix_or_row_is_noticed(monkeypatch: pytes
     def wrong_row(self: Any, processor: Any, row: int, ids: Tensor, scores: Tensor) -> Tensor:
         return processed(self, processor, (row + 1) % len(self.padding), ids, scores)
 
-    processed = interop._Rows.processed
+    processed = Rows.processed
     faults = {
         short: ["whole_prefix", "no_repeat_ngram", "bad_words"],
         other: ["whole_prefix"],
@@ -201,7 +205,7 @@ def test_a_processor_shown_the_wrong_prefix_or_row_is_noticed(monkeypatch: pytes
     }
     for fault, names in faults.items():
         with monkeypatch.context() as patched:
-            patched.setattr(interop._Rows, "processed" if fault is wrong_row else "shown", fault)
+            patched.setattr(Rows, "processed" if fault is wrong_row else "shown", fault)
             for name in names:
                 assert differs("gpt2", name) or differs("llama", name), (fault.__name__, name)
 
@@ -289,13 +293,51 @@ class Collector:
 def test_a_streamer_hears_what_transformers_would_tell_it() -> None:
     inputs, mine, theirs = padded([5]), Collector(), Collector()
     plain(GPT2, inputs, streamer=theirs)
-    ours(GPT2, inputs, NEAR_GPT2, streamer=mine, gamma=4)
+    streaming = partial(custom_generate, draft=NEAR_GPT2, streamer=mine)
+    plain(GPT2, inputs, custom_generate=streaming, gamma=4)
     assert mine.puts == theirs.puts
     with pytest.raises(InvalidSetting, match="3 rows"):
-        ours(GPT2, padded(), streamer=Collector())
+        plain(GPT2, padded(), custom_generate=streaming)
 
 
-def test_the_draft_is_used_by_either_name_and_gamma_with_it() -> None:
+def test_a_callable_that_knows_its_draft_needs_nobody_s_stack() -> None:
+    """Where no frame of generate() is above it, and another generate()'s is."""
+    inputs, calls, draft = padded([5]), [], copy.deepcopy(NEAR_GPT2)
+    wanted = plain(GPT2, inputs)
+    draft.register_forward_hook(lambda *_: calls.append(1))
+
+    def elsewhere(*arguments: Any, **keywords: Any) -> Any:
+        with ThreadPoolExecutor() as pool:
+            return pool.submit(partial(custom_generate, draft=draft), *arguments, **keywords).result()
+
+    assert torch.equal(plain(GPT2, inputs, custom_generate=elsewhere), wanted)
+    assert calls
+
+    def inner(model: Any, input_ids: Tensor, **keywords: Any) -> Any:
+        """A generate() of the same model inside its generate(): what the outer was given is none of the inner's."""
+        return plain(model, inputs, custom_generate=custom_generate, draft=None)
+
+    calls.clear()
+    assert torch.equal(plain(GPT2, inputs, custom_generate=inner, assistant_model=draft), wanted)
+    assert not calls
+
+
+def test_a_draft_that_does_not_come_through_is_said() -> None:
+    """transformers keeps assistant_model from a callable: decoding plainly in silence would be slow for no reason."""
+    for given in ({"assistant_model": NEAR_GPT2}, {}):
+        with pytest.raises(InvalidSetting, match=r"no draft: give generate\(\) draft=.* or draft=None"):
+            plain(GPT2, padded(), custom_generate=custom_generate, **given)
+
+
+def test_a_model_in_training_mode_is_refused_and_a_draft_is_left_so() -> None:
+    with pytest.raises(InvalidSetting, match="GPT2LMHeadModel is in training mode"):
+        ours(copy.deepcopy(GPT2).train(), padded())
+    draft = copy.deepcopy(NEAR_GPT2).train()
+    assert torch.equal(ours(GPT2, padded(), draft), plain(GPT2, padded()))
+    assert all(part.training for part in draft.modules())
+
+
+def test_the_draft_is_used_and_gamma_with_it() -> None:
     target, inputs = copy.deepcopy(GPT2), padded([5])
     wanted, calls = plain(GPT2, inputs), []
     target.register_forward_hook(lambda *_: calls.append(1))
@@ -305,10 +347,10 @@ def test_the_draft_is_used_by_either_name_and_gamma_with_it() -> None:
         assert torch.equal(plain(target, inputs, custom_generate=custom_generate, **given), wanted)
         return len(calls)
 
-    alone = forwards()
+    alone = forwards(draft=None)
     assert alone == 1 + COUNT  # the prompt but for its last token, then a token at a time
     drafted, short = forwards(draft=NEAR_GPT2), forwards(draft=NEAR_GPT2, gamma=1)
-    assert drafted == forwards(assistant_model=NEAR_GPT2) == forwards(draft=NEAR_GPT2, gamma=4, rule="token")
+    assert drafted == forwards(draft=NEAR_GPT2, gamma=4, rule="token")
     assert drafted < short < alone
 
 
@@ -367,7 +409,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[SybilError], str]] = {
     "gamma": (dict(gamma=0), InvalidSetting, "gamma is 0"),
     "rule": (dict(rule="typical"), InvalidSetting, "'typical'"),
     "vocabulary": (dict(draft=gpt2(vocab=40)), VocabularyMismatch, "31 tokens .* 40: choose"),
-    "training": (dict(draft=copy.deepcopy(gpt2()).train()), InvalidSetting, "training mode"),
+    "no model": (dict(draft="gpt2"), InvalidSetting, "draft is 'gpt2': give a transformers model"),
+    "no transformers model": (dict(draft=torch.nn.Linear(2, 2)), UnsupportedModel, "of type Linear"),
+    "no streamer": (dict(custom_generate=partial(custom_generate, streamer=5)), InvalidSetting, "streamer is 5: use"),
+    "a class as streamer": (
+        dict(custom_generate=partial(custom_generate, streamer=list)), InvalidSetting, "streamer is <class",
+    ),
+    "no decoder": (dict(draft=gpt2().transformer), UnsupportedModel, "GPT2Model is not a decoder-only"),
 }  # fmt: skip
 
 

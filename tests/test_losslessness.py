@@ -10,6 +10,7 @@ is; what the judge is able to see stands in its own `detectable`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -21,9 +22,10 @@ from scipy import stats
 from tiny import gpt2, letters, prompts
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from sybil.agreement import FLOAT32, HALF
 from sybil.errors import EmptyPrompt, InvalidSetting, NotJudgeable, PromptTooLong
 from sybil.losslessness import checks
-from sybil.losslessness.evidence import FLOAT32, HALF, Evidence, Reference, greedy, sampled
+from sybil.losslessness.evidence import Evidence, Reference, greedy, sampled
 from sybil.losslessness.judge import Plan, Report, verify
 from sybil.losslessness.samples import Request, Sample
 from sybil.reports import figures
@@ -435,16 +437,21 @@ def test_what_cannot_be_judged() -> None:
 
     with pytest.raises(NotJudgeable):
         judge(Silent())
-    for settings in (
-        dict(repeats=-1),
-        dict(repeats=0, greedy=0, stopping=0),
-        dict(request=replace(REQUEST, temperature=0.0)),
-        dict(request=replace(REQUEST, top_p=0.0)),
-        dict(request=replace(REQUEST, max_new_tokens=0)),
-        dict(alpha=0.0),
-        dict(resolution=0.0),
+    for settings, named in (
+        (dict(repeats=-1), "^repeats is -1: use an integer of 0 or more .0 leaves this phase out"),
+        (dict(greedy=-2), "^greedy is -2"),
+        (dict(stopping=-3), "^stopping is -3"),
+        (dict(seed=-4), "^seed is -4: use an integer of 0 or more$"),
+        (dict(repeats=0, greedy=0, stopping=0), "all 0"),
+        (dict(request=replace(REQUEST, temperature=0.0)), "^temperature is 0"),
+        (dict(request=replace(REQUEST, top_p=0.0)), "^top_p is 0"),
+        (dict(request=replace(REQUEST, max_new_tokens=0)), "^max_new_tokens is 0"),
+        (dict(alpha=0.0), "^alpha is 0"),
+        (dict(resolution=0.0), "^resolution is 0: use a number above 0"),
+        (dict(resolution=math.inf), "^resolution is inf"),
+        (dict(uniformity=math.nan), "^uniformity is nan"),
     ):
-        with pytest.raises(InvalidSetting):
+        with pytest.raises(InvalidSetting, match=named):
             replace(PLAN, **settings)
     with pytest.raises(InvalidSetting, match="tokenizer"):
         verify(Drawing(), chain, PROMPTS, replace(PLAN, request=replace(REQUEST, stop_strings=("a",))))

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
-import sys
-import threading
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import foreign, gpt2, greedy, in_sybil, letters, perturbed, prompts
-from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedModel
 
 import sybil
+from examples import wrong_decoders
 from sybil.drafting import DraftModel
-from sybil.errors import EndpointFailed, InvalidSetting, NotJudgeable
-from sybil.losslessness.endpoint import TEXT_ONLY, EndpointSubject
-from sybil.losslessness.samples import Request, Sample, Subject
-from sybil.losslessness.subjects import CallableSubject, SybilSubject, TransformersSubject, derived, named
+from sybil.errors import NotJudgeable
+from sybil.losslessness.samples import Request, Subject
+from sybil.losslessness.subjects import CallableSubject, SybilSubject, TransformersSubject, derived
 
 PROMPTS = [prompt.tolist() for prompt in prompts([3, 7, 5, 9])]
 GREEDY = Request(max_new_tokens=12, temperature=0.0)
@@ -174,35 +167,7 @@ def test_batches_of_sybil_draw_from_seeds_of_their_own() -> None:
     assert len({derived(seed, index) for seed in range(-5, 5) for index in range(100)}) == 1000
 
 
-def test_a_function_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "decoders.py").write_text(
-        "import torch\n"
-        "VALUE = 3\n"
-        "def counts(prompt, *, max_new_tokens, seed, **rest):\n"
-        "    return torch.arange(max_new_tokens), [0, 1] * (max_new_tokens // 2)\n"
-    )
-    (tmp_path / "broken.py").write_text("import nothing_of_the_kind\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    subject = named("mine.decoders:counts")
-    assert list(subject.sample([[1]], Request(max_new_tokens=4), 0)) == [Sample((1,), (0, 1, 2, 3), (0, 1, 0, 1))]
-    for spec, words in {
-        "counts": ["'counts'", "package.module:function"],
-        "mine.decoders:": ["package.module:function"],
-        "absent.module:f": ["ModuleNotFoundError", "'absent'", str(tmp_path)],
-        "broken:f": ["nothing_of_the_kind"],
-        "mine.decoders:absent": ["'absent'", "choose among counts"],
-        "mine.decoders:VALUE": ["no function 'VALUE'"],
-    }.items():
-        with pytest.raises(InvalidSetting) as caught:
-            named(spec)
-        for word in words:
-            assert word in str(caught.value)
-
-
-def test_the_wrong_decoders_are_right_greedily_and_stop_where_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+def test_the_wrong_decoders_are_right_greedily_and_stop_where_they_should() -> None:
     decoder = sybil.load("stdlib", device="cpu")
     assert decoder.tokenizer is not None
     prompt = decoder.tokenizer.encode("def main(").ids
@@ -210,7 +175,7 @@ def test_the_wrong_decoders_are_right_greedily_and_stop_where_they_should(monkey
     string = decoder.tokenizer.decode(whole.tokens[5:7])
     eos = whole.tokens[8]
     for name in ("right", "argmax_draft", "no_residual", "one_uniform", "typical"):
-        subject = named(f"examples.wrong_decoders:{name}")
+        subject = CallableSubject(getattr(wrong_decoders, name), name)
         for request in (
             Request(max_new_tokens=24, temperature=0.0),
             Request(max_new_tokens=9, temperature=0.0),
@@ -231,6 +196,13 @@ def test_the_wrong_decoders_are_right_greedily_and_stop_where_they_should(monkey
                 assert count == request.max_new_tokens
 
 
+class Endless(list[int]):
+    """A list that never comes to its end."""
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.repeat(1)
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
@@ -238,10 +210,21 @@ def test_the_wrong_decoders_are_right_greedily_and_stop_where_they_should(monkey
         ([1.5], ["[1.5]"]),
         ([-1], ["[-1]"]),
         ("abc", ["'abc'"]),
-        (torch.ones(1, 3, dtype=torch.int64), ["[[1, 1, 1]]", "1-d tensor"]),
+        (torch.ones(1, 3, dtype=torch.int64), ["tensor(", "1-d tensor"]),
         (([1, 2], [0]), ["2 tokens and 1 places"]),
         (([1, 2], "ab"), ["gave places 'ab'"]),
         ([*range(1000), None], ["..."]),
+        ([True, False], ["[True, False]"]),
+        ([2**31], ["2147483648"]),
+        ([10**5000], ["a list that can't be shown"]),
+        (range(3), ["range(0, 3)"]),
+        ((token for token in [1, 2]), ["generator"]),
+        ({1, 2}, ["{1, 2}"]),
+        ([[[[[[1]]]]]], ["[[["]),
+        ([1] * 100_001, ["more than 100000 tokens"]),
+        (torch.ones(100_001, dtype=torch.int64), ["gave tokens tensor("]),
+        (([1], [2.0]), ["gave places [2.0]"]),
+        (Endless(), ["more than 100000 tokens"]),
     ],
 )
 def test_a_function_that_answers_something_else(answer: Any, words: list[str]) -> None:
@@ -258,226 +241,38 @@ def test_more_tokens_than_asked_for_are_the_judges_business() -> None:
     assert len(sample.tokens) == 6
 
 
-def test_a_function_that_raises() -> None:
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ZeroDivisionError("by nought\nat all"), "ZeroDivisionError: by nought"),
+        (SystemExit(0), "SystemExit: 0"),
+        (GeneratorExit(), "GeneratorExit: no message"),
+        (RecursionError("too deep"), "RecursionError: too deep"),
+        (MemoryError(), "MemoryError: no message"),
+        (RuntimeError("\x1b[2Jgone"), "RuntimeError: \ufffd[2Jgone"),
+        (RuntimeError("x" * 10_000), "RuntimeError: xxx"),
+        (Speechless(), "Speechless: its message raised SystemExit"),
+    ],
+)
+def test_a_function_that_raises(error: BaseException, said: str) -> None:
     def fails(prompt: list[int], **settings: Any) -> list[int]:
-        raise ZeroDivisionError("by nought\nat all")
+        raise error
 
     with pytest.raises(NotJudgeable) as caught:
         list(CallableSubject(fails, "mine:fails").sample([[1, 2]], SAMPLED, 0))
-    assert "mine:fails raised ZeroDivisionError: by nought (" in str(caught.value)
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert f"mine:fails raised {said}" in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert caught.value.__cause__ is error
 
 
-# --- a server
+def test_ctrl_c_in_a_function_of_this_process_is_ours() -> None:
+    def interrupted(prompt: list[int], **settings: Any) -> list[int]:
+        raise KeyboardInterrupt
 
-
-Answer = Callable[[dict[str, Any]], Any]
-
-
-class Server:
-    """A completions server of this process. answer: a body's reply, bytes going out as they are, (status, reply) with
-    another status; bodies and headers: what it was sent."""
-
-    def __init__(self, answer: Answer, models: Any = None) -> None:
-        self.answer, self.bodies, self.headers = answer, [], []
-        served = models or {"data": [{"id": "tiny"}]}
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.reply(served)
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.bodies.append(body)
-                outer.headers.append(dict(self.headers))
-                self.reply(outer.answer(body))
-
-            def reply(self, reply: Any) -> None:
-                status, content = reply if isinstance(reply, tuple) else (200, reply)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    servers: list[Server] = []
-
-    def start(answer: Answer, models: Any = None) -> Server:
-        servers.append(Server(answer, models))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.http.shutdown()
-        server.http.server_close()
-
-
-def decoded(body: dict[str, Any]) -> list[int]:
-    """What the tiny target says to a request."""
-    eos = () if body["ignore_eos"] else tuple(body["stop_token_ids"])
-    request = Request(max_new_tokens=body["max_tokens"], temperature=body["temperature"], eos_token_ids=eos)
-    (sample,) = TransformersSubject(gpt2(), letters()).sample([body["prompt"]], request, body["seed"])
-    return list(sample.tokens)
-
-
-def completion(**choice: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "finish_reason": "length", **choice}]}
-
-
-@pytest.mark.parametrize(
-    "form",
-    [
-        lambda tokens: dict(token_ids=tokens, text="not looked at"),
-        lambda tokens: dict(logprobs=dict(tokens=[f"token_id:{token}" for token in tokens]), text="not looked at"),
-        lambda tokens: dict(token_ids=None, logprobs=dict(tokens=[letters().decode([token]) for token in tokens])),
-    ],
-    ids=["token_ids", "token_id: in logprobs", "texts in logprobs"],
-)
-def test_a_servers_tokens_are_those_it_drew(serve: Callable[..., Server], form: Callable[[list[int]], Any]) -> None:
-    server = serve(lambda body: completion(**form(decoded(body))))
-    subject = EndpointSubject(server.url + "/", None, letters())
-    assert subject.model == "tiny"
-    samples = list(subject.sample(PROMPTS, GREEDY, 0))
-    for sample in samples:
-        assert list(sample.tokens) == greedy(gpt2(), torch.tensor(sample.prompt), 12)
-        assert sample.doubt == ""
-    one, same, other = (list(subject.sample(PROMPTS, SAMPLED, seed)) for seed in (1, 1, 2))
-    assert one == same != other
-
-
-def test_what_a_server_is_asked(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    server = serve(lambda body: completion(token_ids=decoded(body)))
-    subject = EndpointSubject(server.url, "mine", letters())
-    list(subject.sample([[1, 2]], SAMPLED, 0))
-    full = Request(
-        max_new_tokens=3, temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, eos_token_ids=(4,), stop_strings=("x",)
-    )
-    list(subject.sample([[1, 2]], full, 0))
-    plain, every = server.bodies
-    assert plain["model"] == "mine"
-    assert plain["prompt"] == [1, 2]
-    assert plain["ignore_eos"] is True
-    assert plain["return_token_ids"] is True
-    assert not plain.keys() & {"stop", "stop_token_ids"}
-    assert (plain["top_k"], plain["min_p"], plain["repetition_penalty"]) == (-1, 0, 1)  # off, whatever the model has
-    assert every["ignore_eos"] is False
-    wanted = dict(max_tokens=3, temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, stop_token_ids=[4], stop=["x"])
-    assert wanted.items() <= every.items()
-    assert server.headers[0]["Authorization"] == "Bearer secret"
-
-
-@pytest.mark.parametrize(
-    ("choice", "request_", "doubt"),
-    [
-        (dict(token_ids=[1, 2], finish_reason="length"), GREEDY, "cut an answer off .*'length'"),
-        (dict(token_ids=[1, 2], finish_reason="abort"), GREEDY, "cut an answer off .*'abort'"),
-        (dict(token_ids=[1, 2, 3, 4], finish_reason="stop"), replace(GREEDY, eos_token_ids=(2,)), "may not know"),
-        (
-            dict(token_ids=[1, 0, 3, 0], finish_reason="stop"),
-            replace(GREEDY, eos_token_ids=(0,)),
-            "^$",
-        ),  # its own: a fault
-        (dict(logprobs=[1], text="\ud83d"), GREEDY, "half a character"),
-    ],
-)
-def test_answers_that_can_t_be_judged(
-    serve: Callable[..., Server], choice: dict[str, Any], request_: Request, doubt: str
-) -> None:
-    subject = EndpointSubject(serve(lambda body: completion(**choice)).url, None, letters(), frozenset({0}))
-    (sample,) = subject.sample([[1, 2]], request_, 0)
-    assert re.search(doubt, sample.doubt)
-
-
-def test_text_alone_leaves_a_doubt(serve: Callable[..., Server]) -> None:
-    def text(body: dict[str, Any]) -> Any:
-        return completion(text=letters().decode(decoded(body)))
-
-    (sample,) = EndpointSubject(serve(text).url, None, letters()).sample([[1, 2]], GREEDY, 0)
-    assert list(sample.tokens) == greedy(gpt2(), torch.tensor([1, 2]), 12)
-    assert sample.doubt == TEXT_ONLY
-
-    def miscounted(body: dict[str, Any]) -> Any:
-        return text(body) | {"usage": {"completion_tokens": 9}}
-
-    (sample,) = EndpointSubject(serve(miscounted).url, None, letters()).sample([[1, 2]], GREEDY, 0)
-    assert "12 tokens where it counts 9" in sample.doubt
-
-    (sample,) = EndpointSubject(serve(lambda body: completion(text="abÿ")).url, None, letters()).sample(
-        [[1]], GREEDY, 0
-    )
-    assert "doesn't survive" in sample.doubt
-
-
-def test_texts_that_several_tokens_share_are_not_taken_for_one(serve: Callable[..., Server]) -> None:
-    merging = Tokenizer(models.WordLevel({"a": 0, "▁a": 1, "b": 2}, unk_token="a"))
-    merging.decoder = decoders.Metaspace()
-    assert merging.decode([0]) == merging.decode([1]) == "a"
-    server = serve(lambda body: completion(logprobs=dict(tokens=["b", "a"]), text="b"))
-    (sample,) = EndpointSubject(server.url, None, merging).sample([[0]], GREEDY, 0)
-    assert sample.tokens == (2,)
-    assert sample.doubt == TEXT_ONLY
-
-
-def test_a_server_that_ends_without_saying_at_what(serve: Callable[..., Server]) -> None:
-    server = serve(lambda body: completion(token_ids=[3, 4], finish_reason="stop"))
-    subject = EndpointSubject(server.url, None, letters())
-    doubts = [
-        sample.doubt
-        for request in (
-            Request(max_new_tokens=5, eos_token_ids=(4,)),
-            Request(max_new_tokens=5, stop_strings=("d",)),
-            Request(max_new_tokens=5, eos_token_ids=(9,)),
-            Request(max_new_tokens=5, stop_strings=("xyz",)),
-            SAMPLED,
-        )
-        for sample in subject.sample([[1]], request, 0)
-    ]
-    assert doubts[:2] == ["", ""]
-    assert all("stopped" in doubt for doubt in doubts[2:])
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        ((500, {"error": {"message": "no such thing\nat all"}}), ["500", "no such thing:"]),
-        ((404, {"message": "lost"}), ["404", "lost"]),
-        ((400, {"error": "plain"}), ["400", "plain"]),
-        ((503, b"<html>busy"), ["503", "<html>busy"]),
-        ((401, b""), ["401", "no message"]),
-        (b"<html>hello", ["no JSON object", "<html>hello", "/v1"]),
-        ([1, 2], ["no JSON object"]),
-        ({"object": "x"}, ["without choices", "object"]),
-        ({"choices": []}, ["without choices"]),
-        ({"choices": [{"message": {}}]}, ["neither tokens nor text", "message"]),
-    ],
-)
-def test_a_server_that_fails(serve: Callable[..., Server], answer: Any, words: list[str]) -> None:
-    server = serve(lambda body: answer)
-    with pytest.raises(EndpointFailed) as caught:
-        list(EndpointSubject(server.url, None, letters()).sample([[1]], GREEDY, 0))
-    for word in [server.url, *words]:
-        assert word in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(server.bodies) == 1  # nothing is tried again
-
-
-def test_no_server_no_url_and_no_single_model(serve: Callable[..., Server]) -> None:
-    with pytest.raises(EndpointFailed, match="can't be reached"):
-        EndpointSubject("http://127.0.0.1:9/v1", None, letters())
-    with pytest.raises(EndpointFailed, match="give a URL"):
-        EndpointSubject("localhost:8000", None, letters())
-    two = serve(lambda body: {}, models={"data": [{"id": "a"}, {"id": "b"}]})
-    with pytest.raises(EndpointFailed, match=r"2 models \(a, b\).*--model"):
-        EndpointSubject(two.url, None, letters())
+    with pytest.raises(KeyboardInterrupt):
+        list(CallableSubject(interrupted, "mine:interrupted").sample([[1, 2]], SAMPLED, 0))

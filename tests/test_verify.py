@@ -5,7 +5,11 @@ The target is tiny and random; what the judge itself is worth is the matter of o
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,7 @@ import pytest
 import torch
 from tiny import gpt2, letters, perturbed, save, sybil
 
-from sybil.losslessness.samples import Request
-from sybil.losslessness.subjects import TransformersSubject
+from sybil.losslessness import foreign
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +37,6 @@ def command(folders: Path, out: Path, *arguments: object) -> tuple[object, ...]:
     models = ("--target", folders / "target", "--draft", folders / "draft", "--device", "cpu")
     sizes = ("--max-new-tokens", 40, "--greedy", 6, "--stopping", 4, "--resolution", 0.4)
     return ("verify", *models, "--prompts", folders / "prompts.jsonl", *sizes, "--out", out, *arguments)
-
-
-def decode(prompt: list[int], temperature: float, settings: dict[str, Any]) -> list[int]:
-    """The target's own tokens, at a temperature that may be another than was asked for."""
-    names = ("max_new_tokens", "top_k", "top_p", "min_p", "eos_token_ids", "stop_strings")
-    request = Request(temperature=temperature, **{name: settings[name] for name in names})
-    (sample,) = TransformersSubject(gpt2(), letters()).sample([prompt], request, settings["seed"])
-    return list(sample.tokens)
-
-
-def cold(prompt: list[int], *, temperature: float, **settings: Any) -> list[int]:
-    return decode(prompt, 0.3 * temperature, settings)
-
-
-def echoing(prompt: list[int], *, temperature: float, **settings: Any) -> list[int]:
-    return prompt + decode(prompt, temperature, settings)
-
-
-def interrupted(prompt: list[int], **settings: Any) -> list[int]:
-    raise KeyboardInterrupt
 
 
 def report(out: Path) -> dict[str, Any]:
@@ -104,16 +87,16 @@ def test_decoders_of_transformers_by_name(
 
 def test_a_decoder_that_is_too_cold_fails(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ("--count", 16, "--repeats", 1, "--greedy", 2, "--stopping", 1)
-    assert sybil(*command(folders, tmp_path, "--decoder", "test_verify:cold", *sizes)) == 1
+    assert sybil(*command(folders, tmp_path, "--decoder", "decoders:cold", *sizes)) == 1
     out = capsys.readouterr().out
     assert "FAIL |" in out
     assert "too greedy" in out
-    assert "FAIL: test_verify:cold\n" in out
+    assert "FAIL: decoders:cold\n" in out
     assert report(tmp_path)["drift"]["low"] > 0
 
 
 def test_another_target_is_inconclusive(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = command(folders, tmp_path, "--target", folders / "other", "--decoder", "test_verify:cold")
+    arguments = command(folders, tmp_path, "--decoder", "decoders:stubborn")
     assert sybil(*arguments) == 3
     assert "another target" in capsys.readouterr().out
     assert report(tmp_path)["verdict"] == "INCONCLUSIVE"
@@ -124,11 +107,15 @@ def test_another_target_is_inconclusive(folders: Path, tmp_path: Path, capsys: p
     [
         (("--decoder", "nonesuch"), ["'nonesuch'", "transformers", "package.module:function"]),
         (("--decoder", "no_such_module:f"), ["no_such_module", "ModuleNotFoundError"]),
-        (("--decoder", "test_verify:absent"), ["'absent'", "cold"]),
-        (("--decoder", "test_verify:echoing", "--count", 4), ["echoing", "new tokens only"]),
+        (("--decoder", "decoders:absent"), ["'absent'", "cold"]),
+        (("--decoder", "decoders:echoing", "--count", 4), ["echoing", "new tokens only"]),
         (("--decoder", "sybil", "--endpoint", "http://127.0.0.1:9/v1"), ["'sybil'", "http://127.0.0.1:9/v1", "one"]),
         (("--endpoint", "http://127.0.0.1:9/v1"), ["http://127.0.0.1:9/v1/models", "can't be reached"]),
         (("--endpoint", "127.0.0.1:9"), ["'127.0.0.1:9'", "URL"]),
+        (("--endpoint", "http://me:hunter2@127.0.0.1:9/v1"), ["password"]),
+        (("--decoder", "sybil", "--endpoint", "http://me:hunter2@127.0.0.1:9/v1"), ["password"]),
+        (("--timeout", 0), ["timeout is 0"]),
+        (("--timeout", "inf"), ["timeout is inf"]),
         (("--temperature", 0), ["temperature is 0", "above 0"]),
         (("--temperature", -1), ["temperature is -1"]),
         (("--decoder", "transformers", "--draft", "."), ["config.json"]),
@@ -156,6 +143,7 @@ def test_bad_requests(
     assert "Traceback" not in captured.err
     assert captured.err.startswith("sybil: ")
     assert captured.err.count("\n") == 1
+    assert "hunter2" not in captured.err
     for word in words:
         assert word in captured.err
     assert not (tmp_path / "out").exists()
@@ -173,12 +161,30 @@ def test_assisted_generation_needs_a_draft_of_equal_size(
     assert "for 40" in line
 
 
-def test_ctrl_c_leaves_no_report(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sybil(*command(folders, tmp_path / "out", "--decoder", "test_verify:interrupted")) == 130
+def test_ctrl_c_while_a_decoder_is_at_work_leaves_no_report(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def ask(process: subprocess.Popen[bytes], message: dict[str, Any]) -> bytes:
+        processes.append(process)
+        if "prompt" in message:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(process, message)
+
+    original = foreign._ask
+    monkeypatch.setattr(foreign, "_ask", ask)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert sybil(*command(folders, tmp_path / "out", "--decoder", "decoders:spins")) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     captured = capsys.readouterr()
     assert "interrupted: there is no verdict" in captured.out
     assert captured.err == ""
     assert not (tmp_path / "out").exists()
+    gc.collect()
+    assert processes[0].returncode is not None
 
 
 def test_a_draft_with_fewer_logits(folders: Path, tmp_path: Path) -> None:

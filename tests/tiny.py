@@ -90,7 +90,7 @@ def from_state(config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dt
 def from_folder(folder: Path, dtype: torch.dtype) -> Model:
     """Sybil's own forward of a folder that may hold no tokenizer."""
     if not (folder / "tokenizer.json").exists():
-        letters().save(str(folder / "tokenizer.json"))
+        save_tokenizer(letters(), folder)
     checkpoint = folders.read(folder)
     assert checkpoint.known
     return building.load(checkpoint, storage_of(dtype), dtype, torch.device("cpu"))
@@ -156,8 +156,14 @@ def letters(size: int = 31) -> Tokenizer:
 def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer | None = None) -> Path:
     """An ordinary Hugging Face folder."""
     model.save_pretrained(folder)
-    (tokenizer or letters()).save(str(folder / "tokenizer.json"))
+    save_tokenizer(tokenizer or letters(), folder)
     return folder
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """As transformers saves a tokenizer that is no model's own: AutoTokenizer takes tokenizer.json as it lies then."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
 
 
 def sybil(*arguments: object) -> int:

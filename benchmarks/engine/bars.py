@@ -11,11 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sybil.agreement import first_difference
 from sybil.decoding import Decoder
 from sybil.drafting import DraftModel
 from sybil.loading import load
 from sybil.measuring import prompts as texts
-from sybil.measuring.contenders import Contender, SybilContender, TransformersContender
+from sybil.measuring.contenders import (
+    AUTOREGRESSIVE,
+    SPECULATIVE,
+    TRANSFORMERS,
+    Contender,
+    SybilContender,
+    TransformersContender,
+)
 from sybil.measuring.profile import DEPTH, VERIFIED, bytes_read
 from sybil.measuring.timing import (
     STREAM,
@@ -30,7 +38,6 @@ from sybil.measuring.workload import SHAPES, RandomModel, Replay, record, token_
 from sybil.models import Model
 
 CPU = torch.device("cpu")
-TRANSFORMERS, AUTOREGRESSIVE, SPECULATIVE = "transformers generate", "sybil autoregressive", "sybil speculative"
 Tick = Callable[[str], None]
 """Called with what was measured, each time that something was."""
 
@@ -169,11 +176,11 @@ def replay(plan: ReplayPlan, tick: Tick) -> Result:
         prompts = pair.prompts(plan.prompts, plan.prompt_tokens)
         scripts = record(target, prompts, plan.new_tokens, plan.acceptance_rate, plan.gamma)
         contenders: dict[str, Contender] = {
-            AUTOREGRESSIVE: SybilContender(Decoder(target), plan.gamma),
-            SPECULATIVE: SybilContender(Decoder(target, Replay(draft, scripts)), plan.gamma),
+            AUTOREGRESSIVE: SybilContender(Decoder(target), gamma=plan.gamma),
+            SPECULATIVE: SybilContender(Decoder(target, Replay(draft, scripts)), gamma=plan.gamma),
         }
         if TRANSFORMERS in bounds:
-            contenders[TRANSFORMERS] = TransformersContender(pair.target.twin(torch.float32, CPU), None)
+            contenders[TRANSFORMERS] = TransformersContender(pair.target.twin(torch.float32, CPU), frozenset())
         for contender in contenders.values():
             contender.run(prompts[0], 8)  # warm up
         rows = []
@@ -284,6 +291,5 @@ def _bits(name: str, dtype: torch.dtype, decoder: Decoder, prompts: list[Tensor]
 
 def _differing(said: list[int], wanted: list[int]) -> int:
     """How many tokens come from the first difference on."""
-    length = max(len(said), len(wanted))
-    same = next((i for i, (a, b) in enumerate(zip(said, wanted, strict=False)) if a != b), min(len(said), len(wanted)))
-    return length - same
+    apart = first_difference(said, wanted)
+    return 0 if apart is None else max(len(said), len(wanted)) - apart

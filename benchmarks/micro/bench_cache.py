@@ -7,7 +7,7 @@ import torch
 from conftest import Measure
 
 from sybil.decoding import Decoder
-from sybil.drafting import DraftModel, ModelDrafter, Outcome
+from sybil.drafting import ModelDrafter, Outcome
 from sybil.models import feed
 from sybil.sampling import Sampling
 
@@ -23,8 +23,7 @@ ACCEPTED = {
 
 def _drafter(pair: Decoder, batch: int) -> tuple[ModelDrafter, torch.Tensor]:
     """A drafter that has proposed once after DEPTH tokens a row, and the texts (batch, capacity)."""
-    assert isinstance(pair.draft, DraftModel)
-    model, capacity = pair.draft.model, DEPTH + GAMMA + 1
+    (_, model), capacity = pair.models, DEPTH + GAMMA + 1
     drafter = ModelDrafter(model, batch, capacity, model.vocab_size, Sampling())
     texts = torch.arange(capacity).repeat(batch, 1) % model.vocab_size
     model.prefill(texts[:, : DEPTH + GAMMA - 1], drafter.cache)

@@ -9,7 +9,6 @@ import pytest
 from conftest import Measure
 
 from sybil.decoding import Decoder
-from sybil.drafting import DraftModel
 from sybil.measuring.timing import forward_case
 from sybil.results import Step
 
@@ -28,9 +27,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.benchmark(group="embedded pair forwards")
 def test_draft_step(measure: Measure, pair: Decoder) -> None:
     """The draft's forward over 1 token after 128."""
-    assert isinstance(pair.draft, DraftModel)
-    logits = measure(forward_case(pair.draft.model, 1, DEPTH), rounds=50, iterations=10)
-    assert logits.shape == (1, 1, pair.draft.model.vocab_size)
+    _, draft = pair.models
+    logits = measure(forward_case(draft, 1, DEPTH), rounds=50, iterations=10)
+    assert logits.shape == (1, 1, draft.vocab_size)
     measure.tokens(1, "one proposed")
 
 

@@ -10,67 +10,85 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sybil.cli.options import (
-    DeviceOption,
-    DraftOption,
-    DtypeOption,
-    GammaOption,
-    PairOption,
-    TargetOption,
-    dtype_named,
-    names,
-)
+from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table
-from sybil.devices import choose_device, default_dtype
+from sybil.devices import choose_device, dtype_named
 from sybil.errors import InvalidSetting
+from sybil.loading import dtype_chosen
 from sybil.measuring import compare as measuring
 from sybil.measuring import files, prompts
+from sybil.measuring.contenders import OURS
+from sybil.measuring.task import Task, read, usual_draft_dtype
 from sybil.measuring.timing import Interval
 from sybil.reports import figures
-from sybil.settings import Settings
 
-OURS = (measuring.AUTOREGRESSIVE, measuring.SPECULATIVE)
 FULL, QUICK = (64, 48), (9, 16)  # prompts, new tokens: about two minutes and twenty seconds on two cores
 
 
 def compare(
-    pair: PairOption = "stdlib",
-    target: TargetOption = None,
-    draft: DraftOption = None,
-    gamma: GammaOption = 4,
-    quick: Annotated[bool, typer.Option("--quick", help="A seventh of the prompts, a third of the tokens.")] = False,
-    max_new_tokens: Annotated[int | None, typer.Option(help="New tokens a prompt.")] = None,
-    prompt_file: Annotated[Path | None, typer.Option("--prompts", help="JSONL with your own prompts.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the rows (JSONL) and the chart (PNG).")] = Path("sybil-compare"),
-    resume: Annotated[Path | None, typer.Option(help="Go on with the JSONL file of a run that was cut off.")] = None,
+    pair: options.PairOption = options.PAIR,
+    target: options.TargetOption = None,
+    draft: options.DraftOption = None,
+    dtype: options.DtypeOption = None,
+    draft_dtype: options.DraftDtypeOption = None,
+    device: options.DeviceOption = None,
+    gamma: options.GammaOption = options.GAMMA,
+    rule: options.RuleOption = options.RULE,
+    window: options.WindowOption = options.WINDOW,
+    temperature: options.TemperatureOption = None,
+    top_k: options.TopKOption = options.TOP_K,
+    top_p: options.TopPOption = options.TOP_P,
+    min_p: options.MinPOption = options.MIN_P,
+    seed: options.SeedOption = None,
+    quick: options.QuickOption = False,
+    max_new_tokens: options.MaxNewTokensOption = None,
+    prompt_file: options.PromptsOption = None,
+    out: options.OutOption = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the JSONL file of a run that was cut off.", rich_help_panel=options.OUTPUT),
+    ] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Exit 1 if Sybil's tokens leave transformers' where no near-tie explains it."),
+        typer.Option(
+            "--check",
+            help="Exit 1 if Sybil's tokens leave those they must be, and no near-tie explains it.",
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = False,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
 ) -> None:
-    """Run transformers, its assisted generation, and Sybil without and with the draft over the same prompts."""
+    """Run transformers, its own speculation, and Sybil without and with the draft over the same prompts."""
     console = make_console()
-    chosen_target, chosen_draft = names(pair, target, draft)
-    if chosen_draft is None:
-        raise InvalidSetting(f"target {chosen_target} has no draft to compare with: add --draft")
+    chosen_target, chosen_draft = options.names(pair, target, draft)
     chosen_device = choose_device(device)
+    sampling = options.sampling(temperature, top_k, top_p, min_p)
     count, length = QUICK if quick else FULL
     chosen = prompts.spread(prompts.load(prompt_file), count)
-    task = measuring.Task(
+    kept = str(dtype_chosen(chosen_target, dtype, chosen_device)).removeprefix("torch.")
+    draft_kept = dtype_named(draft_dtype, draft=True)
+    usual = usual_draft_dtype(chosen_draft, kept, str(chosen_device))
+    task = Task(
         target=chosen_target,
         draft=chosen_draft,
         max_new_tokens=length if max_new_tokens is None else max_new_tokens,
         gamma=gamma,
-        dtype=str(dtype_named(dtype) or default_dtype(chosen_device)).removeprefix("torch."),
+        dtype=kept,
         device=str(chosen_device),
         prompts=measuring.digest(chosen),
+        draft_dtype=usual and str(draft_kept or usual).removeprefix("torch."),
+        temperature=sampling.temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        rule=rule,
+        window=window,
+        seed=seed or 0,
     )
-    if check and task.dtype not in ("float32", "float64"):
-        raise InvalidSetting(f"check is on and dtype is {task.dtype}, where rounding decides often: use float32")
-    Settings(gamma=task.gamma, max_new_tokens=task.max_new_tokens)  # refused here, before anything is loaded
-    rows = measuring.read(resume, task) if resume else []
+    task.check()
+    if check:
+        _check_comparable(task)
+    rows = read(resume, task) if resume else []
+    out = options.out_folder(out, "compare")
     path = resume or files.unused(out / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
     files.check_folder(out)
 
@@ -81,7 +99,7 @@ def compare(
     interrupted, found = False, []
     try:
         with make_progress(console) as progress:
-            total = len(chosen) * len(measuring.CONTENDERS)
+            total = len(chosen) * len(task.contenders)
             bar = progress.add_task("measuring", total=total, completed=len(done))
             for row in comparison.rows(chosen, done):
                 files.append(path, row)
@@ -90,39 +108,67 @@ def compare(
     except KeyboardInterrupt:
         interrupted = True
         console.print(f"interrupted: {len(rows)} rows kept in {path}; go on with --resume {path}")
-    summaries = measuring.summarise(rows)
+    summaries = measuring.summarise(rows, task.contenders)
     if summaries:
-        about = comparison.machine
-        caption = (
-            f"{task.target} with {task.draft}, greedy, gamma {task.gamma}, {summaries[0].prompts} prompts, "
-            f"{task.max_new_tokens} new tokens, {task.dtype} on {about['processor']}, {about['threads']} threads, "
-            f"torch {about['torch']}, transformers {about['transformers']}, commit {about['commit'] or 'none'}"
-        )
+        caption = _caption(comparison, summaries[0].prompts)
         console.print(_table(summaries, console))
         console.print(caption, style="dim", soft_wrap=True)
-        found = measuring.differences(comparison, rows, chosen)
-        _print_agreement(console, found, rows)
+        found = measuring.agreements(comparison, rows, chosen)
+        _print_agreement(console, task, found)
         chart = path.with_suffix(".png")
         figures.comparison(summaries, rows, caption, chart)
         console.print(f"rows: {path}   chart: {chart}", soft_wrap=True)
     if interrupted:
         raise typer.Exit(130)
     if check:
-        _check(console, found, sum(row["contender"] in OURS for row in rows))
+        _check(console, task, [agreement for agreement in found if agreement.contender in OURS])
 
 
-def _check(console: Console, found: list[measuring.Difference], compared: int) -> None:
-    """PASS, or FAIL and exit 1: what transformers' own assisted generation does is not ours to answer for."""
-    from sybil.losslessness.evidence import FLOAT32
+def _check_comparable(task: Task) -> None:
+    """Raises InvalidSetting where a difference would mean nothing."""
+    if task.dtype not in ("float32", "float64"):
+        raise InvalidSetting(f"check is on and dtype is {task.dtype}, where rounding decides often: use float32")
+    if task.reference is None:
+        drawn = f"rule {task.rule}" if task.draft else "no draft"
+        raise InvalidSetting(
+            f"check is on and temperature {task.temperature:g} with {drawn}: each decoder draws tokens of its own. Use "
+            "rule coupled and a draft, leave temperature out, or let sybil verify judge what is drawn"
+        )
 
-    near_tie = FLOAT32.absolute
-    wrong = [each for each in found if each.contender in OURS and not each.gap <= near_tie]  # NaN is no near-tie
-    passed = compared and not wrong
-    verdict = f"{len(wrong)} of {compared} texts leave transformers' where logits are over {near_tie:g} apart"
+
+def _check(console: Console, task: Task, found: list[measuring.Agreement]) -> None:
+    """PASS, or FAIL and exit 1: what transformers' own speculation does is not ours to answer for."""
+    wrong, texts = sum(each.unexplained for each in found), sum(each.texts for each in found)
+    passed = texts and not wrong
+    apart = f"where logits are over {measuring.NEAR_TIE:g} apart"
+    verdict = f"{wrong} of {texts} texts leave the tokens of {task.reference} {apart}"
     style = "green" if passed else "red"
     console.print(f"{'PASS' if passed else 'FAIL'}: {verdict}", style=style, highlight=False, soft_wrap=True)
     if not passed:
         raise typer.Exit(1)
+
+
+def _caption(comparison: measuring.Comparison, count: int) -> str:
+    """What was compared, over how many prompts, and on what."""
+    task, about = comparison.task, comparison.machine
+    parts = [f"{task.target} with {task.draft}" if task.draft else f"{task.target} without a draft"]
+    if task.sampling.greedy:
+        parts.append("greedy")
+    else:
+        parts.append(f"temperature {task.temperature:g}")
+        parts += [f"top-k {task.top_k}"] * (task.top_k != options.TOP_K)
+        parts += [f"top-p {task.top_p:g}"] * (task.top_p != options.TOP_P)
+        parts += [f"min-p {task.min_p:g}"] * (task.min_p != options.MIN_P)
+        parts += [f"rule {task.rule}"] * bool(task.draft)
+        parts.append(f"seed {task.seed}")
+    parts += [f"gamma {task.gamma}"] * bool(task.draft)
+    parts += [f"window {task.window}"] * (bool(task.draft) and task.window != options.WINDOW)
+    kept = "" if comparison.draft_storage in (None, task.dtype) else f" (Sybil's draft {comparison.draft_storage})"
+    return (
+        f"{', '.join(parts)}, {count} prompts, {task.max_new_tokens} new tokens, {task.dtype}{kept} on "
+        f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers "
+        f"{about['transformers']}, commit {about['commit'] or 'none'}"
+    )
 
 
 def _table(summaries: list[measuring.Summary], console: Console) -> Table:
@@ -153,14 +199,16 @@ def _interval(interval: Interval, between: str) -> str:
     return f"{interval.value:.2f}x{between}({interval.low:.2f} to {interval.high:.2f})"
 
 
-def _print_agreement(console: Console, found: list[measuring.Difference], rows: list[measuring.Row]) -> None:
-    referred = {row["prompt"] for row in rows if row["contender"] == measuring.TRANSFORMERS}
-    for name in measuring.CONTENDERS[1:]:
-        total = sum(row["contender"] == name and row["prompt"] in referred for row in rows)
-        differing = [difference for difference in found if difference.contender == name]
-        console.print(f"{name}: the tokens of transformers generate on {total - len(differing)} of {total} prompts")
-        for difference in differing:
+def _print_agreement(console: Console, task: Task, found: list[measuring.Agreement]) -> None:
+    if task.reference is None:
+        console.print("every decoder drew tokens of its own: none must be another's", soft_wrap=True)
+    for agreement in found:
+        same = agreement.texts - len(agreement.differences)
+        whose = f"the tokens of {task.reference} on {same} of {agreement.texts} prompts"
+        console.print(f"{agreement.contender}: {whose}")
+        what = "two best logits" if task.sampling.greedy else "two best of the draw"
+        for difference in agreement.differences:
             console.print(
                 f"  {difference.prompt} leaves them at token {difference.position}, "
-                f"where the target's two best logits are {difference.gap:.1e} apart"
+                f"where the target's {what} are {difference.gap:.1e} apart"
             )

@@ -2,79 +2,65 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
-from sybil.cli.options import (
-    DeviceOption,
-    DraftDtypeOption,
-    DraftOption,
-    DtypeOption,
-    GammaOption,
-    PairOption,
-    RuleOption,
-    TargetOption,
-    WindowOption,
-    dtype_named,
-    names,
-)
+from sybil.cli import options
+from sybil.cli.terminal import print_json
 from sybil.errors import EmptyPrompt, InvalidSetting
 from sybil.loading import load
 from sybil.results import Stats, Step
-from sybil.text import TextStream
+from sybil.text import TextStream, decode
 
 DRAFTED, OWN = typer.colors.GREEN, typer.colors.BRIGHT_MAGENTA
 
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; '-' or nothing reads standard input.")] = None,
-    pair: PairOption = "stdlib",
-    target: TargetOption = None,
-    draft: DraftOption = None,
-    gamma: GammaOption = 4,
-    rule: RuleOption = "token",
-    window: WindowOption = "constant",
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 for all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample from the likeliest tokens that hold this share of the mass.")
-    ] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    dtype: DtypeOption = None,
-    draft_dtype: DraftDtypeOption = None,
-    device: DeviceOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    pair: options.PairOption = options.PAIR,
+    target: options.TargetOption = None,
+    draft: options.DraftOption = None,
+    dtype: options.DtypeOption = None,
+    draft_dtype: options.DraftDtypeOption = None,
+    device: options.DeviceOption = None,
+    gamma: options.GammaOption = options.GAMMA,
+    rule: options.RuleOption = options.RULE,
+    window: options.WindowOption = options.WINDOW,
+    temperature: options.TemperatureOption = None,
+    top_k: options.TopKOption = options.TOP_K,
+    top_p: options.TopPOption = options.TOP_P,
+    min_p: options.MinPOption = options.MIN_P,
+    seed: options.SeedOption = None,
+    max_new_tokens: options.MaxNewTokensOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Continue a prompt. Green: tokens that the draft proposed; magenta: the target's own."""
     text = prompt if prompt not in (None, "-") else _standard_input()
     if not text:
         raise EmptyPrompt("the prompt is empty: give text as the argument or on standard input")
-    chosen_target, chosen_draft = names(pair, target, draft)
+    sampling = options.sampling(temperature, top_k, top_p, min_p)
+    chosen_target, chosen_draft = options.names(pair, target, draft)
     decoder = load(
         chosen_target,
         draft=chosen_draft,
-        dtype=dtype_named(dtype),
-        draft_dtype=dtype_named(draft_dtype, draft=True),
+        dtype=dtype,
+        draft_dtype=draft_dtype,
         device=device,
     )
-    settings = dict(
-        gamma=gamma, max_new_tokens=max_new_tokens, do_sample=temperature != 0, temperature=temperature or 1.0,
-        top_k=top_k, top_p=top_p, rule=rule, window=window, seed=seed,
-    )  # fmt: skip
+    settings = {
+        "max_new_tokens": max_new_tokens, **sampling.keywords, "gamma": gamma, "rule": rule, "window": window,
+        "seed": seed,
+    }  # fmt: skip
     assert decoder.tokenizer is not None  # a folder without one is refused by load
     stream = decoder.stream(text, **settings)
     if as_json:
         steps = list(stream)
         tokens = [token for step in steps for token in step.tokens[0]]
-        completion = decoder.tokenizer.decode(tokens, skip_special_tokens=True)
-        sys.stdout.write(
-            json.dumps(_record(chosen_target, chosen_draft, settings, text, completion, tokens, steps)) + "\n"
-        )
+        completion = decode(decoder.tokenizer, tokens)
+        print_json(_record(chosen_target, chosen_draft, settings, text, completion, tokens, steps))
         return
 
     # the text goes out as it is: a console library would swallow its tabs and form feeds
@@ -102,7 +88,8 @@ def _standard_input() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise InvalidSetting(f"standard input is no UTF-8 text ({error}): give the prompt in UTF-8") from None
+        encoding = sys.stdin.encoding.upper()
+        raise InvalidSetting(f"standard input is no {encoding} text ({error}): give the prompt in {encoding}") from None
 
 
 def _line(stats: Stats, steps: list[Step]) -> str:

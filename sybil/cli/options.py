@@ -1,29 +1,121 @@
-"""The options that choose models, shared by the commands."""
+"""Every option that two commands or more have, once: its help, and what it is where nothing is said.
+
+A default of None is a command's own affair, and the help says what each makes of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from sybil.errors import InvalidSetting
 from sybil.pairs import PAIRS
 from sybil.pairs import pair as registered
+from sybil.sampling import Sampling
+from sybil.settings import Settings
 
-PairOption = Annotated[str, typer.Option(help="A registered pair of target and draft.")]
-TargetOption = Annotated[str | None, typer.Option(help="Target: a hub id or a folder, in place of the pair.")]
-DraftOption = Annotated[str | None, typer.Option(help="Draft for --target: a hub id, a folder, or lookup.")]
-GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.")]
-RuleOption = Annotated[str, typer.Option(help="token, block or coupled: what keeps the output the target's.")]
-WindowOption = Annotated[str, typer.Option(help="constant, heuristic or confident: how a proposal's length varies.")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or float64; by device if left out.")]
+MODELS, SPECULATION, SAMPLING, AMOUNT, OUTPUT = "Models", "Speculation", "Sampling", "How much", "Output"  # in --help
+
+PAIR, GAMMA, RULE, WINDOW = "stdlib", Settings().gamma, Settings().rule, Settings().window
+TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
+
+PairOption = Annotated[
+    str,
+    typer.Option(help=f"A registered pair of target and draft: {', '.join(PAIRS)}.", rich_help_panel=MODELS),
+]
+TargetOption = Annotated[
+    str | None, typer.Option(help="Target: a hub id or a folder, in place of the pair.", rich_help_panel=MODELS)
+]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Draft: a hub id, a folder, or lookup (the text itself). The pair's own if left out; none for --target.",
+        rich_help_panel=MODELS,
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, float16, bfloat16, float64; auto: as stored; by device if left out.", rich_help_panel=MODELS
+    ),
+]
 DraftDtypeOption = Annotated[
-    str | None, typer.Option(help="The draft's own, int8 too; int8 on a CPU, the target's on a GPU if left out.")
+    str | None,
+    typer.Option(
+        help="The draft's own, int8 too; int8 on a CPU, the target's on a GPU if left out.", rich_help_panel=MODELS
+    ),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N; the GPU, where there is one, if left out.")
+    str | None,
+    typer.Option(help="cpu, cuda or cuda:N; the GPU, where there is one, if left out.", rich_help_panel=MODELS),
 ]
+
+GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.", rich_help_panel=SPECULATION)]
+RuleOption = Annotated[
+    str,
+    typer.Option(
+        help="token, block or coupled: what keeps the output the target's, where tokens are sampled.",
+        rich_help_panel=SPECULATION,
+    ),
+]
+WindowOption = Annotated[
+    str,
+    typer.Option(help="constant, heuristic or confident: how a proposal's length varies.", rich_help_panel=SPECULATION),
+]
+
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Sample at this temperature; 0 is greedy. If left out: greedy; 1 in verify, which samples and decodes "
+        "greedily besides.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TopKOption = Annotated[
+    int, typer.Option(help="Sample from the k likeliest tokens; 0 for all.", rich_help_panel=SAMPLING)
+]
+TopPOption = Annotated[
+    float,
+    typer.Option(
+        help="Sample from the likeliest tokens that hold this share of the mass; 1 for all.", rich_help_panel=SAMPLING
+    ),
+]
+MinPOption = Annotated[
+    float,
+    typer.Option(help="Leave out tokens below this share of the likeliest; 0 for none.", rich_help_panel=SAMPLING),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        help="The same seed gives the same texts. If left out: a fresh one in generate, 0 in compare and verify.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+
+MaxNewTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        help="New tokens a text, at most. If left out: 128 in generate; 48 in compare and verify, fewer if --quick.",
+        rich_help_panel=AMOUNT,
+    ),
+]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Fewer prompts and fewer tokens: seconds, not minutes.", rich_help_panel=AMOUNT)
+]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option("--prompts", help="JSONL with your own prompts, a text each.", rich_help_panel=AMOUNT),
+]
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the numbers (JSON) and the chart (PNG); sybil- and the command's name if left out.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.", rich_help_panel=OUTPUT)]
 
 
 def names(pair: str, target: str | None, draft: str | None) -> tuple[str, str | None]:
@@ -31,15 +123,19 @@ def names(pair: str, target: str | None, draft: str | None) -> tuple[str, str | 
     if target is not None and target not in PAIRS:
         return target, draft
     chosen = registered(target or pair)
-    return chosen.target, draft or chosen.draft
+    return chosen.target, chosen.draft if draft is None else draft
 
 
-def dtype_named(name: str | None, *, draft: bool = False) -> torch.dtype | None:
-    """torch's dtype of that name, int8 for a draft alone; raises InvalidSetting."""
-    if name is None:
-        return None
-    known = ["float32", "float16", "bfloat16", "float64"] + ["int8"] * draft
-    if name not in known:
-        raise InvalidSetting(f"{'draft_dtype' if draft else 'dtype'} is {name!r}: use {', '.join(known)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+def sampling(temperature: float | None, top_k: int, top_p: float, min_p: float) -> Sampling:
+    """As the options choose it, greedy where no temperature is given; raises InvalidSetting."""
+    chosen = Sampling(temperature or 0.0, top_k, top_p, min_p)
+    filters = {"top_k": (top_k, TOP_K), "top_p": (top_p, TOP_P), "min_p": (min_p, MIN_P)}
+    unused = [f"{name} is {value}" for name, (value, usual) in filters.items() if value != usual]
+    if chosen.greedy and unused:
+        raise InvalidSetting(f"{' and '.join(unused)}, and greedy decoding samples nothing: add --temperature")
+    return chosen
+
+
+def out_folder(out: Path | None, command: str) -> Path:
+    """Where a command's results go."""
+    return out or Path(f"sybil-{command}")

@@ -5,25 +5,14 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from sybil.cli.options import (
-    DeviceOption,
-    DraftDtypeOption,
-    DraftOption,
-    DtypeOption,
-    GammaOption,
-    PairOption,
-    TargetOption,
-    dtype_named,
-    names,
-)
+from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table
-from sybil.devices import choose_device, default_dtype
+from sybil.devices import choose_device, default_dtype, dtype_named
 from sybil.errors import InvalidSetting
 from sybil.loading import load
 from sybil.measuring import files
@@ -36,21 +25,29 @@ from sybil.settings import Settings
 
 
 def profile(
-    pair: PairOption = "stdlib",
-    target: TargetOption = None,
-    draft: DraftOption = None,
+    pair: options.PairOption = options.PAIR,
+    target: options.TargetOption = None,
+    draft: options.DraftOption = None,
     workload: Annotated[
-        str | None, typer.Option(help="A published shape with random weights: gpt2:medium, gpt2:xl or opt:1.3b.")
+        str | None,
+        typer.Option(
+            help="A published shape with random weights, in place of a pair: gpt2:medium, gpt2:xl or opt:1.3b.",
+            rich_help_panel=options.MODELS,
+        ),
     ] = None,
-    gamma: GammaOption = 4,
-    acceptance: Annotated[float, typer.Option(help="Of a workload's proposals, the part that is accepted.")] = 0.75,
-    passes: Annotated[int, typer.Option(help="How often everything is measured; the medians are told.")] = 30,
-    out: Annotated[Path, typer.Option(help="Folder for the numbers (JSON) and the chart (PNG).")] = Path(
-        "sybil-profile"
-    ),
-    dtype: DtypeOption = None,
-    draft_dtype: DraftDtypeOption = None,
-    device: DeviceOption = None,
+    acceptance: Annotated[
+        float,
+        typer.Option(help="Of a workload's proposals, the part that is accepted.", rich_help_panel=options.MODELS),
+    ] = 0.75,
+    dtype: options.DtypeOption = None,
+    draft_dtype: options.DraftDtypeOption = None,
+    device: options.DeviceOption = None,
+    gamma: options.GammaOption = options.GAMMA,
+    passes: Annotated[
+        int,
+        typer.Option(help="How often everything is measured; the medians are told.", rich_help_panel=options.AMOUNT),
+    ] = 30,
+    out: options.OutOption = None,
 ) -> None:
     """Milliseconds of a draft step, of verifying 1 to 17 tokens and of a round's parts, and the memory they take."""
     console = make_console()
@@ -58,25 +55,28 @@ def profile(
         raise InvalidSetting(f"passes is {passes}: use an integer of 1 or more")
     Settings(gamma=gamma)  # refused here, before anything is loaded
     token_rate(acceptance, gamma)
-    if out.exists() and not out.is_dir():
-        raise InvalidSetting(f"out is {out}, which is a file: name a folder")
+    out = options.out_folder(out, "profile")
+    files.check_folder(out)
     chosen_device = choose_device(device)
-    chosen = dtype_named(dtype) or default_dtype(chosen_device)
-    chosen_draft = dtype_named(draft_dtype, draft=True)
+    asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if workload is not None:
         workload_named(workload)
     with console.status("loading the models"):
         if workload is not None:
-            subject = measuring.of_workload(workload, chosen, chosen_draft, chosen_device, acceptance, gamma)
+            if isinstance(asked, str) or isinstance(draft_asked, str):
+                raise InvalidSetting(f"dtype is auto, and {workload}'s weights are stored nowhere: name a dtype")
+            subject = measuring.of_workload(
+                workload, asked or default_dtype(chosen_device), draft_asked, chosen_device, acceptance, gamma
+            )
         else:
-            names_chosen = names(pair, target, draft)
+            names_chosen = options.names(pair, target, draft)
             decoder = load(
-                names_chosen[0], draft=names_chosen[1], dtype=chosen, draft_dtype=chosen_draft, device=chosen_device
+                names_chosen[0], draft=names_chosen[1], dtype=asked, draft_dtype=draft_asked, device=chosen_device
             )
             subject = measuring.of_pair(" with ".join(filter(None, names_chosen)), decoder)
         measured = measuring.Profile(subject, gamma)
 
-    path = out / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path = files.unused(out / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
     samples: list[dict[str, float]] = []
     interrupted = False
     try:
@@ -89,10 +89,12 @@ def profile(
         interrupted = True
         console.print(f"interrupted after {len(samples)} of {passes} passes")
     if samples:
-        out.mkdir(parents=True, exist_ok=True)
+        files.folder(out)
         report = measuring.summarise(samples, measured.bytes_read)
         about = describe(chosen_device)
-        kernels = measured.kernels(path.with_suffix(".trace.json")) if chosen_device.type == "cuda" else {}
+        chart, trace = path.with_suffix(".png"), path.with_suffix(".trace.json")
+        with files.all_or_none(trace):
+            kernels = measured.kernels(trace) if chosen_device.type == "cuda" else {}
         precisions = [each or "unknown" for each in measured.precisions]
         caption = (
             f"{subject.title}; target {precisions[0]}, draft {precisions[1]}, greedy, gamma {gamma}, medians of "
@@ -104,14 +106,14 @@ def profile(
             "gamma": gamma, "device": str(chosen_device), "date": time.strftime("%Y-%m-%d"), **about,
             **asdict(report), "memory": measured.memory, "kernels": kernels, "samples": samples,
         }  # fmt: skip
-        files.replace(path, json.dumps(record, indent=1).encode())
-        chart = path.with_suffix(".png")
-        figures.profile(report, caption, chart)
+        with files.all_or_none(path, chart):
+            files.replace(path, json.dumps(record, indent=1).encode())
+            figures.profile(report, caption, chart)
         _print(console, report, measured.memory, kernels)
         console.print(caption, style="dim", soft_wrap=True)
         console.print(f"numbers: {path}   chart: {chart}", soft_wrap=True)
         if kernels:
-            console.print(f"trace, for ui.perfetto.dev: {path.with_suffix('.trace.json')}", soft_wrap=True)
+            console.print(f"trace, for ui.perfetto.dev: {trace}", soft_wrap=True)
     if interrupted:
         raise typer.Exit(130)
 

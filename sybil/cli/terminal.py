@@ -1,16 +1,79 @@
-"""What the commands share of their output: the console, its tables and its progress bar."""
+"""What the commands share of their output: the streams, the console, its tables and its progress bar."""
 
 from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sybil.errors import OutputClosed, one_line
 
-def make_console() -> Console:
-    """Standard output; a file or a pipe has no edge to wrap at."""
-    console = Console()
+
+def open_streams() -> None:
+    """Make standard output and error fit to be written to; raises OutputClosed where there is no standard output.
+
+    A letter that the locale's encoding lacks is written as \\x, \\u or \\U and its number, as Python does on standard
+    error."""
+    if sys.stderr is None:  # closed: a file opened later must not become what errors are written to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+    if sys.stdout is None:
+        raise OutputClosed("standard output is closed: send it to a file, a pipe or /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):  # python -u
+        # close_stream() tells a failed output by what is left in its buffer
+        number, encoding, errors = sys.stdout.fileno(), sys.stdout.encoding, sys.stdout.errors
+        buffering = 1 if sys.stdout.isatty() else -1
+        sys.stdout = os.fdopen(number, "w", buffering, encoding, errors, closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def close_stream(stream: TextIO | None) -> bool:
+    """Write out what a stream still holds; gives whether that went well. If not it goes nowhere, for Python would try
+    again at its end, and exit with a status of its own."""
+    if stream is None:
+        return True
+    try:
+        stream.flush()
+    except (OSError, ValueError):  # ValueError: it was closed
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
+
+
+def unwritable(error: OSError) -> str:
+    """What is said where standard output failed."""
+    return f"standard output can't be written to ({one_line(str(error))}): make room, or send it elsewhere"
+
+
+def print_json(record: Mapping[str, Any]) -> None:
+    """One object on a line of standard output."""
+    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.flush()
+
+
+class _Console(Console):
+    """rich's own ends the program with status 1 where nobody reads its output."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls this while it handles the BrokenPipeError
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Standard output, or error; a file or a pipe has no edge to wrap at. Text is printed as it is: what looks like
+    markup in a name or a path is none."""
+    console = _Console(stderr=stderr, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 200
     return console
@@ -26,6 +89,6 @@ def make_table(console: Console, first: str, *others: str) -> Table:
 
 
 def make_progress(console: Console) -> Progress:
-    """What is being done, how much of it is done, and how long the rest takes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
+    """What is being done, how much of it is done, and how long the rest takes; for a terminal alone."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)

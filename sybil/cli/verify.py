@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, TaskID
 from tokenizers import Tokenizer
 
-from sybil.cli.options import (
-    DeviceOption,
-    DraftOption,
-    DtypeOption,
-    GammaOption,
-    PairOption,
-    RuleOption,
-    TargetOption,
-    WindowOption,
-    dtype_named,
-    names,
-)
-from sybil.cli.terminal import make_console, make_progress, make_table
-from sybil.devices import choose_device, default_dtype
-from sybil.errors import InvalidSetting, VocabularyMismatch
-from sybil.loading import LOOKUP, load, read
+from sybil.agreement import FLOAT32, HALF
+from sybil.cli import options
+from sybil.cli.terminal import make_console, make_progress, make_table, print_json
+from sybil.devices import choose_device, dtype_named
+from sybil.errors import InvalidSetting
+from sybil.fit import check_assisted
+from sybil.loading import LOOKUP, dtype_chosen, load, read
+from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.endpoint import EndpointSubject
+from sybil.losslessness.foreign import ForeignSubject
 from sybil.losslessness.samples import Request, Subject
-from sybil.losslessness.subjects import SybilSubject, TransformersSubject, named
+from sybil.losslessness.subjects import SybilSubject, TransformersSubject
+from sybil.losslessness.transport import Server
 from sybil.measuring import files, prompts
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
@@ -49,59 +40,89 @@ if TYPE_CHECKING:
 
 FULL, QUICK = (64, 2, 48, 0.2), (32, 2, 32, 0.4)  # prompts, sequences a prompt, new tokens, resolution
 BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, PROMPT_LOOKUP = "sybil", "transformers", "assisted", "prompt-lookup"
+JUDGED, VERDICT = "What is judged", "How sure a verdict is"  # in --help
 STATUS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
 
 def verify(
-    pair: PairOption = "stdlib",
-    target: TargetOption = None,
-    draft: DraftOption = None,
+    pair: options.PairOption = options.PAIR,
+    target: options.TargetOption = None,
+    draft: options.DraftOption = None,
+    dtype: options.DtypeOption = None,
+    draft_dtype: options.DraftDtypeOption = None,
+    device: options.DeviceOption = None,
     decoder: Annotated[
         str | None,
-        typer.Option(help="sybil (if left out), transformers, assisted, prompt-lookup, or package.module:function."),
+        typer.Option(
+            help="sybil (if left out), transformers, assisted, prompt-lookup, or package.module:function.",
+            rich_help_panel=JUDGED,
+        ),
     ] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible server, such as http://host:8000/v1.")
+        str | None,
+        typer.Option(help="An OpenAI-compatible server, such as http://host:8000/v1.", rich_help_panel=JUDGED),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The server's name for the model, where it serves several.")] = None,
-    gamma: GammaOption = 4,
-    rule: RuleOption = "token",
-    window: WindowOption = "constant",
-    temperature: Annotated[float, typer.Option(help="Above 0; greedy decoding is checked besides.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 for all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample from the likeliest tokens that hold this share of the mass.")
-    ] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Leave out tokens below this share of the likeliest; 0 for none.")] = 0.0,
-    quick: Annotated[bool, typer.Option("--quick", help="A third of the tokens, half the resolution.")] = False,
-    max_new_tokens: Annotated[int | None, typer.Option(help="New tokens a sequence: 48, or 32 if quick.")] = None,
-    count: Annotated[int | None, typer.Option(help="How many prompts: 64, or 32 if quick.")] = None,
-    repeats: Annotated[int | None, typer.Option(help="Sequences a prompt: 2.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The server's name for the model, where it serves several.", rich_help_panel=JUDGED),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds for one answer of a server or a function, and for the function's import.",
+            rich_help_panel=JUDGED,
+        ),
+    ] = TIMEOUT,
+    gamma: options.GammaOption = options.GAMMA,
+    rule: options.RuleOption = options.RULE,
+    window: options.WindowOption = options.WINDOW,
+    temperature: options.TemperatureOption = None,
+    top_k: options.TopKOption = options.TOP_K,
+    top_p: options.TopPOption = options.TOP_P,
+    min_p: options.MinPOption = options.MIN_P,
+    seed: options.SeedOption = None,
+    quick: options.QuickOption = False,
+    max_new_tokens: options.MaxNewTokensOption = None,
+    prompt_file: options.PromptsOption = None,
+    count: Annotated[
+        int | None,
+        typer.Option(help="How many prompts: 64, or 32 if quick.", rich_help_panel=options.AMOUNT),
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Sequences a prompt: 2.", rich_help_panel=options.AMOUNT)] = None,
+    greedy: Annotated[int, typer.Option(help="Prompts to decode greedily.", rich_help_panel=options.AMOUNT)] = 16,
+    stopping: Annotated[
+        int, typer.Option(help="Prompts to end by end tokens and stop strings.", rich_help_panel=options.AMOUNT)
+    ] = 8,
     resolution: Annotated[
-        float | None, typer.Option(help="Drift, in nats a token, that a PASS would have shown: 0.2, or 0.4 if quick.")
+        float | None,
+        typer.Option(
+            help="Drift, in nats a token, that a PASS would have shown: 0.2, or 0.4 if quick.",
+            rich_help_panel=VERDICT,
+        ),
     ] = None,
-    greedy: Annotated[int, typer.Option(help="Prompts to decode greedily.")] = 16,
-    stopping: Annotated[int, typer.Option(help="Prompts to end by end tokens and stop strings.")] = 8,
-    alpha: Annotated[float, typer.Option(help="How often a lossless decoder may be accused.")] = 1e-6,
-    seed: Annotated[int, typer.Option(help="The same seed asks for the same sequences.")] = 0,
-    prompt_file: Annotated[Path | None, typer.Option("--prompts", help="JSONL with your own prompts.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the report (JSON) and the chart (PNG).")] = Path("sybil-verify"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead.")] = False,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    alpha: Annotated[
+        float, typer.Option(help="How often a lossless decoder may be accused.", rich_help_panel=VERDICT)
+    ] = 1e-6,
+    out: options.OutOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
-    """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
-    from sybil.losslessness.evidence import FLOAT32, HALF, Reference
+    """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, and 2
+    where there is no verdict."""
+    from sybil.losslessness.evidence import Reference
     from sybil.losslessness.judge import Plan
     from sybil.losslessness.judge import verify as judge
 
-    console = Console(stderr=True) if as_json else make_console()
-    if decoder is not None and endpoint is not None:
-        raise InvalidSetting(f"decoder is {decoder!r} and endpoint {endpoint!r}: give one of them")
+    console = make_console(stderr=as_json)
+    server = None if endpoint is None else Server(endpoint, timeout)
+    if decoder is not None and server is not None:
+        raise InvalidSetting(f"decoder is {decoder!r} and endpoint {server.url!r}: give one of them")
+    checked(timeout)
     most, sequences, length, bound = QUICK if quick else FULL
     most = most if count is None else count
     sequences = sequences if repeats is None else repeats
     length = length if max_new_tokens is None else max_new_tokens
+    temperature, seed = 1.0 if temperature is None else temperature, seed or 0
+    out = options.out_folder(out, "verify")
     bound = bound if resolution is None else resolution
     request = Request(max_new_tokens=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     plan = Plan(
@@ -115,16 +136,20 @@ def verify(
         raise InvalidSetting(f"count is {most}: use an integer of 1 or more")
     chosen = prompts.spread(prompts.load(prompt_file), most)
     chosen_device = choose_device(device)
-    chosen_dtype = dtype_named(dtype) or default_dtype(chosen_device)
-    chosen_target, chosen_draft = names(pair, target, draft)
+    chosen_target, chosen_draft = options.names(pair, target, draft)
+    chosen_dtype = dtype_chosen(chosen_target, dtype, chosen_device)
+    chosen_draft_dtype = dtype_named(draft_dtype, draft=True)  # refused here
     if decoder is not None and decoder not in BUILT_IN and ":" not in decoder:
         raise InvalidSetting(f"decoder is {decoder!r}: use {', '.join(BUILT_IN)}, or a package.module:function")
-    function = None if decoder is None or decoder in BUILT_IN else named(decoder)
+    function = None if decoder is None or decoder in BUILT_IN else ForeignSubject(decoder, timeout)
 
     files.check_folder(out)
     with console.status("loading the models"):
-        is_ours = endpoint is None and decoder in (None, SYBIL)
-        ours = load(chosen_target, chosen_draft if is_ours else None, dtype=chosen_dtype, device=chosen_device)
+        is_ours = server is None and decoder in (None, SYBIL)
+        ours = load(
+            chosen_target, chosen_draft if is_ours else None,
+            dtype=chosen_dtype, draft_dtype=chosen_draft_dtype, device=chosen_device,
+        )  # fmt: skip
         tokenizer, eos = ours.tokenizer, tuple(sorted(ours.eos_token_ids))
         assert tokenizer is not None  # a folder without one is refused by load
         # the weights as the decoder has them, computed in float32
@@ -132,8 +157,8 @@ def verify(
         subject: Subject
         if is_ours:
             subject = SybilSubject(ours, gamma, rule, window)
-        elif endpoint is not None:
-            subject = EndpointSubject(endpoint, model, tokenizer, frozenset(eos))
+        elif server is not None:
+            subject = EndpointSubject(server, model, tokenizer, frozenset(eos))
         elif function is not None:
             subject = function
         else:
@@ -143,7 +168,7 @@ def verify(
         has_model = chosen_draft is not None and chosen_draft != LOOKUP
         helper = _load(str(chosen_draft), torch.float32, chosen_device) if has_model else None
         reference = Reference(sovereign, tokenizer, helper)
-    is_known = dtype is not None or (function is None and endpoint is None)
+    is_known = dtype is not None or (function is None and server is None)
     plan = replace(
         plan,
         request=replace(request, eos_token_ids=eos),
@@ -170,16 +195,17 @@ def verify(
         "device": str(chosen_device), "prompts": digest(chosen), "date": time.strftime("%Y-%m-%d"), **about,
         **report.as_dict(),
     }  # fmt: skip
+    path = files.unused(files.folder(out) / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
+    chart = path.with_suffix(".png")
+    with files.all_or_none(path, chart):
+        files.replace(path, json.dumps(record, indent=1).encode())
+        figures.losslessness(report, caption, chart)
     if as_json:
-        sys.stdout.write(json.dumps(record) + "\n")
+        print_json(record)
     else:
         _print(console, report)
-        console.print(escape(caption), style="dim", soft_wrap=True)
-    path = files.unused(files.folder(out) / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
-    files.replace(path, json.dumps(record, indent=1).encode())
-    figures.losslessness(report, caption, path.with_suffix(".png"))
-    if not as_json:
-        console.print(escape(f"report: {path}   chart: {path.with_suffix('.png')}"), soft_wrap=True)
+        console.print(caption, style="dim", soft_wrap=True)
+        console.print(f"report: {path}   chart: {chart}", soft_wrap=True)
     raise typer.Exit(STATUS[report.verdict])
 
 
@@ -187,7 +213,7 @@ def _load(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
     """transformers' own model."""
     from transformers.utils import logging
 
-    from sybil.models.huggingface import load_transformers
+    from sybil.models.pretrained import load_transformers
 
     logging.set_verbosity_error()  # our own bars are the only ones
     logging.disable_progress_bar()
@@ -204,12 +230,7 @@ def _transformers(
     if draft is None:
         raise InvalidSetting("decoder is assisted and the target has no draft: add --draft")
     assistant = _load(draft, model.dtype, model.device)
-    sizes = model.config.get_text_config().vocab_size, assistant.config.get_text_config().vocab_size
-    if sizes[0] != sizes[1]:  # the same tokens with other padding: Sybil takes it
-        raise VocabularyMismatch(
-            f"the target has logits for {sizes[0]} tokens and draft {draft} for {sizes[1]}, which transformers' "
-            "assisted generation refuses: choose a pair of equal sizes"
-        )
+    check_assisted(model, assistant, draft)
     return TransformersSubject(model, tokenizer, assistant)
 
 
@@ -249,6 +270,6 @@ def _print(console: Console, report: Report) -> None:
             "text is degraded, above 0 too greedy",
             soft_wrap=True,
         )
-    console.print(f"{report.verdict}: {escape(report.subject)}", style="bold", soft_wrap=True)
+    console.print(f"{report.verdict}: {report.subject}", style="bold", soft_wrap=True)
     for reason in report.reasons:
-        console.print(f"  {escape(reason)}", soft_wrap=True)
+        console.print(f"  {reason}", soft_wrap=True)

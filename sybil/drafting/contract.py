@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sybil.models import Model
 from sybil.sampling import Noise, Sampling
 from sybil.transfer import count_to
 
@@ -75,10 +76,14 @@ class Drafter(Protocol):
 
 
 class DrafterFactory(Protocol):
-    """Makes a generation's drafter. weight_bytes: what its weights take, all generations together."""
+    """Makes a generation's drafter."""
 
     @property
-    def weight_bytes(self) -> int: ...
+    def models(self) -> tuple[Model, ...]:
+        """Those that every drafter runs; none where it needs none."""
+
+    def over(self, *models: Model) -> DrafterFactory:
+        """The same with other models in place of its own, in their order."""
 
     def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
         """capacity: tokens a row; vocab_size: the target's."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sybil.drafting.contract import Context, Drafter, Outcome, Proposal
+from sybil.models import Model
 from sybil.sampling import Sampling
 from sybil.transfer import integers
 
@@ -15,7 +16,12 @@ from sybil.transfer import integers
 class DraftLookup:
     """Makes a LookupDrafter for each generation."""
 
-    weight_bytes: int = 0
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return ()
+
+    def over(self, *models: Model) -> DraftLookup:
+        return self
 
     def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
         return LookupDrafter()

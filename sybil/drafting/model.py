@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,12 @@ class DraftModel:
     model: Model
 
     @property
-    def weight_bytes(self) -> int:
-        return self.model.weight_bytes
+    def models(self) -> tuple[Model, ...]:
+        return (self.model,)
+
+    def over(self, *models: Model) -> Self:
+        (model,) = models
+        return replace(self, model=model)
 
     def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
         return ModelDrafter(self.model, batch, capacity, vocab_size, sampling)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sybil.arguments import described
 from sybil.errors import InvalidSetting
 
 
@@ -65,8 +66,8 @@ WINDOWS: dict[str, type[Constant]] = {"constant": Constant, "heuristic": Heurist
 
 def window_named(name: str) -> type[Constant]:
     """The window of that name; raises InvalidSetting."""
-    if name not in WINDOWS:
-        raise InvalidSetting(f"window is {name!r}: the windows are {', '.join(sorted(WINDOWS))}")
+    if not isinstance(name, str) or name not in WINDOWS:
+        raise InvalidSetting(f"window is {described(name)}: the windows are {', '.join(sorted(WINDOWS))}")
     return WINDOWS[name]
 
 

@@ -48,14 +48,15 @@ def inside(
         string = text[start : start + int(choice.integers(1, 5))]
         request = replace(free, stop_strings=(string,))
         kept = end(path, request, tokenizer)
-        if string.strip() and "\ufffd" not in string and kept < len(path):
-            before = tokenizer.decode([*prompt, *path[: kept - 1]]) if tokenizer else ""
-            if string not in before:  # transformers would stop at one that is in the prompt, or begins there
+        if tokenizer and string.strip() and "\ufffd" not in string and kept < len(path):
+            before, said = tokenizer.decode([*prompt, *path[: kept - 1]]), tokenizer.decode(list(path[:kept]))
+            # some stop at one that begins in the prompt, some look for it in the text as it is decoded
+            if string not in before and string in said:
                 return [*requests, request]
     return requests
 
 
-def described(request: Request) -> str:
+def in_words(request: Request) -> str:
     """The stop that inside() put there."""
     if request.eos_token_ids:
         return f"end token {request.eos_token_ids[0]}"

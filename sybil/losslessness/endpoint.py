@@ -2,56 +2,52 @@
 
 from __future__ import annotations
 
-import json
-import os
-import urllib.error
-import urllib.request
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from http.client import HTTPException
-from typing import Any
+from itertools import islice
+from typing import Any, NoReturn
 
 from tokenizers import Tokenizer
 
 from sybil.errors import EndpointFailed
+from sybil.losslessness.child import LARGEST_ID, MOST_TOKENS
 from sybil.losslessness.samples import Request, Sample
 from sybil.losslessness.subjects import derived
+from sybil.losslessness.transport import Server
 
 TOKEN_ID = "token_id:"  # what vLLM writes in place of a token's text
+TOKEN = re.compile(f"{TOKEN_ID}[0-9]{{1,10}}")
 TEXT_ONLY = "the server gave text, not tokens; re-tokenised text may not be the tokens drawn"
+SEE = "see the server's log"
 
 
 class EndpointSubject:
-    """One request a sequence. url: up to /v1; model None: the only one served. OPENAI_API_KEY is sent where it is set.
+    """One request a sequence. model None: the only one that the server has.
 
     Prompts go out as token ids. Tokens come back as ids (vLLM's return_token_ids), from the texts of logprobs, or
-    by tokenising the text again, which leaves a doubt."""
+    by tokenising the text again, which leaves a doubt. Raises EndpointFailed for whatever else comes back."""
 
     def __init__(
-        self,
-        url: str,
-        model: str | None,
-        tokenizer: Tokenizer,
-        eos_token_ids: frozenset[int] = frozenset(),
-        timeout: float = 120.0,
+        self, server: Server, model: str | None, tokenizer: Tokenizer, eos_token_ids: frozenset[int] = frozenset()
     ) -> None:
         self.eos_token_ids = eos_token_ids  # the model's own, which a server knows without being told
-        self.url, self.tokenizer, self.timeout = url.rstrip("/"), tokenizer, timeout
-        if not self.url.startswith(("http://", "https://")):
-            raise EndpointFailed(f"endpoint is {url!r}: give a URL such as http://127.0.0.1:8000/v1")
+        self.server, self.tokenizer = server, tokenizer
         self.model = model or self._only_model()
-        self.name = f"{self.model} at {self.url}"
+        self.name = f"{server.shown(self.model)} at {server.url}"
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
         for index, prompt in enumerate(prompts):
-            answer = self._ask("/completions", self._body(prompt, request, derived(seed, index)))
+            answer = self.server.ask("/completions", self._body(prompt, request, derived(seed, index)))
             choices = answer.get("choices")
             if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-                raise EndpointFailed(
-                    f"{self.url}/completions answered without choices ({_shown(answer)}): "
-                    "check that the URL is that of an OpenAI-compatible server"
+                self._fail(
+                    f"without choices ({self._keys(answer)})",
+                    "check that the URL is that of an OpenAI-compatible server",
                 )
             tokens, doubt = self._tokens(choices[0], answer.get("usage"))
+            if len(tokens) > MOST_TOKENS:
+                self._fail(f"with more than {MOST_TOKENS} tokens to {request.max_new_tokens} asked for", SEE)
             doubt = doubt or self._doubt_of_end(tokens, choices[0].get("finish_reason"), request)
             yield Sample(tuple(prompt), tuple(tokens), None, doubt)
 
@@ -82,8 +78,10 @@ class EndpointSubject:
     def _tokens(self, choice: Mapping[str, Any], usage: Any) -> tuple[list[int], str]:
         """The new tokens, and what makes them doubtful."""
         ids = choice.get("token_ids")
-        if isinstance(ids, list) and all(type(each) is int for each in ids):
+        if isinstance(ids, list) and all(_is_id(each) for each in ids):
             return ids, ""
+        if ids is not None:
+            self._fail(f"with token_ids that are no list of integers from 0 to {LARGEST_ID}", SEE)
         logprobs = choice.get("logprobs")
         pieces = logprobs.get("tokens") if isinstance(logprobs, dict) else None
         if isinstance(pieces, list) and pieces:
@@ -93,9 +91,8 @@ class EndpointSubject:
                 return known, ""
         text = choice.get("text")
         if not isinstance(text, str):
-            raise EndpointFailed(
-                f"{self.url}/completions answered with neither tokens nor text ({_shown(choice)}): "
-                "check that it serves /completions, not chat"
+            self._fail(
+                f"with neither tokens nor text ({self._keys(choice)})", "check that it serves /completions, not chat"
             )
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             return [], "the server gave text, not tokens, and the text holds half a character"
@@ -103,7 +100,7 @@ class EndpointSubject:
         if self.tokenizer.decode(tokens, skip_special_tokens=False) != text:
             return tokens, "the server gave text, not tokens, and the text doesn't survive being tokenised again"
         count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if isinstance(count, int) and count != len(tokens):
+        if _is_id(count) and count != len(tokens):
             return tokens, f"the server gave text, which tokenises to {len(tokens)} tokens where it counts {count}"
         return tokens, TEXT_ONLY
 
@@ -111,8 +108,9 @@ class EndpointSubject:
         """The token that a text of logprobs stands for; None where it isn't one token's alone."""
         if not isinstance(piece, str):
             return None
-        if piece.startswith(TOKEN_ID) and piece.removeprefix(TOKEN_ID).isdecimal():
-            return int(piece.removeprefix(TOKEN_ID))
+        if TOKEN.fullmatch(piece):
+            number = int(piece.removeprefix(TOKEN_ID))
+            return number if _is_id(number) else None
         return self._ids_by_text.get(piece)
 
     @cached_property
@@ -131,7 +129,8 @@ class EndpointSubject:
         if unasked & set(tokens[:-1]):
             return "the server went on after a token of stop_token_ids, which it may not know"
         if reason != "stop" and len(tokens) < request.max_new_tokens:
-            return f"the server cut an answer off (finish_reason {reason!r})"
+            said = repr(self.server.shown(reason, 40)) if isinstance(reason, str) else f"a {type(reason).__name__}"
+            return f"the server cut an answer off (finish_reason {said})"
         if reason != "stop" or (tokens and tokens[-1] in request.eos_token_ids):
             return ""
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
@@ -140,55 +139,22 @@ class EndpointSubject:
         return "the server says that it stopped, and what stopped it isn't among the tokens that it gave"
 
     def _only_model(self) -> str:
-        served = self._ask("/models").get("data")
+        served = self.server.ask("/models").get("data")
         models = [each for each in served if isinstance(each, dict)] if isinstance(served, list) else []
-        names = [str(each["id"]) for each in models if "id" in each]
+        names = [name for each in models if isinstance(name := each.get("id"), str) and name]
         if len(names) != 1:
+            listed = self.server.shown(", ".join(names[:8]) or "none")
             raise EndpointFailed(
-                f"{self.url}/models names {len(names)} models ({', '.join(names[:8]) or 'none'}): "
-                "choose one with --model"
+                f"{self.server.url}/models names {len(names)} models ({listed}): choose one with --model"
             )
         return names[0]
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The JSON object that the server answers with; GET without a body."""
-        url = self.url + path
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=self.timeout) as response:
-                content = response.read()
-        except urllib.error.HTTPError as error:
-            raise EndpointFailed(
-                f"{url} answered {error.code} {error.reason}: {_message(error.read())}: see the server's log"
-            ) from None
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: a URL that is none
-            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-            raise EndpointFailed(f"{url} can't be reached ({reason}): start the server, or check --endpoint") from error
-        try:
-            answer = json.loads(content)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise EndpointFailed(
-                f"{url} answered no JSON object ({content[:60].decode(errors='replace')!r}): "
-                "check that the URL is that of an OpenAI-compatible server, up to /v1"
-            )
-        return answer
+    def _keys(self, answer: Mapping[str, Any]) -> str:
+        return f"its keys: {self.server.shown(', '.join(islice(answer, 8)) or 'none')}"
+
+    def _fail(self, how: str, remedy: str) -> NoReturn:
+        raise EndpointFailed(f"{self.server.url}/completions answered {how}: {remedy}")
 
 
-def _message(content: bytes) -> str:
-    """The first line of what a server says of its refusal."""
-    try:
-        answer = json.loads(content)
-        error = answer.get("error", answer)
-        text = error.get("message", "") if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
-        text = content.decode(errors="replace")
-    return (str(text).strip() or "no message").split("\n")[0][:200]
-
-
-def _shown(answer: Mapping[str, Any]) -> str:
-    return f"its keys: {', '.join(map(str, answer)) or 'none'}"
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_ID

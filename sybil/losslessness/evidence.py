@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sybil.agreement import Rounding, lead
 from sybil.errors import NumericalFailure
 from sybil.losslessness.samples import Sample
 from sybil.models.huggingface import context_of, entrance
@@ -21,25 +21,6 @@ from sybil.transfer import count_to, integers
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """How far two forwards of one model may stand apart in a logit, by other kernels and another order of summation:
-    `absolute`, and `relative` times the row's largest."""
-
-    absolute: float = 1e-3
-    relative: float = 0.0
-
-    def of(self, size: Floats | float) -> Any:
-        """size: of the row's largest logit."""
-        return self.absolute + self.relative * size
-
-
-FLOAT32 = Rounding()
-HALF = {torch.float16: Rounding(0.05, 2**-10), torch.bfloat16: Rounding(0.5, 2**-7)}
-"""Of a forward in half precision and one in float32 with the same weights: absolute is about three times what the
-embedded target shows over twelve prompts (0.015 and 0.19); relative, the last bit of a logit."""
 
 
 class Reference:
@@ -235,9 +216,8 @@ def greedy(reference: Reference, sample: Sample) -> Greedy:
     if not sample.tokens:
         return Greedy(_NO_REAL, _NO_REAL, _NO_REAL)
     logits = reference.logits(sample.prompt, sample.tokens).double()
-    best = torch.nn.functional.pad(logits, (0, 1), value=-torch.inf).topk(2, dim=-1).values  # there may be one token
     chosen = logits.gather(-1, integers(sample.tokens)[:, None])[:, 0]
-    return Greedy((best[:, 0] - chosen).numpy(), (best[:, 0] - best[:, 1]).numpy(), _size(logits).numpy())
+    return Greedy((logits.amax(-1) - chosen).numpy(), lead(logits).numpy(), _size(logits).numpy())
 
 
 def _size(logits: Tensor) -> Tensor:

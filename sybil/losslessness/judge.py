@@ -12,6 +12,7 @@ import numpy as np
 from sybil.errors import EmptyPrompt, InvalidSetting, NotJudgeable, PromptTooLong
 from sybil.losslessness import ending
 from sybil.losslessness.checks import POWER, Check, drift, every
+from sybil.losslessness.child import LARGEST_ID, MOST_TOKENS
 from sybil.losslessness.evidence import NOTHING, Evidence, Floats, Greedy, Reference, greedy, sampled
 from sybil.losslessness.report import Plan, Report, Verdict
 from sybil.losslessness.samples import Request, Sample, Subject
@@ -168,7 +169,7 @@ class _Trial:
         for done, (number, path, request) in enumerate(trials, start=1):
             (sample,) = self._ask("", [self.prompts[number]], request, self.plan.seed)
             self.progress("stopping", done, len(trials))
-            where = f"prompt {number}, {ending.described(request)}"
+            where = f"prompt {number}, {ending.in_words(request)}"
             if sample.doubt or not self._ends_well(sample, request, where):
                 continue
             if sample.tokens != path[: ending.end(path, request, tokenizer)]:
@@ -220,10 +221,16 @@ class _Trial:
                 raise NotJudgeable(
                     f"{name} answers other prompts than it was given: give one sample a prompt, in order"
                 )
+            if len(sample.tokens) > MOST_TOKENS:
+                raise NotJudgeable(
+                    f"{name} gives {len(sample.tokens)} tokens in one answer, and {MOST_TOKENS} are the most that are "
+                    "judged: give the new tokens only"
+                )
             alien = [token for token in sample.tokens if not 0 <= token < self.reference.vocab_size]
             if alien:
+                shown = alien[0] if abs(alien[0]) <= LARGEST_ID else "of more than 31 bits"
                 raise NotJudgeable(
-                    f"{name} gives token id {alien[0]}, outside the target's vocabulary of "
+                    f"{name} gives token id {shown}, outside the target's vocabulary of "
                     f"{self.reference.vocab_size}: give the target that it decodes for"
                 )
             if sample.places is not None and len(sample.places) != len(sample.tokens):

@@ -6,9 +6,11 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from sybil.agreement import FLOAT32, Rounding
+from sybil.arguments import integer
 from sybil.errors import InvalidSetting
 from sybil.losslessness.checks import Check, Drift
-from sybil.losslessness.evidence import FLOAT32, Evidence, Rounding
+from sybil.losslessness.evidence import Evidence
 from sybil.losslessness.samples import Request
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
@@ -36,11 +38,9 @@ class Plan:
     uniformity: float = 0.2
 
     def __post_init__(self) -> None:
-        if min(self.repeats, self.greedy, self.stopping, self.seed) < 0:
-            raise InvalidSetting(
-                f"repeats is {self.repeats}, greedy {self.greedy}, stopping {self.stopping}, seed {self.seed}: use 0 "
-                "or more (0 leaves a phase out)"
-            )
+        for name in ("repeats", "greedy", "stopping"):
+            integer(name, getattr(self, name), least=0, remedy=" (0 leaves this phase out)")
+        integer("seed", self.seed, least=0)
         if not (self.repeats or self.greedy or self.stopping):
             raise InvalidSetting("repeats, greedy and stopping are all 0: leave at least one phase in")
         if self.repeats and not self.request.temperature > 0:
@@ -52,10 +52,9 @@ class Plan:
             raise InvalidSetting(f"max_new_tokens is {self.request.max_new_tokens}: ask for at least 1 token")
         if not 0 < self.alpha < 1:
             raise InvalidSetting(f"alpha is {self.alpha:g}: use a probability between 0 and 1, as 1e-6")
-        if not (self.resolution > 0 and self.uniformity > 0):
-            raise InvalidSetting(
-                f"resolution is {self.resolution:g}, uniformity {self.uniformity:g}: use numbers above 0"
-            )
+        for name in ("resolution", "uniformity"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidSetting(f"{name} is {getattr(self, name):g}: use a number above 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,9 @@
-"""Decoders under judgement behind one face: Sybil's, transformers', and any Python function."""
+"""Decoders under judgement behind one face: Sybil's, transformers', and a Python function of this process."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +12,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.drafting import DraftModel
-from sybil.errors import InvalidSetting, NotJudgeable
+from sybil.errors import InvalidSetting, NotJudgeable, one_line
+from sybil.losslessness.child import Unfit, answer_of, error_line
 from sybil.losslessness.samples import Request, Sample
+from sybil.stopping import Stops
 from sybil.transfer import integers
 
 if TYPE_CHECKING:
@@ -26,6 +24,20 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]
 """(prompt, *, max_new_tokens, temperature, top_k, top_p, min_p, eos_token_ids, stop_strings, seed) -> new tokens, or
 (new tokens, places)."""
+
+
+def asked(request: Request, seed: int) -> dict[str, Any]:
+    """A request as the keywords of a Function."""
+    return {
+        "max_new_tokens": request.max_new_tokens,
+        "temperature": request.temperature,
+        "top_k": request.top_k,
+        "top_p": request.top_p,
+        "min_p": request.min_p,
+        "eos_token_ids": request.eos_token_ids,
+        "stop_strings": request.stop_strings,
+        "seed": seed,
+    }
 
 
 def derived(seed: int, index: int) -> int:
@@ -39,8 +51,8 @@ class SybilSubject:
     def __init__(
         self, decoder: Decoder, gamma: int = 4, rule: str = "token", window: str = "constant", batch: int = 8
     ) -> None:
-        models = [decoder.target, *([decoder.draft.model] if isinstance(decoder.draft, DraftModel) else [])]
-        self.decoder, self.batch = decoder, 1 if any(getattr(each, "counts_slots", False) for each in models) else batch
+        alone = any(getattr(model, "counts_slots", False) for model in decoder.models)
+        self.decoder, self.batch = decoder.without_defaults(), 1 if alone else batch  # a request says all
         self._settings: dict[str, Any] = dict(gamma=gamma, rule=rule, window=window)
         windowed = "" if window == "constant" else f", window {window}"
         self.name = f"sybil, rule {rule}, gamma {gamma}{windowed}" if decoder.draft else "sybil, no draft"
@@ -48,11 +60,7 @@ class SybilSubject:
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
         wanted = dict(
             max_new_tokens=request.max_new_tokens,
-            do_sample=request.temperature != 0,
-            temperature=request.temperature or 1.0,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            min_p=request.min_p,
+            **request.sampling.keywords,
             eos_token_id=list(request.eos_token_ids),  # where it is empty, the model's own isn't one either
             stop_strings=request.stop_strings,
         )
@@ -66,7 +74,8 @@ class SybilSubject:
                     tokens[row] += block
                     places[row] += range(len(block))
             for row, prompt in enumerate(chosen):
-                yield Sample(tuple(prompt), tuple(tokens[row]), tuple(places[row]))
+                doubt = _begins_in_prompt(prompt, tokens[row], request, self.decoder.tokenizer)
+                yield Sample(tuple(prompt), tuple(tokens[row]), tuple(places[row]), doubt)
 
 
 class TransformersSubject:
@@ -111,19 +120,16 @@ class TransformersSubject:
                     streamer=blocks,
                 )
             yield Sample(
-                tuple(prompt), tuple(blocks.tokens), tuple(blocks.places), self._doubt(prompt, blocks, request)
+                tuple(prompt),
+                tuple(blocks.tokens),
+                tuple(blocks.places),
+                _begins_in_prompt(prompt, blocks.tokens, request, self.text),
             )
 
     def _config(self, request: Request) -> Any:
         from transformers import GenerationConfig
 
-        drawn = dict(
-            do_sample=True,
-            temperature=request.temperature,
-            top_k=request.top_k,  # None would mean 50
-            top_p=request.top_p,
-            min_p=request.min_p or None,
-        )
+        drawn = {**request.sampling.keywords, "min_p": request.min_p or None}  # 0 would take time
         return GenerationConfig(
             **(drawn if request.temperature else dict(do_sample=False)),
             max_new_tokens=request.max_new_tokens,
@@ -140,15 +146,18 @@ class TransformersSubject:
             return []
         return [StopStringCriteria(self.tokenizer, list(request.stop_strings))]
 
-    def _doubt(self, prompt: Sequence[int], blocks: _Blocks, request: Request) -> str:
-        """transformers finds stop strings that begin in the prompt, too: by its own rule it is right to end there."""
-        if self.text is None or not request.stop_strings or len(blocks.tokens) >= request.max_new_tokens:
-            return ""
-        new, reach = self.text.decode(blocks.tokens), max(map(len, request.stop_strings))
-        across = self.text.decode([*prompt[-reach:], *blocks.tokens])
-        if any(string in across and string not in new for string in request.stop_strings):
-            return "a stop string that begins in the prompt ended it, as transformers has it"
+
+def _begins_in_prompt(
+    prompt: Sequence[int], tokens: Sequence[int], request: Request, tokenizer: Tokenizer | None
+) -> str:
+    """transformers finds stop strings that begin in the prompt, too: by its own rule it is right to end there."""
+    if tokenizer is None or not request.stop_strings or len(tokens) >= request.max_new_tokens:
         return ""
+    stops = Stops(strings=request.stop_strings, tokenizer=tokenizer)
+    ended, alone = stops.keep(prompt, (), tokens), stops.keep((), (), tokens)
+    if ended == (len(tokens), "stop_string") and alone[1] is None:
+        return "a stop string that begins in the prompt ended it, as transformers has it"
+    return ""
 
 
 @contextmanager
@@ -182,7 +191,8 @@ class _Blocks:
 
 
 class CallableSubject:
-    """A Python function, called once a prompt."""
+    """A Python function of this process, called once a prompt. It is trusted to come to an end; for a function that
+    isn't, there is foreign.ForeignSubject."""
 
     def __init__(self, function: Function, name: str) -> None:
         self.function, self.name = function, name
@@ -190,76 +200,14 @@ class CallableSubject:
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
         for index, prompt in enumerate(prompts):
             try:
-                answer = self.function(
-                    list(prompt),
-                    max_new_tokens=request.max_new_tokens,
-                    temperature=request.temperature,
-                    top_k=request.top_k,
-                    top_p=request.top_p,
-                    min_p=request.min_p,
-                    eos_token_ids=request.eos_token_ids,
-                    stop_strings=request.stop_strings,
-                    seed=derived(seed, index),
-                )
-            except Exception as error:  # whatever somebody else's code raises
+                answer = answer_of(self.function(list(prompt), **asked(request, derived(seed, index))))
+            except KeyboardInterrupt:  # Ctrl-C is meant for us
+                raise
+            except Unfit as error:
+                raise NotJudgeable(f"decoder {self.name} {one_line(str(error), 400)}") from None
+            except BaseException as error:  # whatever somebody else's code raises, an exit too
                 raise NotJudgeable(
-                    f"decoder {self.name} raised {type(error).__name__}: {_first_line(error)} (prompt {index} of "
+                    f"decoder {self.name} raised {one_line(error_line(error), 400)} (prompt {index} of "
                     f"{len(prompts)}, {len(prompt)} tokens): mend it, or run it alone for the traceback"
                 ) from error
-            yield self._sample(tuple(prompt), answer)
-
-    def _sample(self, prompt: tuple[int, ...], answer: Any) -> Sample:
-        with_places = isinstance(answer, tuple) and len(answer) == 2 and not isinstance(answer[0], int)
-        tokens, places = answer if with_places else (answer, None)
-        tokens = self._integers(tokens, "tokens")
-        if places is not None:
-            places = self._integers(places, "places")
-            if len(places) != len(tokens):
-                raise NotJudgeable(
-                    f"decoder {self.name} gave {len(tokens)} tokens and {len(places)} places: give a place a token"
-                )
-        return Sample(prompt, tokens, places)
-
-    def _integers(self, values: Any, what: str) -> tuple[int, ...]:
-        if isinstance(values, Tensor | np.ndarray):
-            values = values.tolist()
-        if isinstance(values, list | tuple) and all(type(each) is int and each >= 0 for each in values):
-            return tuple(values)
-        shown = repr(values)
-        raise NotJudgeable(
-            f"decoder {self.name} gave {what} {shown[:60]}{'...' * (len(shown) > 60)}: return the new tokens as a list "
-            "of token ids or a 1-d tensor of them, or a tuple of such tokens and of their places in the block"
-        )
-
-
-def named(spec: str) -> CallableSubject:
-    """The function "package.module:function", sought from the current folder as `python -m` does."""
-    module_name, colon, function_name = spec.partition(":")
-    if not (module_name and colon and function_name):
-        raise InvalidSetting(f"decoder is {spec!r}: name a function as package.module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever somebody else's code raises
-        raise InvalidSetting(
-            f"decoder is {spec!r}, and importing {module_name} from {here} raised {type(error).__name__}: "
-            f"{_first_line(error)}: check the name, and run it where `python -m {module_name}` works"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        there = sorted(name for name, value in vars(module).items() if _is_public(name, value, module_name))
-        raise InvalidSetting(
-            f"decoder is {spec!r}, and {module_name} has no function {function_name!r}: "
-            f"choose among {', '.join(there) or 'none'}"
-        )
-    return CallableSubject(function, spec)
-
-
-def _is_public(name: str, value: Any, module_name: str) -> bool:
-    return callable(value) and not name.startswith("_") and getattr(value, "__module__", module_name) == module_name
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").split("\n")[0]
+            yield Sample(tuple(prompt), *answer)

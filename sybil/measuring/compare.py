@@ -1,57 +1,56 @@
 """The main job: the same prompts through transformers and through Sybil, interleaved, in one process.
 
-Every contender decodes greedily. A prompt goes through all of them before the next one's turn, in
-alternating order, so that a machine that slows down or speeds up does so for all.
+Every contender decodes greedily, or draws by the same settings. A prompt goes through all of them before the next
+one's turn, in alternating order, so that a machine that slows down or speeds up does so for all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sybil.errors import InvalidSetting, PromptTooLong, ResultsMismatch, VocabularyMismatch
-from sybil.loading import load
-from sybil.measuring.contenders import Contender, SybilContender, TransformersContender
-from sybil.measuring.files import replace
+from sybil.agreement import FLOAT32, first_difference, lead
+from sybil.decoding import Decoder
+from sybil.errors import InvalidSetting, PromptTooLong
+from sybil.fit import check_assisted
+from sybil.loading import load, read
+from sybil.measuring.contenders import (
+    ASSISTED,
+    AUTOREGRESSIVE,
+    PROMPT_LOOKUP,
+    SPECULATIVE,
+    TRANSFORMERS,
+    Contender,
+    SybilContender,
+    TransformersContender,
+)
 from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
+from sybil.measuring.profile import precision
 from sybil.measuring.prompts import Prompt
+from sybil.measuring.task import Row, Task
 from sybil.measuring.timing import Interval, speed_up
-from sybil.models.folders import locate
+from sybil.models.storage import FORMATS
+from sybil.sampling import Noise, probabilities
 from sybil.transfer import integers
 
-TRANSFORMERS, ASSISTED = "transformers generate", "transformers assisted"
-AUTOREGRESSIVE, SPECULATIVE = "sybil autoregressive", "sybil speculative"
-CONTENDERS = (TRANSFORMERS, ASSISTED, AUTOREGRESSIVE, SPECULATIVE)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is compared: the settings that a row must share to be comparable with another."""
-
-    target: str
-    draft: str
-    max_new_tokens: int
-    gamma: int
-    dtype: str
-    device: str
-    prompts: str  # their digest
+NEAR_TIE = FLOAT32.absolute
+"""In logits: two tokens that are nearer may change places by float32's rounding."""
 
 
 def digest(prompts: list[Prompt]) -> str:
     """Of the prompts' ids and texts, so that rows of other prompts are known as such."""
     return hashlib.sha256(json.dumps([(prompt.id, prompt.text) for prompt in prompts]).encode()).hexdigest()[:16]
-
-
-Row = dict[str, Any]
 
 
 def ms_per_token(row: Row) -> float:
@@ -63,36 +62,49 @@ class Comparison:
     """The models of a task, loaded once each way, and the loop over prompts."""
 
     def __init__(self, task: Task) -> None:
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
+
+        from sybil.models.pretrained import load_transformers
 
         logging.set_verbosity_error()  # our own bar is the only one
         logging.disable_progress_bar()
         self.task = task
         dtype: torch.dtype = getattr(torch, task.dtype)
-        decoder = load(task.target, draft=task.draft, dtype=dtype, device=task.device)
+        # the usual one is left to load(), which knows whether the draft can be kept so
+        asked = None if task.draft_dtype == task.usual_draft_dtype else task.draft_dtype
+        decoder = load(task.target, draft=task.draft, dtype=dtype, draft_dtype=asked, device=task.device)
         if decoder.tokenizer is None:
             raise InvalidSetting(f"{task.target} has no tokenizer: choose a model that does")
         self.tokenizer, self.device, self.context = decoder.tokenizer, decoder.target.device, decoder.target.context
         self.machine = describe(self.device)
-        target, draft = (
-            AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype).to(self.device).eval()
-            for name in (task.target, task.draft)
-        )
-        sizes = target.config.get_text_config().vocab_size, draft.config.get_text_config().vocab_size
-        if sizes[0] != sizes[1]:  # the same tokens with other padding: Sybil takes it
-            raise VocabularyMismatch(
-                f"target {task.target} has logits for {sizes[0]} tokens and draft {task.draft} for {sizes[1]}, which "
-                "transformers' assisted generation refuses: compare a pair of equal sizes"
-            )
-        plain, assisted = TransformersContender(target, None), TransformersContender(target, draft)
-        self.reference = target
-        self.contenders: dict[str, Contender] = {
-            TRANSFORMERS: plain,
-            ASSISTED: assisted,
-            AUTOREGRESSIVE: SybilContender(decoder.without_draft(), task.gamma),
-            SPECULATIVE: SybilContender(decoder, task.gamma),
-        }
+        drafting = next(iter(decoder.models[1:]), None)
+        self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
+        self.target = load_transformers(read(task.target), dtype, self.device).eval()
+        self.contenders = {name: self._contender(name, decoder) for name in task.contenders}
+
+    def _contender(self, name: str, decoder: Decoder) -> Contender:
+        task = self.task
+        ends = decoder.eos_token_ids  # config.json's where generation_config.json names none: for all the same
+        if name == SPECULATIVE:
+            return SybilContender(decoder, **task.settings)
+        if name == AUTOREGRESSIVE:
+            return SybilContender(decoder.without_draft(), **task.settings)
+        if name == ASSISTED:
+            assistant = self._assistant(str(task.draft))
+            return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
+        proposed = task.gamma if name == PROMPT_LOOKUP else None
+        return TransformersContender(self.target, ends, prompt_lookup=proposed, sampling=task.sampling)
+
+    def _assistant(self, draft: str) -> PreTrainedModel:
+        """The draft in transformers, in Sybil's dtype where transformers has that; raises VocabularyMismatch."""
+        from sybil.models.pretrained import load_transformers
+
+        dtype: torch.dtype = getattr(torch, self.task.dtype)
+        kept = FORMATS[self.draft_storage].dtype if self.draft_storage else dtype
+        dtype = kept if kept.is_floating_point else dtype
+        assistant = load_transformers(read(draft), dtype, self.device).eval()
+        check_assisted(self.target, assistant, draft)
+        return assistant
 
     def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:
         """Measure every prompt with every contender, but for the (prompt, contender) done already."""
@@ -108,7 +120,7 @@ class Comparison:
                     continue
                 contender = self.contenders[name]
                 with PeakMemory(self.device) as peak:
-                    measured = contender.run(ids, self.task.max_new_tokens)
+                    measured = contender.run(ids, self.task.max_new_tokens, self.task.seed_of(index))
                 yield {
                     "contender": name,
                     "prompt": prompt.id,
@@ -130,37 +142,59 @@ class Comparison:
                 )
 
     @torch.inference_mode()
-    def gap(self, prompt: Prompt, tokens: list[int]) -> float:
-        """The target's top-2 logit gap after the prompt and tokens, by transformers' forward."""
-        ids = integers([[*self.tokenizer.encode(prompt.text).ids, *tokens]]).to(self.device)
-        top = self.reference(input_ids=ids).logits[0, -1].float().topk(2).values
-        return float(top[0] - top[1])
+    def gap(self, prompt: Prompt, tokens: list[int], seed: int) -> float:
+        """How far the token that is due after prompt and tokens stands above the second, in logits, by transformers'
+        forward. Where tokens are drawn it is the coupled rule's race that decides, so each logit counts with its noise
+        (Gumbel's, times the temperature); at a filter's edge rounding may decide where this gap is wide."""
+        known = [*self.tokenizer.encode(prompt.text).ids, *tokens]
+        logits = self.target(input_ids=integers([known]).to(self.device)).logits[0, -1].double().cpu()
+        sampling = self.task.sampling
+        if not sampling.greedy:
+            exponentials = Noise(seed).exponentials(integers([0]), integers([[len(known)]]), len(logits))[0, 0]
+            logits = sampling.temperature * (probabilities(logits, sampling).log() - exponentials.log())
+        return float(lead(logits))
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where a contender's tokens first leave transformers', and how near a tie the target was there."""
+    """Where a contender's tokens first leave the reference's, and how near a tie the target was there."""
 
     prompt: str
-    contender: str
     position: int
     gap: float
 
 
-def differences(comparison: Comparison, rows: list[Row], prompts: list[Prompt]) -> list[Difference]:
-    """Every prompt on which a contender's tokens aren't transformers' greedy tokens."""
-    by_id = {prompt.id: prompt for prompt in prompts}
-    reference = {row["prompt"]: row["tokens"] for row in rows if row["contender"] == TRANSFORMERS}
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """A contender's texts beside the reference's. texts: how many prompts both have finished."""
+
+    contender: str
+    texts: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def unexplained(self) -> int:
+        """How many texts differ where rounding can't be the reason."""
+        return sum(not each.gap <= NEAR_TIE for each in self.differences)  # NaN is no near-tie
+
+
+def agreements(comparison: Comparison, rows: list[Row], prompts: list[Prompt]) -> list[Agreement]:
+    """An Agreement for each contender that must give the reference's tokens."""
+    task = comparison.task
+    said = {(row["contender"], row["prompt"]): row["tokens"] for row in rows}
     found = []
-    for row in rows:
-        tokens, wanted = row["tokens"], reference.get(row["prompt"])
-        if wanted is None or tokens == wanted:
-            continue
-        same = next(
-            (i for i, (a, b) in enumerate(zip(tokens, wanted, strict=False)) if a != b), min(len(tokens), len(wanted))
-        )
-        gap = comparison.gap(by_id[row["prompt"]], wanted[:same])
-        found.append(Difference(row["prompt"], row["contender"], same, gap))
+    for name in task.bound:
+        texts, differences = 0, []
+        for index, prompt in enumerate(prompts):
+            tokens, wanted = said.get((name, prompt.id)), said.get((task.reference, prompt.id))
+            if tokens is None or wanted is None:
+                continue
+            texts += 1
+            apart = first_difference(tokens, wanted)
+            if apart is not None:
+                gap = comparison.gap(prompt, wanted[:apart], task.seed_of(index))
+                differences.append(Difference(prompt.id, apart, gap))
+        found.append(Agreement(name, texts, tuple(differences)))
     return found
 
 
@@ -180,9 +214,9 @@ class Summary:
     prompts: int
 
 
-def summarise(rows: list[Row]) -> list[Summary]:
+def summarise(rows: list[Row], contenders: Sequence[str]) -> list[Summary]:
     """A Summary a contender, over the prompts that all of them have finished."""
-    by_contender = {name: {row["prompt"]: row for row in rows if row["contender"] == name} for name in CONTENDERS}
+    by_contender = {name: {row["prompt"]: row for row in rows if row["contender"] == name} for name in contenders}
     common = sorted(set.intersection(*(set(group) for group in by_contender.values())))
     if not common:
         return []
@@ -208,31 +242,3 @@ def summarise(rows: list[Row]) -> list[Summary]:
             )
         )
     return summaries
-
-
-def read(path: Path, task: Task) -> list[Row]:
-    """The rows of a run to be resumed. A last line cut short is dropped, from the file too, once the rest has shown
-    itself to be this task's; raises ResultsMismatch where it is another's or no such file, which is left alone."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror
-        raise ResultsMismatch(f"{path} can't be resumed ({reason}): name the JSONL file of an earlier run") from None
-    except UnicodeDecodeError:
-        raise ResultsMismatch(f"{path} is no text file: name the JSONL file of an earlier run") from None
-    *lines, rest = text.split("\n")
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            theirs = Task(**{name: row[name] for name in Task.__dataclass_fields__})
-        except (ValueError, KeyError, TypeError):
-            raise ResultsMismatch(f"{path}, line {number}, is no row of a comparison: name another file") from None
-        if theirs != task:
-            raise ResultsMismatch(f"{path} was measured with {theirs}, this run asks for {task}: use the same settings")
-        rows.append(row)
-    if not rows:
-        raise ResultsMismatch(f"{path} holds no whole row of a comparison: name another file, or start anew")
-    if rest:
-        replace(path, text.removesuffix(rest).encode())
-    return rows

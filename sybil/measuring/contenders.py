@@ -5,16 +5,31 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sybil.decoding import Decoder
+from sybil.loading import LOOKUP
 from sybil.results import Stats
+from sybil.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+TRANSFORMERS, ASSISTED = "transformers generate", "transformers assisted"
+PROMPT_LOOKUP = "transformers prompt lookup"
+AUTOREGRESSIVE, SPECULATIVE = "sybil autoregressive", "sybil speculative"
+OURS = (AUTOREGRESSIVE, SPECULATIVE)
+GREEDY = Sampling()
+
+
+def contenders(draft: str | None) -> tuple[str, ...]:
+    """The names of those that apply beside such a draft, in the order of a table."""
+    if draft is None:
+        return TRANSFORMERS, AUTOREGRESSIVE
+    return TRANSFORMERS, PROMPT_LOOKUP if draft == LOOKUP else ASSISTED, AUTOREGRESSIVE, SPECULATIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +45,29 @@ class Measured:
     memory_growth: int | None = None
 
 
+PROPOSING = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+
+
 class Contender(Protocol):
     """A way to decode. weight_bytes: those of all its models."""
 
     weight_bytes: int
 
-    def run(self, prompt: Tensor, max_new_tokens: int) -> Measured: ...
+    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
+        """Decode a prompt (n,). The same seed draws the same tokens, where tokens are drawn."""
 
 
 class SybilContender:
-    """Sybil's decoder, with its draft or without."""
+    """Sybil's decoder, with its draft or without, at its defaults but for what is said."""
 
-    def __init__(self, decoder: Decoder, gamma: int) -> None:
-        self.decoder, self.gamma = decoder, gamma
-        self.weight_bytes = decoder.target.weight_bytes + (decoder.draft.weight_bytes if decoder.draft else 0)
+    def __init__(self, decoder: Decoder, **settings: Any) -> None:
+        self.decoder, self.settings = decoder.without_defaults(), settings
+        self.weight_bytes = sum(model.weight_bytes for model in decoder.models)
 
-    def run(self, prompt: Tensor, max_new_tokens: int) -> Measured:
+    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
         began = time.perf_counter()
         steps, first = [], 0.0
-        for step in self.decoder.stream([prompt], max_new_tokens=max_new_tokens, gamma=self.gamma):
+        for step in self.decoder.stream([prompt], max_new_tokens=max_new_tokens, seed=seed, **self.settings):
             first = first or time.perf_counter() - began
             steps.append(step)
         seconds = time.perf_counter() - began
@@ -64,15 +83,31 @@ class SybilContender:
 
 
 class TransformersContender:
-    """transformers' own generate, with its assisted generation where there is a draft, at its defaults."""
+    """transformers' own generate: with an assistant its assisted generation, at its defaults; with prompt_lookup, the
+    number of tokens to propose, its prompt lookup.
 
-    def __init__(self, model: PreTrainedModel, assistant: PreTrainedModel | None) -> None:
-        self.model, self.assistant = model, assistant
+    What the checkpoints ask for is taken off the models, but for how assisted generation proposes. It would come back
+    wherever a request leaves something open."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_token_ids: frozenset[int],
+        assistant: PreTrainedModel | None = None,
+        prompt_lookup: int | None = None,
+        sampling: Sampling = GREEDY,
+    ) -> None:
+        self.model, self.assistant, self.sampling = model, assistant, sampling
         from transformers import GenerationConfig
 
         models = [model] if assistant is None else [model, assistant]
-        # greedy and nothing else: a checkpoint may bring penalties of its own
-        self._request = GenerationConfig(eos_token_id=model.generation_config.eos_token_id, pad_token_id=0)
+        for each in models:
+            asked = each.generation_config
+            each.generation_config = GenerationConfig(**{name: getattr(asked, name, None) for name in PROPOSING})
+        self._request = GenerationConfig(eos_token_id=sorted(eos_token_ids) or None, pad_token_id=0)
+        self._request.prompt_lookup_num_tokens = prompt_lookup
+        if not sampling.greedy:
+            self._request.update(**sampling.keywords | {"min_p": sampling.min_p or None})  # 0 would take time
         self.weight_bytes = sum(tensor.nbytes for each in models for tensor in each.parameters())
         self._forwards = 0
         model.register_forward_pre_hook(self._count)
@@ -80,8 +115,10 @@ class TransformersContender:
     def _count(self, *_: object) -> None:
         self._forwards += 1
 
-    def run(self, prompt: Tensor, max_new_tokens: int) -> Measured:
+    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
         ids = prompt[None].to(self.model.device)
+        if not self.sampling.greedy:
+            torch.manual_seed(seed)
         clock = _FirstToken()
         request = copy.copy(self._request)
         request.max_new_tokens = max_new_tokens

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +39,41 @@ def unused(path: Path) -> Path:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """One whole JSON line, on the disk before the next is measured."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
+    """One whole JSON line, on the disk before the next is measured; nothing of it where it can't be written whole."""
+    line = json.dumps(row).encode() + b"\n"
+    with path.open("ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except BaseException:
+            with contextlib.suppress(OSError):  # a device has no length
+                file.truncate(start)
+            raise
         os.fsync(file.fileno())
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file by way of a temporary one beside it, so that a reader sees the old or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a file by way of a temporary one beside it, so that a reader sees the old or the new, and nothing else is
+    left where it can't be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def all_or_none(*paths: Path) -> Iterator[None]:
+    """New files that belong together: where one can't be written, none is left."""
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise

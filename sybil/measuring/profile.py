@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.drafting import DraftModel
+from sybil.drafting import DrafterFactory
 from sybil.errors import InvalidSetting
 from sybil.measuring import prompts as texts
 from sybil.measuring import workload as workloads
@@ -111,10 +111,10 @@ class _Rounds:
     """Greedy texts of prompts that come again and again. Those of their rounds are left out that do other work than
     most: the first, in which the draft reads the prompt, and the last, in which less is proposed."""
 
-    def __init__(self, subject: Subject, draft: DraftModel, gamma: int, new_tokens: int) -> None:
+    def __init__(self, subject: Subject, draft: DrafterFactory, gamma: int, new_tokens: int) -> None:
         self._prompts, self._gamma, self._new_tokens = subject.prompts, gamma, new_tokens
-        self._target, self._draft = _Timed(subject.decoder.target), _Timed(draft.model)
-        self._decoder = Decoder(self._target, replace(draft, model=self._draft))
+        self._target, self._draft = _Timed(subject.decoder.target), _Timed(draft.models[0])
+        self._decoder = Decoder(self._target, draft.over(self._draft))
         self._texts = itertools.cycle(self._prompts)
 
     def __call__(self) -> dict[str, float]:
@@ -140,9 +140,10 @@ class Profile:
 
     def __init__(self, subject: Subject, gamma: int) -> None:
         target, draft = subject.decoder.target, subject.decoder.draft
-        if not isinstance(draft, DraftModel):
+        if draft is None or len(draft.models) != 1:
             raise InvalidSetting(f"{subject.title} has no draft model: a profile takes a pair")
-        self.device, context = target.device, min(target.context, draft.model.context)
+        model = draft.models[0]
+        self.device, context = target.device, min(target.context, model.context)
         self.depth = min(DEPTH, context - max(VERIFIED))
         new_tokens = min(NEW_TOKENS, context - max(map(len, subject.prompts), default=context))
         if self.depth < 1 or new_tokens < 2 * (gamma + 1):  # a round that is whole comes second
@@ -150,10 +151,10 @@ class Profile:
                 f"{subject.title} has a context of {context} and gamma is {gamma}: a profile needs a context of "
                 f"{max(VERIFIED) + 1} or more, and {2 * (gamma + 1)} tokens of {NEW_TOKENS} after its prompts"
             )
-        self.memory = _memory(Decoder(target, draft), draft.model, subject.prompts[0], new_tokens, gamma)
-        self.precisions = precision(target), precision(draft.model)
-        self.bytes_read = {DRAFT_STEP: bytes_read(draft.model)}
-        self._cases = {STREAM: stream_case(self.device), DRAFT_STEP: forward_case(draft.model, 1, self.depth)}
+        self.memory = _memory(Decoder(target, draft), model, subject.prompts[0], new_tokens, gamma)
+        self.precisions = precision(target), precision(model)
+        self.bytes_read = {DRAFT_STEP: bytes_read(model)}
+        self._cases = {STREAM: stream_case(self.device), DRAFT_STEP: forward_case(model, 1, self.depth)}
         for tokens in VERIFIED:
             self._cases[verification(tokens)] = forward_case(target, tokens, self.depth)
             self.bytes_read[verification(tokens)] = bytes_read(target)

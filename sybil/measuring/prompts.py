@@ -7,8 +7,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from sybil.errors import InvalidSetting
+from sybil.arguments import described
+from sybil.errors import InvalidSetting, told
 from sybil.models.folders import embedded_folder
+
+REMEDY = 'give JSON lines such as {"text": "def main("}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,26 +26,43 @@ class Prompt:
 def load(path: Path | None = None) -> list[Prompt]:
     """The shipped prompts, or those of a JSONL file whose rows have text, and may have id and domain."""
     path = path or embedded_folder("stdlib") / "prompts.jsonl"
-    prompts: dict[str, Prompt] = {}
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-            if not line.strip():
-                continue
-            row = json.loads(line)
-            prompt = Prompt(str(row.get("id", number)), str(row.get("domain", "own")), row["text"])
-            if not (isinstance(prompt.text, str) and prompt.text) or prompt.id in prompts:
-                raise InvalidSetting(
-                    f"{path}, line {number}: text must be a string with something in it, and id its own"
-                )
-            prompts[prompt.id] = prompt
-    except InvalidSetting:
-        raise
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        example = '{"text": "def main("}'
-        raise InvalidSetting(f"{path} holds no prompts ({error!r}): give JSON lines such as {example}") from None
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise InvalidSetting(f"{path} can't be read ({error.strerror}): name a JSONL file of prompts") from None
+    except UnicodeDecodeError:
+        raise InvalidSetting(f"{path} is no UTF-8 text: name a JSONL file of prompts") from None
+    prompts: dict[str, Prompt] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        prompt = _prompt(line, number, where)
+        if prompt.id in prompts:
+            raise InvalidSetting(f"{where}: an earlier line has id {described(prompt.id)} too: give each its own")
+        prompts[prompt.id] = prompt
     if not prompts:
         raise InvalidSetting(f"{path} is empty: give a JSON line a prompt")
     return list(prompts.values())
+
+
+def _prompt(line: str, number: int, where: str) -> Prompt:
+    """The prompt of a line, whose number is its id where it has none; raises InvalidSetting."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidSetting(f"{where} is no JSON ({told(error)}): {REMEDY}") from None
+    if not isinstance(row, dict) or "text" not in row:
+        raise InvalidSetting(f"{where} has no text: {REMEDY}")
+    text = row["text"]
+    if not isinstance(text, str) or not text:
+        raise InvalidSetting(f"{where}: text is {described(text)}: give a string that isn't empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InvalidSetting(f"{where}: text holds half a character: give whole ones")
+    prompt = Prompt(str(row.get("id", number)), str(row.get("domain", "own")), text)
+    if not (prompt.id + prompt.domain).isprintable():
+        raise InvalidSetting(f"{where}: id or domain holds a control character: leave it out")
+    return prompt
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:

@@ -71,7 +71,7 @@ class RandomModel:
     def _sources(self) -> dict[str, Source]:
         family, shape = understand(self.config)
         prefix = family.prefixes[0]
-        return family.sources(self.config, shape, prefix, prefix + family.embedding, family.head[0])
+        return dict(family.sources(self.config, shape, prefix, prefix + family.embedding, family.head[0]))
 
     def _stored(self, ours: str, theirs: str, size: tuple[int, ...]) -> Tensor:
         """One tensor as a checkpoint would store it, float32 on the CPU."""

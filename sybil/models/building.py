@@ -17,17 +17,20 @@ from sybil.models.storage import FORMATS, Storage
 
 def load(checkpoint: Checkpoint, storage: Storage, foreign_dtype: torch.dtype, device: torch.device) -> Model:
     """The checkpoint's model: our own forward where it knows the family, with weights kept in storage; transformers'
-    elsewhere, in foreign_dtype. Raises the errors of sybil.errors."""
+    elsewhere, in foreign_dtype unless it is an object. Raises the errors of sybil.errors."""
     if checkpoint.known and checkpoint.stored:
         read_as = FORMATS[storage].read_as
         shape, weights = arrange(
             checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, read_as, device
         )
         return build(shape, weights, storage, device)
-    from sybil.models.huggingface import HuggingFaceModel, load_transformers
+    if checkpoint.model is not None:
+        from sybil.models.huggingface import HuggingFaceModel
 
-    model = checkpoint.model if checkpoint.folder is None else load_transformers(checkpoint, foreign_dtype, device)
-    return HuggingFaceModel(model)
+        return HuggingFaceModel(checkpoint.model)
+    from sybil.models import pretrained
+
+    return pretrained.load(checkpoint, foreign_dtype, device)
 
 
 def build(shape: Shape, weights: Mapping[str, Tensor], storage: Storage, device: torch.device) -> Model:

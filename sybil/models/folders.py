@@ -1,4 +1,4 @@
-"""From a name to a Checkpoint: a folder, a hub id or a transformers model, each read once."""
+"""From a name to a Checkpoint: a folder or a hub id, read once. objects.py has that of a model in memory."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from tokenizers import Tokenizer
 
-from sybil.errors import HubUnreachable, NotAModel, SybilError
+from sybil.arguments import described
+from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
+from sybil.models.checkpoints import tokenizers
 from sybil.models.checkpoints.families import Family, understood
-from sybil.models.checkpoints.files import read_config, read_json
+from sybil.models.checkpoints.fields import Fields
+from sybil.models.checkpoints.files import is_there, read_config, read_json
 from sybil.models.checkpoints.safetensors import Folder
-from sybil.models.checkpoints.weights import State, Stored
+from sybil.models.checkpoints.weights import Stored
 from sybil.models.shape import Shape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch.nn import Module
 
-SLOW_TOKENIZERS = ("vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
 EMBEDDED = "embedded:"
 
@@ -30,60 +31,42 @@ EMBEDDED = "embedded:"
 class Checkpoint:
     """All that is known of a model before it is built.
 
-    generation: what generation_config.json says. known: the family and shape, None where Sybil's own forward doesn't
-    know the model. stored: the tensors by name, None where transformers reads them. folder: where it lies, or model:
-    the object that it is."""
+    generation: what generation_config.json says, None where there is none. known: the family and shape, None where
+    Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
+    folder: where it lies, or model: the object that it is."""
 
     name: str
     config: Mapping[str, Any]
-    generation: Mapping[str, Any]
+    generation: Mapping[str, Any] | None
     tokenizer: Tokenizer | None
     known: tuple[Family, Shape] | None
     stored: Stored | None
     folder: Path | None = None
-    model: PreTrainedModel | None = None
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """generation_config.json's, or where it names none config.json's."""
-        for source in (self.generation, self.config):
-            eos = source.get("eos_token_id")
-            if eos is not None:
-                return frozenset([eos] if isinstance(eos, int) else eos)
-        return frozenset()
+    model: Module | None = None
 
 
 def read(source: str | Path) -> Checkpoint:
     """The checkpoint of a folder, an embedded pair's model or a hub id; raises the errors of sybil.errors."""
     folder = locate(source)
-    config = read_config(folder)
-    known = _understood(str(source), config)
-    generation = folder / "generation_config.json"
+    config, generation = read_config(folder), folder / "generation_config.json"
+    known, stored = _understood(str(source), config), Folder(folder)
+    defaults = read_json(generation) if is_there(generation) else None
+    _check_end_tokens(config, defaults or {})
     return Checkpoint(
         name=str(source),
         config=config,
-        generation=read_json(generation) if generation.exists() else {},
-        tokenizer=plain(_load_tokenizer(folder)),
+        generation=defaults,
+        tokenizer=tokenizers.read(folder, config),
         known=known,
-        stored=Folder(folder) if known else None,
+        stored=stored,
         folder=folder,
     )
 
 
-def of_model(model: PreTrainedModel, tokenizer: Any) -> Checkpoint:
-    """The checkpoint of a transformers model in memory. Our own forward may stand in where all weights lie on one
-    device."""
-    config, generation = model.config.to_dict(), getattr(model, "generation_config", None)
-    known = _understood(type(model).__name__, config) if _is_whole(model) else None
-    return Checkpoint(
-        name=type(model).__name__,
-        config=config,
-        generation=generation.to_dict() if generation else {},
-        tokenizer=plain(tokenizer),
-        known=known,
-        stored=State(model.state_dict()) if known else None,
-        model=model,
-    )
+def _check_end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> None:
+    """Raises NotAModel where these are no token ids."""
+    for source in (Fields(generation, where="generation_config.json"), Fields(config)):
+        source.get("eos_token_id")
 
 
 def _understood(name: str, config: Mapping[str, Any]) -> tuple[Family, Shape] | None:
@@ -94,19 +77,22 @@ def _understood(name: str, config: Mapping[str, Any]) -> tuple[Family, Shape] | 
 
 
 def plain(tokenizer: Any) -> Tokenizer | None:
-    """A tokenizer of our own that neither cuts nor pads, whatever its file or its owner has set."""
+    """A tokenizer of our own that neither cuts nor pads, whatever its file or its owner has set.
+
+    Raises InvalidSetting for what is no tokenizer of transformers' fast ones or of tokenizers'."""
     if tokenizer is None:
         return None
-    copy: Tokenizer = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, Tokenizer):
+        raise InvalidSetting(
+            f"tokenizer is {described(tokenizer)}: give a fast one, as AutoTokenizer.from_pretrained(folder) does, "
+            "or a tokenizers.Tokenizer"
+        )
+    copy: Tokenizer = Tokenizer.from_str(backend.to_str())
+    copy.encode_special_tokens = backend.encode_special_tokens  # which to_str() leaves out
     copy.no_truncation()
     copy.no_padding()
     return copy
-
-
-def _is_whole(model: PreTrainedModel) -> bool:
-    """Whether the weights are plain tensors on one device: not offloaded, quantised, or spread over several."""
-    kinds = {(type(weight), weight.device) for weight in model.parameters()}
-    return kinds == {(torch.nn.Parameter, model.device)} and model.device.type != "meta"
 
 
 def embedded_folder(name: str) -> Path:
@@ -149,22 +135,3 @@ def _fetch(name: str) -> Path:
             f"{name!r} is neither a folder nor in the local cache, and the hub can't be reached "
             f"({type(error).__name__}): check the network, give a folder, or use the embedded pair 'stdlib'"
         ) from None
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if path.exists():
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise NotAModel(f"{path} is no tokenizer ({error}): export the model again") from None
-    missing = NotAModel(f"{folder} holds no tokenizer.json: save its fast tokenizer beside the weights")
-    if not any((folder / name).exists() for name in SLOW_TOKENIZERS):  # without any, transformers makes an empty one up
-        raise missing
-    from transformers import AutoTokenizer
-
-    try:
-        backend: Tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
-        return backend
-    except (ValueError, OSError, KeyError, AttributeError, ImportError):
-        raise missing from None

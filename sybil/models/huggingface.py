@@ -8,18 +8,20 @@ a row's first token, while each token keeps its own position.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
 
-from sybil.errors import NotAModel, UnsupportedModel, WeightsMismatch
+from sybil.errors import UnsupportedModel
 from sybil.models import forking
-from sybil.models.folders import Checkpoint
+from sybil.models.objects import inside
 from sybil.transfer import count_to
 
+KEYWORDS = ("input_ids", "attention_mask", "past_key_values", "use_cache", "position_ids", "logits_to_keep")
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "global", "local"}
 
 
@@ -75,100 +77,143 @@ def _pick(states: Tensor, slots: Tensor) -> Tensor:
     return picked.view(batch, heads, -1, size)
 
 
-def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """transformers' own model of a checkpoint in a folder, from safetensors; raises NotAModel or WeightsMismatch."""
-    folder, quantised = checkpoint.folder, "quantization_config" in checkpoint.config
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map={"": device} if quantised else None,  # quantised weights can't be moved later
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (ValueError, OSError, KeyError, ImportError, ArithmeticError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise NotAModel(f"{folder} can't be loaded as a causal language model ({reason}): check its files") from None
-    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if missing:  # transformers would go on with random numbers there
-        raise WeightsMismatch(
-            f"{folder} lacks {len(missing)} weights that its config asks for, {missing[0]} the first: "
-            "mend config.json or fetch the weights that belong to it"
-        )
-    loaded: PreTrainedModel = model if quantised else model.to(device)
-    return loaded
-
-
 class HuggingFaceModel:
     """forward(tokens, cache) -> logits for a transformers model with a growing key-value cache.
 
-    The model stays where and as it is; device is where its token ids go."""
+    The model is called as it is, by its own forward, in evaluation mode; it stays where it is and is left as it was.
+    device is where its token ids go."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model.eval()
-        text = model.config.get_text_config()
-        if model.config.is_encoder_decoder or not model.can_generate():
-            raise UnsupportedModel(f"{type(model).__name__} is not a decoder-only language model: give one of those")
-        takes = inspect.signature(model.forward).parameters
+    def __init__(self, model: nn.Module) -> None:
+        """model: of transformers, or a module around one. Raises UnsupportedModel."""
+        self.model, self._inner = model, inside(model)
+        inner, config = self._inner, self._inner.config
+        text = config.get_text_config()
+        if config.is_encoder_decoder or not inner.can_generate():
+            raise UnsupportedModel(f"{type(inner).__name__} is not a decoder-only language model: give one of those")
+        takes = _keywords(inner)
         layers = {*(getattr(text, "layer_types", None) or ()), *(getattr(text, "attention_layers", None) or ())}
-        if getattr(model, "_is_stateful", False) or layers - ATTENTION or "past_key_values" not in takes:
+        if getattr(inner, "_is_stateful", False) or layers - ATTENTION or "past_key_values" not in takes:
             raise UnsupportedModel(
-                f"{type(model).__name__} has layers without a plain key-value cache, which can't be rolled back after "
+                f"{type(inner).__name__} has layers without a plain key-value cache, which can't be rolled back after "
                 "a rejection: give a model with attention only"
             )
-        threshold = getattr(getattr(model.config, "quantization_config", None), "llm_int8_threshold", 0.0)
-        if getattr(model, "is_loaded_in_8bit", False) and threshold:
+        threshold = getattr(getattr(config, "quantization_config", None), "llm_int8_threshold", 0.0)
+        if getattr(inner, "is_loaded_in_8bit", False) and threshold:
             raise UnsupportedModel(
-                f"{type(model).__name__} has llm_int8_threshold {threshold}: which columns stay unrounded depends "
+                f"{type(inner).__name__} has llm_int8_threshold {threshold}: which columns stay unrounded depends "
                 "on all tokens in a call, so verifying would change the output: load it with llm_int8_threshold=0.0"
             )
-        self._takes = {name for name in ("position_ids", "logits_to_keep") if name in takes}
+        self._takes = takes & {"position_ids", "logits_to_keep"}
+        if model is not inner:
+            _check_around(model, type(inner).__name__, takes & {*KEYWORDS})
+        self._parts = tuple(model.modules())
         self.counts_slots = "position_ids" not in takes or "local" in layers
-        self.vocab_size = int(text.vocab_size)
+        # a head that was replaced may not have the config's size
+        self.vocab_size = int(getattr(inner.get_output_embeddings(), "out_features", text.vocab_size))
         self.context = context_of(text)
-        self.device = entrance(model)
-        self.is_shared_by_ranks = any(hasattr(weight, "device_mesh") for weight in model.parameters())
+        self.device = entrance(inner)
+        self.is_shared_by_ranks = any(hasattr(weight, "device_mesh") for weight in inner.parameters())
 
     @property
     def weight_bytes(self) -> int:
         """Wherever they lie, quantised ones' buffers included."""
-        return int(self.model.get_memory_footprint())
+        return int(self._inner.get_memory_footprint())
 
     def new_cache(self, batch: int, capacity: int) -> AlignedCache:
         """Raises UnsupportedModel for several rows where the model makes up positions, or masks no longer than its
         context, from the number of slots."""
         if batch > 1 and self.counts_slots:
             raise UnsupportedModel(
-                f"{type(self.model).__name__} makes up positions or masks from the number of cache slots, which would "
+                f"{type(self._inner).__name__} makes up positions or masks from the number of cache slots, which would "
                 f"go wrong with {batch} rows of unequal length side by side: generate one prompt at a time"
             )
+        self._parts = tuple(self.model.modules())  # some may have been replaced since
         forking.note_use()
         return AlignedCache(batch)
 
-    @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: AlignedCache) -> Tensor:
         """tokens (batch, n) -> logits (batch, n, vocab)."""
-        return self._run(tokens, cache, logits_to_keep=0)
+        logits = self._run(tokens, cache, logits_to_keep=0)
+        due = (*tokens.shape, self.vocab_size)
+        if not isinstance(logits, Tensor) or logits.shape != due:
+            found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} gives logits of {found} where {due} was asked for: its forward must give "
+                "one row of logits a token, as transformers' causal language models do"
+            )
+        return logits
 
-    @torch.inference_mode()
     def prefill(self, tokens: Tensor, cache: AlignedCache) -> None:
         """forward() with the last token's logits only, which nobody reads."""
         self._run(tokens, cache, logits_to_keep=1)
 
-    def _run(self, tokens: Tensor, cache: AlignedCache, logits_to_keep: int) -> Tensor:
+    # as transformers' generate() runs it: what its parts keep in inference mode they could never be trained on
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _run(self, tokens: Tensor, cache: AlignedCache, logits_to_keep: int) -> Any:
+        """The logits, or what the forward gives in their place."""
         cache.settle()
         # a padded row may stand past the context: what is computed there is never read
         positions = cache.append(tokens.shape[1]).clamp(max=self.context - 1)
         known = {"position_ids": positions.to(self.device), "logits_to_keep": logits_to_keep}
-        logits: Tensor = self.model(
-            input_ids=tokens.to(self.device),
-            attention_mask=cache.mask().to(self.device),
-            past_key_values=cache.slots,
-            use_cache=True,
-            **{name: known[name] for name in self._takes},
-        ).logits
-        return logits
+        tokens = tokens.clone() if tokens.is_inference() else tokens
+        with _evaluating(self._parts):
+            out = self.model(
+                input_ids=tokens.to(self.device),
+                attention_mask=cache.mask().to(self.device),
+                past_key_values=cache.slots,
+                use_cache=True,
+                **{name: known[name] for name in self._takes},
+            )
+        return getattr(out, "logits", out)
+
+
+def _keywords(model: PreTrainedModel) -> set[str]:
+    """What forward() may be given by name. One that takes any passes them on to the forward that it replaces."""
+    names: set[str] = set()
+    for forward in (model.forward, *(vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind))):
+        parameters = inspect.signature(forward).parameters
+        names |= {*parameters}
+        if not _takes_any(parameters):
+            break
+    return names
+
+
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(each.kind == each.VAR_KEYWORD for each in parameters.values())
+
+
+def _check_around(model: nn.Module, inner: str, needed: set[str]) -> None:
+    """Raises UnsupportedModel for a module around a model whose forward is no longer one token's logits a token."""
+    kind = type(model).__name__
+    takes = inspect.signature(model.forward).parameters
+    lacking = sorted(needed - takes.keys())
+    if lacking and not _takes_any(takes):
+        raise UnsupportedModel(f"{kind} around {inner} takes no {', '.join(lacking)}: give the {inner} itself")
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise UnsupportedModel(
+            f"{kind} spreads {inner} over {len(model.device_ids)} GPUs, where its cache can't follow: give its .module"
+        )
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UnsupportedModel(
+            f"{kind} puts learned tokens before the prompt of {inner}, in the places of its cache: give a model with "
+            "adapters in its weights (LoRA), or none"
+        )
+
+
+@contextmanager
+def _evaluating(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Every part in evaluation mode, where dropout is off, and afterwards as it was.
+
+    The flags are set one by one: a module's own eval() may do more, such as merging adapters into weights."""
+    training = [part for part in parts if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def entrance(model: PreTrainedModel) -> torch.device:

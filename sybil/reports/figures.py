@@ -6,13 +6,15 @@ import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sybil.measuring.compare import CONTENDERS, SPECULATIVE, TRANSFORMERS, Row, Summary, ms_per_token
+from sybil.measuring.compare import Summary, ms_per_token
+from sybil.measuring.contenders import ASSISTED, AUTOREGRESSIVE, PROMPT_LOOKUP, SPECULATIVE, TRANSFORMERS
 from sybil.measuring.files import replace
 from sybil.measuring.profile import DRAFT_STEP, Report
+from sybil.measuring.task import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,16 +25,29 @@ if TYPE_CHECKING:
 
 PART_COLOURS = ("#c9a227", "#7b2d8b", "#2d6a8b", "#9aa3ad")  # draft, target, sampling and rule, everything else
 VERDICT_COLOURS = {"PASS": "#2e7d4f", "FAIL": "#b3261e", "INCONCLUSIVE": "#8a6d00"}
-COLOURS = dict(zip(CONTENDERS, ("#9aa3ad", "#6b7784", "#c9a227", "#7b2d8b"), strict=True))
+COLOURS = {
+    TRANSFORMERS: "#9aa3ad",
+    ASSISTED: "#6b7784",
+    PROMPT_LOOKUP: "#6b7784",
+    AUTOREGRESSIVE: "#c9a227",
+    SPECULATIVE: "#7b2d8b",
+}
 
 
-def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, path: Path) -> None:
-    """Milliseconds a token by contender, a dot a prompt; and the speed-up by domain."""
+def _pyplot() -> Any:
+    """matplotlib's, imported when a chart is made. Names are drawn as they are: no $ begins a formula."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    matplotlib.rcParams["text.parse_math"] = False
+    from matplotlib import pyplot
 
+    return pyplot
+
+
+def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, path: Path) -> None:
+    """Milliseconds a token by contender, a dot a prompt; and by domain the speed-up of the last, which is Sybil's."""
+    plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), layout="constrained")
     farthest = 0.0
     jitter = np.random.default_rng(0)
@@ -50,14 +65,14 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
     left.set_xlim(0, 1.5 * farthest)  # the labels stand to the right of every dot
 
     cost = {(row["contender"], row["prompt"]): ms_per_token(row) for row in rows}
+    last = summaries[-1].contender
     domains: dict[str, list[float]] = {}
     for row in rows:
         plain = cost.get((TRANSFORMERS, row["prompt"]))
-        if row["contender"] == SPECULATIVE and plain:
-            domains.setdefault(row["domain"], []).append(plain / cost[SPECULATIVE, row["prompt"]])
-    right.boxplot(
-        list(domains.values()), tick_labels=list(domains), medianprops={"color": COLOURS[SPECULATIVE], "linewidth": 2}
-    )
+        if row["contender"] == last and plain:
+            domains.setdefault(row["domain"], []).append(plain / cost[last, row["prompt"]])
+    medians = {"color": COLOURS[last], "linewidth": 2}
+    right.boxplot(list(domains.values()), tick_labels=list(domains), medianprops=medians)
     right.axhline(1, color="black", linewidth=0.8, linestyle=":")
     right.set_ylim(bottom=0)
     right.set_ylabel("Sybil's speed-up over transformers")
@@ -68,11 +83,7 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
 
 def profile(report: Report, caption: str, path: Path) -> None:
     """A round's parts, stacked; and what a verification costs by the tokens in it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     figure, (above, below) = plt.subplots(2, 1, figsize=(11, 5), height_ratios=(1, 2), layout="constrained")
     start = 0.0
     for (part, ms), colour in zip(report.parts.items(), PART_COLOURS, strict=True):
@@ -99,11 +110,7 @@ def profile(report: Report, caption: str, path: Path) -> None:
 
 def losslessness(report: Judgement, caption: str, path: Path) -> None:
     """How u is spread, with the band that chance leaves it in; and how pairs of tokens hang together."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     figure = plt.figure(figsize=(11, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(11, 10), height_ratios=(1, 12))
     title = f"{report.subject}: {report.verdict}"
@@ -169,10 +176,8 @@ def _pairs(checks: Sequence[Check], figure: SubFigure) -> None:
 
 
 def _save(figure: Figure, caption: str, path: Path) -> None:
-    from matplotlib import pyplot as plt
-
     figure.suptitle(textwrap.fill(caption, 130), fontsize=9)
     image = io.BytesIO()
     figure.savefig(image, dpi=140, format="png")
-    plt.close(figure)
+    _pyplot().close(figure)
     replace(path, image.getvalue())

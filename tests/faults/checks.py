@@ -239,7 +239,7 @@ class Witness:
     def __init__(self, target: GPT2LMHeadModel, draft: GPT2LMHeadModel) -> None:
         self.references, self.model = (target, draft), in_sybil(target)
         self.drafts = DraftModel(in_sybil(draft))
-        self.weight_bytes = self.drafts.weight_bytes
+        self.models = self.drafts.models
         self.proposal = Proposal.nothing(0)
         self.prefixes: list[Tensor] = []
 

@@ -1,21 +1,20 @@
 """transformers' configs as shapes, one function a family, each given a config whose defaults are filled in.
 
-An option that our forward doesn't reproduce raises UnsupportedModel where it is read.
+A field that isn't allowed raises NotAModel where it is read, and an option that our forward doesn't reproduce
+UnsupportedModel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sybil.errors import UnsupportedModel, WeightsMismatch
+from sybil.errors import NotAModel, UnsupportedModel, WeightsMismatch, shown
+from sybil.models.checkpoints.fields import Fields
 from sybil.models.shape import Activation, Rotary, Shape
-
-Config = Mapping[str, Any]
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
@@ -40,11 +39,12 @@ _FIELDS = {
 def unknown(name: str, value: object) -> UnsupportedModel:
     """The error for an option that has to go through transformers."""
     return UnsupportedModel(
-        f"config.json has {name} {value}, which Sybil's own forward does not know: load it through HuggingFaceModel"
+        f"config.json has {name} {shown(value)}, which Sybil's own forward does not know: "
+        "load it through HuggingFaceModel"
     )
 
 
-def _fields(config: Config, **theirs: str) -> dict[str, Any]:
+def _fields(config: Fields, **theirs: str) -> dict[str, Any]:
     """The fields of Shape that every family has; theirs: their names where they aren't the usual ones."""
     if config.get("layer_types"):
         raise unknown("layer_types", config["layer_types"])
@@ -57,9 +57,9 @@ def _fields(config: Config, **theirs: str) -> dict[str, Any]:
     return fields
 
 
-def _ratio(config: Config, whole: str, part: str) -> int:
+def _ratio(config: Fields, whole: str, part: str) -> int:
     """config[whole] / config[part]; raises WeightsMismatch where that is no number of things."""
-    if config[part] < 1 or config[whole] < 1 or config[whole] % config[part]:
+    if config[whole] % config[part]:
         raise WeightsMismatch(
             f"config.json has {whole} {config[whole]} and {part} {config[part]}: "
             "the first must be a multiple of the second"
@@ -68,15 +68,15 @@ def _ratio(config: Config, whole: str, part: str) -> int:
 
 
 def _rotary(
-    config: Config, head_size: int, theta: str = "rope_theta", part: str = "", default_part: float = 1.0
+    config: Fields, head_size: int, theta: str = "rope_theta", part: str = "", default_part: float = 1.0
 ) -> Rotary | None:
     """part: the field that says which part of a head is rotated, where the family has one."""
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    rope = config.part("rope_scaling", "rope_parameters")
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "linear", "llama3"):
         raise unknown("rope_type", kind)
-    if any(isinstance(value, Mapping) for value in rope.values()):
-        raise unknown("rope_parameters", "for each type of layer")
+    if rope.parts():
+        raise unknown("rope_parameters", rope.parts())
     base = rope.get("rope_theta") or config.get(theta) or 10000.0
     rotated = rope.get("partial_rotary_factor")
     if rotated is None:
@@ -95,10 +95,12 @@ def _rotary(
     size = 2 * len(frequencies)
     if size > head_size:
         raise WeightsMismatch(f"config.json has heads of {head_size} dimensions and rotates {size}: make them even")
+    if not (frequencies * config["max_position_embeddings"]).isfinite().all():
+        raise NotAModel(f"config.json has rope_theta {base:g}, and its rotations have no finite angles: mend the file")
     return Rotary(size, tuple(frequencies.tolist())) if size else None
 
 
-def _llama3(frequencies: Tensor, rope: Config, original: int) -> Tensor:
+def _llama3(frequencies: Tensor, rope: Fields, original: int) -> Tensor:
     """Long waves stretched by the factor, short ones as they are, those between interpolated (Llama 3.1)."""
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     waves = 2 * math.pi / frequencies
@@ -108,7 +110,7 @@ def _llama3(frequencies: Tensor, rope: Config, original: int) -> Tensor:
     return torch.where(between, (1 - smooth) * stretched / factor + smooth * stretched, stretched)
 
 
-def gpt2(config: Config) -> Shape:
+def gpt2(config: Fields) -> Shape:
     """GPT-2."""
     for name in ("add_cross_attention", "scale_attn_by_inverse_layer_idx"):
         if config.get(name):
@@ -127,7 +129,7 @@ def gpt2(config: Config) -> Shape:
     return Shape(**fields, attention_scale=0.0 if config["scale_attn_weights"] else 1.0, position_offset=0)
 
 
-def opt(config: Config) -> Shape:
+def opt(config: Fields) -> Shape:
     """OPT."""
     if not config["layer_norm_elementwise_affine"]:
         raise unknown("layer_norm_elementwise_affine", False)
@@ -142,14 +144,14 @@ def opt(config: Config) -> Shape:
     )
 
 
-def neox(config: Config) -> Shape:
+def neox(config: Fields) -> Shape:
     """GPT-NeoX, Pythia."""
     fields = _fields(config, epsilon="layer_norm_eps")
     rotary = _rotary(config, fields["head_size"], "rotary_emb_base", "rotary_pct", 0.25)
     return Shape(**fields, parallel=config["use_parallel_residual"], rotary=rotary)
 
 
-def llama(config: Config, *, part: str = "", **rest: Any) -> Shape:
+def llama(config: Fields, *, part: str = "", **rest: Any) -> Shape:
     """Llama, and its kin with what they have besides; part: see _rotary."""
     fields = _fields(config, epsilon="rms_norm_eps", head_size="head_dim")
     if config["num_key_value_heads"] is not None:
@@ -164,25 +166,26 @@ def llama(config: Config, *, part: str = "", **rest: Any) -> Shape:
     )
 
 
-def mistral(config: Config) -> Shape:
+def mistral(config: Fields) -> Shape:
     """Mistral."""
     return llama(config, window=config["sliding_window"])
 
 
-def phi3(config: Config) -> Shape:
+def phi3(config: Fields) -> Shape:
     """Phi-3."""
     return llama(config, window=config["sliding_window"], part="partial_rotary_factor")
 
 
-def qwen(config: Config) -> Shape:
+def qwen(config: Fields) -> Shape:
     """Qwen2 and Qwen3."""
     window = config["sliding_window"] if config["use_sliding_window"] else None
     layers = config["num_hidden_layers"]
     full = layers if window is None else min(layers, config["max_window_layers"])
-    kinds = {*(config["layer_types"] or ["full_attention"] * full + ["sliding_attention"] * (layers - full))}
-    if kinds == {"full_attention"}:
+    kinds = config["layer_types"] or ("full_attention",) * full + ("sliding_attention",) * (layers - full)
+    if len(kinds) != layers:
+        raise WeightsMismatch(f"config.json has {len(kinds)} layer_types and num_hidden_layers {layers}: name each")
+    if {*kinds} == {"full_attention"}:
         window = None
-    elif kinds != {"sliding_attention"} or window is None:
-        raise unknown("layer_types", f"{' and '.join(sorted(kinds))}, sliding_window {window}")
-    uniform = {**config, "layer_types": None}
-    return llama(uniform, window=window, query_key_norm=config["model_type"] == "qwen3")
+    elif {*kinds} != {"sliding_attention"} or window is None:
+        raise unknown("layer_types", f"{' and '.join(sorted({*kinds}))}, sliding_window {window}")
+    return llama(config.without("layer_types"), window=window, query_key_norm=config["model_type"] == "qwen3")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from sybil.errors import UnsupportedModel
 from sybil.models.checkpoints import configs
-from sybil.models.checkpoints.configs import Config
+from sybil.models.checkpoints.fields import Fields
 from sybil.models.shape import Shape
 
 
@@ -44,9 +45,9 @@ class Family:
     prefixes: what a checkpoint may put before them; biased: our products that have a bias; transposed: products
     are stored (inputs, outputs); interleaved: see Source.heads."""
 
-    defaults: Config
-    shape: Callable[[Config], Shape]
-    biased: Callable[[Config], Collection[str]]
+    defaults: Mapping[str, Any]
+    shape: Callable[[Fields], Shape]
+    biased: Callable[[Fields], Collection[str]]
     prefixes: tuple[str, ...]
     embedding: str
     layer: str
@@ -63,8 +64,12 @@ class Family:
         probe = f"{self.layer.format(0)}{self.names['attention_norm'][0]}.weight"
         return next((prefix for prefix in self.prefixes if prefix + probe in stored), self.prefixes[0])
 
-    def sources(self, config: Config, shape: Shape, prefix: str, embedding: str, head: str) -> dict[str, Source]:
-        """Where each of our weights comes from; embedding and head are the stored names of those two."""
+    def sources(
+        self, config: Mapping[str, Any], shape: Shape, prefix: str, embedding: str, head: str
+    ) -> Iterator[tuple[str, Source]]:
+        """Our weights' names and where each comes from; embedding and head are the stored names of those two.
+
+        They are made as they are asked for: a config may ask for more layers than there is memory for their names."""
         width, inner = shape.width, shape.inner
         queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
         products = {  # rows and columns of ours
@@ -76,46 +81,48 @@ class Family:
         norms = {"attention_norm": width, "mlp_norm": width}
         if shape.query_key_norm:
             norms |= dict.fromkeys(("query_norm", "key_norm"), shape.head_size)
-        biased = self.biased({**self.defaults, **config})
-        sources: dict[str, Source] = {}
+        biased = self.biased(Fields(config, self.defaults))
+        kinds = ("weight", "bias") if shape.norm == "layer" else ("weight",)
 
-        def plain(ours: str, theirs: str, *size: int) -> None:
-            sources[ours] = Source(size, ((theirs, size),))
-
-        def norm(ours: str, theirs: str, size: int) -> None:
-            for kind in ("weight", "bias") if shape.norm == "layer" else ("weight",):
-                plain(f"{ours}.{kind}", f"{theirs}.{kind}", size)
-
-        def product(ours: str, theirs: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool) -> None:
-            total = sum(rows)
-            heads = shape.heads if self.interleaved and len(rows) == 3 else 0
-            pieces = list(zip(theirs, rows if len(theirs) > 1 else (total,), strict=True))
-            weights = [(f"{name}.weight", (columns, n) if self.transposed else (n, columns)) for name, n in pieces]
-            sources[f"{ours}.weight"] = Source((total, columns), tuple(weights), self.transposed, heads)
-            if bias:
-                biases = [(f"{name}.bias", (n,)) for name, n in pieces]
-                sources[f"{ours}.bias"] = Source((total,), tuple(biases), heads=heads)
-
-        plain("token_embedding", embedding, shape.vocab_size, shape.embedding_width)
+        yield _plain("token_embedding", embedding, shape.vocab_size, shape.embedding_width)
         if shape.position_offset is not None:
-            plain("position_embedding", prefix + self.positions, shape.context + shape.position_offset, width)
+            yield _plain("position_embedding", prefix + self.positions, shape.context + shape.position_offset, width)
         if shape.embedding_width != width:
-            plain("project_in.weight", f"{prefix}project_in.weight", width, shape.embedding_width)
-            plain("project_out.weight", f"{prefix}project_out.weight", shape.embedding_width, width)
+            yield _plain("project_in.weight", f"{prefix}project_in.weight", width, shape.embedding_width)
+            yield _plain("project_out.weight", f"{prefix}project_out.weight", shape.embedding_width, width)
         for layer in range(shape.layers):
             theirs = {
                 ours: tuple(prefix + self.layer.format(layer) + name for name in names)
                 for ours, names in self.names.items()
             }
             for name, size in norms.items():
-                norm(f"{layer}.{name}", theirs[name][0], size)
+                for kind in kinds:
+                    yield _plain(f"{layer}.{name}.{kind}", f"{theirs[name][0]}.{kind}", size)
             for name, (rows, columns) in products.items():
-                product(f"{layer}.{name}", theirs[name], rows, columns, name in biased)
+                heads = shape.heads if self.interleaved and len(rows) == 3 else 0
+                yield from self._product(f"{layer}.{name}", theirs[name], rows, columns, heads, name in biased)
         if shape.final_norm:
-            norm("final_norm", prefix + self.final_norm, width)
+            for kind in kinds:
+                yield _plain(f"final_norm.{kind}", f"{prefix}{self.final_norm}.{kind}", width)
         if not shape.tied_head:
-            plain("head.weight", head, shape.vocab_size, shape.embedding_width)
-        return sources
+            yield _plain("head.weight", head, shape.vocab_size, shape.embedding_width)
+
+    def _product(
+        self, ours: str, theirs: tuple[str, ...], rows: tuple[int, ...], columns: int, heads: int, biased: bool
+    ) -> Iterator[tuple[str, Source]]:
+        """A product's weight, and its bias where it has one."""
+        total = sum(rows)
+        pieces = list(zip(theirs, rows if len(theirs) > 1 else (total,), strict=True))
+        weights = [(f"{name}.weight", (columns, n) if self.transposed else (n, columns)) for name, n in pieces]
+        yield f"{ours}.weight", Source((total, columns), tuple(weights), self.transposed, heads)
+        if biased:
+            biases = [(f"{name}.bias", (n,)) for name, n in pieces]
+            yield f"{ours}.bias", Source((total,), tuple(biases), heads=heads)
+
+
+def _plain(ours: str, theirs: str, *size: int) -> tuple[str, Source]:
+    """A weight that is one stored tensor as it is."""
+    return ours, Source(size, ((theirs, size),))
 
 
 _ALL = ("query_key_value", "attention_out", "mlp_in", "mlp_out")
@@ -316,24 +323,24 @@ FAMILIES: Mapping[str, Family] = {
 """By config.json's model_type."""
 
 
-def understand(config: Config) -> tuple[Family, Shape]:
-    """The config's family and shape; raises UnsupportedModel, or WeightsMismatch where its numbers contradict."""
-    kind = config.get("model_type")
-    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+def understand(config: Mapping[str, Any]) -> tuple[Family, Shape]:
+    """The config's family and shape; raises UnsupportedModel where our own forward doesn't know it, NotAModel where a
+    field isn't allowed, WeightsMismatch where its numbers contradict each other."""
+    fields = Fields(config)
+    family = FAMILIES.get(fields.get("model_type"))
     if family is None:
-        raise configs.unknown("model_type", kind)
+        raise configs.unknown("model_type", config.get("model_type"))
     for name in ("quantization_config", "per_layer_config"):
-        if config.get(name):
+        if fields.get(name):
             raise configs.unknown(name, "set")
-    if config.get("is_causal") is False:
+    if fields.get("is_causal") is False:
         raise configs.unknown("is_causal", False)
-    try:
-        return family, family.shape({**family.defaults, **config})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # transformers says best what is wrong with it
-        raise configs.unknown("fields that can't be read", repr(error)) from None
+    whole = Fields(config, family.defaults)
+    family.biased(whole)  # read here for its fields to be checked with all others
+    return family, family.shape(whole)
 
 
-def understood(config: Config) -> tuple[Family, Shape] | None:
+def understood(config: Mapping[str, Any]) -> tuple[Family, Shape] | None:
     """understand(), but None for what our own forward doesn't know."""
     try:
         return understand(config)

@@ -6,16 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sybil.errors import NotAModel
-from sybil.models.checkpoints.files import read_json
+from sybil.errors import NotAModel, shown, told
+from sybil.models.checkpoints.fields import Fields
+from sybil.models.checkpoints.files import check_regular, is_there, read_json
 
+WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+INDEX_BYTES = 64 << 20
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Folder:
@@ -24,13 +29,27 @@ class Folder:
     lasting = False
 
     def __init__(self, folder: Path) -> None:
+        """Raises NotAModel where a file is missing or broken."""
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in _weight_files(folder):
+        self.dtypes: dict[str, torch.dtype | str] = {}
+        self.nbytes = 0
+        index = _index(folder)
+        for file in _weight_files(folder, index):
+            self.nbytes += check_regular(file)
             with _opened(file) as tensors:
                 for name in tensors.keys():  # noqa: SIM118  no dict
-                    self.files[name] = file
-                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
+                    if index.get(name, file) == file:
+                        self._add(name, file, tensors.get_slice(name))
+
+    def _add(self, name: str, file: Path, tensor: Any) -> None:
+        if name in self.files:
+            raise NotAModel(
+                f"{self.files[name]} and {file.name} both hold {shown(name)}: remove the file that isn't the model's"
+            )
+        self.files[name] = file
+        self.shapes[name] = tuple(tensor.get_shape())
+        self.dtypes[name] = _DTYPES.get(tensor.get_dtype(), tensor.get_dtype())
 
     def read(self, name: str) -> Tensor:
         with _opened(self.files[name]) as tensors:
@@ -38,15 +57,28 @@ class Folder:
         return tensor
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    if (folder / INDEX).exists():
-        names = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(names, dict):
-            raise NotAModel(f"{folder / INDEX} holds no weight_map: download or export it again")
-        files = sorted({folder / str(name) for name in names.values()})
-        missing = [file for file in files if not file.exists()]
+def _index(folder: Path) -> dict[str, Path]:
+    """Where the folder's index puts each tensor: a file of the folder, which may be a link, as in the hub's cache."""
+    if is_there(folder / WHOLE) or not is_there(folder / INDEX):
+        return {}
+    content = read_json(folder / INDEX, INDEX_BYTES)
+    names = Fields(content, where=str(folder / INDEX))["weight_map"]
+    for tensor, file in names.items():
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or "\\" in file or path.suffix != ".safetensors":
+            raise NotAModel(
+                f"{folder / INDEX} puts {shown(tensor)} into {shown(file)}, and allowed is a *.safetensors file of the "
+                "folder: download it again"
+            )
+    return {tensor: folder / file for tensor, file in names.items()}
+
+
+def _weight_files(folder: Path, index: dict[str, Path]) -> list[Path]:
+    if is_there(folder / WHOLE):
+        return [folder / WHOLE]
+    if index:
+        files = sorted({*index.values()})
+        missing = [file for file in files if not is_there(file)]
         if missing:
             raise NotAModel(
                 f"{folder} lacks {missing[0].name}, one of {len(files)} files that {INDEX} names: download it again"
@@ -64,4 +96,4 @@ def _opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
-        raise NotAModel(f"{file} is not a safetensors file ({error}): download or export it again") from None
+        raise NotAModel(f"{file} is not a safetensors file ({told(error)}): download or export it again") from None

@@ -6,22 +6,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sybil.errors import WeightsMismatch
-from sybil.models.checkpoints.configs import Config
+from sybil.errors import WeightsMismatch, shown
 from sybil.models.checkpoints.families import Family, Source
 from sybil.models.shape import Shape
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 class Stored(Protocol):
-    """Tensors by name; their shapes are known before any is read."""
+    """Tensors by name; their shapes and dtypes are known before any is read."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype | str]:
+        """A word of the file's where torch has no such dtype."""
+
+    @property
+    def nbytes(self) -> int:
+        """What the tensors take where they are stored."""
 
     @property
     def lasting(self) -> bool:
@@ -38,6 +47,8 @@ class State:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self.dtypes: Mapping[str, torch.dtype | str] = {name: tensor.dtype for name, tensor in tensors.items()}
+        self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
 
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -71,11 +82,16 @@ class Weights(Mapping[str, Tensor]):
 
 
 def arrange(
-    name: str, config: Config, known: tuple[Family, Shape], stored: Stored, dtype: torch.dtype, device: torch.device
+    name: str,
+    config: Mapping[str, Any],
+    known: tuple[Family, Shape],
+    stored: Stored,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Shape, Weights]:
     """A checkpoint's shape, as its tensors have it, and its weights, in dtype on the device.
 
-    Raises WeightsMismatch where a tensor is missing or has another size."""
+    Raises WeightsMismatch where a tensor is missing, or has another size, or isn't of floating-point numbers."""
     family, shape = known
     prefix = family.prefix(stored.shapes)
     embedding = prefix + family.embedding
@@ -85,19 +101,33 @@ def arrange(
             embedding = head
         elif not _equal(stored, embedding, head):
             shape = replace(shape, tied_head=False)
-    sources = family.sources(config, shape, prefix, embedding, head)
-    for theirs, size in (part for source in sources.values() for part in source.parts):
-        if theirs not in stored.shapes:
-            raise WeightsMismatch(
-                f"{name} lacks the weight {theirs}, which its config asks for: the two don't belong together"
-            )
-        if stored.shapes[theirs] != size:
-            raise WeightsMismatch(
-                f"{name}: {theirs} has shape {stored.shapes[theirs]} where its config asks for {size}: "
-                "mend config.json or fetch the weights that belong to it"
-            )
+    sources = {}
+    for ours, source in family.sources(config, shape, prefix, embedding, head):
+        for theirs, size in source.parts:
+            _check(name, stored, theirs, size)
+        sources[ours] = source
     return shape, Weights(sources, stored, dtype, device)
 
 
+def _check(name: str, stored: Stored, theirs: str, size: tuple[int, ...]) -> None:
+    """That a stored tensor is there, of that size, of numbers that a weight may have; raises WeightsMismatch."""
+    if theirs not in stored.shapes:
+        raise WeightsMismatch(
+            f"{name} lacks the weight {theirs}, which its config asks for: the two don't belong together"
+        )
+    if stored.shapes[theirs] != size:
+        raise WeightsMismatch(
+            f"{name}: {theirs} has shape {shown(stored.shapes[theirs])} where its config asks for {size}: "
+            "mend config.json or fetch the weights that belong to it"
+        )
+    if stored.dtypes[theirs] not in FLOATS:
+        raise WeightsMismatch(
+            f"{name}: {theirs} is of {str(stored.dtypes[theirs]).removeprefix('torch.')}, and a weight is of float64, "
+            "float32, float16 or bfloat16: export the model in one of these"
+        )
+
+
 def _equal(stored: Stored, one: str, other: str) -> bool:
-    return stored.shapes[one] == stored.shapes[other] and torch.equal(stored.read(one), stored.read(other))
+    if stored.shapes[one] != stored.shapes[other] or not {stored.dtypes[one], stored.dtypes[other]} <= {*FLOATS}:
+        return False
+    return torch.equal(stored.read(one), stored.read(other))

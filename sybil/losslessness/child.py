@@ -1,0 +1,137 @@
+"""The process that somebody else's function runs in, and what an answer of such a function has to be.
+
+foreign.py starts this file by its path. It imports nothing but the standard library, so the process begins at once and
+holds what the function needs and no more. Requests come as JSON lines on standard input, answers go out as JSON lines
+on what was standard output. The function itself reads nothing on standard input and prints to standard error."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import queue
+import reprlib
+import sys
+import threading
+import traceback
+from typing import Any, NoReturn
+
+MOST_TOKENS = 100_000  # in one answer; more are no answer to anything that was asked
+LARGEST_ID = 2**31 - 1
+
+Answer = tuple[tuple[int, ...], tuple[int, ...] | None]
+"""New tokens, and the place of each in its block where the function says it."""
+
+
+class Unfit(Exception):
+    """What a function gave, or has no function of that name: the message goes on after the decoder's name."""
+
+
+def answer_of(given: Any) -> Answer:
+    """The tokens and places that a function gave; raises Unfit."""
+    with_places = isinstance(given, tuple) and len(given) == 2 and not isinstance(given[0], int)
+    tokens, places = given if with_places else (given, None)
+    tokens = _integers(tokens, "tokens")
+    if places is None:
+        return tokens, None
+    places = _integers(places, "places")
+    if len(places) != len(tokens):
+        raise Unfit(f"gave {len(tokens)} tokens and {len(places)} places: give a place a token")
+    return tokens, places
+
+
+def _integers(values: Any, what: str) -> tuple[int, ...]:
+    """Of a list, a tuple, or whatever has tolist() as tensors and arrays do."""
+    if hasattr(values, "tolist") and getattr(values, "ndim", None) == 1 and len(values) <= MOST_TOKENS:
+        values = values.tolist()
+    found = tuple(itertools.islice(values, MOST_TOKENS + 1)) if isinstance(values, list | tuple) else None
+    if found is not None and len(found) > MOST_TOKENS:
+        raise Unfit(f"gave more than {MOST_TOKENS} {what} in one answer: return the new tokens only")
+    if found is not None and all(type(each) is int and 0 <= each <= LARGEST_ID for each in found):
+        return found
+    raise Unfit(
+        f"gave {what} {_shown(values)}: return the new tokens as a list of token ids or a 1-d tensor of them, or a "
+        "tuple of such tokens and of their places in the block"
+    )
+
+
+def _shown(values: Any) -> str:
+    """The beginning of what was given, whatever its size."""
+    short = reprlib.Repr()
+    short.maxlist = short.maxtuple = 8
+    try:
+        text = short.repr(values)
+    except Exception:  # an integer of thousands of digits has no repr
+        text = f"a {type(values).__name__} that can't be shown"
+    return text[:60] + "..." * (len(text) > 60)
+
+
+def error_line(error: BaseException) -> str:
+    """The exception's type and the first line of what it says."""
+    try:
+        text = str(error).strip()
+    except BaseException as other:  # an exception that can't say what it is
+        text = f"its message raised {type(other).__name__}"
+    return f"{type(error).__name__}: {(text or 'no message').splitlines()[0][:500]}"
+
+
+def function_of(spec: str) -> Any:
+    """The function package.module:function; raises Unfit where the module has none, and what its import raises."""
+    module_name, _, function_name = spec.partition(":")
+    module = importlib.import_module(module_name)
+    function = getattr(module, function_name, None)
+    if callable(function):
+        return function
+    there = sorted(name for name, value in vars(module).items() if _is_public(name, value, module_name))
+    raise Unfit(f"{module_name} has no function {function_name!r}: choose among {', '.join(there[:20]) or 'none'}")
+
+
+def _is_public(name: str, value: Any, module_name: str) -> bool:
+    return callable(value) and not name.startswith("_") and getattr(value, "__module__", module_name) == module_name
+
+
+def main() -> None:
+    """Import the function that the first request names, then call it with each that follows."""
+    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    requests = os.fdopen(os.dup(0), "rb")
+    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    asked: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests, asked), daemon=True).start()
+
+    function: Any = None
+    while True:
+        try:
+            request = asked.get()
+            if function is None:
+                sys.path[:] = request["path"]
+                function = function_of(request["spec"])
+                reply: dict[str, Any] = {}
+            else:
+                tokens, places = answer_of(function(request["prompt"], **_settings(request)))
+                reply = {"tokens": tokens, "places": places}
+        except Unfit as error:
+            reply = {"unfit": str(error)}
+        except BaseException as error:  # an exit is no more than any other exception here
+            if os.environ.get("SYBIL_TRACEBACK"):
+                traceback.print_exc()
+            reply = {"raised": error_line(error)}
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+
+
+def _settings(request: dict[str, Any]) -> dict[str, Any]:
+    """With tuples, as they were before they went through JSON."""
+    return {name: tuple(each) if isinstance(each, list) else each for name, each in request["settings"].items()}
+
+
+def _listen(requests: Any, asked: queue.SimpleQueue[dict[str, Any]]) -> NoReturn:
+    """Take requests while the function is at work; when nobody is left to ask, the process ends."""
+    for line in requests:
+        asked.put(json.loads(line))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""A function of somebody else's module as a decoder under judgement, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sybil.errors import InvalidSetting, NotJudgeable, one_line
+from sybil.losslessness import child
+from sybil.losslessness.deadline import TIMEOUT, checked, within
+from sybil.losslessness.samples import Request, Sample
+from sybil.losslessness.subjects import asked, derived
+
+MOST_BYTES = 2**22  # of one answer: more than the most tokens and places take
+
+
+class ForeignSubject:
+    """The function "package.module:function", sought from the current folder as `python -m` does, called once a prompt.
+
+    It runs in a child process, so whatever it raises, exits with, prints or leaves behind ends nothing here. timeout:
+    seconds for the module's import, and for each answer; the process and those that it started are killed then, and
+    when this object goes. Raises InvalidSetting where there is no such function, and NotJudgeable for an answer that
+    is none."""
+
+    def __init__(self, spec: str, timeout: float = TIMEOUT) -> None:
+        module_name, colon, function_name = spec.partition(":")
+        if not (module_name and colon and function_name):
+            raise InvalidSetting(f"decoder is {spec!r}: name a function as package.module:function")
+        self.name, self._timeout = spec, checked(timeout)
+        here = str(Path.cwd())
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", child.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # a group to be killed as one, and Ctrl-C is for us alone
+        )
+        self._end = weakref.finalize(self, _kill, self._process)
+        try:
+            reply = self._exchange({"spec": spec, "path": [here, *(each for each in sys.path if each != here)]})
+        except NotJudgeable as error:
+            raise InvalidSetting(f"decoder is {spec!r}, and while {module_name} was imported {error}") from None
+        if "raised" in reply:
+            raise InvalidSetting(
+                f"decoder is {spec!r}, and importing {module_name} from {here} raised {_text(reply, 'raised')}: check "
+                f"the name, and run it where `python -m {module_name}` works"
+            )
+        if "unfit" in reply:
+            raise InvalidSetting(f"decoder is {spec!r}, and {_text(reply, 'unfit')}")
+
+    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
+        for index, prompt in enumerate(prompts):
+            where = f"(prompt {index} of {len(prompts)}, {len(prompt)} tokens)"
+            settings = asked(request, derived(seed, index))
+            try:
+                reply = self._exchange({"prompt": list(prompt), "settings": settings})
+            except NotJudgeable as error:
+                raise NotJudgeable(f"decoder {self.name}: {error} {where}: mend it") from None
+            if "raised" in reply:
+                raise NotJudgeable(
+                    f"decoder {self.name} raised {_text(reply, 'raised')} {where}: mend it; SYBIL_TRACEBACK=1 shows "
+                    "where it was raised"
+                )
+            if "unfit" in reply:
+                raise NotJudgeable(f"decoder {self.name} {_text(reply, 'unfit')}")
+            try:  # what comes from that process is believed no more than the function itself
+                tokens, places = child.answer_of((reply.get("tokens"), reply.get("places")))
+            except child.Unfit as error:
+                raise NotJudgeable(f"decoder {self.name} {one_line(str(error))}") from None
+            yield Sample(tuple(prompt), tokens, places)
+
+    def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The child's reply; raises NotJudgeable, with what is to be said of it, where there is none in time."""
+        process = self._process  # the thread is to hold no more than that
+        try:
+            line = within(self._timeout, lambda: _ask(process, message))
+        except TimeoutError:
+            self._end()
+            raise NotJudgeable(f"there was no answer within {self._timeout:g} seconds (--timeout)") from None
+        except OSError:  # the pipe to a process that has ended
+            line = b""
+        if not line.endswith(b"\n"):
+            raise NotJudgeable(self._how_it_ended(line))
+        try:
+            reply = json.loads(line)
+        except (ValueError, RecursionError):
+            reply = None
+        if not isinstance(reply, dict):
+            raise NotJudgeable("its process wrote something else than an answer")
+        return reply
+
+    def _how_it_ended(self, line: bytes) -> str:
+        self._end()
+        if line:
+            return "its process wrote half an answer, or one without an end"
+        status = self._process.returncode
+        if status == -signal.SIGKILL:  # by _kill, where the process still ran
+            return "its process was ended by signal SIGKILL, or it closed the pipe that its answers go through"
+        if status is not None and status < 0:
+            return f"its process was ended by signal {_signal(-status)}"
+        return f"its process ended with exit status {status} in place of an answer"
+
+
+def _ask(process: subprocess.Popen[bytes], message: dict[str, Any]) -> bytes:
+    """One line out, one line in; the line is empty where the process has ended."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(message).encode() + b"\n")
+    process.stdin.flush()
+    return process.stdout.readline(MOST_BYTES)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """The process with all that it started. Before its status is asked for, its number can't be another's."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
+def _text(reply: dict[str, Any], key: str) -> str:
+    return one_line(str(reply[key]), 500)

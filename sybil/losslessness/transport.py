@@ -1,0 +1,183 @@
+"""A server's JSON answers: within one deadline, of a bounded size, and nothing secret goes elsewhere or is shown."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any, NoReturn
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from sybil.errors import EndpointFailed, one_line
+from sybil.losslessness.deadline import TIMEOUT, checked, within
+
+KEY = "OPENAI_API_KEY"
+MOST_BYTES = 2**22  # of one answer: a token with its logprobs takes a hundred or two
+
+
+class Server:
+    """url: up to /v1, without a user's name or password. OPENAI_API_KEY is sent to that host where it is set, and to
+    no other: no redirect is followed. Of the proxies that the environment names only https_proxy is used, as a tunnel
+    through which the key goes encrypted; plain http goes to the host itself.
+
+    timeout: seconds for the whole of an answer, from finding the host to the last byte. Raises EndpointFailed."""
+
+    def __init__(self, url: str, timeout: float = TIMEOUT) -> None:
+        self._address = _address(url)
+        self.url = self._address.geturl()
+        self._timeout, self._key = checked(timeout), _key()
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The JSON object that the server answers with; GET without a body."""
+        url = self.url + path
+        exchange = _Exchange(self._address, time.monotonic() + self._timeout, self._timeout)
+        try:
+            status, reason, content = within(self._timeout, lambda: exchange.run(path, body, self._key))
+        except TimeoutError:
+            exchange.end()
+            raise EndpointFailed(
+                f"{url} gave no whole answer within {self._timeout:g} seconds: see the server's log, or raise --timeout"
+            ) from None
+        except (OSError, ValueError) as error:  # ValueError: a host's name that is none
+            said = self.shown(str(error) or type(error).__name__)
+            raise EndpointFailed(f"{url} can't be reached ({said}): start the server, or check --endpoint") from None
+        except HTTPException as error:
+            said = self.shown(f"{type(error).__name__}: {error}")
+            raise EndpointFailed(f"{url} gave no whole answer ({said}): see the server's log") from None
+        if not 200 <= status < 300:
+            self._refused(url, status, reason, content)
+        try:
+            answer = json.loads(content, parse_constant=_no_json)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise EndpointFailed(
+                f"{url} answered no JSON object ({self.shown(content[:4096].decode(errors='replace'), 60)!r}): "
+                "check that the URL is that of an OpenAI-compatible server, up to /v1"
+            )
+        return answer
+
+    def shown(self, text: str, most: int = 200) -> str:
+        """What a server said, fit for a message."""
+        return one_line(text.replace(self._key, f"[{KEY}]") if self._key else text, most)
+
+    def _refused(self, url: str, status: int, reason: str, content: bytes) -> NoReturn:
+        what = f"{url} answered {status} {self.shown(reason)}"
+        if 300 <= status < 400:
+            raise EndpointFailed(f"{what}, and no redirect is followed: give the URL of the server that answers")
+        raise EndpointFailed(f"{what}: {self.shown(_message(content))}: see the server's log")
+
+
+class _Exchange:
+    """One request and its answer, which end() cuts off from another thread."""
+
+    def __init__(self, address: SplitResult, ends: float, timeout: float) -> None:
+        self.address, self.ends = address, ends
+        self.connection = _connection(address, timeout)
+        self.socket: socket.socket | None = None
+
+    def run(self, path: str, body: Mapping[str, Any] | None, key: str) -> tuple[int, str, bytes]:
+        """The answer's status, reason and content."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        with contextlib.closing(self.connection):
+            self.connection.connect()
+            self.socket = self.connection.sock
+            self.connection.request("GET" if data is None else "POST", self.address.path + path, data, headers)
+            response = self.connection.getresponse()
+            with response:
+                if (response.length or 0) > MOST_BYTES:
+                    raise _too_large(response.length)
+                content = bytearray()
+                while piece := response.read1(2**16):
+                    content += piece
+                    if len(content) > MOST_BYTES:
+                        raise _too_large(len(content))
+                    if time.monotonic() > self.ends:
+                        raise TimeoutError
+                if response.length:
+                    raise HTTPException(f"its answer was cut off {response.length} bytes before its end")
+                return response.status, response.reason, bytes(content)
+
+    def end(self) -> None:
+        """Wake whatever waits for the server."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+
+
+def _too_large(count: int | None) -> HTTPException:
+    return HTTPException(f"its answer has {count} bytes or more, and {MOST_BYTES} are the most that are taken")
+
+
+def _address(url: str) -> SplitResult:
+    """The URL in its parts, without a slash at its end; refuses one that isn't fit, and shows nothing secret of it."""
+    example = "give a URL such as http://127.0.0.1:8000/v1"
+    if any(letter in url for letter in "@?#"):
+        raise EndpointFailed(
+            f"endpoint holds one of @, ? and # (and so, perhaps, a password): {example}, and the server's key in {KEY}"
+        )
+    shown = f"endpoint is {one_line(url)!r}"
+    if not all("!" <= letter <= "~" for letter in url):
+        raise EndpointFailed(f"{shown}, with a blank, a control character or a letter outside ASCII: {example}")
+    try:
+        parts = urlsplit(url.rstrip("/"))
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise EndpointFailed(f"{shown} ({one_line(str(error))}): {example}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise EndpointFailed(f"{shown}: {example}")
+    return parts
+
+
+def _key() -> str:
+    """OPENAI_API_KEY, or "". One that no header can hold is refused and not shown: http.client would show it."""
+    key = os.environ.get(KEY, "")
+    if not all("!" <= letter <= "~" for letter in key):
+        raise EndpointFailed(
+            f"{KEY} holds a blank, a line end or a letter outside ASCII, which no header may hold: set it anew"
+        )
+    return key
+
+
+def _connection(address: SplitResult, timeout: float) -> HTTPConnection:
+    """Not yet connected. An https_proxy of the environment is asked for a tunnel to the host, unless no_proxy says."""
+    if address.scheme == "http":
+        return HTTPConnection(address.netloc, timeout=timeout)
+    proxy = getproxies().get("https")
+    if not proxy or proxy_bypass(str(address.hostname)):
+        return HTTPSConnection(address.netloc, timeout=timeout)
+    try:
+        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        host = parts.netloc.rpartition("@")[2]
+        connection = HTTPSConnection(host if parts.port else f"{host}:80", timeout=timeout)
+    except (ValueError, HTTPException):
+        raise EndpointFailed("https_proxy is no address: set one such as http://host:3128") from None
+    user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
+    allowed = {"Proxy-Authorization": f"Basic {base64.b64encode(user).decode()}"} if parts.username else {}
+    connection.set_tunnel(address.netloc, headers=allowed)
+    return connection
+
+
+def _no_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _message(content: bytes) -> str:
+    """The first line of what a server says of its refusal."""
+    try:
+        answer = json.loads(content)
+        error = answer.get("error", answer)
+        text = error.get("message", "") if isinstance(error, dict) else error
+    except (ValueError, AttributeError, RecursionError):
+        text = content.decode(errors="replace")
+    text = text.strip() if isinstance(text, str) else ""
+    return text.splitlines()[0] if text else "no message"

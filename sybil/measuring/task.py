@@ -1,0 +1,156 @@
+"""What `sybil compare` compares, and the rows of an earlier run of it that are to be gone on with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sybil.devices import default_draft_dtype
+from sybil.errors import ResultsMismatch
+from sybil.loading import LOOKUP
+from sybil.measuring.contenders import AUTOREGRESSIVE, SPECULATIVE, TRANSFORMERS, contenders
+from sybil.measuring.files import replace
+from sybil.sampling import Sampling
+from sybil.settings import Settings
+
+Row = dict[str, Any]
+"""What one contender made of one prompt: a Measured, what it was measured on, and the Task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """The settings that rows must share to be comparable. The defaults are those of rows that don't say.
+
+    draft_dtype: what Sybil keeps the draft's weights in, None where it has none. temperature: 0 is greedy. seed: the
+    n-th prompt, from 0, is decoded with seed + n. prompts: their digest."""
+
+    target: str
+    draft: str | None
+    max_new_tokens: int
+    gamma: int
+    dtype: str
+    device: str
+    prompts: str
+    draft_dtype: str | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    rule: str = "token"
+    window: str = "constant"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises InvalidSetting for what can't be decoded."""
+        Settings(max_new_tokens=self.max_new_tokens, seed=self.seed, **self.settings)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen, by every contender."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keywords of Sybil's decoder."""
+        return {"gamma": self.gamma, "rule": self.rule, "window": self.window, **self.sampling.keywords}
+
+    def seed_of(self, number: int) -> int:
+        """The seed of the prompt of that number; torch takes no larger ones."""
+        return (self.seed + number) % 2**63
+
+    @property
+    def usual_draft_dtype(self) -> str | None:
+        """draft_dtype where nothing is said."""
+        return usual_draft_dtype(self.draft, self.dtype, self.device)
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Who takes part."""
+        return contenders(self.draft)
+
+    @property
+    def reference(self) -> str | None:
+        """Whose tokens must be the others': transformers' where all are greedy; Sybil's without a draft where the
+        coupled rule draws, for which a seed's tokens are the same with any. None where each draws its own."""
+        if self.sampling.greedy:
+            return TRANSFORMERS
+        return AUTOREGRESSIVE if self.rule == "coupled" and self.draft is not None else None
+
+    @property
+    def bound(self) -> tuple[str, ...]:
+        """Those who must give the reference's tokens."""
+        if self.reference is None:
+            return ()
+        return self.contenders[1:] if self.reference == TRANSFORMERS else (SPECULATIVE,)
+
+
+def usual_draft_dtype(draft: str | None, dtype: str, device: str) -> str | None:
+    """A Task's draft_dtype where nothing is said."""
+    if draft is None or draft == LOOKUP:
+        return None
+    return str(default_draft_dtype(getattr(torch, dtype), torch.device(device))).removeprefix("torch.")
+
+
+def read(path: Path, task: Task) -> list[Row]:
+    """The rows of a run to be resumed. A last line cut short is dropped, from the file too, once the rest has shown
+    itself to be this task's; raises ResultsMismatch where it is another's or no such file, which is left alone."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror
+        raise ResultsMismatch(f"{path} can't be resumed ({reason}): name the JSONL file of an earlier run") from None
+    except UnicodeDecodeError:
+        raise ResultsMismatch(f"{path} is no text file: name the JSONL file of an earlier run") from None
+    *lines, rest = text.split("\n")
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            theirs = _task_of(row, task)
+            whole = row["contender"] in theirs.contenders and _is_whole(row)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise ResultsMismatch(f"{path}, line {number}, is no row of a comparison: name another file")
+        if theirs != task:
+            raise ResultsMismatch(f"{path} was measured with {_at_odds(theirs, task)}: use the same settings")
+        rows.append(row)
+    if not rows:
+        raise ResultsMismatch(f"{path} holds no whole row of a comparison: name another file, or start anew")
+    if rest:
+        replace(path, text.removesuffix(rest).encode())
+    return rows
+
+
+def _task_of(row: Row, task: Task) -> Task:
+    """A row's own task; what an older row doesn't say is what was done then."""
+    said = {each.name: row[each.name] for each in fields(Task) if each.name in row}
+    unsaid = {"draft_dtype": task.usual_draft_dtype}  # of rows that are task's
+    return Task(**{**unsaid, **said})
+
+
+def _is_whole(row: Row) -> bool:
+    """Whether a row holds what is made of it."""
+    tokens, times = row["tokens"], (row["seconds"], row["time_to_first_token"], row["rounds"], row["weight_bytes"])
+    counters = (row["proposed"], row["accepted"], row["memory_growth"])
+    return (
+        isinstance(row["prompt"], str)
+        and isinstance(row["domain"], str)
+        and (isinstance(tokens, list) and bool(tokens) and all(type(each) is int for each in tokens))
+        and all(type(each) in (int, float) and each >= 0 for each in times)
+        and row["seconds"] > 0
+        and row["rounds"] > 0
+        and all(each is None or type(each) is int for each in counters)
+    )
+
+
+def _at_odds(theirs: Task, task: Task) -> str:
+    """The settings that differ, as both have them."""
+    one, other = asdict(theirs), asdict(task)
+    names = [name for name in one if one[name] != other[name]]
+    had, wanted = (", ".join(f"{name}={each[name]!r}" for name in names) for each in (one, other))
+    return f"{had}, this run asks for {wanted}"

@@ -1,0 +1,219 @@
+"""What a model's files may say: every field that is read from them, with its type and its range.
+
+A field is checked when it is read, so that nothing of a file is used unchecked; what nobody reads may hold anything.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sybil.errors import NotAModel, one_line, shown
+
+LONGEST_TEXT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a field may hold. allowed: in words; taken: what a value is read as, None where it isn't allowed;
+    null: whether null is allowed as well, and read as None."""
+
+    allowed: str
+    taken: Callable[[Any], Any]
+    null: bool = False
+
+    def read(self, where: str, name: str, value: object) -> Any:
+        """The value as plain Python has it; raises NotAModel."""
+        if value is None and self.null:
+            return None
+        read = self.taken(value)
+        if read is None:
+            raise NotAModel(
+                f"{where} has {name} {shown(value)}, and allowed is {self.allowed}{' or null' if self.null else ''}: "
+                "mend the file or download it again"
+            )
+        return read
+
+
+def or_null(kind: Kind) -> Kind:
+    """That, or null."""
+    return replace(kind, null=True)
+
+
+def whole(least: int, most: int) -> Kind:
+    """A whole number, both ends allowed."""
+
+    def taken(value: Any) -> int | None:
+        fits = isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= int(value) <= most
+        return int(value) if fits else None
+
+    return Kind(f"a whole number from {least} to {most}", taken)
+
+
+def number(least: float, most: float = sys.float_info.max, above: bool = False) -> Kind:
+    """A number from least, or above it, to most; NaN is none."""
+
+    def taken(value: Any) -> float | None:
+        is_one = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        read = float(value) if is_one and abs(value) <= most else math.nan  # a whole number may be too large for one
+        return read if least <= read <= most and not (above and read == least) else None
+
+    to = "" if most == sys.float_info.max else f" to {most:g}"
+    return Kind(f"a finite number {'above' if above else 'from'} {least:g}{to}", taken)
+
+
+def _only(kind: type, allowed: str) -> Kind:
+    return Kind(allowed, lambda value: value if isinstance(value, kind) else None)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.isprintable() and 0 < len(value) <= LONGEST_TEXT else None
+
+
+def _words(value: Any) -> tuple[str, ...] | None:
+    fits = isinstance(value, list | tuple) and all(_text(each) for each in value)
+    return tuple(value) if fits else None
+
+
+def _weight_map(value: Any) -> dict[str, str] | None:
+    fits = isinstance(value, Mapping) and all(isinstance(file, str) for file in value.values())
+    return dict(value) if fits and value else None
+
+
+def _token_ids(value: Any) -> frozenset[int] | None:
+    ids = value.tolist() if hasattr(value, "tolist") else value  # a model object's may be tensors
+    ids = ids if isinstance(ids, list | tuple | set | frozenset) else [ids]
+    read = [_TOKEN_ID.taken(each) for each in ids]
+    return None if None in read else frozenset(read)
+
+
+_TOKEN_ID = whole(0, 2**31 - 1)
+TOKEN_IDS = Kind(f"{_TOKEN_ID.allowed}, a list of such", _token_ids)
+"""Of a model or of its tokenizer; one beyond the vocabulary is never drawn."""
+TRUTH, PART = _only(bool, "true or false"), _only(Mapping, "an object")
+TEXT, WORDS = Kind("a word", _text), Kind("a list of words", _words)
+WIDTH, INNER, HEADS, LAYERS = whole(1, 2**20), whole(1, 2**24), whole(1, 2**16), whole(1, 2**16)
+CONTEXT, LENGTH = whole(1, 2**24), whole(1, 2**31 - 1)
+EPSILON, POSITIVE, SHARE = number(0, 1), number(0, above=True), number(0, 1)
+
+FIELDS: Mapping[str, Kind] = {
+    "model_type": or_null(TEXT),
+    "vocab_size": LENGTH,
+    "max_position_embeddings": CONTEXT,
+    "n_positions": CONTEXT,
+    "num_hidden_layers": LAYERS,
+    "n_layer": LAYERS,
+    "num_attention_heads": HEADS,
+    "n_head": HEADS,
+    "num_key_value_heads": or_null(HEADS),
+    "head_dim": or_null(whole(1, 2**16)),
+    "hidden_size": WIDTH,
+    "n_embd": WIDTH,
+    "word_embed_proj_dim": or_null(WIDTH),
+    "intermediate_size": INNER,
+    "ffn_dim": INNER,
+    "n_inner": or_null(INNER),
+    "hidden_act": TEXT,
+    "activation_function": TEXT,
+    "layer_norm_epsilon": EPSILON,
+    "layer_norm_eps": EPSILON,
+    "rms_norm_eps": EPSILON,
+    "tie_word_embeddings": TRUTH,
+    "scale_attn_weights": TRUTH,
+    "scale_attn_by_inverse_layer_idx": TRUTH,
+    "add_cross_attention": TRUTH,
+    "layer_norm_elementwise_affine": TRUTH,
+    "do_layer_norm_before": TRUTH,
+    "_remove_final_layer_norm": TRUTH,
+    "enable_bias": TRUTH,
+    "use_parallel_residual": TRUTH,
+    "attention_bias": TRUTH,
+    "mlp_bias": TRUTH,
+    "is_causal": or_null(TRUTH),
+    "use_sliding_window": TRUTH,
+    "sliding_window": or_null(LENGTH),
+    "max_window_layers": whole(0, 2**31 - 1),
+    "layer_types": or_null(WORDS),
+    "per_layer_config": or_null(PART),
+    "quantization_config": or_null(PART),
+    "quant_method": TEXT,
+    "rope_scaling": or_null(PART),
+    "rope_parameters": or_null(PART),
+    "rope_type": or_null(TEXT),
+    "type": or_null(TEXT),
+    "rope_theta": or_null(POSITIVE),
+    "rotary_emb_base": or_null(POSITIVE),
+    "partial_rotary_factor": or_null(SHARE),
+    "rotary_pct": or_null(SHARE),
+    "factor": POSITIVE,
+    "low_freq_factor": POSITIVE,
+    "high_freq_factor": POSITIVE,
+    "original_max_position_embeddings": or_null(CONTEXT),
+    "eos_token_id": or_null(TOKEN_IDS),
+    "weight_map": Kind("an object of tensors and their files", _weight_map),
+}
+"""By its name in config.json, generation_config.json, the weights' index or a part of one: a name means one thing."""
+
+
+class Fields:
+    """The fields of a file's object, each checked when it is read. defaults: of those that are left out."""
+
+    def __init__(
+        self, values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, where: str = "config.json"
+    ):
+        self._values, self._where = {**(defaults or {}), **values}, where
+
+    def __getitem__(self, name: str) -> Any:
+        """Raises NotAModel where it is left out, or isn't allowed."""
+        if name not in self._values:
+            raise NotAModel(f"{self._where} has no {name}, and needs {FIELDS[name].allowed}: download it again")
+        return FIELDS[name].read(self._where, name, self._values[name])
+
+    def get(self, name: str) -> Any:
+        """None where it is left out; raises NotAModel where it isn't allowed."""
+        return self[name] if name in self._values else None
+
+    def part(self, *names: str) -> Fields:
+        """The first of these objects that holds anything; none of them does: an empty one."""
+        name = next((name for name in names if self.get(name)), None)
+        return Fields(self[name] if name else {}, where=f"{name} of {self._where}")
+
+    def parts(self) -> list[str]:
+        """The names of objects in it that are no fields."""
+        return [name for name, value in self._values.items() if isinstance(value, Mapping) and name not in FIELDS]
+
+    def without(self, name: str) -> Fields:
+        """All others."""
+        return Fields({each: value for each, value in self._values.items() if each != name}, where=self._where)
+
+
+_LAYER_COUNTS = re.compile(r"(num_|n_)?(hidden_|decoder_|encoder_|transformer_)?(layers?|blocks|depth)")
+_MODULE_COUNTS = re.compile(r"heads|experts")
+
+
+def check_foreign(config: Mapping[str, Any], tensors: int) -> None:
+    """That what transformers is to build of a config is no more than so many stored tensors can be for.
+
+    Raises NotAModel. transformers checks types itself; it makes every layer before it looks for a layer's weights."""
+    fields: list[tuple[str, Any, int]] = [(name, value, 2**63 - 1) for name, value in config.items()]
+    while fields:
+        name, value, most = fields.pop()
+        if isinstance(value, Mapping):
+            fields += [(str(each), inner, most) for each, inner in value.items()]
+        elif isinstance(value, list | tuple):  # a number there may say how often something is repeated
+            fields += [(name, inner, 2**24) for inner in value]
+        elif isinstance(value, int):
+            if _LAYER_COUNTS.fullmatch(name):
+                most = tensors
+            elif _MODULE_COUNTS.search(name):
+                most = 2**16
+            if abs(value) > most:
+                raise NotAModel(
+                    f"config.json has {one_line(name, 80)} {shown(value)} and the weights are {tensors} tensors, and "
+                    f"allowed is at most {most}: mend config.json or fetch the weights that belong to it"
+                )

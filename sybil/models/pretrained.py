@@ -1,0 +1,133 @@
+"""transformers' own model of a folder that Sybil's own forward doesn't know, or whose weights are quantised."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from sybil.errors import NotAModel, PackageMissing, SybilError, WeightsMismatch, shown, told
+from sybil.models.checkpoints.fields import Fields, check_foreign
+from sybil.models.checkpoints.files import check_folder
+from sybil.models.checkpoints.tokenizers import quiet
+from sybil.models.folders import Checkpoint
+from sybil.models.huggingface import HuggingFaceModel
+from sybil.transfer import integers
+
+PACKAGES: Mapping[str, Mapping[str, str]] = {
+    "aqlm": {"aqlm": "aqlm[gpu,cpu]"},
+    "auto-round": {"auto_round": "auto-round"},
+    "awq": {"gptqmodel": "gptqmodel"},
+    "bitsandbytes": {"bitsandbytes": "bitsandbytes"},
+    "compressed-tensors": {"compressed_tensors": "compressed-tensors"},
+    "eetq": {"kernels": "kernels"},
+    "fbgemm_fp8": {"fbgemm_gpu": "fbgemm-gpu"},
+    "fouroversix": {"fouroversix": "fouroversix"},
+    "fp_quant": {"fp_quant": "fp_quant"},
+    "gptq": {"optimum": "optimum", "gptqmodel": "gptqmodel"},
+    "higgs": {"flute": "flute-kernel", "fast_hadamard_transform": "fast_hadamard_transform"},
+    "hqq": {"hqq": "hqq"},
+    "metal": {"kernels": "kernels"},
+    "nvfp4": {"kernels": "kernels"},
+    "quanto": {"optimum.quanto": "optimum-quanto"},
+    "quark": {"quark": "amd-quark"},
+    "sinq": {"sinq": "sinq"},
+    "spqr": {"spqr_quant": "spqr_quant[gpu]"},
+    "torchao": {"torchao": "torchao"},
+    "vptq": {"vptq": "vptq"},
+}
+"""By quant_method: modules that transformers imports for it, and the packages that pip installs them from."""
+PARAMETERS_A_BYTE = 8  # no quantisation keeps a parameter in less than a bit
+SPARE_BYTES = 1 << 28  # tables that aren't stored, masks above all
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> HuggingFaceModel:
+    """load_transformers() behind our face, tried on two tokens: what loads need not compute."""
+    model = load_transformers(checkpoint, dtype, device)
+    try:
+        ours = HuggingFaceModel(model)
+        ours.forward(integers([[0, 0]]), ours.new_cache(1, 2))
+    except SybilError:
+        raise
+    except Exception as error:  # whatever a config makes of a forward
+        raise NotAModel(f"{checkpoint.folder} loads and can't compute ({told(error)}): check its config.json") from None
+    return ours
+
+
+def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """transformers' own model of a checkpoint in a folder, from safetensors.
+
+    Raises NotAModel, WeightsMismatch, or PackageMissing."""
+    folder, quantised = checkpoint.folder, bool(checkpoint.config.get("quantization_config"))
+    assert folder is not None
+    if quantised:
+        _check_packages(checkpoint)
+    check_folder(folder)
+    check_foreign(checkpoint.config, len(checkpoint.stored.shapes) if checkpoint.stored else 0)
+    try:
+        with quiet():
+            _check_size(checkpoint)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map={"": device} if quantised else None,  # quantised weights can't be moved later
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except WeightsMismatch:
+        raise
+    except ImportError as error:
+        raise PackageMissing(f"{folder} needs a package that isn't installed ({told(error)})") from None
+    except Exception as error:  # a file may be wrong in ways that transformers doesn't look for
+        raise NotAModel(
+            f"{folder} can't be loaded as a causal language model ({told(error)}): check its config and weights"
+        ) from None
+    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if missing:  # transformers would go on with random numbers there
+        raise WeightsMismatch(
+            f"{folder} lacks {len(missing)} weights that its config asks for, {missing[0]} the first: "
+            "mend config.json or fetch the weights that belong to it"
+        )
+    loaded: PreTrainedModel = model if quantised else model.to(device)
+    return loaded
+
+
+def _check_packages(checkpoint: Checkpoint) -> None:
+    """That what the quantisation needs is installed; raises PackageMissing, and NotAModel where it names none."""
+    method = Fields(checkpoint.config).part("quantization_config").get("quant_method") or "a method without a name"
+    needed = {"accelerate": "accelerate", **PACKAGES.get(method, {})}
+    missing = [package for module, package in needed.items() if not _is_installed(module)]
+    if missing:
+        raise PackageMissing(
+            f"{checkpoint.folder} is quantised by {shown(method)}, which needs {' and '.join(missing)}: "
+            f"pip install {' '.join(missing)}"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
+
+
+def _check_size(checkpoint: Checkpoint) -> None:
+    """That the config asks for no more than the weights can be for, before any memory is taken: transformers makes up
+    what is missing before it says so."""
+    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # not every architecture can be made without memory
+        return
+    stored = checkpoint.stored.nbytes if checkpoint.stored else 0
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    tables = sum(buffer.nbytes for buffer in model.buffers())
+    if wanted > PARAMETERS_A_BYTE * stored or tables > PARAMETERS_A_BYTE * stored + SPARE_BYTES:
+        raise WeightsMismatch(
+            f"{checkpoint.folder} has a config that asks for {wanted} parameters and {tables} bytes of tables, and "
+            f"its weights have {stored} bytes: mend config.json or fetch the weights that belong to it"
+        )

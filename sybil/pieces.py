@@ -1,0 +1,102 @@
+"""The text that each token adds to what stands before it, as transformers' StopStringCriteria sees it (5.23)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+BEFORE = "abcdef"  # what a token is put behind, so that a decoder treats it as one in the middle of a text
+HEX = frozenset("0123456789abcdefABCDEF")
+Piece = str | bytes
+
+
+def stages(decoder: Any) -> list[dict[str, Any]] | None:
+    """A tokenizer's decoder as the steps it takes, sequences unrolled; None where it doesn't say."""
+    if decoder is None:
+        return []
+    try:
+        return list(_unrolled(json.loads(decoder.__getstate__())))
+    except Exception:  # tokenizers raises bare Exception for a decoder written in Python
+        return None
+
+
+def _unrolled(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if state["type"] == "Sequence":
+        for each in state["decoders"]:
+            yield from _unrolled(each)
+    else:
+        yield state
+
+
+def _printable() -> dict[str, int]:
+    """The letters in which byte-level vocabularies write bytes (GPT-2's): printable ones as they are, others above."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+BYTES = _printable()
+
+
+class Pieces:
+    """A tokenizer's tokens as pieces: bytes where a token may end inside a character, text elsewhere.
+
+    Special tokens are pieces as others are; an id without a token has none."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._decoder = tokenizer, tokenizer.decoder
+        kinds = {stage["type"] for stage in stages(self._decoder) or ()}
+        self._fallback = "ByteFallback" in kinds
+        self._level = "ByteLevel" in kinds and not self._fallback
+        before = tokenizer.encode(BEFORE, add_special_tokens=False).ids
+        self._before = [str(tokenizer.id_to_token(token)) for token in before]
+        self._known: dict[int, Piece | None] = {}
+
+    def of(self, token: int) -> Piece | None:
+        """A token's piece."""
+        if token not in self._known:
+            name = self._tokenizer.id_to_token(token)
+            self._known[token] = None if name is None else self._piece(name)
+        return self._known[token]
+
+    def complete(self, strings: Sequence[str], tokens: Sequence[int]) -> bool:
+        """Whether the last of tokens holds the end of one of strings, or all of it, and those before it the rest.
+
+        The longest string reaches over as many tokens as it has letters, or bytes, at most."""
+        wanted = [self._in_kind(string) for string in strings]
+        longest, last = max(map(len, wanted)), self.of(tokens[-1])
+        if not last:
+            return False
+        behind, reach = [last], 0
+        for token in reversed(tokens[-longest:-1]):
+            piece = self.of(token)
+            if piece is None or reach >= longest - 1:
+                break
+            behind.append(piece)
+            reach += len(piece)
+        text = last[:0].join(reversed(behind))  # type: ignore[arg-type]  # all of one kind
+        return any(string in text[max(0, reach - len(string) + 1) :] for string in wanted)  # type: ignore[operator]
+
+    def _in_kind(self, text: str) -> Piece:
+        return text.encode() if self._level or self._fallback else text
+
+    def _piece(self, name: str) -> Piece:
+        if self._level and all(letter in BYTES for letter in name):
+            return bytes(BYTES[letter] for letter in name)
+        if self._fallback and len(name) == 6 and name.startswith("<0x") and name.endswith(">") and {*name[3:5]} <= HEX:
+            return bytes.fromhex(name[3:5])
+        return self._in_kind(self._added(name))
+
+    def _added(self, name: str) -> str:
+        """What the decoder adds for a token in the middle of a text."""
+        text = self._decode([*self._before, name])
+        start = text.find(BEFORE)
+        if start >= 0:
+            return text[start + len(BEFORE) :]
+        return text.removeprefix(self._decode(self._before))  # a vocabulary without these letters
+
+    def _decode(self, names: list[str]) -> str:
+        return " ".join(names) if self._decoder is None else str(self._decoder.decode(names))

@@ -1,0 +1,172 @@
+"""dtype and draft_dtype: what transformers takes, short names too, and one line for anything else."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from test_huggingface import gemma
+from tiny import gpt2, letters, llama, prompts, save, save_tokenizer, sybil
+from transformers import AutoModelForCausalLM
+
+from sybil import Decoder, load
+from sybil.arguments import described
+from sybil.devices import DTYPES, dtype_named
+from sybil.errors import InvalidSetting
+from sybil.measuring.profile import precision
+
+
+def dtypes(decoder: Decoder) -> tuple[torch.dtype, ...]:
+    """What the target's and the draft's weights are kept in."""
+    return tuple(getattr(torch, str(precision(model))) for model in decoder.models)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(gpt2(), tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def foreign_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a family without a forward of ours."""
+    return save(gemma(), tmp_path_factory.mktemp("gemma"))
+
+
+@pytest.mark.parametrize("name", [name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)])
+def test_a_name_of_torch_s_means_what_transformers_takes_it_for(name: str) -> None:
+    """Those that a model can be kept in; the others are one line."""
+    dtype = getattr(torch, name)
+    for draft in (False, True):
+        if dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64) or (draft and dtype == torch.int8):
+            assert dtype_named(name, draft=draft) == dtype_named(f"torch.{name}", draft=draft) == dtype
+            assert dtype_named(dtype, draft=draft) == dtype
+        else:
+            for given in (name, dtype):
+                with pytest.raises(InvalidSetting, match=r"dtype is .*: use float32, float16, bfloat16, float64"):
+                    dtype_named(given, draft=draft)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32), ("fp64", torch.float64)],
+)
+def test_short_names(name: str, dtype: torch.dtype) -> None:
+    assert dtype_named(name) == dtype
+    assert dtype_named(None) is None
+    assert dtype_named("auto") == "auto"
+
+
+@given(
+    st.one_of(
+        st.text(), st.integers(), st.floats(), st.binary(), st.lists(st.text()), st.dictionaries(st.text(), st.text())
+    ),
+    st.booleans(),
+)
+def test_anything_else_is_one_line(value: object, draft: bool) -> None:
+    if isinstance(value, str) and value.removeprefix("torch.") in {*DTYPES, "auto", "int8"}:
+        return
+    with pytest.raises(InvalidSetting, match="dtype is ") as raised:
+        dtype_named(value, draft=draft)
+    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "value", [np.float16, np.dtype("float32"), np.zeros(3), torch.zeros(2), float, {"": "float16"}, object()]
+)
+def test_dtypes_of_others_are_one_line(value: object, folder: Path) -> None:
+    for name in ("dtype", "draft_dtype"):
+        with pytest.raises(InvalidSetting, match=f"{name} is {re.escape(described(value))}: use float32"):
+            load(folder, folder, **{name: value})  # type: ignore[arg-type]
+
+
+def test_names_reach_the_models(folder: Path, foreign_folder: Path) -> None:
+    for place in (folder, foreign_folder):
+        for dtype, draft_dtype in (("float64", "fp32"), ("double", "float64"), ("bf16", "half")):
+            found = dtypes(load(place, place, dtype=dtype, draft_dtype=draft_dtype, device="cpu"))
+            assert found == (dtype_named(dtype), dtype_named(draft_dtype))
+    assert dtypes(load(folder, folder, dtype="float32", draft_dtype="int8")) == (torch.float32, torch.int8)
+    with pytest.raises(InvalidSetting, match=r"draft_dtype is int8 and .* runs by transformers' forward"):
+        load(folder, foreign_folder, draft_dtype="int8", device="cpu")
+    assert dtypes(load(foreign_folder, foreign_folder, dtype="bf16")) == (torch.bfloat16, torch.bfloat16)
+
+
+def rewritten(folder: Path, to: Path, stored: torch.dtype, **config: Any) -> Path:
+    """The folder with its weights in another dtype, and fields of its config replaced or, by None, left out."""
+    state = {name: tensor.to(stored) for name, tensor in load_file(folder / "model.safetensors").items()}
+    to.mkdir()
+    save_file(state, to / "model.safetensors", {"format": "pt"})
+    fields = json.loads((folder / "config.json").read_text()) | config
+    (to / "config.json").write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
+    save_tokenizer(letters(), to)
+    return to
+
+
+def test_auto_is_the_checkpoint_s_own(folder: Path, foreign_folder: Path, tmp_path: Path) -> None:
+    """As transformers has it: the config's, or else the weights'."""
+    cases = [
+        (dict(dtype="bfloat16"), torch.float32),
+        (dict(dtype=None, torch_dtype="float32"), torch.float64),
+        (dict(dtype=None), torch.bfloat16),
+        (dict(dtype=None), torch.float64),
+    ]
+    for number, (config, stored) in enumerate(cases):
+        for place in (folder, foreign_folder):
+            made = rewritten(place, tmp_path / f"{place.name} {number}", stored, **config)
+            wanted = AutoModelForCausalLM.from_pretrained(made, dtype="auto").dtype
+            assert wanted == dtype_named(str(config.get("dtype") or config.get("torch_dtype") or stored))
+            assert dtypes(load(made, made, dtype="auto", draft_dtype="auto", device="cpu")) == (wanted, wanted)
+            assert dtypes(load(folder, made, dtype="fp64", draft_dtype="auto", device="cpu")) == (torch.float64, wanted)
+
+
+@pytest.mark.parametrize("named", ["float8_e4m3fn", "int4", 5, ["float16"], {"a": 1}, "auto", True])
+def test_auto_of_a_config_that_names_none_is_one_line(named: Any, folder: Path, tmp_path: Path) -> None:
+    made = rewritten(folder, tmp_path / "made", torch.float32, dtype=named)
+    with pytest.raises(InvalidSetting, match=r"dtype is auto and .* is in .*: name one of float32") as raised:
+        load(made, dtype="auto")
+    assert "\n" not in str(raised.value)
+    assert precision(load(made, dtype="float32").target) == "float32"
+
+
+def test_objects_keep_their_own() -> None:
+    """What Sybil's own forward computes may be had otherwise; what the object's own computes may not, and is said."""
+    known, foreign = llama(), gemma()
+    assert dtypes(load(known, known, draft_dtype="auto")) == (torch.float64, torch.float64)
+    assert dtypes(load(known, known, dtype="float32", draft_dtype="bf16")) == (torch.float32, torch.bfloat16)
+    assert dtypes(load(foreign, foreign, dtype="auto", draft_dtype="auto")) == (torch.float64, torch.float64)
+    assert dtypes(load(foreign, foreign, dtype="fp64", draft_dtype="double")) == (torch.float64, torch.float64)
+    with pytest.raises(InvalidSetting, match=r"^dtype is torch.float32 and the Gemma3ForCausalLM runs by its own"):
+        load(foreign, dtype="float32")
+    with pytest.raises(InvalidSetting, match=r"^draft_dtype is torch.bfloat16 and the Gemma3ForCausalLM runs"):
+        load(foreign, foreign, draft_dtype="bf16")
+    with pytest.raises(InvalidSetting, match=r"^draft_dtype is int8 and Gemma3ForCausalLM runs"):
+        load(known, foreign, draft_dtype="int8")
+    decoder = load(known, known, dtype="float32", draft_dtype="int8")
+    out = decoder.generate(prompts([3]), max_new_tokens=3, eos_token_id=[])
+    assert len(out.tokens[0]) == 3
+
+
+def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = rewritten(folder, tmp_path / "made", torch.float32, dtype="bfloat16")
+    for name in ("auto", "half", "fp64"):
+        arguments = ("--target", made, "--draft", made, "--dtype", name, "--draft-dtype", name, "--max-new-tokens", 3)
+        assert sybil("generate", "abc", "--json", *arguments) == 0
+    capsys.readouterr()
+    for command in ("generate", "profile", "compare", "verify"):
+        words = ["abc"] if command == "generate" else []
+        assert sybil(command, *words, "--target", made, "--draft", made, "--dtype", "float8") == 2
+        assert capsys.readouterr().err.strip().endswith("use float32, float16, bfloat16, float64 or auto")
+    for command in ("generate", "profile"):
+        words = ["abc"] if command == "generate" else []
+        assert sybil(command, *words, "--target", made, "--draft", made, "--draft-dtype", "float8") == 2
+        assert "draft_dtype is 'float8': use float32, float16, bfloat16, float64, int8" in capsys.readouterr().err
+    assert sybil("profile", "--workload", "gpt2:medium", "--dtype", "auto") == 2
+    assert "dtype is auto, and gpt2:medium's weights are stored nowhere" in capsys.readouterr().err

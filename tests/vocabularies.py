@@ -1,0 +1,146 @@
+"""Tokenizers of every kind that decodes in a way of its own, small enough to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+SPECIAL = ("<|im_end|>", "<s>")
+ADDED = ("<think>", "ab ")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PIECES = ["ab", "stop", "sto", "op", "p", "pped", "é", "n", "\n", "\n\n", "User", ":", ".", " ", "  ", "日", "�"]
+
+
+def _finished(tokenizer: Tokenizer) -> Tokenizer:
+    """With special tokens, which decoding skips, and with others that were added."""
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_tokens(list(ADDED))
+    return tokenizer
+
+
+def _of(vocabulary: Sequence[str], decoder: decoders.Decoder, unknown: str | None = None) -> Tokenizer:
+    words = dict.fromkeys([*([unknown] if unknown else []), *LETTERS, *vocabulary])
+    tokenizer = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, [], unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoder
+    return _finished(tokenizer)
+
+
+def bytes_alone() -> Tokenizer:
+    """A token a byte: every character beyond ASCII is split."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def byte_level(pieces: Sequence[str] = PIECES) -> Tokenizer:
+    """GPT-2's kind: all bytes, and tokens of several, which begin and end inside characters."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words = [level.pre_tokenize_str(piece)[0][0] for piece in pieces]
+    halves = [word[:cut] for word in words for cut in range(1, len(word))] + [word[1:] for word in words]
+    vocabulary = dict.fromkeys(filter(None, [*alphabet, *words, *halves, "日", words[0] + words[-1]]))
+    tokenizer = Tokenizer(models.BPE({word: index for index, word in enumerate(vocabulary)}, []))
+    tokenizer.pre_tokenizer = level
+    tokenizer.decoder = decoders.ByteLevel()
+    return _finished(tokenizer)
+
+
+def _metaspace(pieces: Sequence[str]) -> list[str]:
+    return [piece.replace(" ", "▁") for piece in pieces] + ["▁", "▁▁", "▁ab", "▁stop", "p▁", "s▁t"]
+
+
+def byte_fallback(pieces: Sequence[str] = PIECES, strip: bool = True) -> Tokenizer:
+    """Llama's kind: metaspace, a token for each byte, and a space cut off the text's beginning."""
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if strip:
+        steps.append(decoders.Strip(" ", 1, 0))
+    return _of([f"<0x{byte:02X}>" for byte in range(256)] + _metaspace(pieces), decoders.Sequence(steps), "<unk>")
+
+
+def sentencepiece(pieces: Sequence[str] = PIECES) -> Tokenizer:
+    """T5's kind: metaspace alone."""
+    return _of(_metaspace(pieces), decoders.Metaspace(), "<unk>")
+
+
+def wordpiece(pieces: Sequence[str] = PIECES, cleanup: bool = True) -> Tokenizer:
+    """BERT's kind."""
+    vocabulary = [*(f"##{piece}" for piece in pieces), *(f"##{letter}" for letter in LETTERS), "'s", "n't", "##"]
+    words = dict.fromkeys(["[UNK]", *LETTERS, *pieces, *vocabulary])
+    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(cleanup=cleanup)
+    return _finished(tokenizer)
+
+
+def suffixed(pieces: Sequence[str] = PIECES) -> Tokenizer:
+    """GPT's and CLIP's kind."""
+    return _of([*pieces, *(f"{piece}</w>" for piece in pieces), "x</w>y", "</w>", "a</w></w>"], decoders.BPEDecoder())
+
+
+def ctc(pieces: Sequence[str] = PIECES) -> Tokenizer:
+    """Wav2Vec2's kind: a token that comes twice counts once."""
+    return _of([*pieces, "<pad>", "|"], decoders.CTC())
+
+
+def letters_alone(pieces: Sequence[str] = ()) -> Tokenizer:
+    return _of(pieces, decoders.Fuse())
+
+
+def without_decoder(pieces: Sequence[str] = PIECES) -> Tokenizer:
+    """Words, with a space between any two."""
+    words = dict.fromkeys([*LETTERS, *pieces, "abcdef"])
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="a"))
+    return _finished(tokenizer)
+
+
+def few_letters() -> Tokenizer:
+    """Without the letters that transformers puts before a token to see what it adds."""
+    tokenizer = Tokenizer(models.WordLevel({"xyz": 0, "##st": 1, "op": 2, "[UNK]": 3}, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def odd() -> Tokenizer:
+    """A decoder whose text of long ago may change: joined first, and replaced then."""
+    return _of(PIECES, decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "<>")]))
+
+
+def stripped() -> Tokenizer:
+    """Strips, on both sides, token by token and then the text."""
+    steps = [decoders.Strip("p", 1, 0), decoders.Fuse(), decoders.Strip(" ", 2, 0)]
+    return _of(PIECES, decoders.Sequence(steps))
+
+
+def replaced() -> Tokenizer:
+    return _of(PIECES, decoders.Sequence([decoders.Replace("st", ""), decoders.WordPiece(), decoders.Fuse()]))
+
+
+MAKERS: dict[str, Callable[[Sequence[str]], Tokenizer]] = {
+    "byte-level": byte_level,
+    "byte fallback": byte_fallback,
+    "metaspace": sentencepiece,
+    "wordpiece": wordpiece,
+    "suffix": suffixed,
+    "ctc": ctc,
+    "letters": letters_alone,
+    "no decoder": without_decoder,
+}
+KINDS = {
+    "byte-level": byte_level(),
+    "byte fallback": byte_fallback(),
+    "byte fallback, unstripped": byte_fallback(strip=False),
+    "metaspace": sentencepiece(),
+    "wordpiece": wordpiece(),
+    "wordpiece, no clean-up": wordpiece(cleanup=False),
+    "suffix": suffixed(),
+    "ctc": ctc(),
+    "letters": letters_alone(),
+    "no decoder": without_decoder(),
+    "stripped": stripped(),
+    "replaced": replaced(),
+}
+STREAMED = {**KINDS, "few letters": few_letters(), "odd": odd()}
