@@ -124,7 +124,7 @@ def test_c_refuses_what_no_shape_says() -> None:
         ("lengths", (None,)),
         ("batch", (-1, 0, 3, 2**31 - 1)),
         ("capacity", (-1, 40, 2**31 - 1)),
-        ("places", (-1, 5, 8, 2**31 - 1)),
+        ("places", (-1, 5, 24, 2**31 - 1)),
         ("cache floats", (-1, 0, 10**6)),
     ],
 )
