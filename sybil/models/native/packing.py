@@ -98,7 +98,9 @@ def pack(
     outputs, inputs = weight.shape
     scale, numbers = keep(weight, storage)
     per_word = 4 // numbers.itemsize
-    words = F.pad(numbers, (0, -inputs % per_word)).view(outputs, -1, per_word)
+    if inputs % per_word:  # padding by nothing would copy the weight
+        numbers = F.pad(numbers, (0, -inputs % per_word))
+    words = numbers.view(outputs, -1, per_word)
     return Packed(
         words=take(panels(words).transpose(1, 2)),
         scale=None if scale is None else take(panels(scale)),

@@ -150,6 +150,8 @@ class NativeTransformer:
         (batch, count), lengths = tokens.shape, cache.lengths
         if tokens.dtype != torch.int64 or not tokens.is_cpu or not tokens.is_contiguous():
             tokens = tokens.to("cpu", torch.int64).contiguous()
+        if not (lengths.is_cpu and lengths.is_contiguous()):
+            lengths = lengths.to(CPU).contiguous()
         if batch != cache.batch or lengths.shape != (batch,) or lengths.dtype != torch.int64:
             raise IndexError(f"tokens {(batch, count)}, lengths {lengths.tolist()}: the cache has {cache.batch} rows")
         rows = batch * count

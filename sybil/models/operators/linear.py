@@ -52,8 +52,8 @@ def linear(
     (a scale a call): for drafts, whose output decides nothing."""
     way = way or ("packed" if can_pack(weight) else "plain")
     if way == "packed":
-        return Packed(weight, bias, activation)
-    return Int8(weight, bias, activation) if way == "int8" else Plain(weight, bias, activation)
+        return PackedLinear(weight, bias, activation)
+    return Int8Linear(weight, bias, activation) if way == "int8" else PlainLinear(weight, bias, activation)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -67,7 +67,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     return F.silu(x) if activation == "silu" else x
 
 
-class Plain:
+class PlainLinear:
     """F.linear."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
@@ -77,7 +77,7 @@ class Plain:
         return activate(F.linear(x, self.weight, self.bias), self.activation)
 
 
-class Packed:
+class PackedLinear:
     """oneDNN's product with a weight in its own order."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
@@ -91,12 +91,12 @@ class Packed:
         out = self._product(x, self.packed, self.bias, self._name, [], self._algorithm)
         return activate(out, self._left)
 
-    def __reduce__(self) -> tuple[type[Packed], tuple[Tensor, Tensor | None, Activation]]:
+    def __reduce__(self) -> tuple[type[PackedLinear], tuple[Tensor, Tensor | None, Activation]]:
         """A copy or a pickle is packed anew: oneDNN's order is no tensor that torch could write down."""
-        return Packed, (self.packed.to_dense(), self.bias, self.activation)
+        return PackedLinear, (self.packed.to_dense(), self.bias, self.activation)
 
 
-class Int8:
+class Int8Linear:
     """torch's quantised product."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
