@@ -266,7 +266,15 @@ class Raw:
                     while b"\r\n\r\n" not in head and (piece := self.request.recv(2**16)):
                         head += piece
                     outer.asked.append(head)
+                    self.read_body(head)
                     script(outer, self.request)
+
+            def read_body(self, head: bytes) -> None:
+                """What is left unread when the connection closes would reset it, and the answer be lost with it."""
+                said = re.search(rb"Content-Length: (\d+)", head)
+                left = int(said[1]) - len(head.partition(b"\r\n\r\n")[2]) if said else 0
+                while left > 0 and (piece := self.request.recv(2**16)):
+                    left -= len(piece)
 
         self.tcp = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
         self.tcp.daemon_threads = True
