@@ -11,7 +11,7 @@ from torch import Tensor
 from sybil.models import Model, native
 from sybil.models.native import library
 from sybil.models.shape import Rotary, Shape
-from sybil.models.storage import Storage, keep
+from sybil.models.storage import Storage, keep, to_float32
 
 COMMON: dict[str, Any] = dict(vocab_size=37, context=48, layers=2, epsilon=1e-5)
 ROTARY = Rotary(6, (1.0, 0.1, 0.01))
@@ -83,8 +83,7 @@ def rounded(weights: dict[str, Tensor], storage: Storage) -> dict[str, Tensor]:
     def kept(name: str, weight: Tensor) -> Tensor:
         if weight.ndim == 1 or name == "position_embedding":
             return weight.double()
-        scales, numbers = keep(weight, storage)
-        return numbers.double() if scales is None else scales.double()[:, None] * numbers.double()
+        return to_float32(*keep(weight, storage)).double()
 
     return {name: kept(name, weight) for name, weight in weights.items()}
 

@@ -17,7 +17,7 @@ from sybil.models.operators.cache import KVCache, Layout, check_fit
 from sybil.models.operators.linear import Linear, Way, can_pack, linear
 from sybil.models.operators.static import LONGEST, StaticCache, StaticCaches
 from sybil.models.shape import Activation, Shape
-from sybil.models.storage import Storage, storage_of
+from sybil.models.storage import FORMATS, Storage, storage_of
 from sybil.transfer import upload
 
 
@@ -88,7 +88,7 @@ class Transformer:
 
         def take_product(name: str) -> Tensor:
             weight = weights[name]
-            self.weight_bytes += weight.numel() + 4 * len(weight) if way == "int8" else weight.nbytes
+            self.weight_bytes += FORMATS["int8"].nbytes(*weight.shape) if way == "int8" else weight.nbytes
             return weight
 
         def bias(name: str) -> Tensor | None:
@@ -135,7 +135,7 @@ class Transformer:
         if shape.tied_head:
             self.head = linear(self.token_embedding, way=way)
             if way == "int8":  # a copy beside the one that is looked up in
-                self.weight_bytes += self.token_embedding.numel() + 4 * shape.vocab_size
+                self.weight_bytes += FORMATS["int8"].nbytes(*self.token_embedding.shape)
             elif way == "packed" or (way is None and can_pack(self.token_embedding)):
                 self.weight_bytes += self.token_embedding.nbytes
         else:
