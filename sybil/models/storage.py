@@ -10,6 +10,20 @@ import torch
 from torch import Tensor
 
 Storage = Literal["float64", "float32", "float16", "bfloat16", "int8"]
+BlockStorage = Literal[
+    "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "f16", "bf16", "f32"
+]
+"""What a weight of a GGUF file is kept in there: ggml's names of its types, in small letters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A weight (outputs, inputs) as a GGUF file has it. numbers: (outputs, bytes of a row) uint8, which may be the
+    mapped file itself; a row is whole blocks, laid out as ggml's type says."""
+
+    storage: BlockStorage
+    numbers: Tensor
+    inputs: int
 
 
 @dataclass(frozen=True, slots=True)
