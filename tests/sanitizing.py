@@ -23,7 +23,7 @@ from sybil.models.shape import Rotary, Shape
 
 DRIVER = Path(__file__).parent / "native" / "driver.c"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-FLAGS = ("-O1", "-g", "-march=native", "-std=gnu11", "-Wno-psabi", "-Wno-unknown-pragmas")
+FLAGS = ("-O1", "-g", "-march=native", "-std=gnu11", "-pthread", "-Wno-psabi")
 
 
 class Call(ctypes.Structure):
@@ -52,7 +52,7 @@ class Case:
         model, (batch, count) = self.model, tokens.shape
         places, head_size = (-(-size // model._lanes) * model._lanes for size in (room, model.shape.head_size))
         floats = model.shape.layers * batch * model.shape.kv_heads * places * head_size
-        scratch = model._library.sybil_scratch(model._address, batch * count, room, workers)
+        scratch = model._library.sybil_scratch(model._address, batch * count, room)
         fields = {
             "cache_floats": floats,
             "told_cache_floats": floats,
