@@ -142,7 +142,7 @@ static void share_out(const Job *job, void *own) {
     Share share = {.threads = job->threads, .stage = pool.stage};
     pool.job = *job;
     pool.job.stage = pool.stage;
-    clear_board(pool.stage, job->threads);
+    clear_board(pool.stage + 1, job->threads);
     atomic_store(&pool.open, ++pool.jobs);
     for (int32_t each = 0; each < pool.workers && each < job->threads - 1; each++) wake(&pool.worker[each]);
     job->work(job->job, own, &share);

@@ -68,6 +68,7 @@ static int64_t add(Count *count, uint32_t stage, int64_t most) {
     }
 }
 
+/* For a forward whose first stage this is: whatever was counted of earlier ones is past. */
 static void clear_board(uint32_t stage, int32_t threads) {
     atomic_store(&board.taken.at, counted(stage, 0));
     atomic_store(&board.done.at, counted(stage, 0));
