@@ -44,7 +44,11 @@ PLANTS = [
     ("stages.h", "share->stage++;", "share->stage++;\n    put_aside();"),
     ("pool.h", "Worker *me = given;", "Worker *me = given;\n    is_worker = 1;"),
     ("pool.h", "Job job = pool.job;", "put_aside();\n        Job job = pool.job;\n        put_aside();"),
-    ("pool.h", "Share share = {.threads = job.threads,", "put_aside();\n            Share share = {.threads = job.threads,"),
+    (
+        "pool.h",
+        "Share share = {.threads = job.threads,",
+        "put_aside();\n            Share share = {.threads = job.threads,",
+    ),
 ]
 """Threads that fall asleep before an item is computed and before it is stored, between stages, and on their way in."""
 WORKERS, ALL = (1, 1), (0, 1)

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("forward.c")
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
+FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native")
+"""Compilers for x86 know the first; for others some know the one, some the other, some neither."""
 SECONDS = 120
 """What a compiler has for it."""
 
@@ -50,7 +52,7 @@ def recipe(lanes: int | None) -> Recipe:
     Raises OSError, SubprocessError, or ValueError where a variable is no command line."""
     compiler = command()
     width = () if lanes is None else (f"-DLANES={lanes}",)
-    flags = (*FLAGS, *width, *shlex.split(os.environ.get("SYBIL_CFLAGS", "")))
+    flags = (*FLAGS, *_native(compiler), *width, *shlex.split(os.environ.get("SYBIL_CFLAGS", "")))
     libraries = ("-lm",)
     version = _run([*compiler, "--version"])
     sources = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
@@ -85,8 +87,19 @@ def _run(arguments: list[str], folder: Path | None = None) -> bytes:
     return printed
 
 
+def _native(compiler: tuple[str, ...]) -> tuple[str, ...]:
+    """The flag by which the compiler makes use of all that this processor has."""
+    if platform.machine() in ("x86_64", "i686", "AMD64"):
+        return FOR_THIS_PROCESSOR[:1]
+    for flag in FOR_THIS_PROCESSOR:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            _run([*compiler, flag, "-fsyntax-only", "-x", "c", os.devnull])
+            return (flag,)
+    return ()
+
+
 def _processor() -> str:
-    """What -march=native depends on."""
+    """What the flag for this processor depends on."""
     try:
         text = Path("/proc/cpuinfo").read_text("utf-8", "surrogateescape")
     except OSError:

@@ -40,9 +40,9 @@ typedef struct {
     float *logits, *x, *mixed, *aside, *heads, *inner;
     int32_t count;
     int64_t numbers[]; /* each row's length, and then the tokens */
-} Call;
+} Forward;
 
-static int64_t call_bytes(int64_t rows) { return whole(sizeof(Call) + 16 * rows, 64); }
+static int64_t call_bytes(int64_t rows) { return whole(sizeof(Forward) + 16 * rows, 64); }
 
 static int64_t widest(const Model *m) {
     int64_t most = m->width > m->token_embedding.inputs ? m->width : m->token_embedding.inputs;
@@ -78,7 +78,7 @@ static const char *call_refusal(const Model *m, const Cache *cache, const int64_
 
 /* One thread's part in a call. */
 static void compute(const void *job, void *own, Share *share) {
-    const Call *call = job;
+    const Forward *call = job;
     const Model *m = call->m;
     const Cache *cache = &call->cache;
     const int64_t *lengths = call->numbers, *tokens = lengths + cache->batch;
@@ -137,10 +137,10 @@ const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tok
     const char *refusal = call_refusal(m, cache, tokens, lengths, count, scratch, floats, threads);
     if (refusal) return refusal;
     const int64_t rows = cache->batch * count, joined = (int64_t)(m->heads + 2 * m->kv_heads) * m->head_size;
-    Call *call = (Call *)(((uintptr_t)scratch + 63) / 64 * 64);
+    Forward *call = (Forward *)(((uintptr_t)scratch + 63) / 64 * 64);
     float *x = (float *)((char *)call + call_bytes(rows)), *mixed = x + rows * widest(m), *aside = mixed + rows * widest(m);
     float *heads = aside + rows * widest(m), *inner = heads + rows * joined, *own = inner + rows * m->inner;
-    *call = (Call){m, *cache, logits, x, mixed, aside, heads, inner, count};
+    *call = (Forward){m, *cache, logits, x, mixed, aside, heads, inner, count};
     memcpy(call->numbers, lengths, 8 * cache->batch);
     memcpy(call->numbers + cache->batch, tokens, 8 * rows);
     Job job = {compute, call, call_bytes(rows), 4 * private(m, rows, cache->capacity), threads, 0};
