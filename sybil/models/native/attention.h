@@ -45,7 +45,7 @@ static void rotate(const Model *m, float *head, int64_t position) {
     const float *cosines = m->cosines.at + position * half, *sines = m->sines.at + position * half;
     for (int32_t at = 0; at < half; at++) {
         float first = head[at], second = head[half + at];
-        head[at] = first * cosines[at] - second * sines[at];
+        head[at] = fused(first, cosines[at], -(second * sines[at]));
         head[half + at] = second * cosines[at] + first * sines[at];
     }
 }
