@@ -1,8 +1,8 @@
 """How a byte-level vocabulary cuts a text into words before it merges bytes, by the name that a GGUF file gives it.
 
-The names are llama.cpp's (`tokenizer.ggml.pre`); what each stands for is what the tokenizer.json of the models of that
-name says. transformers 5.23 reads the same of a GGUF file but for: the digits of `smollm`, `refact`, `starcoder` and
-`command-r`, which it cuts as GPT-2 does; NFC, which it leaves out; and words kept whole, which it merges.
+The names are llama.cpp's (`tokenizer.ggml.pre`); what each stands for is what tokenizer.json says in the folders of the
+models of that name. transformers 5.23 does three things otherwise for a GGUF file: `smollm`, `refact`, `starcoder` and
+`command-r` it cuts as GPT-2, where a digit is no word of its own; it leaves NFC out; and it merges every word.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ class Split:
 
 GPT_2 = Split()
 SPLITS = {
-    **dict.fromkeys(("default", "gpt2", "gpt-2", "phi-2", "jais", "exaone4", "granite-docling"), GPT_2),
+    **dict.fromkeys(("default", "gpt2", "gpt-2", "phi-2", "granite-docling"), GPT_2),
     **dict.fromkeys(("olmo", "mpt"), Split(composes=True)),
-    **dict.fromkeys(("smollm", "refact", "starcoder", "codeshell"), Split(digits=True)),
+    **dict.fromkeys(("smollm", "refact", "starcoder"), Split(digits=True)),
     "command-r": Split(digits=True, composes=True),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), Split(_LLAMA_3, whole=True, begins=True)),
-    **dict.fromkeys(("falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), Split(_LLAMA_3, whole=True)),
+    **dict.fromkeys(("falcon3", "falcon-h1", "pixtral", "lfm2"), Split(_LLAMA_3, whole=True)),
     **dict.fromkeys(("smaug-bpe", "dbrx"), Split(_LLAMA_3)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "kormo"), Split(_QWEN_2, composes=True)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), Split(_QWEN_2, composes=True)),
     "qwen35": Split(_QWEN_35, composes=True),
     "tekken": Split(_TEKKEN, whole=True, begins=True),
-    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), Split(_GPT_4O)),
+    **dict.fromkeys(("gpt-4o", "llama4"), Split(_GPT_4O)),
 }

@@ -8,8 +8,9 @@ scores. What is said here of transformers is so in 5.23.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -128,6 +129,8 @@ def _byte_level(keys: _Keys, tokens: list[str]) -> tuple[Tokenizer, bool]:
     split = GPT_2 if name is None else SPLITS[name]
     ids = {token: index for index, token in enumerate(tokens)}
     merges = _listed(keys, ids)
+    if merges is None:
+        raise keys.wrong("no tokenizer.ggml.merges, which a 'gpt2' vocabulary needs")
     tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=split.whole))
     normalizer = split.normalizer()
     if normalizer is not None:
@@ -136,11 +139,11 @@ def _byte_level(keys: _Keys, tokens: list[str]) -> tuple[Tokenizer, bool]:
     return tokenizer, split.begins
 
 
-def _listed(keys: _Keys, ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The merges that the file lists: two tokens each, that make a third."""
+def _listed(keys: _Keys, ids: Mapping[str, int]) -> list[tuple[str, str]] | None:
+    """The merges that the file lists, two tokens each that make a third; None where it lists none."""
     lines = keys.column("merges", {str})
     if lines is None:
-        raise keys.wrong("no tokenizer.ggml.merges, which a 'gpt2' vocabulary needs")
+        return None
     merges = []
     for line in lines:
         left, _, right = line.partition(" ")
@@ -161,7 +164,9 @@ def _sentencepiece(keys: _Keys, tokens: list[str], types: list[int], unknown: in
         raise keys.wrong(f"tokens that are alike when a space is {SPACE}")
     if unknown is None and UNKNOWN in types:
         unknown = types.index(UNKNOWN)
-    merges = _by_scores(keys, tokens, ids, in_order=is_gemma)
+    merges = _listed(keys, ids)
+    if merges is None:
+        merges = _made(keys, tokens, ids, _ranks(keys, len(tokens), is_gemma))
     name = None if unknown is None else tokens[unknown]
     tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=name, fuse_unk=True, byte_fallback=True))
     prefix = keys.get("add_space_prefix", TRUTH) is not False and not is_gemma
@@ -177,26 +182,34 @@ def _sentencepiece(keys: _Keys, tokens: list[str], types: list[int], unknown: in
     return tokenizer
 
 
-def _by_scores(keys: _Keys, tokens: list[str], ids: Mapping[str, int], in_order: bool) -> list[tuple[str, str]]:
-    """Every pair of tokens that makes a third, the best first: by the third's score, then the longest left part.
-
-    in_order: the tokens' own order counts for scores, as in Gemma, whose added tokens all have one score."""
-    scores = keys.column("scores", {float, int}, len(tokens))
+def _ranks(keys: _Keys, count: int, in_order: bool) -> Sequence[float]:
+    """By token, what comes first when merges are made: the least. in_order: the tokens' order counts for scores, as in
+    Gemma, whose added tokens have one score, all the same."""
+    scores = keys.column("scores", {float, int}, count)
+    if in_order:
+        return range(count)
     if scores is None:
         raise keys.wrong("no tokenizer.ggml.scores, which a 'llama' vocabulary needs")
     if not all(map(math.isfinite, scores)):
         raise keys.wrong("tokenizer.ggml.scores with a number that isn't finite")
+    return [-score for score in scores]
+
+
+def _made(keys: _Keys, tokens: list[str], ids: Mapping[str, int], ranks: Sequence[float]) -> list[tuple[str, str]]:
+    """Every pair of tokens that makes a third: by the third's rank, and then the longest left part first."""
+    pairs = (
+        (left, right)
+        for token in [tokens[index] for index in sorted(ids.values(), key=ranks.__getitem__)]
+        for cut in range(len(token) - 1, 0, -1)
+        if (left := token[:cut]) in ids and (right := token[cut:]) in ids
+    )
     most = MERGES_A_TOKEN * len(tokens)
-    pairs: list[tuple[float, int, int, int]] = []  # in the order that counts: a score, both lengths, the token
-    for index, token in enumerate(tokens):
-        length, rank = len(token), index if in_order else -scores[index]
-        for cut in range(length - 1, 0, -1):
-            if token[:cut] in ids and token[cut:] in ids:
-                pairs.append((rank, -cut, cut - length, index))
-        if len(pairs) > most:
-            raise keys.wrong(f"tokens that are made of two others in more than {most} ways, as no vocabulary is")
-    pairs.sort()
-    return [(tokens[index][:-cut], tokens[index][-cut:]) for _, cut, _, index in pairs]
+    merges = [*islice(pairs, most + 1)]
+    if len(merges) > most:
+        raise keys.wrong(f"tokens that two others make in more than {most} ways, as in no vocabulary")
+    if len({*ranks}) < len(tokens):  # else they are in order
+        merges.sort(key=lambda pair: (ranks[ids[pair[0] + pair[1]]], -len(pair[0]), -len(pair[1])))
+    return merges
 
 
 def _add(tokenizer: Tokenizer, tokens: list[str], types: list[int], named: Mapping[str, int | None]) -> None:
