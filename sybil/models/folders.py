@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from sybil.arguments import described
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
-from sybil.models.checkpoints import tokenizers
+from sybil.models.checkpoints import templates, tokenizers
 from sybil.models.checkpoints.families import Family, understood
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import is_there, read_config, read_json
@@ -23,7 +23,7 @@ from sybil.models.shape import Shape
 if TYPE_CHECKING:
     from torch.nn import Module
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
 EMBEDDED = "embedded:"
 
 
@@ -33,7 +33,8 @@ class Checkpoint:
 
     generation: what generation_config.json says, None where there is none. known: the family and shape, None where
     Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
-    folder: where it lies, or model: the object that it is."""
+    folder: where it lies, or model: the object that it is. special_tokens: the texts of bos_token, eos_token, ..., which a
+    chat template may name."""
 
     name: str
     config: Mapping[str, Any]
@@ -43,6 +44,8 @@ class Checkpoint:
     stored: Stored | None
     folder: Path | None = None
     model: Module | None = None
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(source: str | Path) -> Checkpoint:
@@ -60,6 +63,8 @@ def read(source: str | Path) -> Checkpoint:
         known=known,
         stored=stored,
         folder=folder,
+        chat_template=templates.read(folder),
+        special_tokens=templates.special_tokens(folder, config),
     )
 
 
