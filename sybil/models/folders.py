@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,8 @@ class Checkpoint:
 
     generation: what generation_config.json says, None where there is none. known: the family and shape, None where
     Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
-    folder: where it lies, or model: the object that it is. special_tokens: the texts of bos_token, eos_token, ..., which a
-    chat template may name."""
+    folder: where it lies, or model: the object that it is. special_tokens: the texts of bos_token, eos_token and so on,
+    which a chat template may name; None where nothing but the config's ids says which they are."""
 
     name: str
     config: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Checkpoint:
     folder: Path | None = None
     model: Module | None = None
     chat_template: str | None = None
-    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: Mapping[str, str] | None = None
 
 
 def read(source: str | Path) -> Checkpoint:
