@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,16 @@ from tokenizers import Tokenizer
 
 from sybil.arguments import described
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
-from sybil.models.checkpoints import gguf, ggufconfig, ggufdefaults, ggufweights, ollama, templates, tokenizers
+from sybil.models.checkpoints import (
+    gguf,
+    ggufconfig,
+    ggufdefaults,
+    ggufweights,
+    ollama,
+    templates,
+    tokenizers,
+    vocabulary,
+)
 from sybil.models.checkpoints.families import Family, understand, understood
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import is_there, read_config, read_json
@@ -35,7 +43,8 @@ class Checkpoint:
     generation: what generation_config.json says, None where there is none. known: the family and shape, None where
     Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
     folder: where it lies, or file: the GGUF file, or model: the object that it is. special_tokens: the texts of
-    bos_token, eos_token, ..., which a chat template may name."""
+    bos_token, eos_token and so on, which a chat template may name; None where nothing but the config's ids says which
+    they are."""
 
     name: str
     config: Mapping[str, Any]
@@ -47,7 +56,7 @@ class Checkpoint:
     file: Path | None = None
     model: Module | None = None
     chat_template: str | None = None
-    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: Mapping[str, str] | None = None
 
 
 def read(source: str | Path) -> Checkpoint:
@@ -78,29 +87,19 @@ def _of_file(name: str, file: Path) -> Checkpoint:
     contents, where = gguf.read(file), str(file)
     config = ggufconfig.config(contents, where)
     known = _known(where, config)
-    vocabulary = ggufdefaults.tokens(contents.metadata, config["vocab_size"], where)
-    ids = ggufdefaults.special_ids(contents.metadata, len(vocabulary), where)
+    tokens = ggufdefaults.tokens(contents.metadata, config["vocab_size"], where)
+    ids = ggufdefaults.special_ids(contents.metadata, len(tokens), where)
     return Checkpoint(
         name=name,
         config=config | {f"{each}_token_id": ids[each] for each in ("bos", "eos", "pad") if each in ids},
-        generation=ggufdefaults.generation(contents.metadata, vocabulary, ids, where),
-        tokenizer=tokenizer_of(contents.metadata, where),
+        generation=ggufdefaults.generation(contents.metadata, tokens, ids, where),
+        tokenizer=vocabulary.read(contents.metadata, where),
         known=known,
         stored=ggufweights.stored(contents, known, where),
         file=file,
         chat_template=ggufdefaults.chat_template(contents.metadata, where),
-        special_tokens={f"{each}_token": vocabulary[ids[each]] for each in ggufdefaults.NAMED if each in ids},
+        special_tokens={f"{each}_token": tokens[ids[each]] for each in ggufdefaults.NAMED if each in ids},
     )
-
-
-def tokenizer_of(metadata: Mapping[str, Any], where: str) -> Tokenizer | None:
-    """TODO: vocabulary.read"""
-    try:
-        vocabulary = importlib.import_module("sybil.models.checkpoints.vocabulary")
-    except ModuleNotFoundError:
-        return None
-    tokenizer: Tokenizer = vocabulary.read(metadata, where)
-    return tokenizer
 
 
 def _known(where: str, config: Mapping[str, Any]) -> tuple[Family, Shape]:
