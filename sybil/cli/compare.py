@@ -26,7 +26,7 @@ FULL, QUICK = (64, 48), (9, 16)  # prompts, new tokens: about two minutes and tw
 
 
 def compare(
-    pair: options.PairOption = options.PAIR,
+    pair: options.PairOption = None,
     target: options.TargetOption = None,
     draft: options.DraftOption = None,
     dtype: options.DtypeOption = None,

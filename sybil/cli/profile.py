@@ -25,7 +25,7 @@ from sybil.settings import Settings
 
 
 def profile(
-    pair: options.PairOption = options.PAIR,
+    pair: options.PairOption = None,
     target: options.TargetOption = None,
     draft: options.DraftOption = None,
     workload: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
-EMBEDDED = "embedded:"
+EMBEDDED, PACKAGED = "embedded:", "packaged:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +101,28 @@ def embedded_folder(name: str) -> Path:
     return Path(str(resources.files("sybil"))) / "embedded" / name
 
 
+def packaged_file(name: str) -> Path | None:
+    """Where packaged:package/file lies in the environment, None where the package isn't installed or lacks the file.
+
+    The package is looked for and not imported: it may do what it likes when it is."""
+    package, _, file = name.removeprefix(PACKAGED).partition("/")
+    found = importlib.util.find_spec(package)
+    places = found.submodule_search_locations if found else None
+    return next((path for place in places or () if (path := Path(place) / file).is_file()), None)
+
+
 def locate(source: str | Path) -> Path:
-    """The local folder of an embedded pair, a path or a hub id (fetched where it isn't cached).
+    """The local place of an embedded pair, a package's file, a path or a hub id (fetched where it isn't cached).
 
     Raises NotAModel or HubUnreachable."""
     name = str(source)
     if name.startswith(EMBEDDED):
         return embedded_folder(name.removeprefix(EMBEDDED))
+    if name.startswith(PACKAGED):
+        path = packaged_file(name)
+        if path is None:
+            raise NotAModel(f"{name} is in no installed package: install it, or give a folder or a file")
+        return path
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
