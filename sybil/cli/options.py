@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sybil.errors import InvalidSetting
+from sybil.measuring.prompts import Prompt, load
 from sybil.pairs import PAIRS, STDLIB, default_pair
 from sybil.pairs import pair as registered
 from sybil.sampling import Sampling
@@ -130,9 +131,10 @@ def names(pair: str | None, target: str | None, draft: str | None) -> tuple[str,
     return chosen.source, chosen.draft if draft is None else draft
 
 
-def prompt_set(pair: str | None, target: str | None) -> str:
-    """The name of the shipped prompts for what the options choose; raises UnknownPair."""
-    return registered(target or pair or STDLIB).prompts if target is None or target in PAIRS else STDLIB
+def prompts(pair: str | None, target: str | None, path: Path | None) -> list[Prompt]:
+    """Those of the file that the options name, or else the pair's; raises UnknownPair or InvalidSetting."""
+    is_registered = target is None or target in PAIRS
+    return load(path, registered((is_registered and target) or pair or STDLIB).prompts)
 
 
 def announce(pair: str | None, target: str | None) -> None:

@@ -134,7 +134,7 @@ def verify(
     )  # fmt: skip
     if most < 1:
         raise InvalidSetting(f"count is {most}: use an integer of 1 or more")
-    chosen = prompts.spread(prompts.load(prompt_file), most)
+    chosen = prompts.spread(options.prompts(pair, target, prompt_file), most)
     chosen_device = choose_device(device)
     chosen_target, chosen_draft = options.names(pair, target, draft)
     chosen_dtype = dtype_chosen(chosen_target, dtype, chosen_device)

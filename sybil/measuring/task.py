@@ -12,7 +12,7 @@ import torch
 from sybil.devices import default_draft_dtype
 from sybil.errors import ResultsMismatch
 from sybil.loading import LOOKUP
-from sybil.measuring.contenders import AUTOREGRESSIVE, SPECULATIVE, TRANSFORMERS, contenders
+from sybil.measuring.contenders import AUTOREGRESSIVE, PEERS, SPECULATIVE, TRANSFORMERS, contenders
 from sybil.measuring.files import replace
 from sybil.sampling import Sampling
 from sybil.settings import Settings
@@ -111,7 +111,7 @@ def read(path: Path, task: Task) -> list[Row]:
         try:
             row = json.loads(line)
             theirs = _task_of(row, task)
-            whole = row["contender"] in theirs.contenders and _is_whole(row)
+            whole = row["contender"] in (*theirs.contenders, *PEERS) and _is_whole(row)
         except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:
@@ -136,7 +136,7 @@ def _task_of(row: Row, task: Task) -> Task:
 def _is_whole(row: Row) -> bool:
     """Whether a row holds what is made of it."""
     tokens, times = row["tokens"], (row["seconds"], row["time_to_first_token"], row["rounds"], row["weight_bytes"])
-    counters = (row["proposed"], row["accepted"], row["memory_growth"])
+    counters, own = (row["proposed"], row["accepted"], row["memory_growth"]), row.get("ms_after_first")
     return (
         isinstance(row["prompt"], str)
         and isinstance(row["domain"], str)
@@ -145,6 +145,7 @@ def _is_whole(row: Row) -> bool:
         and row["seconds"] > 0
         and row["rounds"] > 0
         and all(each is None or type(each) is int for each in counters)
+        and (own is None or type(own) in (int, float))
     )
 
 
