@@ -73,7 +73,9 @@ def profile(
             decoder = load(
                 names_chosen[0], draft=names_chosen[1], dtype=asked, draft_dtype=draft_asked, device=chosen_device
             )
-            subject = measuring.of_pair(" with ".join(filter(None, names_chosen)), decoder)
+            subject = measuring.of_pair(
+                " with ".join(filter(None, names_chosen)), decoder, options.prompts(pair, target, None)
+            )
         measured = measuring.Profile(subject, gamma)
 
     path = files.unused(out / f"{time.strftime('%Y%m%d-%H%M%S')}.json")

@@ -152,6 +152,7 @@ def verify(
         )  # fmt: skip
         tokenizer, eos = ours.tokenizer, tuple(sorted(ours.eos_token_ids))
         assert tokenizer is not None  # a folder without one is refused by load
+        encoded = [prompts.encode(prompt, ours) for prompt in chosen]
         # the weights as the decoder has them, computed in float32
         sovereign = _load(chosen_target, chosen_dtype, chosen_device).float()
         subject: Subject
@@ -175,7 +176,6 @@ def verify(
         near_tie=HALF.get(chosen_dtype, FLOAT32),
         doubtful=None if is_known else HALF[torch.bfloat16],
     )
-    encoded = [tokenizer.encode(prompt.text).ids for prompt in chosen]
     try:
         with make_progress(console) as progress:
             report = judge(subject, reference, encoded, plan, _bars(progress))

@@ -38,7 +38,7 @@ from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
 from sybil.measuring.peers import peers
 from sybil.measuring.profile import precision
-from sybil.measuring.prompts import Prompt
+from sybil.measuring.prompts import Prompt, encode
 from sybil.measuring.task import Row, Task
 from sybil.measuring.timing import Interval, speed_up
 from sybil.models.folders import locate
@@ -88,7 +88,7 @@ class Comparison:
         decoder = load(task.target, draft=task.draft, dtype=dtype, draft_dtype=asked, device=task.device)
         if decoder.tokenizer is None:
             raise InvalidSetting(f"{task.target} has no tokenizer: choose a model that does")
-        self.tokenizer, self.device, self.context = decoder.tokenizer, decoder.target.device, decoder.target.context
+        self.decoder, self.device, self.context = decoder, decoder.target.device, decoder.target.context
         self.machine = describe(self.device)
         drafting = next(iter(decoder.models[1:]), None)
         self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
@@ -127,7 +127,7 @@ class Comparison:
     def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:
         """Measure every prompt with every contender, but for the (prompt, contender) done already."""
         about: Row = {**self.machine, **asdict(self.task)}
-        encoded = [integers(self.tokenizer.encode(prompt.text).ids) for prompt in prompts]
+        encoded = [integers(encode(prompt, self.decoder)) for prompt in prompts]
         self._check(prompts, encoded)
         for name in tuple(self.contenders):
             self._run(name, encoded[0], min(8, self.task.max_new_tokens), 0)  # warm up
@@ -174,7 +174,7 @@ class Comparison:
         """How far the token that is due after prompt and tokens stands above the second, in logits, by transformers'
         forward. Where tokens are drawn it is the coupled rule's race that decides, so each logit counts with its noise
         (Gumbel's, times the temperature); at a filter's edge rounding may decide where this gap is wide."""
-        known = [*self.tokenizer.encode(prompt.text).ids, *tokens]
+        known = [*encode(prompt, self.decoder), *tokens]
         logits = self.target(input_ids=integers([known]).to(self.device)).logits[0, -1].double().cpu()
         sampling = self.task.sampling
         if not sampling.greedy:

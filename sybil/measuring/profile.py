@@ -19,6 +19,7 @@ from sybil.errors import InvalidSetting
 from sybil.measuring import prompts as texts
 from sybil.measuring import workload as workloads
 from sybil.measuring.memory import PeakMemory, release
+from sybil.measuring.prompts import Prompt
 from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
 from sybil.models import Model
 from sybil.models.storage import FORMATS, Storage
@@ -46,11 +47,12 @@ class Subject:
     replay: bool = False
 
 
-def of_pair(title: str, decoder: Decoder) -> Subject:
-    """A loaded pair over the shipped prompts, cut to half its context at most."""
-    assert decoder.tokenizer is not None  # a folder without one is refused by load
+def of_pair(title: str, decoder: Decoder, prompts: list[Prompt] | None = None) -> Subject:
+    """A loaded pair over some prompts, the shipped ones of stdlib where none are given, cut to half its context at
+    most."""
     most = min(DEPTH, decoder.target.context // 2)
-    encoded = [decoder.tokenizer.encode(prompt.text).ids[:most] for prompt in texts.spread(texts.load(), 9)]
+    chosen = texts.spread(texts.load() if prompts is None else prompts, 9)
+    encoded = [texts.encode(prompt, decoder)[:most] for prompt in chosen]
     return Subject(title, decoder, [integers(ids) for ids in encoded if ids])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sybil.arguments import described
+from sybil.decoding import Decoder
 from sybil.errors import InvalidSetting, told
 from sybil.models.folders import embedded_folder
 
@@ -84,6 +85,18 @@ def _messages(said: object, where: str) -> tuple[tuple[str, str], ...]:
             raise InvalidSetting(f"{where}: a message is {described(each)}: {REMEDY}")
         messages.append((role, content))
     return tuple(messages)
+
+
+def encode(prompt: Prompt, decoder: Decoder) -> list[int]:
+    """A prompt's token ids: its messages by the model's chat template where both are there, else its text."""
+    assert decoder.tokenizer is not None
+    if prompt.messages and decoder.chat_template is not None:
+        said = [{"role": role, "content": content} for role, content in prompt.messages]
+        text, special = decoder.chat_template.render(said), False  # which the template writes
+    else:
+        text, special = prompt.text, True
+    ids: list[int] = decoder.tokenizer.encode(text, add_special_tokens=special).ids
+    return ids
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
