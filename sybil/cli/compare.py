@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +15,7 @@ from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table
 from sybil.devices import choose_device, dtype_named
 from sybil.errors import InvalidSetting
-from sybil.loading import dtype_chosen
+from sybil.loading import BLOCKS, dtype_chosen, keeps_blocks
 from sybil.measuring import compare as measuring
 from sybil.measuring import files, prompts
 from sybil.measuring.contenders import AUTOREGRESSIVE, OURS, PEERS
@@ -64,7 +65,8 @@ def compare(
     sampling = options.sampling(temperature, top_k, top_p, min_p)
     count, length = QUICK if quick else FULL
     chosen = prompts.spread(options.prompts(pair, target, prompt_file), count)
-    kept = str(dtype_chosen(chosen_target, dtype, chosen_device)).removeprefix("torch.")
+    as_it_lies = keeps_blocks(chosen_target, dtype, chosen_device)
+    kept = BLOCKS if as_it_lies else str(dtype_chosen(chosen_target, dtype, chosen_device)).removeprefix("torch.")
     draft_kept = dtype_named(draft_dtype, draft=True)
     usual = usual_draft_dtype(chosen_draft, kept, str(chosen_device))
     task = Task(
@@ -129,7 +131,7 @@ def compare(
 
 def _check_comparable(task: Task) -> None:
     """Raises InvalidSetting where a difference would mean nothing."""
-    if task.dtype not in ("float32", "float64"):
+    if task.computed not in (torch.float32, torch.float64):
         raise InvalidSetting(f"check is on and dtype is {task.dtype}, where rounding decides often: use float32")
     if task.reference is None:
         drawn = f"rule {task.rule}" if task.draft else "no draft"
@@ -167,8 +169,9 @@ def _caption(comparison: measuring.Comparison, count: int) -> str:
     parts += [f"gamma {task.gamma}"] * bool(task.draft)
     parts += [f"window {task.window}"] * (bool(task.draft) and task.window != options.WINDOW)
     kept = "" if comparison.draft_storage in (None, task.dtype) else f" (Sybil's draft {comparison.draft_storage})"
+    weights = "the file's own blocks (transformers float32)" if task.dtype == BLOCKS else task.dtype
     return (
-        f"{', '.join(parts)}, {count} prompts, {task.max_new_tokens} new tokens, {task.dtype}{kept} on "
+        f"{', '.join(parts)}, {count} prompts, {task.max_new_tokens} new tokens, {weights}{kept} on "
         f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers "
         f"{about['transformers']}, commit {about['commit'] or 'none'}"
     )

@@ -21,7 +21,7 @@ from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
 from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong
 from sybil.fit import check_assisted
-from sybil.loading import load, read
+from sybil.loading import BLOCKS, load, read
 from sybil.measuring.contenders import (
     ASSISTED,
     AUTOREGRESSIVE,
@@ -82,7 +82,7 @@ class Comparison:
         logging.set_verbosity_error()  # our own bar is the only one
         logging.disable_progress_bar()
         self.task = task
-        dtype: torch.dtype = getattr(torch, task.dtype)
+        dtype = None if task.dtype == BLOCKS else task.computed
         # the usual one is left to load(), which knows whether the draft can be kept so
         asked = None if task.draft_dtype == task.usual_draft_dtype else task.draft_dtype
         decoder = load(task.target, draft=task.draft, dtype=dtype, draft_dtype=asked, device=task.device)
@@ -92,7 +92,7 @@ class Comparison:
         self.machine = describe(self.device)
         drafting = next(iter(decoder.models[1:]), None)
         self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
-        self.target = load_transformers(read(task.target), dtype, self.device).eval()
+        self.target = load_transformers(read(task.target), task.computed, self.device).eval()
         self.contenders = {name: self._contender(name, decoder) for name in task.contenders}
         self.left_out: dict[str, str] = {}
         if self.device.type == "cpu" and task.sampling.greedy:
@@ -117,9 +117,8 @@ class Comparison:
         """The draft in transformers, in Sybil's dtype where transformers has that; raises VocabularyMismatch."""
         from sybil.models.pretrained import load_transformers
 
-        dtype: torch.dtype = getattr(torch, self.task.dtype)
-        kept = FORMATS[self.draft_storage].dtype if self.draft_storage else dtype
-        dtype = kept if kept.is_floating_point else dtype
+        kept = FORMATS[self.draft_storage].dtype if self.draft_storage else self.task.computed
+        dtype = kept if kept.is_floating_point else self.task.computed
         assistant = load_transformers(read(draft), dtype, self.device).eval()
         check_assisted(self.target, assistant, draft)
         return assistant

@@ -11,7 +11,7 @@ import torch
 
 from sybil.devices import default_draft_dtype
 from sybil.errors import ResultsMismatch
-from sybil.loading import LOOKUP
+from sybil.loading import BLOCKS, LOOKUP
 from sybil.measuring.contenders import AUTOREGRESSIVE, PEERS, SPECULATIVE, TRANSFORMERS, contenders
 from sybil.measuring.files import replace
 from sybil.sampling import Sampling
@@ -26,7 +26,8 @@ class Task:
     """The settings that rows must share to be comparable. The defaults are those of rows that don't say.
 
     draft_dtype: what Sybil keeps the draft's weights in, None where it has none. temperature: 0 is greedy. seed: the
-    n-th prompt, from 0, is decoded with seed + n. prompts: their digest."""
+    n-th prompt, from 0, is decoded with seed + n. prompts: their digest. dtype: torch's name, or BLOCKS: transformers
+    then has the same weights in float32."""
 
     target: str
     draft: str | None
@@ -47,6 +48,11 @@ class Task:
     def check(self) -> None:
         """Raises InvalidSetting for what can't be decoded."""
         Settings(max_new_tokens=self.max_new_tokens, seed=self.seed, **self.settings)
+
+    @property
+    def computed(self) -> torch.dtype:
+        """What transformers has the target in."""
+        return _computed(self.dtype)
 
     @property
     def sampling(self) -> Sampling:
@@ -92,7 +98,12 @@ def usual_draft_dtype(draft: str | None, dtype: str, device: str) -> str | None:
     """A Task's draft_dtype where nothing is said."""
     if draft is None or draft == LOOKUP:
         return None
-    return str(default_draft_dtype(getattr(torch, dtype), torch.device(device))).removeprefix("torch.")
+    return str(default_draft_dtype(_computed(dtype), torch.device(device))).removeprefix("torch.")
+
+
+def _computed(dtype: str) -> torch.dtype:
+    found: torch.dtype = torch.float32 if dtype == BLOCKS else getattr(torch, dtype)
+    return found
 
 
 def read(path: Path, task: Task) -> list[Row]:
