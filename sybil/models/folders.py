@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
-EMBEDDED = "embedded:"
+EMBEDDED, PACKAGED = "embedded:", "packaged:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +149,19 @@ def embedded_folder(name: str) -> Path:
     return Path(str(resources.files("sybil"))) / "embedded" / name
 
 
+def packaged_file(name: str) -> Path | None:
+    """Where packaged:package/file lies in the environment, None where the package isn't installed or lacks the file.
+
+    The package is looked for and not imported: it may do what it likes when it is."""
+    package, _, file = name.removeprefix(PACKAGED).partition("/")
+    found = importlib.util.find_spec(package)
+    places = found.submodule_search_locations if found else None
+    return next((path for place in places or () if (path := Path(place) / file).is_file()), None)
+
+
 def locate(source: str | Path) -> Path:
-    """The local folder of an embedded pair, a path or a hub id (fetched where it isn't cached), or a GGUF file.
+    """The local place of an embedded pair, a package's file, a path, a local Ollama's model or a hub id (fetched where
+    it isn't cached): a folder, or a GGUF file.
 
     Raises NotAModel or HubUnreachable."""
     name = str(source)
@@ -157,6 +169,11 @@ def locate(source: str | Path) -> Path:
         return embedded_folder(name.removeprefix(EMBEDDED))
     if name.startswith(ollama.PREFIX):
         return ollama.file(name.removeprefix(ollama.PREFIX))
+    if name.startswith(PACKAGED):
+        path = packaged_file(name)
+        if path is None:
+            raise NotAModel(f"{name} is in no installed package: install it, or give a folder or a file")
+        return path
     folder = Path(source).expanduser()
     if folder.is_dir():
         return gguf.within(folder) or folder
