@@ -89,9 +89,14 @@ def _mixed(rng: random.Random, words: Sequence[str]) -> Iterator[str]:
         yield unicodedata.normalize(rng.choice(("NFC", "NFD")), text) if rng.random() < 0.5 else text
 
 
+def plain() -> list[str]:
+    """Prose and code as people write them, without oddities."""
+    return [*_prose(), *_code()]
+
+
 def texts(specials: Sequence[str] = ()) -> list[str]:
     """Two thousand and some, with these tokens of a vocabulary in them."""
     rng = random.Random(2026)
     named = [form for token in specials for form in (token, f"a{token}b", f" {token} ", f"{token}{token}\n{token}")]
     mixed = [*_mixed(rng, WORDS), *_mixed(rng, [*WORDS, *specials[:40] * 2])][: 1800 if specials else 900]
-    return [*WRITTEN, *named[:400], *mixed, *_prose(), *_code()]
+    return [*WRITTEN, *named[:400], *mixed, *plain()]
