@@ -364,8 +364,8 @@ LISTS = ("tokens", "scores", "token_type", "merges")
 def test_spoilt_metadata_is_read_or_refused(data: st.DataObject) -> None:
     small = said(
         "llama",
-        [*SPECIAL, *"▁abc", "ab", "▁ab", "", "\ud7ff"],
-        scores=[0.0] * 11, token_type=[2, 3, 3] + [1] * 8, merges=["a b", "▁ ab"], bos_token_id=1, eos_token_id=2,
+        [*SPECIAL, *"▁abc", "ab", "  ", "", "\ud7ff"],
+        scores=[0.0] * 11, token_type=[2, 3, 3] + [1] * 5 + [3] * 3, merges=["a b"], bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     metadata: Metadata = {**small, "general.architecture": data.draw(st.sampled_from(["llama", "gemma2", "phi3"]))}
     metadata["tokenizer.ggml.model"] = data.draw(st.sampled_from(["gpt2", "llama"]))
@@ -385,7 +385,7 @@ def test_spoilt_metadata_is_read_or_refused(data: st.DataObject) -> None:
         said_of_it = str(error)
     else:
         said_of_it = ""
-        assert all(0 <= index < 11 for index in tokenizer.encode("ab <s> abc\n").ids)
+        assert all(0 <= index < 11 for index in tokenizer.encode("ab  <s> abc\n▁▁").ids)
     assert "\n" not in said_of_it
 
 
