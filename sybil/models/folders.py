@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,16 @@ from tokenizers import Tokenizer
 
 from sybil.arguments import described
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
-from sybil.models.checkpoints import gguf, ggufconfig, ggufdefaults, ggufweights, ollama, templates, tokenizers
+from sybil.models.checkpoints import (
+    gguf,
+    ggufconfig,
+    ggufdefaults,
+    ggufweights,
+    ollama,
+    templates,
+    tokenizers,
+    vocabulary,
+)
 from sybil.models.checkpoints.families import Family, understand, understood
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import is_there, read_config, read_json
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
-EMBEDDED = "embedded:"
+EMBEDDED, PACKAGED = "embedded:", "packaged:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,8 @@ class Checkpoint:
     generation: what generation_config.json says, None where there is none. known: the family and shape, None where
     Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
     folder: where it lies, or file: the GGUF file, or model: the object that it is. special_tokens: the texts of
-    bos_token, eos_token, ..., which a chat template may name."""
+    bos_token, eos_token and so on, which a chat template may name; None where nothing but the config's ids says which
+    they are."""
 
     name: str
     config: Mapping[str, Any]
@@ -47,7 +57,7 @@ class Checkpoint:
     file: Path | None = None
     model: Module | None = None
     chat_template: str | None = None
-    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: Mapping[str, str] | None = None
 
 
 def read(source: str | Path) -> Checkpoint:
@@ -78,29 +88,19 @@ def _of_file(name: str, file: Path) -> Checkpoint:
     contents, where = gguf.read(file), str(file)
     config = ggufconfig.config(contents, where)
     known = _known(where, config)
-    vocabulary = ggufdefaults.tokens(contents.metadata, config["vocab_size"], where)
-    ids = ggufdefaults.special_ids(contents.metadata, len(vocabulary), where)
+    tokens = ggufdefaults.tokens(contents.metadata, config["vocab_size"], where)
+    ids = ggufdefaults.special_ids(contents.metadata, len(tokens), where)
     return Checkpoint(
         name=name,
         config=config | {f"{each}_token_id": ids.get(each) for each in ("bos", "eos", "pad")},
-        generation=ggufdefaults.generation(contents.metadata, vocabulary, ids, where),
-        tokenizer=tokenizer_of(contents.metadata, where),
+        generation=ggufdefaults.generation(contents.metadata, tokens, ids, where),
+        tokenizer=vocabulary.read(contents.metadata, where),
         known=known,
         stored=ggufweights.stored(contents, known, where),
         file=file,
         chat_template=ggufdefaults.chat_template(contents.metadata, where),
-        special_tokens={f"{each}_token": vocabulary[ids[each]] for each in ggufdefaults.NAMED if each in ids},
+        special_tokens={f"{each}_token": tokens[ids[each]] for each in ggufdefaults.NAMED if each in ids},
     )
-
-
-def tokenizer_of(metadata: Mapping[str, Any], where: str) -> Tokenizer | None:
-    """TODO: vocabulary.read"""
-    try:
-        vocabulary = importlib.import_module("sybil.models.checkpoints.vocabulary")
-    except ModuleNotFoundError:
-        return None
-    tokenizer: Tokenizer = vocabulary.read(metadata, where)
-    return tokenizer
 
 
 def _known(where: str, config: Mapping[str, Any]) -> tuple[Family, Shape]:
@@ -149,8 +149,19 @@ def embedded_folder(name: str) -> Path:
     return Path(str(resources.files("sybil"))) / "embedded" / name
 
 
+def packaged_file(name: str) -> Path | None:
+    """Where packaged:package/file lies in the environment, None where the package isn't installed or lacks the file.
+
+    The package is looked for and not imported: it may do what it likes when it is."""
+    package, _, file = name.removeprefix(PACKAGED).partition("/")
+    found = importlib.util.find_spec(package)
+    places = found.submodule_search_locations if found else None
+    return next((path for place in places or () if (path := Path(place) / file).is_file()), None)
+
+
 def locate(source: str | Path) -> Path:
-    """The local folder of an embedded pair, a path or a hub id (fetched where it isn't cached), or a GGUF file.
+    """The local place of an embedded pair, a package's file, a path, a local Ollama's model or a hub id (fetched where
+    it isn't cached): a folder, or a GGUF file.
 
     Raises NotAModel or HubUnreachable."""
     name = str(source)
@@ -158,6 +169,11 @@ def locate(source: str | Path) -> Path:
         return embedded_folder(name.removeprefix(EMBEDDED))
     if name.startswith(ollama.PREFIX):
         return ollama.file(name.removeprefix(ollama.PREFIX))
+    if name.startswith(PACKAGED):
+        path = packaged_file(name)
+        if path is None:
+            raise NotAModel(f"{name} is in no installed package: install it, or give a folder or a file")
+        return path
     folder = Path(source).expanduser()
     if folder.is_dir():
         return gguf.within(folder) or folder

@@ -36,7 +36,7 @@ def read(folder: Path) -> str | None:
 
 
 def choose(held: Any) -> str | None:
-    """The template of a tokenizer's chat_template, a text or several by their names; None where it has none."""
+    """The template of a tokenizer's chat_template, a text or several by their names; None where there is none."""
     return (_named(held) or {}).get("default")
 
 
