@@ -11,11 +11,12 @@ from gguf import GGUFWriter
 from gguf.constants import MODEL_ARCH_NAMES, GGMLQuantizationType
 from gguf.quants import quantize
 from gguf.tensor_mapping import get_tensor_name_map
-from tiny import letters
 from transformers import PreTrainedModel
 
 ARCHITECTURES = {"gpt_neox": "gptneox", "mistral": "llama", "gemma3_text": "gemma3"}
 """GGUF's names of model types where they are others than transformers'."""
+TOKENS = [*"!abcdefghijklmnopqrstuvwxyz", "\u0120", "A", "B", "ab"]
+"""A byte-level vocabulary: token 0 is '!', as GPT-2's is, and the space is written as GPT-2 writes it."""
 TURNED = ("llama", "smollm3", "granite")
 """The architectures whose queries and keys are rotated in pairs of neighbours."""
 
@@ -28,7 +29,6 @@ def architecture(model: PreTrainedModel) -> str:
 def metadata(model: PreTrainedModel) -> dict[str, Any]:
     """A file's keys, those of the tokenizer too."""
     config, name = model.config, architecture(model)
-    vocabulary = [token for token, _ in sorted(letters().get_vocab().items(), key=lambda pair: pair[1])]
     keys: dict[str, Any] = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
@@ -69,9 +69,9 @@ def metadata(model: PreTrainedModel) -> dict[str, Any]:
         **{f"{name}.{key}": value for key, value in keys.items()},
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": vocabulary,
-        "tokenizer.ggml.token_type": [1] * len(vocabulary),
-        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.tokens": TOKENS,
+        "tokenizer.ggml.token_type": [1] * len(TOKENS),
+        "tokenizer.ggml.merges": ["a b"],
         "tokenizer.ggml.eos_token_id": 0,
     }
 
@@ -102,7 +102,7 @@ def tensors(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:
 def add(writer: GGUFWriter, key: str, value: Any) -> None:
     """A key with the type that its value has in such files."""
     if isinstance(value, list):
-        writer.add_array(key, value) if value else None
+        writer.add_array(key, value)
     elif isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

@@ -12,7 +12,7 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from test_transformer import example, random_model
-from tiny import in_sybil, letters
+from tiny import in_sybil
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -123,7 +123,7 @@ def test_linear_scaling_is_heeded(tmp_path: Path) -> None:
 
 
 def test_ends_sampling_and_templates_come_from_the_file(tmp_path: Path) -> None:
-    tokens = [token for token, _ in sorted(letters().get_vocab().items(), key=lambda pair: pair[1])]
+    tokens = [*ggufs.TOKENS]
     tokens[3:7] = ["<|im_end|>", "<end_of_turn>", "<|endoftext|>", "<|eot_id|>"]
     kinds = [3 if token.startswith("<") else 1 for token in tokens]
     kinds[4] = 1  # a token that only looks like an end
