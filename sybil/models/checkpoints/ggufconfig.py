@@ -14,7 +14,7 @@ import torch
 
 from sybil.errors import NotAModel, UnsupportedModel, shown
 from sybil.models.checkpoints.fields import FIELDS, Kind, number, whole
-from sybil.models.checkpoints.gguf import Contents
+from sybil.models.checkpoints.ggufheader import Contents
 
 _EVERY = {
     "context_length": "max_position_embeddings",

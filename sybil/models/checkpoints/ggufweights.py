@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sybil.errors import UnsupportedModel, shown
 from sybil.models.checkpoints.families import Family
-from sybil.models.checkpoints.gguf import STORED, Contents, Place
 from sybil.models.checkpoints.ggufconfig import ARCHITECTURES, UNREAD
+from sybil.models.checkpoints.ggufheader import STORED, Contents, Place
 from sybil.models.shape import Shape
 from sybil.models.storage import Blocks
 
