@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 from sybil.arguments import described
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
 from sybil.models.checkpoints import tokenizers
-from sybil.models.checkpoints.families import Family, understood
+from sybil.models.checkpoints.families import understood
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import is_there, read_config, read_json
 from sybil.models.checkpoints.safetensors import Folder
+from sybil.models.checkpoints.sources import Family
 from sybil.models.checkpoints.weights import Stored
 from sybil.models.shape import Shape
 

@@ -27,7 +27,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sybil.errors import SybilError, UnsupportedModel
-from sybil.models.checkpoints.families import Family, understood
+from sybil.models.checkpoints.families import understood
+from sybil.models.checkpoints.sources import Family
 from sybil.models.checkpoints.weights import State
 from sybil.models.folders import Checkpoint, plain
 from sybil.models.shape import Rotary, Shape
