@@ -43,7 +43,8 @@ SHAPES = {
         normed="both", query_key_norm="head", embedding_scale=4.9, tied_head=True,
     ),
     "olmo2": Shape(
-        **COMMON, **GROUPED, attentions=(Attention(ROTARY),) * 2, normed="output", query_key_norm="whole", tied_head=False
+        **COMMON, **GROUPED, attentions=(Attention(ROTARY),) * 2, normed="output", query_key_norm="whole",
+        tied_head=False,
     ),
     "granite": Shape(
         **COMMON, **GROUPED, attentions=(Attention(ROTARY),) * 2, embedding_scale=12.0, residual_scale=0.22,

@@ -21,7 +21,7 @@ from unittest import mock
 
 import pytest
 import torch
-from test_transformer import example, random_model
+from configurations import example, random_model
 from tiny import save, sybil
 
 from sybil import Decoder

@@ -101,7 +101,13 @@ def spoilt_models(model: NativeTransformer) -> Iterator[Case]:
     for path in (*products, "blocks.mlp_out"):
         for field in ("inputs", "outputs", "storage", "bytes"):
             yield from (case(setting(path, field, value)) for value in NUMBERS)
-    tables = ("blocks.cosines", "m.positions", "m.final_norm.weight", "blocks.attention_norm.weight", "blocks.mlp_in.scale")
+    tables = (
+        "blocks.cosines",
+        "m.positions",
+        "m.final_norm.weight",
+        "blocks.attention_norm.weight",
+        "blocks.mlp_in.scale",
+    )
     for path in tables:
         yield from (case(setting(path, "count", value)) for value in LONG)
     yield from (case(setting("m", "block_count", value)) for value in LONG)

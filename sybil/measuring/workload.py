@@ -93,9 +93,10 @@ class _Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         source = self._sources[name]
-        parts = [source.arranged(self._model._stored(name, theirs, size)) for theirs, size in source.parts]
+        dtype = source.kept_in(self._dtype)
+        parts = [source.arranged(self._model._stored(name, theirs, size), dtype) for theirs, size in source.parts]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return whole.to(self._device, source.kept_in(self._dtype)).contiguous()
+        return whole.to(self._device, dtype).contiguous()
 
     def __contains__(self, name: object) -> bool:
         return name in self._sources  # Mapping's own would make the tensor

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sybil.errors import WeightsMismatch
-from sybil.models.checkpoints.fields import Fields
-from sybil.models.checkpoints.rotations import of_kinds, rotary, unknown
+from sybil.models.checkpoints.fields import Fields, unknown
+from sybil.models.checkpoints.rotations import of_kinds, rotary
 from sybil.models.shape import Activation, Attention, Rotary, Shape
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -163,7 +163,9 @@ def smollm3(config: Fields) -> Shape:
     if rotated is None:
         rotated = [(layer + 1) % every for layer in range(layers)]
     if len(rotated) < layers:
-        raise WeightsMismatch(f"config.json has {len(rotated)} no_rope_layers and num_hidden_layers {layers}: name each")
+        raise WeightsMismatch(
+            f"config.json has {len(rotated)} no_rope_layers and num_hidden_layers {layers}: name each"
+        )
     fields = _gated(config)
     rotations = rotary(config, fields["head_size"])
     kinds = [_FULL if window is None or rotated[layer] else _SLIDING for layer in range(layers)]

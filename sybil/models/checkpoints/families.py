@@ -8,10 +8,9 @@ from typing import Any
 
 from sybil.errors import UnsupportedModel
 from sybil.models.checkpoints import configs
-from sybil.models.checkpoints.fields import Fields
+from sybil.models.checkpoints.fields import Fields, unknown
 from sybil.models.checkpoints.sources import Family
 from sybil.models.shape import Shape
-
 
 _ALL = ("query_key_value", "attention_out", "mlp_in", "mlp_out")
 _ATTENTION, _MLP = _ALL[:2], _ALL[2:]
@@ -307,12 +306,12 @@ def understand(config: Mapping[str, Any]) -> tuple[Family, Shape]:
     fields = Fields(config)
     family = FAMILIES.get(fields.get("model_type"))
     if family is None:
-        raise configs.unknown("model_type", config.get("model_type"))
+        raise unknown("model_type", config.get("model_type"))
     for name in ("quantization_config", "per_layer_config"):
         if fields.get(name):
-            raise configs.unknown(name, "set")
+            raise unknown(name, "set")
     if fields.get("is_causal") is False:
-        raise configs.unknown("is_causal", False)
+        raise unknown("is_causal", False)
     whole = Fields(config, family.defaults)
     family.biased(whole)  # read here for its fields to be checked with all others
     return family, family.shape(whole)

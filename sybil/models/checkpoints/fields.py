@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sybil.errors import NotAModel, one_line, shown
+from sybil.errors import NotAModel, UnsupportedModel, one_line, shown
 
 LONGEST_TEXT = 100
 
@@ -181,6 +181,14 @@ FIELDS: Mapping[str, Kind] = {
     "weight_map": Kind("an object of tensors and their files", _weight_map),
 }
 """By its name in config.json, generation_config.json, the weights' index or a part of one: a name means one thing."""
+
+
+def unknown(name: str, value: object) -> UnsupportedModel:
+    """The error for an option that has to go through transformers."""
+    return UnsupportedModel(
+        f"config.json has {name} {shown(value)}, which Sybil's own forward does not know: "
+        "load it through HuggingFaceModel"
+    )
 
 
 class Fields:

@@ -8,17 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sybil.errors import NotAModel, UnsupportedModel, WeightsMismatch, shown
-from sybil.models.checkpoints.fields import Fields
+from sybil.errors import NotAModel, WeightsMismatch
+from sybil.models.checkpoints.fields import Fields, unknown
 from sybil.models.shape import Rotary
-
-
-def unknown(name: str, value: object) -> UnsupportedModel:
-    """The error for an option that has to go through transformers."""
-    return UnsupportedModel(
-        f"config.json has {name} {shown(value)}, which Sybil's own forward does not know: "
-        "load it through HuggingFaceModel"
-    )
 
 
 def rotary(

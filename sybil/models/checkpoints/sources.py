@@ -36,10 +36,10 @@ class Source:
         """What ours is kept in where a model's weights are in dtype."""
         return dtype if self.offset is None else torch.promote_types(dtype, torch.float32)
 
-    def arranged(self, part: Tensor) -> Tensor:
-        """A stored tensor with its rows and columns in our order, and its offset."""
+    def arranged(self, part: Tensor, dtype: torch.dtype) -> Tensor:
+        """A stored tensor with its rows and columns in our order; with its offset, in dtype, where it has one."""
         if self.offset:
-            return part.to(self.kept_in(part.dtype)) + self.offset
+            return part.to(dtype) + self.offset
         if self.transposed and part.dim() == 2:
             return part.T
         return part.view(self.heads, 3, -1, *part.shape[1:]).transpose(0, 1).flatten(0, 2) if self.heads else part

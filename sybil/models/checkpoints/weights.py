@@ -81,7 +81,7 @@ class Weights(Mapping[str, Tensor]):
             return stored.read(source.parts[0][0]).to(self.device, dtype).contiguous()
         whole, row = torch.empty(source.size, dtype=dtype, device=self.device), 0
         for theirs, _ in source.parts:
-            part = source.arranged(stored.read(theirs))
+            part = source.arranged(stored.read(theirs), dtype)
             whole[row : row + len(part)] = part
             row += len(part)
         return whole

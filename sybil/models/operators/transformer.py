@@ -67,8 +67,8 @@ class Transformer:
     weights: name -> tensor, (outputs, inputs) for a product; each is asked for once, and `in` says whether a product
     has a bias, so that a mapping may read them one at a time. The names, {layer} from 0, those in brackets where
     the shape has them: token_embedding, [position_embedding], [project_in.weight], [project_out.weight],
-    {layer}.{norm} for each of Shape.norms(), {layer}.query_key_value (all queries' rows, then keys', then values', heads
-    in order), {layer}.attention_out, {layer}.mlp_in (gated: the gate's rows, then those it multiplies),
+    {layer}.{norm} for each of Shape.norms(), {layer}.query_key_value (all queries' rows, then keys', then values',
+    heads in order), {layer}.attention_out, {layer}.mlp_in (gated: the gate's rows, then those it multiplies),
     {layer}.mlp_out, [final_norm], [head.weight]."""
 
     def __init__(
