@@ -15,6 +15,10 @@ from torch import Tensor
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -64,6 +68,21 @@ def windowed() -> MistralForCausalLM:
         eos_token_id=0,
     )  # fmt: skip
     return in_float64(MistralForCausalLM(config).eval())
+
+
+@lru_cache
+def alternating(kind: str = "gemma3_text") -> PreTrainedModel:
+    """Layers with a window of 5 and layers that see all by turns, in float64 throughout; kind: or gemma2."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = dict(
+        vocab_size=31, max_position_embeddings=64, hidden_size=16, intermediate_size=32, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=5, query_pre_attn_scalar=8,
+        initializer_range=0.4, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    if kind == "gemma2":
+        caps = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 8.0}
+        return in_float64(Gemma2ForCausalLM(Gemma2Config(**sizes, **caps)).eval())
+    return in_float64(Gemma3ForCausalLM(Gemma3TextConfig(**sizes, sliding_window_pattern=2)).eval())
 
 
 def in_float64(model: PreTrainedModel) -> PreTrainedModel:

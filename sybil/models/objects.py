@@ -242,7 +242,7 @@ def _of_attention(model: PreTrainedModel) -> str:
     """Whether another attention than transformers' own is chosen, or registered under the name of one of its own."""
     home = sys.modules[type(model).__module__]
     for way in {str(part.config._attn_implementation) for part in model.modules() if hasattr(part, "config")}:
-        if way not in ATTENTION:
+        if way not in ATTENTION or (way == "sdpa" and not model._supports_sdpa):  # Gemma 2 is capped, and sdpa caps none
             return f"its attention is {way}"
         attend = home.ALL_ATTENTION_FUNCTIONS.get_interface(way, home.eager_attention_forward)
         if not _is_theirs(attend) or not _is_theirs(ALL_MASK_ATTENTION_FUNCTIONS.get(way)):
