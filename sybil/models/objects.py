@@ -27,6 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sybil.errors import SybilError, UnsupportedModel
+from sybil.models.checkpoints import templates
 from sybil.models.checkpoints.families import understood
 from sybil.models.checkpoints.sources import Family
 from sybil.models.checkpoints.weights import State
@@ -84,6 +85,8 @@ def of_model(model: nn.Module, tokenizer: Any) -> Checkpoint:
         known=trusted,
         stored=State(_parameters(inner)) if trusted else None,
         model=model,
+        chat_template=templates.choose(getattr(tokenizer, "chat_template", None)),
+        special_tokens=getattr(tokenizer, "special_tokens_map", {}),
     )
 
 
@@ -242,7 +245,9 @@ def _of_attention(model: PreTrainedModel) -> str:
     """Whether another attention than transformers' own is chosen, or registered under the name of one of its own."""
     home = sys.modules[type(model).__module__]
     for way in {str(part.config._attn_implementation) for part in model.modules() if hasattr(part, "config")}:
-        if way not in ATTENTION or (way == "sdpa" and not model._supports_sdpa):  # Gemma 2 is capped, and sdpa caps none
+        if way not in ATTENTION or (
+            way == "sdpa" and not model._supports_sdpa
+        ):  # Gemma 2 is capped, and sdpa caps none
             return f"its attention is {way}"
         attend = home.ALL_ATTENTION_FUNCTIONS.get_interface(way, home.eager_attention_forward)
         if not _is_theirs(attend) or not _is_theirs(ALL_MASK_ATTENTION_FUNCTIONS.get(way)):
