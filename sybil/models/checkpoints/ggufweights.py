@@ -11,9 +11,9 @@ from gguf.tensor_mapping import get_tensor_name_map
 from torch import Tensor
 
 from sybil.errors import UnsupportedModel, shown
-from sybil.models.checkpoints.families import Family
 from sybil.models.checkpoints.ggufconfig import ARCHITECTURES, UNREAD
 from sybil.models.checkpoints.ggufheader import STORED, Contents, Place
+from sybil.models.checkpoints.sources import Family
 from sybil.models.shape import Shape
 from sybil.models.storage import Blocks
 

@@ -65,7 +65,7 @@ static void wait(Stage *stage, int32_t items) {
     }
 
 /* The first one numbers the threads: OpenMP's own numbers may be another runtime's, where two are loaded. */
-static int64_t stages(const Model *m) { return 7 * (int64_t)m->layers + 6; }
+static int64_t stages(const Model *m) { return 10 * (int64_t)m->layers + 7; }
 
 static int64_t widest(const Model *m) {
     int64_t most = m->width > m->token_embedding.inputs ? m->width : m->token_embedding.inputs;
@@ -92,6 +92,24 @@ static void norm_rows(const Model *m, Norm norm, const float *x, float *out, int
     for (int64_t row = 0; row < rows; row++) normalise(m, norm, x + row * m->width, out + row * m->width, m->width);
 }
 
+/* x + what attention or the MLP gave, which is normalised before where the norm is one of outputs. */
+static void add_row(const Model *m, Norm norm, float *given, float *x) {
+    if (m->normed == OF_OUTPUT || m->normed == OF_BOTH) normalise(m, norm, given, given, m->width);
+    for (int32_t at = 0; at < m->width; at++) x[at] += given[at] * m->residual_scale;
+}
+
+static void finish_logits(const Model *m, float *logits) {
+    for (int32_t at = 0; at < m->vocab_size; at++) logits[at] /= m->logit_divisor;
+    int32_t at = 0;
+    for (; m->logit_cap > 0 && at < m->vocab_size; at += LANES) {
+        float some[LANES] = {0};
+        const int64_t size = smaller(LANES, m->vocab_size - at) * sizeof(float);
+        memcpy(some, logits + at, size);
+        store(some, capped(load(some), m->logit_cap));
+        memcpy(logits + at, some, size);
+    }
+}
+
 static const char *call_refusal(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths,
                                 int32_t count, const float *scratch, int64_t floats, int32_t threads) {
     NEED(m && m->sound);
@@ -113,6 +131,8 @@ const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tok
     Stage *const begin = (Stage *)(((uintptr_t)scratch + 63) / 64 * 64);
     float *x = (float *)(begin + stages(m)), *mixed = x + rows * widest(m), *aside = mixed + rows * widest(m);
     float *heads = aside + rows * widest(m), *inner = heads + rows * joined, *privates = inner + (int64_t)rows * m->inner;
+    const int in = m->normed == OF_INPUT || m->normed == OF_BOTH; /* norms before attention and the MLP */
+    const int apart = m->normed == OF_OUTPUT || m->normed == OF_BOTH || m->residual_scale != 1; /* what they give isn't added yet */
     memset(begin, 0, stages(m) * sizeof(Stage));
 
 #pragma omp parallel num_threads(threads)
@@ -122,7 +142,11 @@ const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tok
         Stage *stage = begin + 1;
 
         float *first = m->project_in.weight ? mixed : x;
-        EACH(row, rows, unpack(&m->token_embedding, tokens[row], first + (int64_t)row * embedded))
+        EACH(row, rows, {
+            float *embedding = first + (int64_t)row * embedded;
+            unpack(&m->token_embedding, tokens[row], embedding);
+            for (int32_t at = 0; at < embedded; at++) embedding[at] *= m->embedding_scale;
+        })
         if (m->project_in.weight) PRODUCT(&m->project_in, first, x, NULL, NONE, 0)
         if (m->positions.at) EACH(row, rows, {
             int64_t place = lengths[row / count] + row % count;
@@ -132,22 +156,31 @@ const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tok
 
         for (int32_t layer = 0; layer < m->layers; layer++) {
             const Block *block = &m->blocks[layer];
-            if (!m->post_norm) norm_rows(m, block->attention_norm, x, normed, rows);
+            if (in) norm_rows(m, block->attention_norm, x, normed, rows);
             if (m->parallel)
                 EACH(row, rows, norm_rows(m, block->mlp_norm, x + (int64_t)row * width, aside + (int64_t)row * width, 1))
-            PRODUCT(&block->query_key_value, m->post_norm ? x : normed, heads, NULL, NONE, 0)
+            PRODUCT(&block->query_key_value, in ? normed : x, heads, NULL, NONE, 0)
+            if (m->query_key_norm == WHOLE) EACH(row, rows, {
+                float *query = heads + row * joined, *key = query + (int64_t)m->heads * m->head_size;
+                normalise(m, block->query_norm, query, query, m->heads * m->head_size);
+                normalise(m, block->key_norm, key, key, m->kv_heads * m->head_size);
+            })
             EACH(unit, cache->batch * m->kv_heads, {
                 int64_t row = unit / m->kv_heads;
                 attention(m, block, cache, layer, row, unit % m->kv_heads, lengths[row], count,
                           heads + row * count * joined, mixed + row * count * m->heads * m->head_size, rest);
             })
-            PRODUCT(&block->attention_out, mixed, x, x, NONE, 0)
-            if (m->post_norm)
+            PRODUCT(&block->attention_out, mixed, apart ? aside : x, apart ? NULL : x, NONE, 0)
+            if (apart)
+                EACH(row, rows, add_row(m, block->attention_out_norm, aside + (int64_t)row * width, x + (int64_t)row * width))
+            if (m->normed == OF_SUM)
                 EACH(row, rows, norm_rows(m, block->attention_norm, x + (int64_t)row * width, x + (int64_t)row * width, 1))
-            else if (!m->parallel) norm_rows(m, block->mlp_norm, x, normed, rows);
-            PRODUCT(&block->mlp_in, m->post_norm ? x : m->parallel ? aside : normed, inner, NULL, m->activation, m->gated)
-            PRODUCT(&block->mlp_out, inner, x, x, NONE, 0)
-            if (m->post_norm)
+            if (in && !m->parallel) norm_rows(m, block->mlp_norm, x, normed, rows);
+            PRODUCT(&block->mlp_in, m->parallel ? aside : in ? normed : x, inner, NULL, m->activation, m->gated)
+            PRODUCT(&block->mlp_out, inner, apart ? aside : x, apart ? NULL : x, NONE, 0)
+            if (apart)
+                EACH(row, rows, add_row(m, block->mlp_out_norm, aside + (int64_t)row * width, x + (int64_t)row * width))
+            if (m->normed == OF_SUM)
                 EACH(row, rows, norm_rows(m, block->mlp_norm, x + (int64_t)row * width, x + (int64_t)row * width, 1))
         }
         if (logits) {
@@ -158,6 +191,7 @@ const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tok
                 last = mixed;
             }
             PRODUCT(&m->head, last, logits, NULL, NONE, 0)
+            if (m->logit_divisor != 1 || m->logit_cap > 0) EACH(row, rows, finish_logits(m, logits + row * (int64_t)m->vocab_size))
         }
     }
     return NULL;
