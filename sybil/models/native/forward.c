@@ -66,6 +66,23 @@ static void norm_rows(const Model *m, Norm norm, const float *x, float *out, int
     for (int64_t row = 0; row < rows; row++) normalise(m, norm, x + row * m->width, out + row * m->width, m->width);
 }
 
+/* x + what attention or the MLP gave, which is normalised before where the norm is one of outputs. */
+static void add_row(const Model *m, Norm norm, float *given, float *x) {
+    if (m->normed == OF_OUTPUT || m->normed == OF_BOTH) normalise(m, norm, given, given, m->width);
+    for (int32_t at = 0; at < m->width; at++) x[at] += given[at] * m->residual_scale;
+}
+
+static void finish_logits(const Model *m, float *logits, int32_t size) {
+    for (int32_t at = 0; at < size; at++) logits[at] /= m->logit_divisor;
+    for (int32_t at = 0; m->logit_cap > 0 && at < size; at += LANES) {
+        float some[LANES] = {0};
+        const int64_t bytes = smaller(LANES, size - at) * sizeof(float);
+        memcpy(some, logits + at, bytes);
+        store(some, capped(load(some), m->logit_cap));
+        memcpy(logits + at, some, bytes);
+    }
+}
+
 static const char *call_refusal(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths,
                                 int32_t count, const float *scratch, int64_t floats, int32_t threads) {
     NEED(m && m->sound);
@@ -84,12 +101,18 @@ static void compute(const void *job, void *own, Share *share) {
     const int64_t *lengths = call->numbers, *tokens = lengths + cache->batch;
     const int32_t count = call->count, rows = cache->batch * count, width = m->width, size = m->head_size;
     const int64_t embedded = m->token_embedding.inputs, queries = (int64_t)m->heads * size;
-    const int64_t joined = queries + 2 * (int64_t)m->kv_heads * size;
+    const int64_t keys = (int64_t)m->kv_heads * size, joined = queries + 2 * keys;
+    const int in = m->normed == OF_INPUT || m->normed == OF_BOTH; /* norms before attention and the MLP */
+    const int apart = m->normed == OF_OUTPUT || m->normed == OF_BOTH || m->residual_scale != 1; /* what they give isn't added yet */
     float *x = call->x, *mixed = call->mixed, *aside = call->aside, *heads = call->heads, *inner = call->inner;
     float *normed = own, *rest = normed + (int64_t)rows * width;
 
     float *first = m->project_in.weight ? mixed : x;
-    ALONE(row, rows, unpack(&m->token_embedding, tokens[row], first + row * embedded))
+    ALONE(row, rows, {
+        float *embedding = first + row * embedded;
+        unpack(&m->token_embedding, tokens[row], embedding);
+        for (int32_t at = 0; at < embedded; at++) embedding[at] *= m->embedding_scale;
+    })
     if (m->project_in.weight) PRODUCT(&m->project_in, first, x, NULL, NONE, 0)
     if (m->positions.at) ALONE(row, rows, {
         int64_t place = lengths[row / count] + row % count;
@@ -99,9 +122,14 @@ static void compute(const void *job, void *own, Share *share) {
 
     for (int32_t layer = 0; layer < m->layers; layer++) {
         const Block *block = &m->blocks[layer];
-        if (!m->post_norm) norm_rows(m, block->attention_norm, x, normed, rows);
+        if (in) norm_rows(m, block->attention_norm, x, normed, rows);
         if (m->parallel) ALONE(row, rows, norm_rows(m, block->mlp_norm, x + row * width, aside + row * width, 1))
-        PRODUCT(&block->query_key_value, m->post_norm ? x : normed, heads, NULL, NONE, 0)
+        PRODUCT(&block->query_key_value, in ? normed : x, heads, NULL, NONE, 0)
+        if (m->query_key_norm == WHOLE) ALONE(row, rows, {
+            float *query = heads + row * joined, *key = query + queries;
+            normalise(m, block->query_norm, query, query, queries);
+            normalise(m, block->key_norm, key, key, keys);
+        })
         ALONE(each, (int64_t)rows * m->kv_heads, {
             int64_t row = each / m->kv_heads;
             enter(m, block, cache, layer, row / count, each % m->kv_heads, lengths[row / count] + row % count,
@@ -109,15 +137,17 @@ static void compute(const void *job, void *own, Share *share) {
         })
         EACH(each, (int64_t)rows * m->heads, {
             int64_t head = each / count % m->heads, row = each / count / m->heads, token = each % count, at = row * count + token;
-            attention(share, m, cache, layer, row, head, lengths[row] + token, heads + at * joined + head * size,
+            attention(share, m, block, cache, layer, row, head, lengths[row] + token, heads + at * joined + head * size,
                       mixed + at * queries + head * size, rest);
         })
-        PRODUCT(&block->attention_out, mixed, x, x, NONE, 0)
-        if (m->post_norm) ALONE(row, rows, norm_rows(m, block->attention_norm, x + row * width, x + row * width, 1))
-        else if (!m->parallel) norm_rows(m, block->mlp_norm, x, normed, rows);
-        PRODUCT(&block->mlp_in, m->post_norm ? x : m->parallel ? aside : normed, inner, NULL, m->activation, m->gated)
-        PRODUCT(&block->mlp_out, inner, x, x, NONE, 0)
-        if (m->post_norm) ALONE(row, rows, norm_rows(m, block->mlp_norm, x + row * width, x + row * width, 1))
+        PRODUCT(&block->attention_out, mixed, apart ? aside : x, apart ? NULL : x, NONE, 0)
+        if (apart) ALONE(row, rows, add_row(m, block->attention_out_norm, aside + row * width, x + row * width))
+        if (m->normed == OF_SUM) ALONE(row, rows, norm_rows(m, block->attention_norm, x + row * width, x + row * width, 1))
+        if (in && !m->parallel) norm_rows(m, block->mlp_norm, x, normed, rows);
+        PRODUCT(&block->mlp_in, m->parallel ? aside : in ? normed : x, inner, NULL, m->activation, m->gated)
+        PRODUCT(&block->mlp_out, inner, apart ? aside : x, apart ? NULL : x, NONE, 0)
+        if (apart) ALONE(row, rows, add_row(m, block->mlp_out_norm, aside + row * width, x + row * width))
+        if (m->normed == OF_SUM) ALONE(row, rows, norm_rows(m, block->mlp_norm, x + row * width, x + row * width, 1))
     }
     if (!call->logits) return;
     float *last = x;
@@ -127,6 +157,13 @@ static void compute(const void *job, void *own, Share *share) {
         last = mixed;
     }
     PRODUCT(&m->head, last, call->logits, NULL, NONE, 0)
+    if (m->logit_divisor != 1 || m->logit_cap > 0) {
+        const int64_t some = 4096, pieces = whole(m->vocab_size, some) / some;
+        ALONE(each, rows * pieces, {
+            int64_t at = each % pieces * some;
+            finish_logits(m, call->logits + each / pieces * m->vocab_size + at, smaller(some, m->vocab_size - at));
+        })
+    }
 }
 
 /* tokens (batch, count) go in at each row's length; logits (batch * count, vocab), or NULL for a prefill.

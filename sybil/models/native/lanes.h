@@ -63,6 +63,20 @@ static inline Lanes exponential(Lanes x) {
     return series * (Lanes)(((Ints)shifted - (Ints)all(12582912.0f) + 127) << 23); /* 2^n: its exponent alone */
 }
 
+/* 1 - 2 / (e^2x + 1), and near 0, where that cancels, its Taylor series to x^9 (relative error below 1e-7 there, 3e-7
+   else). NaN stays NaN. */
+static inline Lanes hyperbolic_tangent(Lanes x) {
+    Lanes square = x * x;
+    Lanes series = all(62.0f / 2835);
+    series = series * square + all(-17.0f / 315);
+    series = series * square + all(2.0f / 15);
+    series = series * square + all(-1.0f / 3);
+    series = series * square + all(1.0f);
+    return choose(square < all(0.0625f), x * series, all(1.0f) - all(2.0f) / (exponential(x + x) + all(1.0f)));
+}
+
+static inline Lanes capped(Lanes x, float cap) { return all(cap) * hyperbolic_tangent(x / all(cap)); }
+
 static inline Lanes activate(Lanes x, int32_t activation) {
     if (activation == RELU) return choose(x < all(0.0f), all(0.0f), x); /* NaN stays */
     if (activation == SILU) return x / (all(1.0f) + exponential(-x));

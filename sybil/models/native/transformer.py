@@ -21,8 +21,8 @@ from sybil.models import forking
 from sybil.models.native import library, workers
 from sybil.models.native.cache import NativeCache
 from sybil.models.native.packing import Arena, Packed, floats, pack
-from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, Block, Model, Norm, Product
-from sybil.models.shape import Shape
+from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, SCALES, Block, Model, Norm, Product
+from sybil.models.shape import Rotary, Shape
 from sybil.models.storage import Storage
 from sybil.transfer import CPU
 
@@ -31,6 +31,8 @@ MOST_THREADS = 1 << 10
 PREFILL_ROWS = 256
 _ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
 _NORMS = ("layer", "rms")
+_NORMED = ("input", "output", "both", "sum")
+_QUERY_KEY_NORMS = ("none", "head", "whole")
 _WHOLE = ("token_embedding", "head", "project_in", "project_out")
 
 
@@ -79,9 +81,9 @@ class NativeTransformer:
             take_floats(f"{name}.bias", weights.get(f"{name}.bias"))
         if shape.position_offset is not None:
             take_floats("positions", weights["position_embedding"])
-        if shape.rotary:
-            for name, table in zip(("cosines", "sines"), shape.rotary.tables(shape.context), strict=True):
-                take_floats(name, table)
+        for index, rotary in enumerate(_rotations(shape)):
+            for name, table in zip(("cosines", "sines"), rotary.tables(shape.context), strict=True):
+                take_floats(f"{name}.{index}", table)
         self._bind(arena.used)
 
     def _open(self, shape: Shape, storage: Storage, threads: int | None, lanes: int | None) -> None:
@@ -97,7 +99,13 @@ class NativeTransformer:
         shape = self.shape
         with taking(ctypes.sizeof(Block) * shape.layers, f"a model of {shape.layers} layers", CPU):
             self._blocks = (Block * shape.layers)()
-        for layer, block in enumerate(self._blocks):
+        rotations = _rotations(shape)
+        for layer, (block, attention) in enumerate(zip(self._blocks, shape.attentions, strict=True)):
+            block.window = attention.window or 0
+            if attention.rotary:
+                block.rotary_size = attention.rotary.size
+                for name in ("cosines", "sines"):
+                    setattr(block, name, floats(self._floats[f"{name}.{rotations.index(attention.rotary)}"]))
             for name in BLOCK_NORMS:
                 setattr(block, name, self._norm(f"{layer}.{name}"))
             for name in BLOCK_PRODUCTS:
@@ -105,17 +113,17 @@ class NativeTransformer:
         numbers = {name: getattr(shape, name, 0) or 0 for name in NUMBERS} | {
             "activation": _ACTIVATIONS.index(shape.activation),
             "norm": _NORMS.index(shape.norm),
-            "rotary_size": shape.rotary.size if shape.rotary else 0,
+            "normed": _NORMED.index(shape.normed),
+            "query_key_norm": _QUERY_KEY_NORMS.index(shape.query_key_norm),
         }
         self._model = Model(
             **numbers,
-            epsilon=shape.epsilon,
-            attention_scale=shape.attention_scale,
+            **{name: getattr(shape, name) for name in SCALES},
             blocks=self._blocks,
             block_count=len(self._blocks),
             final_norm=self._norm("final_norm"),
             **{name: self._product(name) for name in _WHOLE},
-            **{name: floats(self._floats.get(name)) for name in ("positions", "cosines", "sines")},
+            positions=floats(self._floats.get("positions")),
         )
         self._address = ctypes.addressof(self._model)
         refusal = self._library.sybil_refusal(self._address)
@@ -212,6 +220,10 @@ def _products(shape: Shape) -> list[str]:
 
 
 def _norms(shape: Shape) -> list[str]:
-    names = BLOCK_NORMS if shape.query_key_norm else BLOCK_NORMS[:2]
     last = ["final_norm"] if shape.final_norm else []
-    return [*last, *(f"{layer}.{name}" for layer in range(shape.layers) for name in names)]
+    return [*last, *(f"{layer}.{name}" for layer in range(shape.layers) for name in shape.norms())]
+
+
+def _rotations(shape: Shape) -> list[Rotary]:
+    """The rotations of a shape's layers, each once."""
+    return list(dict.fromkeys(attention.rotary for attention in shape.attentions if attention.rotary))
