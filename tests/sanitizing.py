@@ -23,7 +23,7 @@ from sybil.models.shape import Attention, Rotary, Shape
 
 DRIVER = Path(__file__).parent / "native" / "driver.c"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-FLAGS = ("-O1", "-g", "-march=native", "-std=gnu11", "-Wno-psabi", "-Wno-unknown-pragmas")
+FLAGS = ("-O1", "-g", "-std=gnu11", "-pthread", "-Wno-psabi")
 
 
 class Call(ctypes.Structure):
@@ -52,7 +52,7 @@ class Case:
         model, (batch, count) = self.model, tokens.shape
         places, head_size = (-(-size // model._lanes) * model._lanes for size in (room, model.shape.head_size))
         floats = model.shape.layers * batch * model.shape.kv_heads * places * head_size
-        scratch = model._library.sybil_scratch(model._address, batch * count, room, workers)
+        scratch = model._library.sybil_scratch(model._address, batch * count, room)
         fields = {
             "cache_floats": floats,
             "told_cache_floats": floats,
@@ -109,10 +109,12 @@ class Answer:
 
 
 def build(folder: Path, *flags: str, source: Path = compiler.SOURCE.parent) -> Path:
-    """The driver with the sources in a folder."""
-    made = folder / "driver"
-    libraries = ["-o", str(made), "-lm"]
-    arguments = [*compiler.command(), *FLAGS, *SANITIZERS, *flags, f"-I{source}", str(DRIVER), *libraries]
+    """The driver with the sources in a folder, for this processor, with the sanitizers."""
+    return build_by(compiler.command(), folder / "driver", "-march=native", *SANITIZERS, *flags, source=source)
+
+
+def build_by(command: Sequence[str], made: Path, *flags: str, source: Path = compiler.SOURCE.parent) -> Path:
+    arguments = [*command, *FLAGS, *flags, f"-I{source}", str(DRIVER), "-o", str(made), "-lm"]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stderr}"
     return made
@@ -140,11 +142,11 @@ def instrumented() -> dict[str, str]:
     }
 
 
-def run(driver: Path, cases: Sequence[Case]) -> tuple[list[Answer], str]:
+def run(driver: Path, cases: Sequence[Case], *emulator: str) -> tuple[list[Answer], str]:
     """Each model's answer and then its calls', case by case; what a sanitizer said, or '': one ends with the other."""
     written = struct.pack("q", len(cases)) + b"".join(case.written() for case in cases)
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    done = subprocess.run([driver], input=written, capture_output=True, env=environment)
+    done = subprocess.run([*emulator, driver], input=written, capture_output=True, env=environment)
     said = done.stderr.decode("utf-8", "replace")
     assert done.returncode == 0 or said, f"the driver ended with {done.returncode}"
     return [] if said else list(answers(done.stdout)), said

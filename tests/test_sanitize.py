@@ -68,7 +68,7 @@ def test_models_of_every_family_stay_in_their_memory(lanes: int, drivers: dict[i
 
 
 def test_threads_stay_in_theirs(tmp_path: Path) -> None:
-    check(build(tmp_path, "-fopenmp"), [random_case(seed, library.load().sybil_lanes()) for seed in range(40)])
+    check(build(tmp_path), [random_case(seed, library.load().sybil_lanes()) for seed in range(40)])
 
 
 def hostile(lanes: int) -> list[Case]:
@@ -122,7 +122,7 @@ def spoilt_calls(model: NativeTransformer) -> Iterator[Case]:
     tokens, lengths = list(range(8)), [0, 3]
     for value in LONG:
         yield case(tokens, lengths, told_cache_floats=value)
-        if value <= model._library.sybil_scratch(model._address, 8, 9, 1):
+        if value <= model._library.sybil_scratch(model._address, 8, 9):
             yield case(tokens, lengths, told_scratch_floats=value)
         for place in range(8):
             yield case([*tokens[:place], value, *tokens[place + 1 :]], lengths)

@@ -103,6 +103,7 @@ int main(void) {
             const char *refusal = sybil_forward(m, &cache, tokens, lengths, call.count, logits, scratch,
                                                 call.told_scratch_floats, call.threads);
             say(refusal, logits, call.logits);
+            while (sybil_late()) sched_yield(); /* who may still read what is freed here */
             free(lengths), free(tokens), free(scratch), free(logits);
         }
         free(keys), free(values), free(block), free(m);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "lanes.h"
+#include "stages.h"
 
 /* sum of (x - mean)^2, in lanes; the last, incomplete lanes are filled with the mean. */
 static float squares(const float *x, int32_t size, float mean) {
@@ -44,7 +45,7 @@ static void rotate(const Block *block, float *head, int64_t position) {
     const float *cosines = block->cosines.at + position * half, *sines = block->sines.at + position * half;
     for (int32_t at = 0; at < half; at++) {
         float first = head[at], second = head[half + at];
-        head[at] = first * cosines[at] - second * sines[at];
+        head[at] = fused(first, cosines[at], -(second * sines[at]));
         head[half + at] = second * cosines[at] + first * sines[at];
     }
 }
@@ -99,28 +100,30 @@ static void attend(const float *query, const float *keys, const float *values, i
     for (; at < stride; at += LANES) mix(scores, values + at, stride, from, last, factor, 1, out + at);
 }
 
-/* The attention of one row of the batch and one head of keys and values, whose group of queries it serves:
-   heads (count, each * head size) are rotated, keys and values go into the cache, out (count, heads * head size). */
-static void attention(const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row, int32_t kv_head,
-                      int64_t start, int32_t count, float *heads, float *out, float *own) {
+/* What one token has of one head of keys and values, whose group of queries it serves: queries and key are rotated where
+   they lie in its heads, key and value go into the cache. */
+static void enter(const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row, int32_t kv_head,
+                  int64_t place, float *heads) {
     const int32_t size = m->head_size, stride = whole(size, LANES), group = m->heads / m->kv_heads;
-    const int64_t joined = (int64_t)(m->heads + 2 * m->kv_heads) * size, places = cache->places;
-    const int64_t at = ((layer * cache->batch + row) * m->kv_heads + kv_head) * stride * places;
-    float *keys = cache->keys + at, *values = cache->values + at, *answer = own, *scores = own + stride;
-    for (int32_t token = 0; token < count; token++) {
-        int64_t place = start + token;
-        float *key = heads + token * joined + (m->heads + kv_head) * (int64_t)size;
-        if (m->query_key_norm == HEAD) normalise(m, block->key_norm, key, key, size);
-        if (block->rotary_size) rotate(block, key, smaller(place, m->context - 1));
-        for (int32_t each = 0; each < size; each++) keys[each * places + place] = key[each];
-        memcpy(values + place * stride, key + m->kv_heads * (int64_t)size, size * sizeof(float));
-        for (int32_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
-            float *query = heads + token * joined + head * (int64_t)size;
-            if (m->query_key_norm == HEAD) normalise(m, block->query_norm, query, query, size);
-            if (block->rotary_size) rotate(block, query, smaller(place, m->context - 1));
-            int32_t from = block->window && place >= block->window ? place - block->window + 1 : 0;
-            attend(query, keys, values, places, from, place, size, m->attention_scale, m->attention_cap, scores, answer);
-            memcpy(out + ((int64_t)token * m->heads + head) * size, answer, size * sizeof(float));
-        }
+    const int64_t places = cache->places, at = ((layer * cache->batch + row) * m->kv_heads + kv_head) * stride * places;
+    float *key = heads + (m->heads + kv_head) * (int64_t)size, *query = heads + kv_head * group * (int64_t)size;
+    if (m->query_key_norm == HEAD) normalise(m, block->key_norm, key, key, size);
+    if (block->rotary_size) rotate(block, key, smaller(place, m->context - 1));
+    for (int32_t each = 0; each < size; each++) cache->keys[at + each * places + place] = key[each];
+    memcpy(cache->values + at + place * stride, key + m->kv_heads * (int64_t)size, size * sizeof(float));
+    for (int32_t head = 0; head < group; head++, query += size) {
+        if (m->query_key_norm == HEAD) normalise(m, block->query_norm, query, query, size);
+        if (block->rotary_size) rotate(block, query, smaller(place, m->context - 1));
     }
+}
+
+/* The attention of one token's query over its row of the cache, stored if it may be published. own: to work in. */
+static void attention(Share *share, const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row,
+                      int32_t head, int64_t place, const float *query, float *out, float *own) {
+    const int32_t size = m->head_size, stride = whole(size, LANES), kv_head = head / (m->heads / m->kv_heads);
+    const int64_t at = ((layer * cache->batch + row) * m->kv_heads + kv_head) * stride * cache->places;
+    const int32_t from = block->window && place >= block->window ? place - block->window + 1 : 0;
+    attend(query, cache->keys + at, cache->values + at, cache->places, from, place, size, m->attention_scale,
+           m->attention_cap, own + stride, own);
+    if (publish(share)) memcpy(out, own, size * sizeof(float));
 }

@@ -22,6 +22,15 @@ static inline int64_t whole(int64_t count, int64_t unit) { return (count + unit 
 static inline int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline Lanes load(const float *from) { return *(const Lanes *)from; }
 static inline void store(float *to, Lanes lanes) { *(Lanes *)to = lanes; }
+/* a * b + c, rounded once where the processor can. Compilers fuse by themselves; where two products could be fused, as in
+   a * b - c * d, which one they choose differs between processors. */
+static inline float fused(float a, float b, float c) {
+#if defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__ARM_FEATURE_FMA)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
 static inline Lanes all(float value) { return value - (Lanes){0}; } /* - 0: what a compiler may leave out */
 static inline float sum(Lanes lanes) {
     float half[LANES];

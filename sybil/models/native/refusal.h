@@ -2,12 +2,12 @@
 
 #pragma once
 
+#include "pool.h"
 #include "products.h"
 
 #define MOST_LAYERS (1 << 16)
 #define MOST_WIDE (1 << 24) /* numbers of a row; rows of a call */
 #define MOST_LONG (1 << 30) /* tokens of a vocabulary, a context, a cache's row; items that threads share */
-#define MOST_THREADS (1 << 10)
 
 /* In a function that returns what it has against its arguments, or NULL: the condition that doesn't hold. */
 #define NEED(condition) \
@@ -88,7 +88,7 @@ static const char *model_refusal(const Model *m) {
 static const char *cache_refusal(const Model *m, const Cache *cache, int64_t count) {
     NEED(cache && cache->keys && cache->values);
     NEED(within(cache->batch, 1, MOST_WIDE) && within(count, 1, MOST_WIDE / cache->batch));
-    NEED(within(times(cache->batch, m->kv_heads), 1, MOST_LONG));
+    NEED(within(times(cache->batch * count, m->heads), 1, MOST_LONG));
     NEED(within(cache->capacity, 0, MOST_LONG) && count <= cache->capacity);
     NEED(cache->places == whole(cache->capacity, LANES));
     const int64_t rows = times((int64_t)m->layers * cache->batch, m->kv_heads);

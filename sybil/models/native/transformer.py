@@ -18,7 +18,7 @@ from torch import Tensor
 from sybil.allocation import taking
 from sybil.errors import UnsupportedModel
 from sybil.models import forking
-from sybil.models.native import library
+from sybil.models.native import library, workers
 from sybil.models.native.cache import NativeCache
 from sybil.models.native.packing import Arena, Packed, floats, pack
 from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, SCALES, Block, Model, Norm, Product
@@ -40,7 +40,8 @@ class NativeTransformer:
     """Transformer's contract and arguments, computed in float32 by forward.c.
 
     storage: what the products' weights are kept in: float32, bfloat16, or int8 with a scale an output (for drafts).
-    threads: how many compute; None is torch's number, or one for a model so small that two would wait for each other.
+    threads: how many compute; None is torch's number at each call, or one for a model so small that two would wait for
+    each other.
     lanes: floats in a vector; None is what library.load() chooses. Copies and pickles of it keep the lanes.
     """
 
@@ -129,8 +130,12 @@ class NativeTransformer:
         if refusal is not None:
             raise UnsupportedModel(f"the C forward refuses the model: {refusal.decode()} doesn't hold of it")
         self.weight_bytes = weight_bytes
-        threads = self._asked_threads or (1 if weight_bytes < ONE_THREAD_BYTES else torch.get_num_threads())
-        self._threads = min(max(threads, 1), MOST_THREADS)
+
+    @property
+    def threads(self) -> int:
+        """How many compute the next call."""
+        small = self.weight_bytes < ONE_THREAD_BYTES
+        return min(max(self._asked_threads or (1 if small else torch.get_num_threads()), 1), MOST_THREADS)
 
     def _norm(self, name: str) -> Norm:
         return Norm(*(floats(self._floats.get(f"{name}.{part}")) for part in ("weight", "bias")))
@@ -165,9 +170,8 @@ class NativeTransformer:
         rows = batch * count
         if not rows:
             return
-        threads = 1 if forking.pool_is_lost() else self._threads
         if rows > cache.rows:
-            cache.make_room(rows, self._library.sybil_scratch(self._address, rows, cache.capacity, self._threads))
+            cache.make_room(rows, self._library.sybil_scratch(self._address, rows, cache.capacity))
         refusal = self._library.sybil_forward(
             self._address,
             cache.address,
@@ -177,8 +181,9 @@ class NativeTransformer:
             logits,
             cache.scratch_address,
             cache.floats,
-            threads,
+            self.threads,
         )
+        workers.keep(self._library, self, cache, cache.scratch)
         if refusal is not None:
             raise IndexError(
                 f"tokens {tokens.tolist()} at lengths {lengths.tolist()} don't fit a vocabulary of {self.vocab_size} "
