@@ -67,6 +67,24 @@ FORMATS: Mapping[Storage, Format] = {
 }
 
 
+BLOCKS: Mapping[BlockStorage, tuple[int, int]] = {
+    "f32": (1, 4),
+    "f16": (1, 2),
+    "bf16": (1, 2),
+    "q8_0": (32, 34),
+    "q4_0": (32, 18),
+    "q4_1": (32, 20),
+    "q5_0": (32, 22),
+    "q5_1": (32, 24),
+    "q4_k": (256, 144),
+    "q5_k": (256, 176),
+    "q6_k": (256, 210),
+    "iq4_nl": (32, 18),
+    "mxfp4": (32, 17),
+}
+"""Inputs of a block, and its bytes."""
+
+
 def storage_of(dtype: torch.dtype) -> Storage:
     """The storage whose numbers are of that dtype; raises KeyError."""
     return {kept.dtype: word for word, kept in FORMATS.items()}[dtype]

@@ -32,9 +32,32 @@ static inline Record record_of(int32_t storage) {
 }
 
 static inline Ints ints(const void *from) { return *(const Ints *)from; }
-static inline Ints bytes(const uint8_t *from) { return __builtin_convertvector(*(const Bytes *)from, Ints); }
-static inline Ints signed_bytes(const uint8_t *from) { return __builtin_convertvector(*(const SignedBytes *)from, Ints); }
-static inline Ints halves(const uint8_t *from) { return __builtin_convertvector(*(const Halves *)from, Ints); }
+
+/* As many small integers from memory; compilers find the instruction for 4 lanes alone. */
+#if LANES == 16 && defined(__AVX512F__)
+#define WIDENED(kind, size, from) (Ints)_mm512_cvtep##kind##_epi32(LOADED_##size(from))
+#define LOADED_1(from) _mm_loadu_si128((const __m128i *)(from))
+#define LOADED_2(from) _mm256_loadu_si256((const __m256i *)(from))
+#elif LANES == 8 && defined(__AVX2__)
+#define WIDENED(kind, size, from) (Ints)_mm256_cvtep##kind##_epi32(LOADED_##size(from))
+#define LOADED_1(from) _mm_loadl_epi64((const __m128i *)(from))
+#define LOADED_2(from) _mm_loadu_si128((const __m128i *)(from))
+#else
+#define WIDENED(kind, size, from) each_##kind(from)
+#define EACH_OF(kind, type)                                                        \
+    static inline Ints each_##kind(const void *from) {                             \
+        int32_t wide[LANES];                                                       \
+        for (int lane = 0; lane < LANES; lane++) wide[lane] = ((const type *)from)[lane]; \
+        return ints(wide);                                                         \
+    }
+EACH_OF(u8, uint8_t)
+EACH_OF(i8, int8_t)
+EACH_OF(u16, Half)
+#endif
+
+static inline Ints bytes(const uint8_t *from) { return WIDENED(u8, 1, from); }
+static inline Ints signed_bytes(const uint8_t *from) { return WIDENED(i8, 1, from); }
+static inline Ints halves(const uint8_t *from) { return WIDENED(u16, 2, from); }
 static inline Lanes number(Ints integer) { return __builtin_convertvector(integer, Lanes); }
 
 /* float16 to float32, exact: no step of it has a denormal float32, which a processor may be told to take for zero. */
@@ -83,6 +106,7 @@ static inline __attribute__((always_inline)) void take_apart(const uint8_t *reco
                                                              const int storage) {
     const Record sizes = record_of(storage);
     const int is_k = storage == Q4_K || storage == Q5_K || storage == Q6_K;
+    const int has_offset = storage == Q4_1 || storage == Q5_1 || storage == Q4_K || storage == Q5_K;
     const int highs = storage == Q5_0 || storage == Q5_1 ? 1 : storage == Q5_K ? 8 : storage == Q6_K ? 16 : 0;
     const uint8_t *numbers = record + sizes.scales;
 #pragma GCC unroll 1
@@ -128,9 +152,9 @@ static inline __attribute__((always_inline)) void take_apart(const uint8_t *reco
                     Ints both = (low >> 8 * byte & 15) | (upper & (storage == Q6_K ? 48 : 16));
                     value = number(both - (storage == Q6_K ? 32 : storage == Q5_0 ? 16 : 0));
                 }
-                value *= factor[half];
+                value *= factor[storage == MXFP4 ? 0 : half];
                 if (storage == MXFP4) value *= factor[1];
-                else if (storage != Q4_0) value += offset;
+                if (has_offset) value += offset;
                 store(out + input * PANEL + at, value);
             }
         }
