@@ -14,7 +14,7 @@ from sybil.measuring.timing import forward_case, interleave
 from sybil.models.native import NativeTransformer
 from sybil.models.native.records import LAYOUTS, SAME
 from sybil.models.shape import Rotary, Shape
-from sybil.models.storage import BLOCKS, Blocks, BlockStorage, Kept, dequantised
+from sybil.models.storage import BLOCKS, Blocks, BlockStorage, dequantised
 
 CPU = torch.device("cpu")
 TOKENS, DEPTH = (1, 2, 3, 5, 9), 64
@@ -46,7 +46,7 @@ def sane(storage: BlockStorage, outputs: int, inputs: int, generator: np.random.
 
 
 def _scaled(storage: BlockStorage, outputs: int, inputs: int, scale: float, generator: np.random.Generator) -> Blocks:
-    """All its blocks have that scale."""
+    """Its blocks' scales are near that one."""
     if storage in PLAIN:
         weight = torch.from_numpy(generator.standard_normal((outputs, inputs), np.float32)) * scale
         return Blocks(storage, weight.to(PLAIN[storage]).view(torch.uint8), inputs)
@@ -54,8 +54,8 @@ def _scaled(storage: BlockStorage, outputs: int, inputs: int, scale: float, gene
     numbers = generator.integers(0, 256, (outputs, inputs // block, nbytes), np.uint8)
     for field in LAYOUTS[SAME.get(storage, storage)].scales:
         if field.size == 2:  # float16; what is of one byte are factors of these
-            scales = np.full((*numbers.shape[:2], field.count), scale, np.float16)
-            numbers[..., field.at : field.at + 2 * field.count] = scales.view(np.uint8)
+            scales = scale * generator.uniform(0.5, 1.5, (*numbers.shape[:2], field.count))
+            numbers[..., field.at : field.at + 2 * field.count] = scales.astype(np.float16).view(np.uint8)
     if storage == "mxfp4":
         numbers[..., 0] = 128 + round(math.log2(scale))
     return Blocks(storage, torch.from_numpy(numbers.reshape(outputs, -1)), inputs)
@@ -119,6 +119,5 @@ def measure(names: tuple[str, ...], passes: int, tick: Callable[[str], None], la
         least = {case: min(ms, sample[case]) for case, ms in least.items()}
         tick("pass")
     return [
-        Row(name, {tokens: least[f"{name} {tokens}"] for tokens in TOKENS}, models[name].weight_bytes)
-        for name in names
+        Row(name, {tokens: least[f"{name} {tokens}"] for tokens in TOKENS}, models[name].weight_bytes) for name in names
     ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,7 +120,8 @@ def dequantised(blocks: Blocks) -> Tensor:
 
     kind = GGMLQuantizationType[blocks.storage.upper()]
     weight = torch.empty(len(blocks.numbers), blocks.inputs, dtype=torch.float32, device="cpu")
-    for first in range(0, len(weight), ROWS):
-        rows = blocks.numbers[first : first + ROWS].numpy()
-        weight[first : first + ROWS] = torch.from_numpy(quants.dequantize(rows, kind))
+    with np.errstate(all="ignore"):  # infinite and NaN scales are what they are
+        for first in range(0, len(weight), ROWS):
+            rows = blocks.numbers[first : first + ROWS].numpy()
+            weight[first : first + ROWS] = torch.from_numpy(quants.dequantize(rows, kind))
     return weight

@@ -131,13 +131,14 @@ def pack(pieces: Sequence[Piece], bias: Tensor | None, lanes: int, gated: bool, 
 
     gated: the first half of the outputs are gates, the second what they open, and each half is a part."""
     outputs, inputs = sum(len(piece.numbers) for piece in pieces), pieces[0].inputs
-    parts = _halves(pieces, outputs) if gated else _merged(pieces)
-    lying = all(piece.inputs == inputs and _is_whole(piece) for piece in pieces)
-    if not lying or not parts or (bias is not None and bias.shape != (outputs,)):
-        sizes: list[tuple[int, ...]] = [(len(piece.numbers), piece.inputs) for piece in pieces]
-        sizes += [] if bias is None else [tuple(bias.shape)]
+    parts: list[Piece] = []
+    if all(piece.inputs == inputs and _is_whole(piece) for piece in pieces):
+        parts = _halves(pieces, outputs) if gated else _merged(pieces)
+    if not parts or (bias is not None and bias.shape != (outputs,)):
+        sizes = [(len(piece.numbers), piece.inputs) for piece in pieces]
+        biases = "" if bias is None else f" and biases {tuple(bias.shape)}"
         raise WeightsMismatch(
-            f"a product has weights of shape {' and '.join(map(str, sizes))}, which don't fit each other"
+            f"a product has weights of shape {' and '.join(map(str, sizes))}{biases}, which don't fit each other"
         )
     packed, first = [], 0
     for part in parts:
