@@ -15,6 +15,7 @@ from torch import Tensor
 from sybil import verification
 from sybil.allocation import as_out_of_memory, taking
 from sybil.arguments import check_streamer, strings
+from sybil.chat import ChatTemplate
 from sybil.clock import Clock
 from sybil.drafting import Context, Drafter, DrafterFactory, Outcome, Proposal
 from sybil.drafting.window import Window, window_named
@@ -34,6 +35,7 @@ from sybil.verification import Proposed, Rule
 class Decoder:
     """A target, whatever drafts for it, and the tokenizer both share. Made by sybil.load.
 
+    chat_template: what makes a prompt of messages, None where the model has none.
     defaults: what generate() and stream() do where nothing is said, by the names of Settings: the end tokens, and what
     the model's own files ask for, as transformers applies it."""
 
@@ -44,8 +46,10 @@ class Decoder:
         tokenizer: Tokenizer | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
         defaults: Mapping[str, Any] = MappingProxyType({}),
+        chat_template: ChatTemplate | None = None,
     ) -> None:
         self.target, self.draft, self.tokenizer, self.eos_token_ids = target, draft, tokenizer, eos_token_ids
+        self.chat_template = chat_template
         self._defaults = dict(defaults)
 
     @property
@@ -61,15 +65,15 @@ class Decoder:
 
     def without_draft(self) -> Decoder:
         """The same target decoding autoregressively."""
-        return Decoder(self.target, None, self.tokenizer, self.eos_token_ids, self._defaults)
+        return Decoder(self.target, None, self.tokenizer, self.eos_token_ids, self._defaults, self.chat_template)
 
     def without_defaults(self) -> Decoder:
         """The same models at Sybil's own defaults, whatever the target's files ask for; its end tokens stay."""
-        return Decoder(self.target, self.draft, self.tokenizer, self.eos_token_ids)
+        return Decoder(self.target, self.draft, self.tokenizer, self.eos_token_ids, {}, self.chat_template)
 
     def generate(self, inputs: Inputs, *, streamer: Any = None, **settings: Any) -> Generation:
-        """Generate after inputs: a string, a list of strings, a list of 1-d LongTensors or of lists of token ids, or
-        (batch, n).
+        """Generate after inputs: a string; a list of messages ({"role", "content"}), by the model's chat template; a
+        list of either, of 1-d LongTensors or of lists of token ids; or (batch, n).
 
         settings: the fields of Settings, or transformers' generation_config; what is left out is as `defaults` has it.
         streamer: transformers' (put, end), for a single row.
@@ -96,7 +100,8 @@ class Decoder:
     def _run(self, inputs: Inputs, asked: Mapping[str, Any]) -> _Run:
         try:
             settings = chosen(self.defaults, asked)
-            return _Run(self, self._rows(prompts_of(inputs, self.tokenizer, self.target), settings), settings)
+            prompts = prompts_of(inputs, self.tokenizer, self.target, self.chat_template)
+            return _Run(self, self._rows(prompts, settings), settings)
         except InvalidSetting as error:
             raise blamed(error, self.defaults, asked) from None
 

@@ -11,18 +11,30 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sybil.arguments import described
+from sybil.chat import ChatTemplate, Message, are_messages
 from sybil.errors import EmptyPrompt, InvalidSetting, PromptTooLong
 from sybil.models import Model
 from sybil.text import encode
 
-Inputs = str | Sequence[str] | Sequence[Tensor] | Sequence[Sequence[int]] | Tensor
-FORMS = "strings, 1-d LongTensors, lists of token ids, or a (batch, n) LongTensor"
+Inputs = (
+    str
+    | Sequence[str]
+    | Sequence[Tensor]
+    | Sequence[Sequence[int]]
+    | Tensor
+    | Sequence[Message]
+    | Sequence[Sequence[Message]]
+)
+FORMS = "strings, lists of messages, 1-d LongTensors, lists of token ids, or a (batch, n) LongTensor"
 
 
-def prompts_of(inputs: Any, tokenizer: Tokenizer | None, model: Model) -> list[list[int]]:
-    """Each prompt's token ids. inputs: a string, or several prompts, each a string, a 1-d tensor or array of integers,
-    or a list of integers; or (batch, n) integers. Raises InvalidSetting, EmptyPrompt or PromptTooLong."""
-    prompts = [_ids(item, tokenizer) for item in _items(inputs)]
+def prompts_of(
+    inputs: Any, tokenizer: Tokenizer | None, model: Model, template: ChatTemplate | None = None
+) -> list[list[int]]:
+    """Each prompt's token ids. inputs: a string or a list of messages, or several prompts, each one of these, a 1-d
+    tensor or array of integers, or a list of integers; or (batch, n) integers. template: the model's, for messages.
+    Raises InvalidSetting, EmptyPrompt or PromptTooLong, or NotAModel for a template that fails."""
+    prompts = [_ids(item, tokenizer, template) for item in _items(inputs)]
     if not prompts:
         raise EmptyPrompt("inputs is empty: give at least one prompt")
     for prompt in prompts:
@@ -31,7 +43,7 @@ def prompts_of(inputs: Any, tokenizer: Tokenizer | None, model: Model) -> list[l
 
 
 def _items(inputs: Any) -> Iterable[Any]:
-    if isinstance(inputs, str):
+    if isinstance(inputs, str) or are_messages(inputs):
         return [inputs]
     if isinstance(inputs, Mapping):
         raise InvalidSetting("inputs is a mapping: pass its input_ids, a list of 1-d LongTensors where rows are padded")
@@ -41,18 +53,20 @@ def _items(inputs: Any) -> Iterable[Any]:
     return inputs
 
 
-def _ids(item: Any, tokenizer: Tokenizer | None) -> list[int]:
+def _ids(item: Any, tokenizer: Tokenizer | None, template: ChatTemplate | None) -> list[int]:
     if isinstance(item, str):
         return _encoded(item, tokenizer)
+    if are_messages(item):
+        if template is None:
+            raise InvalidSetting("inputs are messages, and the model has no chat template: pass text")
+        return _encoded(template.render(item), tokenizer, special=False)  # whose own tokens the template writes
     if isinstance(item, np.ndarray):
         item = _as_tensor(item)
     if isinstance(item, Tensor):
         return _listed(item)
     if isinstance(item, list | tuple) and all(_is_id(each) for each in item):
         return [int(each) for each in item]
-    chat = isinstance(item, Mapping) and "role" in item
-    remedy = "apply the tokenizer's chat template, and pass its text or ids" if chat else f"pass {FORMS}"
-    raise InvalidSetting(f"inputs holds {described(item)}: {remedy}")
+    raise InvalidSetting(f"inputs holds {described(item)}: pass {FORMS}")
 
 
 def _is_id(value: Any) -> bool:
@@ -79,14 +93,14 @@ def _listed(item: Tensor) -> list[int]:
     )
 
 
-def _encoded(text: str, tokenizer: Tokenizer | None) -> list[int]:
+def _encoded(text: str, tokenizer: Tokenizer | None, *, special: bool = True) -> list[int]:
     if tokenizer is None:
         raise InvalidSetting(
             "inputs are text, but the decoder has no tokenizer: pass token ids, or load() with tokenizer="
         )
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InvalidSetting("the prompt holds bytes that are no UTF-8 text: give it in UTF-8")
-    return encode(tokenizer, text)
+    return encode(tokenizer, text, special=special)
 
 
 def _check(prompt: Sequence[int], model: Model) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sybil.arguments import described
+from sybil.arguments import described, token_ids
+from sybil.chat import ChatTemplate
 from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
@@ -18,6 +19,7 @@ from sybil.drafting import DraftLookup, DraftModel
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.fit import check_vocabularies
 from sybil.models import building, folders
+from sybil.models.checkpoints.templates import SPECIAL
 from sybil.models.folders import Checkpoint
 from sybil.models.storage import storage_of
 from sybil.pairs import PAIRS
@@ -65,10 +67,11 @@ def load(
     defaults = Defaults.of(main.generation, main.config, main.name)
     model = building.load(main, storage_of(kept), kept, chosen)
     defaults.warn(main.name)
+    rest = main.tokenizer, defaults.end_tokens, defaults.values, _chat_template(main)
     if draft is None:
-        return Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values)
+        return Decoder(model, None, *rest)
     if draft == LOOKUP:
-        return Decoder(model, DraftLookup(), main.tokenizer, defaults.end_tokens, defaults.values)
+        return Decoder(model, DraftLookup(), *rest)
     helper = read(draft, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
     draft_kept = default_draft_dtype(kept, chosen) if draft_asked is None else dtype_of(helper, draft_asked, chosen)
     if draft_kept == torch.int8 and chosen.type != "cpu":
@@ -77,7 +80,18 @@ def load(
     foreign = kept if draft_asked is None else draft_kept
     drafting = building.load(helper, storage_of(draft_kept), foreign, chosen)
     check_vocabularies(main, helper, (model.vocab_size, drafting.vocab_size))
-    return Decoder(model, DraftModel(drafting), main.tokenizer, defaults.end_tokens, defaults.values)
+    return Decoder(model, DraftModel(drafting), *rest)
+
+
+def _chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
+    text, tokens = checkpoint.chat_template, checkpoint.special_tokens
+    if text is None or checkpoint.tokenizer is None:
+        return None
+    if tokens is None:
+        ids = {name: token_ids(f"{name}_id", checkpoint.config.get(f"{name}_id")) for name in SPECIAL}
+        named = {name: checkpoint.tokenizer.id_to_token(several[0]) for name, several in ids.items() if several}
+        tokens = {name: token for name, token in named.items() if token is not None}
+    return ChatTemplate(text, tokens)
 
 
 def _check(target: Any, draft: Any, tokenizer: Any) -> None:

@@ -34,10 +34,11 @@ def is_of_a_library(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """A text's token ids; raises NotAModel where the library gives up."""
+def encode(tokenizer: Tokenizer, text: str, *, special: bool = True) -> list[int]:
+    """A text's token ids; special: with the tokens that the tokenizer puts around a text, such as a first one. Raises
+    NotAModel where the library gives up."""
     with tokenizing("the tokenizer can't encode the text"):
-        return list(tokenizer.encode(text).ids)
+        return list(tokenizer.encode(text, add_special_tokens=special).ids)
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

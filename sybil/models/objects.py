@@ -27,6 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sybil.errors import SybilError, UnsupportedModel
+from sybil.models.checkpoints import templates
 from sybil.models.checkpoints.families import Family, understood
 from sybil.models.checkpoints.weights import State
 from sybil.models.folders import Checkpoint, plain
@@ -82,6 +83,8 @@ def of_model(model: nn.Module, tokenizer: Any) -> Checkpoint:
         known=trusted,
         stored=State(_parameters(inner)) if trusted else None,
         model=model,
+        chat_template=templates.choose(getattr(tokenizer, "chat_template", None)),
+        special_tokens=getattr(tokenizer, "special_tokens_map", {}),
     )
 
 

@@ -111,6 +111,14 @@ def takes_as_it_lies(folder: Path, config: Mapping[str, Any], content: Mapping[s
     return _cuts_so(tokenizer, vocabulary, rebuilt, settings) and _numbers_so(tokenizer, vocabulary, rebuilt, named)
 
 
+def class_tokens(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, str]:
+    """The special tokens that a folder's tokenizer has where its files name none; settings: tokenizer_config.json.
+
+    Of the classes that are known here."""
+    kind = _class(config, settings.get("tokenizer_class") or config.get("tokenizer_class"), {})
+    return _REBUILT[kind].tokens if kind in _REBUILT else {}
+
+
 def _class(config: Mapping[str, Any], named: Any, content: Mapping[str, Any]) -> str | None:
     """The class that AutoTokenizer chooses for the folder; None where transformers has to be asked."""
     kind = config.get("model_type")

@@ -1,0 +1,285 @@
+"""A chat template is a stranger's program. It runs in jinja2's sandbox, with what transformers gives templates (5.23).
+
+The sandbox keeps it from Python, but not from running for ever: a budget of steps and text does."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from functools import lru_cache, wraps
+from typing import Any
+
+from jinja2 import Template, nodes, pass_context
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+BUDGET, STEP = 1 << 26, 256
+"""Characters and list entries that a template may make, and as how many of them a step counts."""
+LARGEST = 1 << 28
+"""What the two largest sizes in one operation may come to, multiplied."""
+MOST_VALUES = 1 << 18
+SECONDS = 10.0
+GROWING = {"batch", "center", "indent", "join", "replace", "round", "slice", "tojson", "truncate", "urlize", "wordwrap"}
+"""Filters whose result may be as long as two of their arguments together, multiplied."""
+
+
+class RefusedMessages(TemplateError):
+    """The template's own raise_exception(): it takes no such messages."""
+
+
+class TooMuch(TemplateError):
+    """The template is over its budget."""
+
+    def __init__(self) -> None:
+        super().__init__("it makes too much text or takes too many steps")
+
+
+def render(text: str, variables: Mapping[str, Any]) -> str:
+    """What the template makes of plain data: None, strings, numbers, lists and dicts of them.
+
+    Raises RefusedMessages, or any Exception that comes of running a stranger's program."""
+    with _budget(BUDGET + STEP * _size(variables)):
+        return _compiled(text).render(variables)
+
+
+class _Budget:
+    def __init__(self, most: int) -> None:
+        self._left, self._until = most, time.monotonic() + SECONDS
+
+    def spend(self, amount: int) -> None:
+        """Raises TooMuch."""
+        self._left -= amount
+        if self._left < 0 or time.monotonic() > self._until:
+            raise TooMuch
+
+
+_current: ContextVar[_Budget] = ContextVar("_current")
+
+
+@contextmanager
+def _budget(most: int) -> Iterator[None]:
+    token = _current.set(_Budget(most))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _spend(amount: int) -> None:
+    _current.get().spend(STEP + amount)
+
+
+def _weigh(*values: Any) -> None:
+    """Raises TooMuch, before anything is made, where values as large as these are to be joined or repeated."""
+    numbers = [abs(each) for each in values if isinstance(each, int)]
+    second, first = sorted([1, 1, *numbers, *map(_size, values)])[-2:]
+    if first * second > LARGEST:
+        raise TooMuch
+
+
+def _size(value: Any) -> int:
+    """About how long a value's text is, lists and dicts with all that they hold. Raises TooMuch."""
+    total, seen, waiting = 0, 0, [value]
+    while waiting:
+        each, seen = waiting.pop(), seen + 1
+        total += 1 + (len(each) if isinstance(each, str | range) else 0)
+        if isinstance(each, dict):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, list | tuple):
+            waiting += each
+        if total > LARGEST or seen > MOST_VALUES:  # one list may hold another often
+            raise TooMuch
+    return total
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str | list | tuple | dict) else 0
+
+
+@pass_context
+def _written(context: Any, value: Any) -> Any:
+    """A filter around what is going to be text. It takes the context so that jinja2 leaves it for the rendering."""
+    _spend(len(value) if isinstance(value, str) else _size(value))
+    return value
+
+
+@pass_context
+def _made(context: Any, value: Any) -> Any:
+    """A filter around what was put together of other values."""
+    _spend(_length(value))
+    return value
+
+
+class _Counting(NodeTransformer):
+    """Puts those filters into a template."""
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.nodes = [_filtered(each, "_written") for each in node.nodes]
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.nodes = [_filtered(each, "_written") for each in node.nodes]
+        return _filtered(node, "_made")
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _filtered(node, "_made") if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
+        """Every turn is a step, those that the loop's own test leaves out too."""
+        self.generic_visit(node)
+        node.body.insert(0, nodes.Output([_filtered(nodes.Const(""), "_written")]))
+        if node.test is not None:
+            node.test = nodes.And(_filtered(nodes.Const(True), "_made"), node.test)
+        return node
+
+
+def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None)
+
+
+class _Generation(Extension):
+    """{% generation %}, by which templates mark what training is about: what stands in it is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012  as jinja2 has it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        self.globals.update(
+            raise_exception=_raise,
+            strftime_now=_now,
+            dict=_Dict(),
+            namespace=_Namespace,
+        )
+        del self.globals["lipsum"]
+        self.filters["tojson"] = _to_json
+        self.filters = {name: _counting(name, each) for name, each in self.filters.items()}
+        self.filters.update(_written=_written, _made=_made)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree: nodes.Template = _Counting().visit(super()._parse(source, name, filename))
+        tree.set_environment(self)
+        return tree
+
+    def call(self, context: Any, called: Any, /, *args: Any, **kwargs: Any) -> Any:
+        held = getattr(called, "__self__", None)
+        if isinstance(held, str | list | tuple | dict):
+            _weigh(held, *args, *kwargs.values())
+        result = super().call(context, called, *args, **kwargs)
+        _spend(_length(result))
+        return result
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        numbers = isinstance(left, int) and isinstance(right, int)
+        if operator == "*":
+            _weigh(*(each.bit_length() if numbers else each for each in (left, right)))
+        elif operator == "**" and numbers:
+            _weigh(left.bit_length() << 12, right)
+        elif operator == "%" and isinstance(left, str):
+            _check_format(left, *(right if isinstance(right, tuple) else [right]))
+        return _made(context, super().call_binop(context, operator, left, right))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        made = super().wrap_str_format(value)
+        if made is None:
+            return None
+        formatted = made
+
+        def checked(*args: Any, **kwargs: Any) -> str:
+            _check_format(value.__self__, *args, *kwargs.values())
+            return formatted(*args, **kwargs)
+
+        return checked
+
+
+@lru_cache(16)
+def _compiled(text: str) -> Template:
+    return _Sandbox().from_string(text)
+
+
+def _check_format(text: str, *values: Any) -> None:
+    """Raises TooMuch for a format that names great widths, or takes them from elsewhere."""
+    if re.search(r"\{[^{}]*\{", text):
+        raise TooMuch
+    _weigh(text, *(int(digits) for digits in re.findall(r"\d{1,9}", text)), *values)
+
+
+def _counting(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of jinja2's within the budget; @wraps keeps what it says of the arguments that it takes."""
+
+    @wraps(made)
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        values = [*args, *kwargs.values()]
+        if name == "format":
+            _check_format(*values)
+        elif name in GROWING:
+            _weigh(*values)
+        else:
+            for each in values:
+                _weigh(each)
+        result = made(*args, **kwargs)
+        _spend(_length(result))
+        return result
+
+    return filtered
+
+
+def _raise(message: Any) -> None:
+    raise RefusedMessages(str(message))
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Without jinja2's escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _Dict:
+    """dict() as a function: the class would be a way to Python's classes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(keys, value)
+
+
+class _Namespace(Namespace):
+    """Takes no name that begins as Python's own do."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # a template may have a name `self`
+        self, *rest = args
+        Namespace.__init__(self, {_public(name): value for name, value in dict(*rest, **kwargs).items()})
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(_public(name), value)
+
+
+def _public(name: Any) -> Any:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace has no {name!r}")
+    return name
