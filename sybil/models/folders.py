@@ -92,7 +92,7 @@ def _of_file(name: str, file: Path) -> Checkpoint:
     ids = ggufdefaults.special_ids(contents.metadata, len(tokens), where)
     return Checkpoint(
         name=name,
-        config=config | {f"{each}_token_id": ids[each] for each in ("bos", "eos", "pad") if each in ids},
+        config=config | {f"{each}_token_id": ids.get(each) for each in ("bos", "eos", "pad")},
         generation=ggufdefaults.generation(contents.metadata, tokens, ids, where),
         tokenizer=vocabulary.read(contents.metadata, where),
         known=known,
