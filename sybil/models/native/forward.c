@@ -18,8 +18,8 @@ int32_t sybil_lanes(void) { return LANES; }
 
 /* The structs as this compiler lays them out, for structs.py to be held to. */
 const int64_t *sybil_sizes(void) {
-    static const int64_t sizes[] = {sizeof(Floats), sizeof(Product), sizeof(Norm),
-                                    sizeof(Block), sizeof(Model), sizeof(Cache)};
+    static const int64_t sizes[] = {sizeof(Floats), sizeof(Part),  sizeof(Product), sizeof(Norm),
+                                    sizeof(Block),  sizeof(Model), sizeof(Cache)};
     return sizes;
 }
 
@@ -57,10 +57,9 @@ static void wait(Stage *stage, int32_t items) {
     }
 #define PRODUCT(which, from, to, residual, activation, gated)                                     \
     {                                                                                             \
-        const int32_t panels = whole((which)->outputs / ((gated) + 1), PANEL) / PANEL;             \
-        const int32_t parts = smaller(panels, 8 * threads);                                       \
-        EACH(part, parts, for (int64_t panel = (int64_t)panels * part / parts;                    \
-                               panel < (int64_t)panels * (part + 1) / parts; panel++)             \
+        const int32_t panels = panels_of(which, gated), shares = smaller(panels, 8 * threads);    \
+        EACH(share, shares, for (int64_t panel = (int64_t)panels * share / shares;                \
+                                 panel < (int64_t)panels * (share + 1) / shares; panel++)         \
                               product(which, panel, from, to, residual, rows, activation, gated)) \
     }
 
@@ -121,9 +120,9 @@ const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tok
         float *normed = own, *rest = own + (int64_t)rows * width;
         Stage *stage = begin + 1;
 
-        float *first = m->project_in.weight ? mixed : x;
+        float *first = m->project_in.outputs ? mixed : x;
         EACH(row, rows, unpack(&m->token_embedding, tokens[row], first + (int64_t)row * embedded))
-        if (m->project_in.weight) PRODUCT(&m->project_in, first, x, NULL, NONE, 0)
+        if (m->project_in.outputs) PRODUCT(&m->project_in, first, x, NULL, NONE, 0)
         if (m->positions.at) EACH(row, rows, {
             int64_t place = lengths[row / count] + row % count;
             const float *learned = m->positions.at + (smaller(place, m->context - 1) + m->position_offset) * (int64_t)width;
@@ -153,7 +152,7 @@ const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tok
         if (logits) {
             float *last = x;
             if (m->final_norm.weight.at) norm_rows(m, m->final_norm, x, last = normed, rows);
-            if (m->project_out.weight) {
+            if (m->project_out.outputs) {
                 PRODUCT(&m->project_out, last, mixed, NULL, NONE, 0)
                 last = mixed;
             }

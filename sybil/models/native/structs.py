@@ -12,6 +12,8 @@ NUMBERS = (
     *("vocab_size", "context", "layers", "heads", "kv_heads", "head_size", "width", "inner"),
     *("activation", "gated", "norm", "post_norm", "parallel", "window", "rotary_size", "position_offset"),
 )
+PARTS = 3
+"""That a product may have."""
 LARGEST = (2 - 2.0**-23) * 2.0**127
 """Of float32."""
 
@@ -36,7 +38,7 @@ class Floats(Struct):
     _fields_ = [("at", ctypes.c_void_p), ("count", ctypes.c_int64)]
 
 
-class Product(Struct):
+class Part(Struct):
     """model.h's struct of that name."""
 
     _fields_ = [
@@ -44,10 +46,15 @@ class Product(Struct):
         ("bytes", ctypes.c_int64),
         ("scale", Floats),
         ("bias", Floats),
-        ("inputs", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
         ("storage", ctypes.c_int32),
     ]
+
+
+class Product(Struct):
+    """model.h's struct of that name."""
+
+    _fields_ = [("parts", Part * PARTS), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32)]
 
 
 class Norm(Struct):
@@ -90,4 +97,4 @@ class Cache(Struct):
     ]
 
 
-ALL = (Floats, Product, Norm, Block, Model, Cache)
+ALL = (Floats, Part, Product, Norm, Block, Model, Cache)
