@@ -25,6 +25,8 @@ MIXES: Mapping[str, tuple[int, BlockStorage, BlockStorage]] = {
 }
 """By name: the width, which has to be whole blocks, and what products and the embedding lie in."""
 
+PLAIN: Mapping[BlockStorage, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
 
 def shape_of(width: int, layers: int = 30, vocab_size: int = 49152) -> Shape:
     """SmolLM2-135M's, of another width where a format's blocks ask for one."""
@@ -39,29 +41,24 @@ def shape_of(width: int, layers: int = 30, vocab_size: int = 49152) -> Shape:
 def sane(storage: BlockStorage, outputs: int, inputs: int, generator: np.random.Generator) -> Blocks:
     """A weight as large as a model's, of random numbers: with scales of random bits, denormal ones among them, a step
     takes a hundred times as long."""
-    block_inputs, nbytes = BLOCKS[storage]
-    size = (outputs, inputs // block_inputs, nbytes)
-    fields = LAYOUTS[SAME.get(storage, storage)].scales
+    deviation = float(dequantised(_scaled(storage, 8, inputs, 1.0, generator)).std())
+    return _scaled(storage, outputs, inputs, 1 / (deviation * inputs**0.5), generator)
 
-    def made(largest: float) -> Blocks:
-        numbers = generator.integers(0, 256, size, np.uint8)
-        for field in fields:
-            if field.size == 2:
-                scales = np.full((*size[:2], field.count), largest, np.float16)
-                numbers[..., field.at : field.at + 2 * field.count] = scales.view(np.uint8)
-        if storage == "mxfp4":
-            numbers[..., 0] = 128 + round(math.log2(largest))
-        return Blocks(storage, torch.from_numpy(numbers.reshape(outputs, -1)), inputs)
 
-    if not fields:
-        weight = torch.from_numpy(generator.standard_normal((outputs, inputs), np.float32)) / inputs**0.5
-        kept = weight.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[storage])
-        return Blocks(storage, kept.view(torch.uint8), inputs)
-    whole, outputs = size, 8
-    size = (8, *whole[1:])
-    deviation = float(dequantised(made(1.0)).std())
-    size, outputs = whole, whole[0]
-    return made(1 / (deviation * inputs**0.5))
+def _scaled(storage: BlockStorage, outputs: int, inputs: int, scale: float, generator: np.random.Generator) -> Blocks:
+    """All its blocks have that scale."""
+    if storage in PLAIN:
+        weight = torch.from_numpy(generator.standard_normal((outputs, inputs), np.float32)) * scale
+        return Blocks(storage, weight.to(PLAIN[storage]).view(torch.uint8), inputs)
+    block, nbytes = BLOCKS[storage]
+    numbers = generator.integers(0, 256, (outputs, inputs // block, nbytes), np.uint8)
+    for field in LAYOUTS[SAME.get(storage, storage)].scales:
+        if field.size == 2:  # float16; what is of one byte are factors of these
+            scales = np.full((*numbers.shape[:2], field.count), scale, np.float16)
+            numbers[..., field.at : field.at + 2 * field.count] = scales.view(np.uint8)
+    if storage == "mxfp4":
+        numbers[..., 0] = 128 + round(math.log2(scale))
+    return Blocks(storage, torch.from_numpy(numbers.reshape(outputs, -1)), inputs)
 
 
 class Made:

@@ -119,6 +119,7 @@ def dequantised(blocks: Blocks) -> Tensor:
 
     kind = GGMLQuantizationType[blocks.storage.upper()]
     weight = torch.empty(len(blocks.numbers), blocks.inputs, dtype=torch.float32, device="cpu")
-    for into, rows in zip(weight.split(ROWS), blocks.numbers.split(ROWS), strict=True):
-        into.copy_(torch.from_numpy(quants.dequantize(rows.numpy(), kind)))
+    for first in range(0, len(weight), ROWS):
+        rows = blocks.numbers[first : first + ROWS].numpy()
+        weight[first : first + ROWS] = torch.from_numpy(quants.dequantize(rows, kind))
     return weight

@@ -58,7 +58,7 @@ EACH_OF(u16, Half)
 static inline Ints bytes(const uint8_t *from) { return WIDENED(u8, 1, from); }
 static inline Ints signed_bytes(const uint8_t *from) { return WIDENED(i8, 1, from); }
 static inline Ints halves(const uint8_t *from) { return WIDENED(u16, 2, from); }
-static inline Lanes number(Ints integer) { return __builtin_convertvector(integer, Lanes); }
+static inline Lanes as_float(Ints integer) { return __builtin_convertvector(integer, Lanes); }
 
 /* float16 to float32, exact: no step of it has a denormal float32, which a processor may be told to take for zero. */
 static inline Lanes from_float16(const uint8_t *from) {
@@ -68,7 +68,7 @@ static inline Lanes from_float16(const uint8_t *from) {
     return (Lanes)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
 #else
     Ints half = halves(from), magnitude = half & 0x7fff, normal = (magnitude << 13) + (112 << 23);
-    Ints small = (Ints)(number(magnitude) * all(0x1p-24f)), special = normal + (112 << 23);
+    Ints small = (Ints)(as_float(magnitude) * all(0x1p-24f)), special = normal + (112 << 23);
     Ints found = (Ints)choose(magnitude < 0x400, (Lanes)small, (Lanes)normal);
     return (Lanes)((Ints)choose(magnitude >= 0x7c00, (Lanes)special, (Lanes)found) | (half & 0x8000) << 16);
 #endif
@@ -87,7 +87,7 @@ static inline __attribute__((always_inline)) Lanes nibble(Ints index, const int 
 #if LANES == 16 && defined(__AVX512F__)
     return (Lanes)_mm512_permutexvar_ps((__m512i)index, (__m512)load(table));
 #else
-    if (storage != IQ4_NL && storage != MXFP4) return number((index & 15) - (storage == Q4_0 ? 8 : 0));
+    if (storage != IQ4_NL && storage != MXFP4) return as_float((index & 15) - (storage == Q4_0 ? 8 : 0));
 #if LANES == 8 && defined(__AVX2__)
     __m256 low = _mm256_permutevar8x32_ps((__m256)load(table), (__m256i)index);
     __m256 high = _mm256_permutevar8x32_ps((__m256)load(table + 8), (__m256i)index);
@@ -120,12 +120,12 @@ static inline __attribute__((always_inline)) void take_apart(const uint8_t *reco
         } else factor[0] = factor[1] = from_float16(scale);
         if (storage == Q4_1 || storage == Q5_1) offset = from_float16(scale + 2 * PANEL);
         if (storage == Q4_K || storage == Q5_K) {
-            offset = -(from_float16(scale + 2 * PANEL) * number(bytes(fine + (8 + run) * PANEL)));
-            factor[0] = factor[1] = factor[0] * number(bytes(fine + run * PANEL));
+            offset = -(from_float16(scale + 2 * PANEL) * as_float(bytes(fine + (8 + run) * PANEL)));
+            factor[0] = factor[1] = factor[0] * as_float(bytes(fine + run * PANEL));
         }
         if (storage == Q6_K) {
-            factor[1] *= number(signed_bytes(fine + (2 * run + 1) * PANEL));
-            factor[0] *= number(signed_bytes(fine + 2 * run * PANEL));
+            factor[1] *= as_float(signed_bytes(fine + (2 * run + 1) * PANEL));
+            factor[0] *= as_float(signed_bytes(fine + 2 * run * PANEL));
         }
 #pragma GCC unroll 8
         for (int group = 0; group < 8; group++) { /* four inputs each: a byte of a word */
@@ -145,12 +145,12 @@ static inline __attribute__((always_inline)) void take_apart(const uint8_t *reco
             for (int byte = 0; byte < 4; byte++) {
                 const int input = 4 * group + byte;
                 Lanes value;
-                if (storage == Q8_0) value = number(signed_bytes(numbers + input * PANEL + at));
+                if (storage == Q8_0) value = as_float(signed_bytes(numbers + input * PANEL + at));
                 else if (!highs) value = nibble(low >> 8 * byte, storage);
                 else {
                     Ints upper = is_k ? high >> 8 * byte : input < 4 ? high << (4 - input) : high >> (input - 4);
                     Ints both = (low >> 8 * byte & 15) | (upper & (storage == Q6_K ? 48 : 16));
-                    value = number(both - (storage == Q6_K ? 32 : storage == Q5_0 ? 16 : 0));
+                    value = as_float(both - (storage == Q6_K ? 32 : storage == Q5_0 ? 16 : 0));
                 }
                 value *= factor[storage == MXFP4 ? 0 : half];
                 if (storage == MXFP4) value *= factor[1];
@@ -164,7 +164,7 @@ static inline __attribute__((always_inline)) void take_apart(const uint8_t *reco
 /* One input's weights of a panel. */
 static inline __attribute__((always_inline)) void widen(const uint8_t *record, float *out, const int storage) {
     for (int at = 0; at < PANEL; at += LANES) {
-        if (storage == INT8) store(out + at, number(signed_bytes(record + at)));
+        if (storage == INT8) store(out + at, as_float(signed_bytes(record + at)));
         if (storage == F16) store(out + at, from_float16(record + 2 * at));
         if (storage == BFLOAT16) store(out + at, (Lanes)(halves(record + 2 * at) << 16));
     }

@@ -134,7 +134,7 @@ def pack(pieces: Sequence[Piece], bias: Tensor | None, lanes: int, gated: bool, 
     parts = _halves(pieces, outputs) if gated else _merged(pieces)
     lying = all(piece.inputs == inputs and _is_whole(piece) for piece in pieces)
     if not lying or not parts or (bias is not None and bias.shape != (outputs,)):
-        sizes = [(len(piece.numbers), piece.inputs) for piece in pieces]
+        sizes: list[tuple[int, ...]] = [(len(piece.numbers), piece.inputs) for piece in pieces]
         sizes += [] if bias is None else [tuple(bias.shape)]
         raise WeightsMismatch(
             f"a product has weights of shape {' and '.join(map(str, sizes))}, which don't fit each other"
