@@ -144,8 +144,8 @@ def _remedied(source: str | Path) -> Iterator[None]:
 
 
 def keeps_blocks(source: str | Path, dtype: str | None, device: torch.device) -> bool:
-    """Whether load() keeps a target's weights as they lie in a GGUF file: on a CPU, where no dtype is asked for."""
-    if dtype is not None or device.type != "cpu":
+    """Whether load() keeps a target's weights as they lie in a GGUF file: on a CPU, where no dtype is named."""
+    if dtype not in (None, AUTO) or device.type != "cpu":
         return False
     with _remedied(source):
         return folders.locate(source).is_file()
