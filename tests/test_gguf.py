@@ -87,7 +87,7 @@ def test_weights_in_blocks_read_as_the_format_says(storage: str, tmp_path: Path)
     ):  # fmt: skip
         tensor = ggml[f"{name}.weight"]
         with np.errstate(all="ignore"):
-            wanted = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+            wanted = torch.from_numpy(dequantize(np.array(tensor.data), tensor.tensor_type))
         if heads:  # of each head, the two halves lie row by row
             rows = [head * 64 + place for head in range(heads) for half in (0, 1) for place in range(half, 64, 2)]
             wanted = wanted[rows]
