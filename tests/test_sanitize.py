@@ -68,7 +68,7 @@ def test_models_of_every_family_stay_in_their_memory(lanes: int, drivers: dict[i
 
 
 def test_threads_stay_in_theirs(tmp_path: Path) -> None:
-    check(build(tmp_path, "-fopenmp"), [random_case(seed, library.load().sybil_lanes()) for seed in range(40)])
+    check(build(tmp_path), [random_case(seed, library.load().sybil_lanes()) for seed in range(40)])
 
 
 def hostile(lanes: int) -> list[Case]:
@@ -95,11 +95,19 @@ def spoilt_models(model: NativeTransformer) -> Iterator[Case]:
 
     for field in (name for name, kind in model._model._fields_ if kind is ctypes.c_int32 and name != "sound"):
         yield from (case(setting("m", field, value)) for value in NUMBERS)
+    for field in ("rotary_size", "window"):
+        yield from (case(setting("blocks", field, value)) for value in NUMBERS)
     products = ("m.token_embedding", "m.head", "blocks.query_key_value", "blocks.attention_out", "blocks.mlp_in")
     for path in (*products, "blocks.mlp_out"):
         for field in ("inputs", "outputs", "storage", "bytes"):
             yield from (case(setting(path, field, value)) for value in NUMBERS)
-    tables = ("m.cosines", "m.positions", "m.final_norm.weight", "blocks.attention_norm.weight", "blocks.mlp_in.scale")
+    tables = (
+        "blocks.cosines",
+        "m.positions",
+        "m.final_norm.weight",
+        "blocks.attention_norm.weight",
+        "blocks.mlp_in.scale",
+    )
     for path in tables:
         yield from (case(setting(path, "count", value)) for value in LONG)
     yield from (case(setting("m", "block_count", value)) for value in LONG)
@@ -114,7 +122,7 @@ def spoilt_calls(model: NativeTransformer) -> Iterator[Case]:
     tokens, lengths = list(range(8)), [0, 3]
     for value in LONG:
         yield case(tokens, lengths, told_cache_floats=value)
-        if value <= model._library.sybil_scratch(model._address, 8, 9, 1):
+        if value <= model._library.sybil_scratch(model._address, 8, 9):
             yield case(tokens, lengths, told_scratch_floats=value)
         for place in range(8):
             yield case([*tokens[:place], value, *tokens[place + 1 :]], lengths)
@@ -170,7 +178,7 @@ PLANTED = {
     "a token too many": ("refusal.h", "0, cache->capacity - count)", "0, cache->places)"),
     "whole panels of outputs": ("products.h", "kept = smaller(PANEL, width - panel * PANEL);", "kept = PANEL;"),
     "a word too many": ("products.h", "int64_t input = 0; input < inputs;", "int64_t input = 0; input <= inputs;"),
-    "a window of any sign": ("refusal.h", "NEED(within(m->window, 0, INT32_MAX));", ""),
+    "a window of any sign": ("refusal.h", "NEED(within(block->window, 0, INT32_MAX));", ""),
     "working memory of any size": ("forward.c", "floats >= sybil_scratch(", "floats >= 0 * sybil_scratch("),
     "tokens of any vocabulary": ("refusal.h", "NEED(within(tokens[row], 0, m->vocab_size - 1));", ";"),
     "stages out of line": ("forward.c", "(((uintptr_t)scratch + 63) / 64 * 64)", "((uintptr_t)scratch + 4)"),

@@ -23,10 +23,11 @@ from sybil.models.checkpoints import (
     tokenizers,
     vocabulary,
 )
-from sybil.models.checkpoints.families import Family, understand, understood
+from sybil.models.checkpoints.families import understand, understood
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import is_there, read_config, read_json
 from sybil.models.checkpoints.safetensors import Folder
+from sybil.models.checkpoints.sources import Family
 from sybil.models.checkpoints.weights import Stored
 from sybil.models.shape import Shape
 

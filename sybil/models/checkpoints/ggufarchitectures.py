@@ -28,7 +28,7 @@ _GEMMA = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
-GRANITE = {
+_GRANITE = {
     "attention.scale": "attention_multiplier",
     "embedding_scale": "embedding_multiplier",
     "residual_scale": "residual_multiplier",
@@ -73,6 +73,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma3": Architecture("gemma3_text", {**_LLAMA, **_WINDOW}, _GEMMA, pattern=6),
     "smollm3": Architecture("smollm3", _LLAMA, fixed={"no_rope_layer_interval": 4}, rotated_rows=True),
     "olmo2": Architecture("olmo2", _LLAMA),
-    "granite": Architecture("granite", _LLAMA, GRANITE, rotated_rows=True),
+    "granite": Architecture("granite", _LLAMA, _GRANITE, rotated_rows=True),
 }
 """By general.architecture. What the files leave out and llama.cpp fills in by itself is filled in the same way."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from sybil.errors import NotAModel, UnsupportedModel, shown
-from sybil.models.checkpoints.fields import FIELDS, Kind, number, whole
-from sybil.models.checkpoints.ggufarchitectures import ARCHITECTURES, GRANITE
+from sybil.models.checkpoints.fields import FIELDS
+from sybil.models.checkpoints.ggufarchitectures import ARCHITECTURES
 from sybil.models.checkpoints.ggufheader import Contents
 
 UNREAD = frozenset({"rope_freqs.weight"})
@@ -36,11 +36,6 @@ _NEUTRAL: Mapping[str, Any] = {
 """Keys that change nothing with this value."""
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """Only Gemma's 27B scale their queries by another size than a head's, and no key says so."""
-_SCALES = number(-1e6, 1e6)
-_KINDS: Mapping[str, Kind] = {
-    **dict.fromkeys((*GRANITE.values(), "attn_logit_softcapping", "final_logit_softcapping"), _SCALES),
-    "rope_dimensions": whole(1, 1 << 16),
-}
 
 
 class Keys:
@@ -66,8 +61,7 @@ class Keys:
                 f"{self.where} has {self.prefix}{key} {shown(value)}, other values for other layers, which Sybil "
                 "doesn't know: use a file of another model"
             )
-        kind = _KINDS[name] if name in _KINDS else FIELDS[name]
-        return kind.read(self.where, self.prefix + key, value)
+        return FIELDS[name].read(self.where, self.prefix + key, value)
 
     def __getitem__(self, pair: tuple[str, str]) -> Any:
         """get(), for a key that must be there."""
@@ -183,7 +177,7 @@ def _rope(keys: Keys, size: int, contents: Contents) -> dict[str, Any]:
         )
     if kind != "none" and factor != 1:
         rope |= {"rope_type": "linear", "factor": factor}
-    turned = keys.get("rope.dimension_count", "rope_dimensions") or size
+    turned = keys.get("rope.dimension_count", "head_dim") or size
     if turned != size or keys.prefix in ("gptneox.", "phi3."):
         share = turned / size
         rope["partial_rotary_factor"] = share if int(size * share) == turned else math.nextafter(share, 2)

@@ -12,10 +12,10 @@ from gguf.tensor_mapping import get_tensor_name_map
 from torch import Tensor
 
 from sybil.errors import UnsupportedModel, shown
-from sybil.models.checkpoints.families import Family
 from sybil.models.checkpoints.ggufarchitectures import ARCHITECTURES
 from sybil.models.checkpoints.ggufconfig import PICTURES, UNREAD
 from sybil.models.checkpoints.ggufheader import STORED, Contents, Place
+from sybil.models.checkpoints.sources import Family
 from sybil.models.shape import Shape
 from sybil.models.storage import Blocks
 

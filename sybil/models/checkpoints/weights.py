@@ -1,6 +1,6 @@
 """Our weights by our names, each made of stored tensors when it is asked for.
 
-What the stored tensors are called is said in families.py."""
+What the stored tensors are called is said in families.py, and how ours are made of them in sources.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sybil.errors import WeightsMismatch, shown
-from sybil.models.checkpoints.families import Family, Source
+from sybil.models.checkpoints.sources import Family, Source
 from sybil.models.shape import Shape
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -36,6 +36,10 @@ class Stored(Protocol):
     def lasting(self) -> bool:
         """Whether a tensor may be kept as it is read."""
 
+    @property
+    def norms_are_whole(self) -> bool:
+        """Whether a norm's weight is stored with what its family adds to it (1 in Gemma's)."""
+
     def read(self, name: str) -> Tensor: ...
 
 
@@ -43,6 +47,7 @@ class State:
     """Tensors in memory."""
 
     lasting = True
+    norms_are_whole = False
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
@@ -71,11 +76,12 @@ class Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         source, stored = self.sources[name], self.stored
+        dtype = source.kept_in(self.dtype)
         if stored.lasting and source.is_stored_so:
-            return stored.read(source.parts[0][0]).to(self.device, self.dtype).contiguous()
-        whole, row = torch.empty(source.size, dtype=self.dtype, device=self.device), 0
+            return stored.read(source.parts[0][0]).to(self.device, dtype).contiguous()
+        whole, row = torch.empty(source.size, dtype=dtype, device=self.device), 0
         for theirs, _ in source.parts:
-            part = source.arranged(stored.read(theirs))
+            part = source.arranged(stored.read(theirs), dtype)
             whole[row : row + len(part)] = part
             row += len(part)
         return whole
@@ -102,7 +108,7 @@ def arrange(
         elif not _equal(stored, embedding, head):
             shape = replace(shape, tied_head=False)
     sources = {}
-    for ours, source in family.sources(config, shape, prefix, embedding, head):
+    for ours, source in family.sources(config, shape, prefix, embedding, head, stored.norms_are_whole):
         for theirs, size in source.parts:
             _check(name, stored, theirs, size)
         sources[ours] = source

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "lanes.h"
+#include "stages.h"
 
 #define WIDE 3               /* vectors of outputs, and */
 #define TILE 3               /* rows of inputs, computed together: enough sums to hide each other's delay, in registers */
@@ -89,9 +90,9 @@ static inline Lanes finish(const Product *p, int32_t panel, int32_t at, Lanes va
     return value;
 }
 
-/* out (rows, outputs) = activation(x @ weight.T + bias) + residual, one panel of it.
+/* out (rows, outputs) = activation(x @ weight.T + bias) + residual, one panel of it, stored if it may be published.
    gated: a panel of gates lies before each one of what they open; out (rows, outputs / 2) = activation(gate) * value. */
-static void product(const Product *p, int32_t panel, const float *x, float *out, const float *residual, int32_t rows,
+static void product(Share *share, const Product *p, int32_t panel, const float *x, float *out, const float *residual, int32_t rows,
                     int32_t activation, int32_t gated) {
     const int32_t width = gated ? p->outputs / 2 : p->outputs, kept = smaller(PANEL, width - panel * PANEL);
     const int32_t which = gated ? 2 * panel : panel;
@@ -100,13 +101,15 @@ static void product(const Product *p, int32_t panel, const float *x, float *out,
         int32_t some = smaller(MOST_ROWS, rows - first);
         panel_sums(p, which, x + (int64_t)first * p->inputs, some, sums);
         if (gated) panel_sums(p, which + 1, x + (int64_t)first * p->inputs, some, opened);
+        for (int32_t row = 0; row < some; row++)
+            for (int32_t at = 0; at < WIDE; at++) {
+                sums[row][at] = activate(finish(p, which, at, sums[row][at]), activation);
+                if (gated) sums[row][at] *= finish(p, which + 1, at, opened[row][at]);
+            }
+        if (!first && !publish(share)) return;
         for (int32_t row = 0; row < some; row++) {
             float result[PANEL];
-            for (int32_t at = 0; at < WIDE; at++) {
-                Lanes value = activate(finish(p, which, at, sums[row][at]), activation);
-                if (gated) value *= finish(p, which + 1, at, opened[row][at]);
-                store(result + at * LANES, value);
-            }
+            for (int32_t at = 0; at < WIDE; at++) store(result + at * LANES, sums[row][at]);
             int64_t place = (int64_t)(first + row) * width + panel * PANEL;
             for (int32_t lane = 0; lane < kept; lane++)
                 out[place + lane] = residual ? residual[place + lane] + result[lane] : result[lane];
