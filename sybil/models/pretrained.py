@@ -140,6 +140,8 @@ def _theirs(checkpoint: Checkpoint, family: Family, name: str) -> Tensor:
     if family.interleaved and any(f".{each}." in name for each in family.names["query_key_value"]):
         heads = checkpoint.known[1].heads
         return weight.view(3, heads, -1, *weight.shape[1:]).transpose(0, 1).reshape(weight.shape)
+    if family.norm_offset and name.endswith("norm.weight"):
+        return weight - family.norm_offset
     return weight
 
 
