@@ -6,6 +6,8 @@ that nobody explains is a suspicion. Exit: 0 all as expected, 1 something differ
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 
 EXPECTED = Path(__file__).with_name("expected.json")
 COUNTERS = ("target forwards", "draft forwards", "proposed", "accepted", "emitted")
+TEXTS, REAL = "texts", "smollm2"
+"""The counter of real cases alone, and the pair that they are of: what is said, as a digest of the tokens."""
 RULES = ("greedy", "token", "block", "coupled")
-Counters = dict[str, int]
+Counters = dict[str, Any]
 
 
 class Counted:
@@ -45,20 +49,25 @@ class Counted:
         self._model.prefill(tokens, cache)
 
 
-def count(decoder: Decoder, prompts: list[Tensor], batch: int, **settings: Any) -> Counters:
+def count(
+    decoder: Decoder, prompts: list[Tensor], batch: int, *, with_texts: bool = False, **settings: Any
+) -> Counters:
     """The counters of decoding all prompts, so many at a time; no token ends a text."""
     from sybil import Decoder
 
     target, helpers, draft = Counted(decoder.target), [Counted(model) for model in decoder.models[1:]], decoder.draft
     counted = Decoder(target, draft and draft.over(*helpers), decoder.tokenizer, decoder.eos_token_ids)
     parts = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
-    stats = [counted.generate(part, eos_token_id=[], seed=0, **settings).stats for part in parts]
+    said = [counted.generate(part, eos_token_id=[], seed=0, **settings) for part in parts]
+    stats = [each.stats for each in said]
+    texts = [row.tolist() for each in said for row in each.tokens] if with_texts else None
     return {
         "target forwards": target.forwards,
         "draft forwards": sum(helper.forwards for helper in helpers),
         "proposed": sum(each.proposed for each in stats),
         "accepted": sum(each.accepted for each in stats),
         "emitted": sum(each.emitted for each in stats),
+        **({TEXTS: hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]} if texts else {}),
     }
 
 
@@ -74,6 +83,25 @@ def cases() -> Iterator[tuple[str, Counters]]:
         for settings in ({"gamma": 2}, {"gamma": 8}, {"window": "heuristic"}, {"window": "confident"}):
             found = count(decoders["draft model"], prompts, 1, max_new_tokens=new_tokens, **settings)
             yield f"{name}, draft model, greedy, {' '.join(map(str, *settings.items()))}", found
+
+
+def real_cases() -> Iterator[tuple[str, Counters]]:
+    """The same of SmolLM2, whose file a package brings: on the CPU, its weights as they lie in it."""
+    import torch
+
+    import sybil
+    from sybil.measuring import prompts
+
+    plain, lookup = (sybil.load(REAL, draft=draft, device="cpu") for draft in (None, "lookup"))
+    chosen = prompts.spread(prompts.load(shipped=sybil.PAIRS[REAL].prompts), 6)
+    texts = [torch.tensor(prompts.encode(each, plain)) for each in chosen]
+    for name, decoder in (("no draft", plain), ("lookup", lookup)):
+        for rule, batch in (("greedy", 1), ("greedy", 3), ("token", 1), ("coupled", 1)):
+            if rule == "coupled" and decoder is plain:
+                continue
+            sampled = {} if rule == "greedy" else {"do_sample": True, "rule": rule}
+            found = count(decoder, texts, batch, with_texts=True, max_new_tokens=16, **sampled)
+            yield f"{REAL}, {name}, {rule}, batch {batch}", found
 
 
 def _embedded() -> tuple[dict[str, Decoder], list[Tensor]]:
@@ -139,12 +167,12 @@ def _has_native_forward() -> bool:
 
 def differences(
     expected: dict[str, Counters], found: dict[str, Counters]
-) -> list[tuple[str, str, int | None, int | None]]:
+) -> list[tuple[str, str, int | str | None, int | str | None]]:
     """(case, counter, expected, found) wherever they aren't the same; None where there is none."""
     return [
         (case, counter, before, after)
         for case in {**expected, **found}
-        for counter in COUNTERS
+        for counter in (*COUNTERS, TEXTS)
         if (before := expected.get(case, {}).get(counter)) != (after := found.get(case, {}).get(counter))
     ]
 
@@ -169,24 +197,32 @@ def main(
             soft_wrap=True,
         )
         raise typer.Exit(2)
+    import sybil
+
+    is_real_there = sybil.PAIRS[REAL].installed
     with console.status("counting") as status:
         found = {}
-        for case, counters in cases():
+        for case, counters in itertools.chain(cases(), real_cases() if is_real_there else ()):
             found[case] = counters
             status.update(f"counting: {case}")
+    if not is_real_there:
+        left = {case: counters for case, counters in expected.items() if case.startswith(f"{REAL}, ")}
+        console.print(f"{REAL}: {len(left)} cases left out, for its file isn't there: {sybil.PAIRS[REAL].fetching}")
+        expected = {case: counters for case, counters in expected.items() if case not in left}
     differing = differences(expected, found)
     if update:
-        rows = ",\n".join(f" {json.dumps(case)}: {json.dumps(counters)}" for case, counters in found.items())
+        kept = found if is_real_there else {**found, **left}
+        rows = ",\n".join(f" {json.dumps(case)}: {json.dumps(counters)}" for case, counters in kept.items())
         path.write_text(f"{{\n{rows}\n}}\n")
     if not differing:
         console.print(f"{len(found)} cases, {len(COUNTERS)} counters each: all as expected")
         return
     table = Table("case", "counter", "expected", "found", "change")
     for case, counter, before, after in differing:
-        change = f"{after / before - 1:+.1%}" if before and after is not None else ""
+        change = f"{after / before - 1:+.1%}" if before and isinstance(after, int) and counter != TEXTS else ""
         table.add_row(case, counter, *("none" if value is None else str(value) for value in (before, after)), change)
     console.print(table)
-    names = ", ".join(counter for counter in COUNTERS if any(row[1] == counter for row in differing))
+    names = ", ".join(counter for counter in (*COUNTERS, TEXTS) if any(row[1] == counter for row in differing))
     if update:
         console.print(f"{path.name} is updated; commit it with the change that explains: {names}", soft_wrap=True)
         return

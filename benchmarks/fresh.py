@@ -1,6 +1,6 @@
-"""One fresh process: import Sybil, load the embedded pair, generate; what each took, as a line of JSON.
+"""One fresh process: import Sybil, load a pair, generate; what each took, as a line of JSON.
 
-benchmarks/starting.py runs this file with -I, so that nothing but the environment's own packages is found.
+benchmarks/starting.py and real.py run this file with -I, so that nothing but the environment's own packages is found.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 NEW_TOKENS = 16
+PROMPT = "def main("
 
 
 def resident(field: str) -> float | None:
@@ -22,8 +23,8 @@ def resident(field: str) -> float | None:
     return int(rows[field].split()[0]) / 1024
 
 
-def start() -> dict[str, float | str | None]:
-    """Seconds and MB."""
+def start(pair: str = "stdlib") -> dict[str, float | str | None]:
+    """Seconds and MB; those of a first text, which warms up, and of a second."""
     began = time.perf_counter()
     import torch  # noqa: F401  by itself first: most of what importing Sybil takes, and none of Sybil's doing
 
@@ -38,13 +39,17 @@ def start() -> dict[str, float | str | None]:
     }
     before = resident("VmRSS")
     began = time.perf_counter()
-    decoder = sybil.load("stdlib", device="cpu")
+    decoder = sybil.load(pair, device="cpu")
     found["load"] = time.perf_counter() - began
-    decoder.generate("def main(", max_new_tokens=NEW_TOKENS, eos_token_id=[])
+    decoder.generate(PROMPT, max_new_tokens=NEW_TOKENS, eos_token_id=[])
     peak = resident("VmHWM")
     found["peak_memory"] = None if before is None or peak is None else peak - before
+    began = time.perf_counter()
+    stats = decoder.generate(PROMPT, max_new_tokens=NEW_TOKENS, eos_token_id=[]).stats
+    found["token"] = (time.perf_counter() - began) / NEW_TOKENS
+    found["first_token"] = stats.time_to_first_token
     return found
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(start()) + "\n")
+    sys.stdout.write(json.dumps(start(*sys.argv[1:])) + "\n")

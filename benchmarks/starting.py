@@ -18,13 +18,14 @@ version = VERSION
 
 def setup_cache() -> Starts:
     """What fresh.py said, a dictionary a process; the first, which finds nothing in the disk's cache, is left out."""
-    starts = [_start() for _ in range(PROCESSES + 1)][1:]
+    starts = [start() for _ in range(PROCESSES + 1)][1:]
     check_installed(starts[0]["sybil"])
     return starts
 
 
-def _start() -> dict[str, Any]:
-    command = [sys.executable, "-I", str(fresh.__file__)]
+def start(pair: str = "stdlib") -> dict[str, Any]:
+    """What one fresh process said that loads the pair; raises RuntimeError with what it wrote where it failed."""
+    command = [sys.executable, "-I", str(fresh.__file__), pair]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)

@@ -99,6 +99,10 @@ class EndpointFailed(SybilError, OSError):
     """A server that can't be reached, refuses a request, or answers with something else than completions."""
 
 
+class PeerFailed(SybilError):
+    """Another system that was to be measured beside Sybil, and that doesn't start or answer."""
+
+
 class NotJudgeable(SybilError):
     """A decoder whose answers can't be judged: none in time, an exception or an exit in place of one, other prompts,
     other token ids, or not one answer a prompt."""

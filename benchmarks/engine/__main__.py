@@ -1,4 +1,5 @@
-"""The engine's bars, measured: `python -m benchmarks.engine flat`, `step`, `replay` or `bits`, on an idle machine.
+"""The engine's bars, measured: `python -m benchmarks.engine flat`, `step`, `replay`, `bits`, `real` or `widths`, on an
+idle machine.
 
 Each prints what was found beside what was asked for, and appends it all to the file that --out names.
 """
@@ -15,16 +16,21 @@ import torch
 import typer
 
 from benchmarks.engine import bars
+from benchmarks.engine import real as reals
+from benchmarks.engine import widths as widths_of
 from sybil.cli.terminal import make_console, make_progress, make_table
+from sybil.loading import load
 from sybil.measuring import files
+from sybil.measuring import prompts as texts
 from sybil.measuring.machine import describe
+from sybil.pairs import PAIRS, SMOLLM2
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = make_console()
 
 OutOption = Annotated[Path, typer.Option(help="JSONL file to append the result to.")]
 PassesOption = Annotated[int, typer.Option(min=2, help="How often everything is measured.")]
-OUT = Path("sybil-engine.jsonl")
+OUT, ROWS = Path("sybil-engine.jsonl"), Path("sybil-widths.jsonl")
 
 
 def _measure(command: str, runs: int, measure: Callable[[bars.Tick], bars.Result], out: Path) -> None:
@@ -124,6 +130,48 @@ def bits(
         raise typer.Exit(1)
     if interrupted:
         raise typer.Exit(130)
+
+
+@app.command()
+def real(
+    passes: PassesOption = 30,
+    prompts: Annotated[int, typer.Option(min=2, help="English prompts beside llama.cpp.")] = 12,
+    gemma: Annotated[Path | None, typer.Option(help="The GGUF file of Gemma 3 270M, if it is to take part.")] = None,
+    out: OutOption = OUT,
+) -> None:
+    """SmolLM2 from its file, beside llama.cpp (and Gemma 3); verifying, loading, memory; beside a busy process."""
+    runs = 2 * prompts * (2 if gemma else 1) + passes + max(passes // 6, 2) + 2 * max(passes // 3, 2)
+    _measure("real", runs, lambda tick: reals.real(passes, prompts, gemma, tick), out)
+
+
+@app.command()
+def widths(
+    tokens: Annotated[int, typer.Option(min=1, help="Greedy tokens to verify.")] = 100_000,
+    rows: Annotated[Path, typer.Option(help="JSONL file of what is done, which a later run goes on with.")] = ROWS,
+    out: OutOption = OUT,
+) -> None:
+    """SmolLM2's greedy tokens verified 1 to 9 at a time in batches of 1 to 4: exit 1 if a logit has another bit."""
+    decoder = load(reals.smollm2(), device=bars.CPU)
+    chosen = texts.load(shipped=PAIRS[SMOLLM2].prompts)
+    compared: Counter[int] = Counter()
+    differing: Counter[int] = Counter()
+    leaving = 0
+    with make_progress(console) as progress:
+        bar = progress.add_task("widths", total=tokens)
+        tell: widths_of.Tick = lambda count, what: progress.update(bar, advance=count, description=what)  # noqa: E731
+        for row in widths_of.run(decoder, chosen, tokens, rows, tell):
+            compared[row.width] += row.compared
+            differing[row.width] += row.differing
+            leaving += row.leaving
+    table = make_table(console, "verified at a time", "tokens compared", "logits with other bits")
+    for width, count in sorted(compared.items()):
+        table.add_row(str(width), str(count), str(differing[width]))
+    table.add_row("all (bar: 0)", str(compared.total()), f"{differing.total()}, {leaving} other tokens")
+    console.print(table)
+    record = {"compared": compared.total(), "differing": differing.total(), "leaving": leaving}
+    _append("widths", record, out)
+    if differing.total():
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

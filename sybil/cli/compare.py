@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -14,10 +15,10 @@ from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table
 from sybil.devices import choose_device, dtype_named
 from sybil.errors import InvalidSetting
-from sybil.loading import dtype_chosen
+from sybil.loading import BLOCKS, dtype_chosen, keeps_blocks
 from sybil.measuring import compare as measuring
 from sybil.measuring import files, prompts
-from sybil.measuring.contenders import OURS
+from sybil.measuring.contenders import AUTOREGRESSIVE, OURS, PEERS
 from sybil.measuring.task import Task, read, usual_draft_dtype
 from sybil.measuring.timing import Interval
 from sybil.reports import figures
@@ -26,7 +27,7 @@ FULL, QUICK = (64, 48), (9, 16)  # prompts, new tokens: about two minutes and tw
 
 
 def compare(
-    pair: options.PairOption = options.PAIR,
+    pair: options.PairOption = None,
     target: options.TargetOption = None,
     draft: options.DraftOption = None,
     dtype: options.DtypeOption = None,
@@ -63,8 +64,9 @@ def compare(
     chosen_device = choose_device(device)
     sampling = options.sampling(temperature, top_k, top_p, min_p)
     count, length = QUICK if quick else FULL
-    chosen = prompts.spread(prompts.load(prompt_file), count)
-    kept = str(dtype_chosen(chosen_target, dtype, chosen_device)).removeprefix("torch.")
+    chosen = prompts.spread(options.prompts(pair, target, prompt_file), count)
+    as_it_lies = keeps_blocks(chosen_target, dtype, chosen_device)
+    kept = BLOCKS if as_it_lies else str(dtype_chosen(chosen_target, dtype, chosen_device)).removeprefix("torch.")
     draft_kept = dtype_named(draft_dtype, draft=True)
     usual = usual_draft_dtype(chosen_draft, kept, str(chosen_device))
     task = Task(
@@ -99,7 +101,7 @@ def compare(
     interrupted, found = False, []
     try:
         with make_progress(console) as progress:
-            total = len(chosen) * len(task.contenders)
+            total = len(chosen) * len(comparison.contenders)
             bar = progress.add_task("measuring", total=total, completed=len(done))
             for row in comparison.rows(chosen, done):
                 files.append(path, row)
@@ -108,13 +110,16 @@ def compare(
     except KeyboardInterrupt:
         interrupted = True
         console.print(f"interrupted: {len(rows)} rows kept in {path}; go on with --resume {path}")
-    summaries = measuring.summarise(rows, task.contenders)
+    for why in comparison.left_out.values():
+        console.print(why, soft_wrap=True)
+    summaries = measuring.summarise(rows, tuple(comparison.contenders))
     if summaries:
         caption = _caption(comparison, summaries[0].prompts)
-        console.print(_table(summaries, console))
-        console.print(caption, style="dim", soft_wrap=True)
         found = measuring.agreements(comparison, rows, chosen)
+        console.print(_table(summaries, found, console))
+        console.print(caption, style="dim", soft_wrap=True)
         _print_agreement(console, task, found)
+        _print_after_first(console, summaries)
         chart = path.with_suffix(".png")
         figures.comparison(summaries, rows, caption, chart)
         console.print(f"rows: {path}   chart: {chart}", soft_wrap=True)
@@ -126,7 +131,7 @@ def compare(
 
 def _check_comparable(task: Task) -> None:
     """Raises InvalidSetting where a difference would mean nothing."""
-    if task.dtype not in ("float32", "float64"):
+    if task.computed not in (torch.float32, torch.float64):
         raise InvalidSetting(f"check is on and dtype is {task.dtype}, where rounding decides often: use float32")
     if task.reference is None:
         drawn = f"rule {task.rule}" if task.draft else "no draft"
@@ -164,19 +169,21 @@ def _caption(comparison: measuring.Comparison, count: int) -> str:
     parts += [f"gamma {task.gamma}"] * bool(task.draft)
     parts += [f"window {task.window}"] * (bool(task.draft) and task.window != options.WINDOW)
     kept = "" if comparison.draft_storage in (None, task.dtype) else f" (Sybil's draft {comparison.draft_storage})"
+    weights = "the file's own blocks (transformers float32)" if task.dtype == BLOCKS else task.dtype
     return (
-        f"{', '.join(parts)}, {count} prompts, {task.max_new_tokens} new tokens, {task.dtype}{kept} on "
+        f"{', '.join(parts)}, {count} prompts, {task.max_new_tokens} new tokens, {weights}{kept} on "
         f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers "
         f"{about['transformers']}, commit {about['commit'] or 'none'}"
     )
 
 
-def _table(summaries: list[measuring.Summary], console: Console) -> Table:
+def _table(summaries: list[measuring.Summary], found: list[measuring.Agreement], console: Console) -> Table:
     between = "\n" if console.is_terminal else " "
     headings = (
         "decoder", "ms/ token", "tokens/ s", "over transformers", "over Sybil, no draft",
-        "accepted", "tokens/ round", "first token, ms", "peak memory, MB",
+        "accepted", "tokens/ round", "first token, ms", "peak memory, MB", "same texts",
     )  # fmt: skip
+    same = {each.contender: f"{each.same} of {each.texts}" for each in found}
     table = make_table(console, *(heading.replace("/ ", f"/{between.strip(' ')}") for heading in headings))
     for row in summaries:
         table.add_row(
@@ -189,6 +196,7 @@ def _table(summaries: list[measuring.Summary], console: Console) -> Table:
             f"{row.tokens_per_round:.2f}",
             f"{row.ms_to_first_token:.1f}",
             "" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
+            same.get(row.contender, ""),
         )
     return table
 
@@ -203,12 +211,24 @@ def _print_agreement(console: Console, task: Task, found: list[measuring.Agreeme
     if task.reference is None:
         console.print("every decoder drew tokens of its own: none must be another's", soft_wrap=True)
     for agreement in found:
-        same = agreement.texts - len(agreement.differences)
-        whose = f"the tokens of {task.reference} on {same} of {agreement.texts} prompts"
-        console.print(f"{agreement.contender}: {whose}")
+        whose = f"the tokens of {task.reference} on {agreement.same} of {agreement.texts} prompts"
+        console.print(f"{agreement.contender}: {whose}" + ", and it need not" * (not agreement.bound))
+        if not agreement.bound:
+            continue
         what = "two best logits" if task.sampling.greedy else "two best of the draw"
         for difference in agreement.differences:
             console.print(
                 f"  {difference.prompt} leaves them at token {difference.position}, "
                 f"where the target's {what} are {difference.gap:.1e} apart"
             )
+
+
+def _print_after_first(console: Console, summaries: list[measuring.Summary]) -> None:
+    """Where a peer takes part: what a token takes once the prompt is read, which the table has in one with it."""
+    told = [row for row in summaries if row.contender in (*PEERS, AUTOREGRESSIVE)]
+    if any(row.contender in PEERS for row in told):
+        parts = ", ".join(
+            f"{row.contender} {row.ms_after_first:.2f}{' by its own clock' if row.contender in PEERS else ''}"
+            for row in told
+        )
+        console.print(f"milliseconds a token after the prompt: {parts}")

@@ -12,6 +12,7 @@ from sybil.cli import options
 from sybil.cli.terminal import print_json
 from sybil.errors import EmptyPrompt, InvalidSetting
 from sybil.loading import load
+from sybil.pairs import default_pair
 from sybil.results import Stats, Step
 from sybil.text import TextStream, decode
 
@@ -20,7 +21,7 @@ DRAFTED, OWN = typer.colors.GREEN, typer.colors.BRIGHT_MAGENTA
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; '-' or nothing reads standard input.")] = None,
-    pair: options.PairOption = options.PAIR,
+    pair: options.PairOption = None,
     target: options.TargetOption = None,
     draft: options.DraftOption = None,
     dtype: options.DtypeOption = None,
@@ -42,7 +43,7 @@ def generate(
     if not text:
         raise EmptyPrompt("the prompt is empty: give text as the argument or on standard input")
     sampling = options.sampling(temperature, top_k, top_p, min_p)
-    chosen_target, chosen_draft = options.names(pair, target, draft)
+    chosen_target, chosen_draft = options.names(pair or default_pair(), target, draft)
     decoder = load(
         chosen_target,
         draft=chosen_draft,
@@ -50,6 +51,7 @@ def generate(
         draft_dtype=draft_dtype,
         device=device,
     )
+    options.announce(pair, target)
     settings = {
         "max_new_tokens": max_new_tokens, **sampling.keywords, "gamma": gamma, "rule": rule, "window": window,
         "seed": seed,

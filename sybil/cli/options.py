@@ -10,19 +10,24 @@ from typing import Annotated
 import typer
 
 from sybil.errors import InvalidSetting
-from sybil.pairs import PAIRS
+from sybil.measuring.prompts import Prompt, load
+from sybil.pairs import PAIRS, STDLIB, default_pair
 from sybil.pairs import pair as registered
 from sybil.sampling import Sampling
 from sybil.settings import Settings
 
 MODELS, SPECULATION, SAMPLING, AMOUNT, OUTPUT = "Models", "Speculation", "Sampling", "How much", "Output"  # in --help
 
-PAIR, GAMMA, RULE, WINDOW = "stdlib", Settings().gamma, Settings().rule, Settings().window
+GAMMA, RULE, WINDOW = Settings().gamma, Settings().rule, Settings().window
 TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
 
 PairOption = Annotated[
-    str,
-    typer.Option(help=f"A registered pair of target and draft: {', '.join(PAIRS)}.", rich_help_panel=MODELS),
+    str | None,
+    typer.Option(
+        help=f"A registered pair of target and draft: {', '.join(PAIRS)}. If left out: stdlib; where a text is wanted "
+        "smollm2, if its package is installed.",
+        rich_help_panel=MODELS,
+    ),
 ]
 TargetOption = Annotated[
     str | None, typer.Option(help="Target: a hub id or a folder, in place of the pair.", rich_help_panel=MODELS)
@@ -118,12 +123,25 @@ OutOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.", rich_help_panel=OUTPUT)]
 
 
-def names(pair: str, target: str | None, draft: str | None) -> tuple[str, str | None]:
+def names(pair: str | None, target: str | None, draft: str | None) -> tuple[str, str | None]:
     """Target and draft as the options choose them; raises UnknownPair or InvalidSetting."""
     if target is not None and target not in PAIRS:
         return target, draft
-    chosen = registered(target or pair)
-    return chosen.target, chosen.draft if draft is None else draft
+    chosen = registered(target or pair or STDLIB)
+    return chosen.source, chosen.draft if draft is None else draft
+
+
+def prompts(pair: str | None, target: str | None, path: Path | None) -> list[Prompt]:
+    """Those of the file that the options name, or else the pair's; raises UnknownPair or InvalidSetting."""
+    is_registered = target is None or target in PAIRS
+    return load(path, registered((is_registered and target) or pair or STDLIB).prompts)
+
+
+def announce(pair: str | None, target: str | None) -> None:
+    """Tell on standard error which pair answers, where nobody named one and it isn't stdlib."""
+    chosen = default_pair()
+    if pair is None and target is None and chosen != STDLIB:
+        typer.echo(f"{chosen}: {PAIRS[chosen].about}; another by --pair or --target", err=True)
 
 
 def sampling(temperature: float | None, top_k: int, top_p: float, min_p: float) -> Sampling:

@@ -25,7 +25,7 @@ from sybil.settings import Settings
 
 
 def profile(
-    pair: options.PairOption = options.PAIR,
+    pair: options.PairOption = None,
     target: options.TargetOption = None,
     draft: options.DraftOption = None,
     workload: Annotated[
@@ -73,7 +73,9 @@ def profile(
             decoder = load(
                 names_chosen[0], draft=names_chosen[1], dtype=asked, draft_dtype=draft_asked, device=chosen_device
             )
-            subject = measuring.of_pair(" with ".join(filter(None, names_chosen)), decoder)
+            subject = measuring.of_pair(
+                " with ".join(filter(None, names_chosen)), decoder, options.prompts(pair, target, None)
+            )
         measured = measuring.Profile(subject, gamma)
 
     path = files.unused(out / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
@@ -96,14 +98,16 @@ def profile(
         with files.all_or_none(trace):
             kernels = measured.kernels(trace) if chosen_device.type == "cuda" else {}
         precisions = [each or "unknown" for each in measured.precisions]
+        drafted = f"draft {precisions[1]}, greedy, gamma {gamma}" if precisions[1:] else "no draft, greedy"
         caption = (
-            f"{subject.title}; target {precisions[0]}, draft {precisions[1]}, greedy, gamma {gamma}, medians of "
+            f"{subject.title}; target {precisions[0]}, {drafted}, medians of "
             f"{report.passes} passes on {about['processor']}, {about['threads']} threads, torch {about['torch']}, "
             f"commit {about['commit'] or 'none'}"
         )
         record = {
-            "title": subject.title, "replay": subject.replay, "dtype": precisions[0], "draft_dtype": precisions[1],
-            "gamma": gamma, "device": str(chosen_device), "date": time.strftime("%Y-%m-%d"), **about,
+            "title": subject.title, "replay": subject.replay, "dtype": precisions[0],
+            "draft_dtype": precisions[1] if precisions[1:] else None, "gamma": gamma,
+            "device": str(chosen_device), "date": time.strftime("%Y-%m-%d"), **about,
             **asdict(report), "memory": measured.memory, "kernels": kernels, "samples": samples,
         }  # fmt: skip
         with files.all_or_none(path, chart):

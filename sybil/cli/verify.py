@@ -20,7 +20,7 @@ from sybil.cli.terminal import make_console, make_progress, make_table, print_js
 from sybil.devices import choose_device, dtype_named
 from sybil.errors import InvalidSetting
 from sybil.fit import check_assisted
-from sybil.loading import LOOKUP, dtype_chosen, load, read
+from sybil.loading import BLOCKS, LOOKUP, dtype_chosen, keeps_blocks, load, read
 from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.foreign import ForeignSubject
@@ -45,7 +45,7 @@ STATUS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
 
 def verify(
-    pair: options.PairOption = options.PAIR,
+    pair: options.PairOption = None,
     target: options.TargetOption = None,
     draft: options.DraftOption = None,
     dtype: options.DtypeOption = None,
@@ -134,10 +134,11 @@ def verify(
     )  # fmt: skip
     if most < 1:
         raise InvalidSetting(f"count is {most}: use an integer of 1 or more")
-    chosen = prompts.spread(prompts.load(prompt_file), most)
+    chosen = prompts.spread(options.prompts(pair, target, prompt_file), most)
     chosen_device = choose_device(device)
     chosen_target, chosen_draft = options.names(pair, target, draft)
     chosen_dtype = dtype_chosen(chosen_target, dtype, chosen_device)
+    as_it_lies = keeps_blocks(chosen_target, dtype, chosen_device)
     chosen_draft_dtype = dtype_named(draft_dtype, draft=True)  # refused here
     if decoder is not None and decoder not in BUILT_IN and ":" not in decoder:
         raise InvalidSetting(f"decoder is {decoder!r}: use {', '.join(BUILT_IN)}, or a package.module:function")
@@ -148,10 +149,11 @@ def verify(
         is_ours = server is None and decoder in (None, SYBIL)
         ours = load(
             chosen_target, chosen_draft if is_ours else None,
-            dtype=chosen_dtype, draft_dtype=chosen_draft_dtype, device=chosen_device,
+            dtype=None if as_it_lies else chosen_dtype, draft_dtype=chosen_draft_dtype, device=chosen_device,
         )  # fmt: skip
         tokenizer, eos = ours.tokenizer, tuple(sorted(ours.eos_token_ids))
         assert tokenizer is not None  # a folder without one is refused by load
+        encoded = [prompts.encode(prompt, ours) for prompt in chosen]
         # the weights as the decoder has them, computed in float32
         sovereign = _load(chosen_target, chosen_dtype, chosen_device).float()
         subject: Subject
@@ -175,7 +177,6 @@ def verify(
         near_tie=HALF.get(chosen_dtype, FLOAT32),
         doubtful=None if is_known else HALF[torch.bfloat16],
     )
-    encoded = [tokenizer.encode(prompt.text).ids for prompt in chosen]
     try:
         with make_progress(console) as progress:
             report = judge(subject, reference, encoded, plan, _bars(progress))
@@ -183,7 +184,7 @@ def verify(
         console.print("interrupted: there is no verdict, and nothing was written")
         raise typer.Exit(130) from None
 
-    about = describe(chosen_device)
+    about, kept = describe(chosen_device), BLOCKS if as_it_lies else str(chosen_dtype).removeprefix("torch.")
     caption = (
         f"{report.subject} against {chosen_target}, temperature {temperature:g}, {len(encoded)} prompts, "
         f"{report.sequences} sequences of at most {length} tokens, alpha {alpha:g}, seed {seed}, on "
@@ -191,7 +192,7 @@ def verify(
         f"commit {about['commit'] or 'none'}"
     )
     record = {
-        "target": chosen_target, "draft": chosen_draft, "dtype": str(chosen_dtype).removeprefix("torch."),
+        "target": chosen_target, "draft": chosen_draft, "dtype": kept,
         "device": str(chosen_device), "prompts": digest(chosen), "date": time.strftime("%Y-%m-%d"), **about,
         **report.as_dict(),
     }  # fmt: skip

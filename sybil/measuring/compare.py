@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -18,25 +19,29 @@ from torch import Tensor
 
 from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
-from sybil.errors import InvalidSetting, PromptTooLong
+from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong
 from sybil.fit import check_assisted
-from sybil.loading import load, read
+from sybil.loading import BLOCKS, load, read
 from sybil.measuring.contenders import (
     ASSISTED,
     AUTOREGRESSIVE,
+    PEERS,
     PROMPT_LOOKUP,
     SPECULATIVE,
     TRANSFORMERS,
     Contender,
+    Measured,
     SybilContender,
     TransformersContender,
 )
 from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
+from sybil.measuring.peers import peers
 from sybil.measuring.profile import precision
-from sybil.measuring.prompts import Prompt
+from sybil.measuring.prompts import Prompt, encode
 from sybil.measuring.task import Row, Task
 from sybil.measuring.timing import Interval, speed_up
+from sybil.models.folders import locate
 from sybil.models.storage import FORMATS
 from sybil.sampling import Noise, probabilities
 from sybil.transfer import integers
@@ -58,6 +63,14 @@ def ms_per_token(row: Row) -> float:
     return 1e3 * float(row["seconds"]) / len(row["tokens"])
 
 
+def ms_after_first(row: Row) -> float:
+    """Milliseconds for each token but the first, by the contender's own clock where it has one; NaN of one token."""
+    own, later = row.get("ms_after_first"), len(row["tokens"]) - 1
+    if own is not None:
+        return float(own)
+    return 1e3 * (float(row["seconds"]) - float(row["time_to_first_token"])) / later if later else math.nan
+
+
 class Comparison:
     """The models of a task, loaded once each way, and the loop over prompts."""
 
@@ -69,18 +82,23 @@ class Comparison:
         logging.set_verbosity_error()  # our own bar is the only one
         logging.disable_progress_bar()
         self.task = task
-        dtype: torch.dtype = getattr(torch, task.dtype)
+        dtype = None if task.dtype == BLOCKS else task.computed
         # the usual one is left to load(), which knows whether the draft can be kept so
         asked = None if task.draft_dtype == task.usual_draft_dtype else task.draft_dtype
         decoder = load(task.target, draft=task.draft, dtype=dtype, draft_dtype=asked, device=task.device)
         if decoder.tokenizer is None:
             raise InvalidSetting(f"{task.target} has no tokenizer: choose a model that does")
-        self.tokenizer, self.device, self.context = decoder.tokenizer, decoder.target.device, decoder.target.context
+        self.decoder, self.device, self.context = decoder, decoder.target.device, decoder.target.context
         self.machine = describe(self.device)
         drafting = next(iter(decoder.models[1:]), None)
         self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
-        self.target = load_transformers(read(task.target), dtype, self.device).eval()
+        self.target = load_transformers(read(task.target), task.computed, self.device).eval()
         self.contenders = {name: self._contender(name, decoder) for name in task.contenders}
+        self.left_out: dict[str, str] = {}
+        if self.device.type == "cpu" and task.sampling.greedy:
+            place = locate(task.target)
+            others, self.left_out = peers(place if place.is_file() else None, self.context, decoder.eos_token_ids)
+            self.contenders.update(others)
 
     def _contender(self, name: str, decoder: Decoder) -> Contender:
         task = self.task
@@ -99,9 +117,8 @@ class Comparison:
         """The draft in transformers, in Sybil's dtype where transformers has that; raises VocabularyMismatch."""
         from sybil.models.pretrained import load_transformers
 
-        dtype: torch.dtype = getattr(torch, self.task.dtype)
-        kept = FORMATS[self.draft_storage].dtype if self.draft_storage else dtype
-        dtype = kept if kept.is_floating_point else dtype
+        kept = FORMATS[self.draft_storage].dtype if self.draft_storage else self.task.computed
+        dtype = kept if kept.is_floating_point else self.task.computed
         assistant = load_transformers(read(draft), dtype, self.device).eval()
         check_assisted(self.target, assistant, draft)
         return assistant
@@ -109,28 +126,38 @@ class Comparison:
     def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:
         """Measure every prompt with every contender, but for the (prompt, contender) done already."""
         about: Row = {**self.machine, **asdict(self.task)}
-        encoded = [integers(self.tokenizer.encode(prompt.text).ids) for prompt in prompts]
+        encoded = [integers(encode(prompt, self.decoder)) for prompt in prompts]
         self._check(prompts, encoded)
-        for contender in self.contenders.values():
-            contender.run(encoded[0], min(8, self.task.max_new_tokens))  # warm up
+        for name in tuple(self.contenders):
+            self._run(name, encoded[0], min(8, self.task.max_new_tokens), 0)  # warm up
         for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-            order = list(self.contenders) if index % 2 == 0 else list(reversed(self.contenders))
+            order = tuple(self.contenders) if index % 2 == 0 else tuple(reversed(self.contenders))
             for name in order:
                 if (prompt.id, name) in done:
                     continue
-                contender = self.contenders[name]
                 with PeakMemory(self.device) as peak:
-                    measured = contender.run(ids, self.task.max_new_tokens, self.task.seed_of(index))
+                    measured = self._run(name, ids, self.task.max_new_tokens, self.task.seed_of(index))
+                if measured is None:
+                    continue
                 yield {
                     "contender": name,
                     "prompt": prompt.id,
                     "domain": prompt.domain,
                     "prompt_tokens": len(ids),
                     **asdict(measured),
-                    "memory_growth": peak.growth,
-                    "weight_bytes": contender.weight_bytes,
+                    "memory_growth": None if name in PEERS else peak.growth,  # which is this process's
+                    "weight_bytes": self.contenders[name].weight_bytes,
                     **about,
                 }
+
+    def _run(self, name: str, ids: Tensor, max_new_tokens: int, seed: int) -> Measured | None:
+        """One contender's run; None for a peer that fails, which takes no further part."""
+        try:
+            return self.contenders[name].run(ids, max_new_tokens, seed)
+        except PeerFailed as error:
+            self.left_out[name] = str(error)
+            del self.contenders[name]
+            return None
 
     def _check(self, prompts: list[Prompt], encoded: list[Tensor]) -> None:
         """transformers would run past the context: refuse before anything is measured."""
@@ -146,7 +173,7 @@ class Comparison:
         """How far the token that is due after prompt and tokens stands above the second, in logits, by transformers'
         forward. Where tokens are drawn it is the coupled rule's race that decides, so each logit counts with its noise
         (Gumbel's, times the temperature); at a filter's edge rounding may decide where this gap is wide."""
-        known = [*self.tokenizer.encode(prompt.text).ids, *tokens]
+        known = [*encode(prompt, self.decoder), *tokens]
         logits = self.target(input_ids=integers([known]).to(self.device)).logits[0, -1].double().cpu()
         sampling = self.task.sampling
         if not sampling.greedy:
@@ -166,11 +193,18 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A contender's texts beside the reference's. texts: how many prompts both have finished."""
+    """A contender's texts beside the reference's. texts: how many prompts both have finished. bound: whether they must
+    be the same; a peer's need not, which rounds as it likes."""
 
     contender: str
     texts: int
     differences: tuple[Difference, ...]
+    bound: bool = True
+
+    @property
+    def same(self) -> int:
+        """How many texts are the reference's."""
+        return self.texts - len(self.differences)
 
     @property
     def unexplained(self) -> int:
@@ -179,11 +213,11 @@ class Agreement:
 
 
 def agreements(comparison: Comparison, rows: list[Row], prompts: list[Prompt]) -> list[Agreement]:
-    """An Agreement for each contender that must give the reference's tokens."""
+    """An Agreement for each contender that must give the reference's tokens, and for each peer."""
     task = comparison.task
     said = {(row["contender"], row["prompt"]): row["tokens"] for row in rows}
     found = []
-    for name in task.bound:
+    for name in (*task.bound, *(name for name in comparison.contenders if name in PEERS)):
         texts, differences = 0, []
         for index, prompt in enumerate(prompts):
             tokens, wanted = said.get((name, prompt.id)), said.get((task.reference, prompt.id))
@@ -194,7 +228,7 @@ def agreements(comparison: Comparison, rows: list[Row], prompts: list[Prompt]) -
             if apart is not None:
                 gap = comparison.gap(prompt, wanted[:apart], task.seed_of(index))
                 differences.append(Difference(prompt.id, apart, gap))
-        found.append(Agreement(name, texts, tuple(differences)))
+        found.append(Agreement(name, texts, tuple(differences), name in task.bound))
     return found
 
 
@@ -210,6 +244,7 @@ class Summary:
     acceptance_rate: float | None
     tokens_per_round: float
     ms_to_first_token: float
+    ms_after_first: float
     peak_memory: int | None
     prompts: int
 
@@ -237,6 +272,7 @@ def summarise(rows: list[Row], contenders: Sequence[str]) -> list[Summary]:
                 acceptance_rate=sum(row["accepted"] or 0 for row in chosen) / proposed if proposed else None,
                 tokens_per_round=emitted / sum(row["rounds"] for row in chosen),
                 ms_to_first_token=1e3 * median([row["time_to_first_token"] for row in chosen]),
+                ms_after_first=median(map(ms_after_first, chosen)),
                 peak_memory=chosen[0]["weight_bytes"] + max(growth) if growth else None,
                 prompts=len(common),
             )

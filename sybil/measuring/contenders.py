@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 TRANSFORMERS, ASSISTED = "transformers generate", "transformers assisted"
 PROMPT_LOOKUP = "transformers prompt lookup"
 AUTOREGRESSIVE, SPECULATIVE = "sybil autoregressive", "sybil speculative"
-OURS = (AUTOREGRESSIVE, SPECULATIVE)
+LLAMA_CPP = "llama.cpp"
+OURS, PEERS = (AUTOREGRESSIVE, SPECULATIVE), (LLAMA_CPP,)
 GREEDY = Sampling()
 
 
@@ -34,7 +35,9 @@ def contenders(draft: str | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One contender's run of one prompt. proposed and accepted are None where the contender doesn't say."""
+    """One contender's run of one prompt. proposed and accepted are None where the contender doesn't say.
+
+    ms_after_first: milliseconds a token by a contender's own clock, the prompt left out; None where it has none."""
 
     tokens: list[int]
     seconds: float
@@ -43,6 +46,7 @@ class Measured:
     proposed: int | None = None
     accepted: int | None = None
     memory_growth: int | None = None
+    ms_after_first: float | None = None
 
 
 PROPOSING = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")

@@ -19,6 +19,7 @@ from sybil.errors import InvalidSetting
 from sybil.measuring import prompts as texts
 from sybil.measuring import workload as workloads
 from sybil.measuring.memory import PeakMemory, release
+from sybil.measuring.prompts import Prompt
 from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
 from sybil.models import Model
 from sybil.models.storage import FORMATS, Storage
@@ -46,11 +47,12 @@ class Subject:
     replay: bool = False
 
 
-def of_pair(title: str, decoder: Decoder) -> Subject:
-    """A loaded pair over the shipped prompts, cut to half its context at most."""
-    assert decoder.tokenizer is not None  # a folder without one is refused by load
+def of_pair(title: str, decoder: Decoder, prompts: list[Prompt] | None = None) -> Subject:
+    """A loaded pair over some prompts, the shipped ones of stdlib where none are given, cut to half its context at
+    most."""
     most = min(DEPTH, decoder.target.context // 2)
-    encoded = [decoder.tokenizer.encode(prompt.text).ids[:most] for prompt in texts.spread(texts.load(), 9)]
+    chosen = texts.spread(texts.load() if prompts is None else prompts, 9)
+    encoded = [texts.encode(prompt, decoder)[:most] for prompt in chosen]
     return Subject(title, decoder, [integers(ids) for ids in encoded if ids])
 
 
@@ -111,16 +113,21 @@ class _Rounds:
     """Greedy texts of prompts that come again and again. Those of their rounds are left out that do other work than
     most: the first, in which the draft reads the prompt, and the last, in which less is proposed."""
 
-    def __init__(self, subject: Subject, draft: DrafterFactory, gamma: int, new_tokens: int) -> None:
-        self._prompts, self._gamma, self._new_tokens = subject.prompts, gamma, new_tokens
-        self._target, self._draft = _Timed(subject.decoder.target), _Timed(draft.models[0])
-        self._decoder = Decoder(self._target, draft.over(self._draft))
+    def __init__(self, subject: Subject, draft: DrafterFactory | None, gamma: int, new_tokens: int) -> None:
+        self._prompts, self._new_tokens = subject.prompts, new_tokens
+        self._gamma = gamma if draft else 0  # what a whole round proposes
+        self._settings = {"gamma": gamma, "max_new_tokens": new_tokens}
+        self._target, self._drafts = (
+            _Timed(subject.decoder.target),
+            [_Timed(each) for each in draft.models] if draft else [],
+        )
+        self._decoder = Decoder(self._target, draft and draft.over(*self._drafts))
         self._texts = itertools.cycle(self._prompts)
 
     def __call__(self) -> dict[str, float]:
         """A whole round's parts, in milliseconds: the mean over the next text."""
         for _ in self._prompts:
-            steps = self._decoder.stream([next(self._texts)], max_new_tokens=self._new_tokens, gamma=self._gamma)
+            steps = self._decoder.stream([next(self._texts)], **self._settings)
             next(steps)
             rounds = [parts for step, parts in self._measured(steps) if step.proposed == (self._gamma,)]
             if rounds:  # the text didn't end at once
@@ -128,11 +135,15 @@ class _Rounds:
         raise InvalidSetting(f"no text of {len(self._prompts)} prompts lasts two rounds: give a pair that says more")
 
     def _measured(self, steps: Iterator[Step]) -> Iterator[tuple[Step, dict[str, float]]]:
-        self._draft.seconds(), self._target.seconds()  # what went before
+        self._seconds()  # what went before
         for step in steps:
-            forwards, sample = (self._draft.seconds(), self._target.seconds()), step.timings.sample
+            forwards, sample = self._seconds(), step.timings.sample
             seconds = (*forwards, sample, step.timings.total - sum(forwards) - sample)
             yield step, {part: 1e3 * each for part, each in zip(PARTS, seconds, strict=True)}
+
+    def _seconds(self) -> tuple[float, float]:
+        """The drafts' and the target's forwards since the last call."""
+        return sum(each.seconds() for each in self._drafts), self._target.seconds()
 
 
 class Profile:
@@ -140,10 +151,10 @@ class Profile:
 
     def __init__(self, subject: Subject, gamma: int) -> None:
         target, draft = subject.decoder.target, subject.decoder.draft
-        if draft is None or len(draft.models) != 1:
-            raise InvalidSetting(f"{subject.title} has no draft model: a profile takes a pair")
-        model = draft.models[0]
-        self.device, context = target.device, min(target.context, model.context)
+        if draft is not None and len(draft.models) != 1:
+            raise InvalidSetting(f"{subject.title} drafts without a model: a profile takes a draft model, or no draft")
+        model = draft.models[0] if draft else None
+        self.device, context = target.device, min(each.context for each in subject.decoder.models)
         self.depth = min(DEPTH, context - max(VERIFIED))
         new_tokens = min(NEW_TOKENS, context - max(map(len, subject.prompts), default=context))
         if self.depth < 1 or new_tokens < 2 * (gamma + 1):  # a round that is whole comes second
@@ -152,9 +163,12 @@ class Profile:
                 f"{max(VERIFIED) + 1} or more, and {2 * (gamma + 1)} tokens of {NEW_TOKENS} after its prompts"
             )
         self.memory = _memory(Decoder(target, draft), model, subject.prompts[0], new_tokens, gamma)
-        self.precisions = precision(target), precision(model)
-        self.bytes_read = {DRAFT_STEP: bytes_read(model)}
-        self._cases = {STREAM: stream_case(self.device), DRAFT_STEP: forward_case(model, 1, self.depth)}
+        self.precisions = tuple(map(precision, subject.decoder.models))
+        self.bytes_read = {}
+        self._cases = {STREAM: stream_case(self.device)}
+        if model is not None:
+            self.bytes_read[DRAFT_STEP] = bytes_read(model)
+            self._cases[DRAFT_STEP] = forward_case(model, 1, self.depth)
         for tokens in VERIFIED:
             self._cases[verification(tokens)] = forward_case(target, tokens, self.depth)
             self.bytes_read[verification(tokens)] = bytes_read(target)
@@ -178,22 +192,21 @@ class Profile:
         return {event.key: event.self_device_time_total / 1e3 for event in kernels[:10]}
 
 
-def _memory(decoder: Decoder, draft: Model, prompt: Tensor, new_tokens: int, gamma: int) -> dict[str, int | None]:
+def _memory(
+    decoder: Decoder, draft: Model | None, prompt: Tensor, new_tokens: int, gamma: int
+) -> dict[str, int | None]:
     """Bytes by part; peak: of weights, caches and all else in a generation, None where the system doesn't say."""
     target, capacity = decoder.target, len(prompt) + new_tokens + gamma + 1
     release()
     with PeakMemory(target.device) as peak:
         decoder.generate([prompt], max_new_tokens=new_tokens, gamma=gamma)
-    caches = [model.new_cache(1, capacity) for model in (target, draft)]
-    held = [getattr(cache, "nbytes", None) for cache in caches]  # transformers' grow as they are filled
-    weights = target.weight_bytes + draft.weight_bytes
-    return {
-        "target's weights": target.weight_bytes,
-        "draft's weights": draft.weight_bytes,
-        "target's cache": held[0],
-        "draft's cache": held[1],
-        "peak": None if peak.growth is None else weights + peak.growth,
-    }
+    held: dict[str, int | None] = {}
+    for whose, model in (("target's", target), ("draft's", draft)):
+        if model is not None:
+            held[f"{whose} weights"] = model.weight_bytes
+            held[f"{whose} cache"] = getattr(model.new_cache(1, capacity), "nbytes", None)  # transformers' grow
+    weights = sum(model.weight_bytes for model in decoder.models)
+    return {**held, "peak": None if peak.growth is None else weights + peak.growth}
 
 
 def precision(model: Model) -> Storage | None:

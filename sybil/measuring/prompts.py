@@ -8,24 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sybil.arguments import described
+from sybil.decoding import Decoder
 from sybil.errors import InvalidSetting, told
 from sybil.models.folders import embedded_folder
 
-REMEDY = 'give JSON lines such as {"text": "def main("}'
+SHIPPED = "stdlib/prompts.jsonl"
+REMEDY = 'give JSON lines such as {"text": "def main("}, or {"messages": [{"role": "user", "content": "Why?"}]}'
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """domain: "code", "prose" or "structured" for the shipped ones."""
+    """domain: "code", "prose" or "structured" for those of stdlib; "code", "conversation" or "summarization" for the
+    English ones. messages: what is said to a model that has a chat template, role and content of each; text: what is
+    said to one that has none."""
 
     id: str
     domain: str
     text: str
+    messages: tuple[tuple[str, str], ...] = ()
 
 
-def load(path: Path | None = None) -> list[Prompt]:
-    """The shipped prompts, or those of a JSONL file whose rows have text, and may have id and domain."""
-    path = path or embedded_folder("stdlib") / "prompts.jsonl"
+def load(path: Path | None = None, shipped: str = SHIPPED) -> list[Prompt]:
+    """The prompts of a JSONL file whose rows have text or messages, and may have id and domain; where there is none,
+    those of an embedded file."""
+    path = path or embedded_folder(shipped)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
@@ -52,17 +58,46 @@ def _prompt(line: str, number: int, where: str) -> Prompt:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InvalidSetting(f"{where} is no JSON ({told(error)}): {REMEDY}") from None
-    if not isinstance(row, dict) or "text" not in row:
+    if not isinstance(row, dict) or ("text" not in row and "messages" not in row):
         raise InvalidSetting(f"{where} has no text: {REMEDY}")
-    text = row["text"]
+    messages = _messages(row.get("messages"), where)
+    text = "\n\n".join(content for _, content in messages) if messages else row.get("text")
     if not isinstance(text, str) or not text:
         raise InvalidSetting(f"{where}: text is {described(text)}: give a string that isn't empty")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InvalidSetting(f"{where}: text holds half a character: give whole ones")
-    prompt = Prompt(str(row.get("id", number)), str(row.get("domain", "own")), text)
+    prompt = Prompt(str(row.get("id", number)), str(row.get("domain", "own")), text, messages)
     if not (prompt.id + prompt.domain).isprintable():
         raise InvalidSetting(f"{where}: id or domain holds a control character: leave it out")
     return prompt
+
+
+def _messages(said: object, where: str) -> tuple[tuple[str, str], ...]:
+    """Role and content of each; raises InvalidSetting."""
+    if said is None:
+        return ()
+    if not isinstance(said, list):
+        raise InvalidSetting(f"{where}: messages is {described(said)}: {REMEDY}")
+    messages = []
+    for each in said:
+        role, content = (each.get("role"), each.get("content")) if isinstance(each, dict) else (None, None)
+        if not (role and isinstance(role, str) and content and isinstance(content, str)):
+            raise InvalidSetting(f"{where}: a message is {described(each)}: {REMEDY}")
+        messages.append((role, content))
+    return tuple(messages)
+
+
+def encode(prompt: Prompt, decoder: Decoder) -> list[int]:
+    """A prompt's token ids: its messages by the model's chat template where both are there, else its text."""
+    assert decoder.tokenizer is not None
+    template = getattr(decoder, "chat_template", None)
+    if prompt.messages and template is not None:
+        said = [{"role": role, "content": content} for role, content in prompt.messages]
+        text, special = template.render(said), False  # which the template writes
+    else:
+        text, special = prompt.text, True
+    ids: list[int] = decoder.tokenizer.encode(text, add_special_tokens=special).ids
+    return ids
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:

@@ -11,8 +11,8 @@ import torch
 
 from sybil.devices import default_draft_dtype
 from sybil.errors import ResultsMismatch
-from sybil.loading import LOOKUP
-from sybil.measuring.contenders import AUTOREGRESSIVE, SPECULATIVE, TRANSFORMERS, contenders
+from sybil.loading import BLOCKS, LOOKUP
+from sybil.measuring.contenders import AUTOREGRESSIVE, PEERS, SPECULATIVE, TRANSFORMERS, contenders
 from sybil.measuring.files import replace
 from sybil.sampling import Sampling
 from sybil.settings import Settings
@@ -26,7 +26,8 @@ class Task:
     """The settings that rows must share to be comparable. The defaults are those of rows that don't say.
 
     draft_dtype: what Sybil keeps the draft's weights in, None where it has none. temperature: 0 is greedy. seed: the
-    n-th prompt, from 0, is decoded with seed + n. prompts: their digest."""
+    n-th prompt, from 0, is decoded with seed + n. prompts: their digest. dtype: torch's name, or BLOCKS: transformers
+    then has the same weights in float32."""
 
     target: str
     draft: str | None
@@ -47,6 +48,11 @@ class Task:
     def check(self) -> None:
         """Raises InvalidSetting for what can't be decoded."""
         Settings(max_new_tokens=self.max_new_tokens, seed=self.seed, **self.settings)
+
+    @property
+    def computed(self) -> torch.dtype:
+        """What transformers has the target in."""
+        return _computed(self.dtype)
 
     @property
     def sampling(self) -> Sampling:
@@ -92,7 +98,12 @@ def usual_draft_dtype(draft: str | None, dtype: str, device: str) -> str | None:
     """A Task's draft_dtype where nothing is said."""
     if draft is None or draft == LOOKUP:
         return None
-    return str(default_draft_dtype(getattr(torch, dtype), torch.device(device))).removeprefix("torch.")
+    return str(default_draft_dtype(_computed(dtype), torch.device(device))).removeprefix("torch.")
+
+
+def _computed(dtype: str) -> torch.dtype:
+    found: torch.dtype = torch.float32 if dtype == BLOCKS else getattr(torch, dtype)
+    return found
 
 
 def read(path: Path, task: Task) -> list[Row]:
@@ -111,7 +122,7 @@ def read(path: Path, task: Task) -> list[Row]:
         try:
             row = json.loads(line)
             theirs = _task_of(row, task)
-            whole = row["contender"] in theirs.contenders and _is_whole(row)
+            whole = row["contender"] in (*theirs.contenders, *PEERS) and _is_whole(row)
         except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:
@@ -136,7 +147,7 @@ def _task_of(row: Row, task: Task) -> Task:
 def _is_whole(row: Row) -> bool:
     """Whether a row holds what is made of it."""
     tokens, times = row["tokens"], (row["seconds"], row["time_to_first_token"], row["rounds"], row["weight_bytes"])
-    counters = (row["proposed"], row["accepted"], row["memory_growth"])
+    counters, own = (row["proposed"], row["accepted"], row["memory_growth"]), row.get("ms_after_first")
     return (
         isinstance(row["prompt"], str)
         and isinstance(row["domain"], str)
@@ -145,6 +156,7 @@ def _is_whole(row: Row) -> bool:
         and row["seconds"] > 0
         and row["rounds"] > 0
         and all(each is None or type(each) is int for each in counters)
+        and (own is None or type(own) in (int, float))
     )
 
 

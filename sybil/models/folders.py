@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,17 @@ from tokenizers import Tokenizer
 
 from sybil.arguments import described
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
-from sybil.models.checkpoints import templates, tokenizers
-from sybil.models.checkpoints.families import Family, understood
+from sybil.models.checkpoints import (
+    gguf,
+    ggufconfig,
+    ggufdefaults,
+    ggufweights,
+    ollama,
+    templates,
+    tokenizers,
+    vocabulary,
+)
+from sybil.models.checkpoints.families import Family, understand, understood
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import is_there, read_config, read_json
 from sybil.models.checkpoints.safetensors import Folder
@@ -24,7 +34,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
-EMBEDDED = "embedded:"
+EMBEDDED, PACKAGED = "embedded:", "packaged:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +43,9 @@ class Checkpoint:
 
     generation: what generation_config.json says, None where there is none. known: the family and shape, None where
     Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
-    folder: where it lies, or model: the object that it is. special_tokens: the texts of bos_token, eos_token and so on,
-    which a chat template may name; None where nothing but the config's ids says which they are."""
+    folder: where it lies, or file: the GGUF file, or model: the object that it is. special_tokens: the texts of
+    bos_token, eos_token and so on, which a chat template may name; None where nothing but the config's ids says which
+    they are."""
 
     name: str
     config: Mapping[str, Any]
@@ -43,14 +54,18 @@ class Checkpoint:
     known: tuple[Family, Shape] | None
     stored: Stored | None
     folder: Path | None = None
+    file: Path | None = None
     model: Module | None = None
     chat_template: str | None = None
     special_tokens: Mapping[str, str] | None = None
 
 
 def read(source: str | Path) -> Checkpoint:
-    """The checkpoint of a folder, an embedded pair's model or a hub id; raises the errors of sybil.errors."""
+    """The checkpoint of a folder, a GGUF file, an embedded pair's model or a hub id; raises the errors of
+    sybil.errors."""
     folder = locate(source)
+    if not folder.is_dir():
+        return _of_file(str(source), folder)
     config, generation = read_config(folder), folder / "generation_config.json"
     known, stored = _understood(str(source), config), Folder(folder)
     defaults = read_json(generation) if is_there(generation) else None
@@ -66,6 +81,35 @@ def read(source: str | Path) -> Checkpoint:
         chat_template=templates.read(folder),
         special_tokens=templates.special_tokens(folder, config),
     )
+
+
+def _of_file(name: str, file: Path) -> Checkpoint:
+    """The checkpoint of a GGUF file."""
+    contents, where = gguf.read(file), str(file)
+    config = ggufconfig.config(contents, where)
+    known = _known(where, config)
+    tokens = ggufdefaults.tokens(contents.metadata, config["vocab_size"], where)
+    ids = ggufdefaults.special_ids(contents.metadata, len(tokens), where)
+    return Checkpoint(
+        name=name,
+        config=config | {f"{each}_token_id": ids[each] for each in ("bos", "eos", "pad") if each in ids},
+        generation=ggufdefaults.generation(contents.metadata, tokens, ids, where),
+        tokenizer=vocabulary.read(contents.metadata, where),
+        known=known,
+        stored=ggufweights.stored(contents, known, where),
+        file=file,
+        chat_template=ggufdefaults.chat_template(contents.metadata, where),
+        special_tokens={f"{each}_token": tokens[ids[each]] for each in ggufdefaults.NAMED if each in ids},
+    )
+
+
+def _known(where: str, config: Mapping[str, Any]) -> tuple[Family, Shape]:
+    """The family and shape of a GGUF file, which no other forward than ours reads."""
+    try:
+        family, shape = understand(config)
+    except SybilError as error:
+        raise type(error)(f"{where}: {str(error).replace('config.json', 'its metadata')}") from None
+    return replace(family, transposed=False, interleaved=False), shape  # ggml has products as torch has them
 
 
 def _check_end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> None:
@@ -105,18 +149,47 @@ def embedded_folder(name: str) -> Path:
     return Path(str(resources.files("sybil"))) / "embedded" / name
 
 
+def packaged_file(name: str) -> Path | None:
+    """Where packaged:package/file lies in the environment, None where the package isn't installed or lacks the file.
+
+    The package is looked for and not imported: it may do what it likes when it is."""
+    package, _, file = name.removeprefix(PACKAGED).partition("/")
+    found = importlib.util.find_spec(package)
+    places = found.submodule_search_locations if found else None
+    return next((path for place in places or () if (path := Path(place) / file).is_file()), None)
+
+
 def locate(source: str | Path) -> Path:
-    """The local folder of an embedded pair, a path or a hub id (fetched where it isn't cached).
+    """The local place of an embedded pair, a package's file, a path, a local Ollama's model or a hub id (fetched where
+    it isn't cached): a folder, or a GGUF file.
 
     Raises NotAModel or HubUnreachable."""
     name = str(source)
     if name.startswith(EMBEDDED):
         return embedded_folder(name.removeprefix(EMBEDDED))
+    if name.startswith(ollama.PREFIX):
+        return ollama.file(name.removeprefix(ollama.PREFIX))
+    if name.startswith(PACKAGED):
+        path = packaged_file(name)
+        if path is None:
+            raise NotAModel(f"{name} is in no installed package: install it, or give a folder or a file")
+        return path
     folder = Path(source).expanduser()
     if folder.is_dir():
+        return gguf.within(folder) or folder
+    if gguf.is_one(folder):
         return folder
-    if folder.exists() or isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise NotAModel(f"{source} is no folder: give a Hugging Face model folder, a hub id, or a pair's name")
+    if (
+        folder.exists()
+        or folder.suffix == ".gguf"
+        or isinstance(source, Path)
+        or name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+    ):
+        raise NotAModel(
+            f"{source} is no folder and no GGUF file: give a Hugging Face model folder, a GGUF file, a hub id, or a "
+            "pair's name"
+        )
     return _fetch(name)
 
 

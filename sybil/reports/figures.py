@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sybil.measuring.compare import Summary, ms_per_token
-from sybil.measuring.contenders import ASSISTED, AUTOREGRESSIVE, PROMPT_LOOKUP, SPECULATIVE, TRANSFORMERS
+from sybil.measuring.contenders import (
+    ASSISTED,
+    AUTOREGRESSIVE,
+    LLAMA_CPP,
+    OURS,
+    PROMPT_LOOKUP,
+    SPECULATIVE,
+    TRANSFORMERS,
+)
 from sybil.measuring.files import replace
 from sybil.measuring.profile import DRAFT_STEP, Report
 from sybil.measuring.task import Row
@@ -31,6 +39,7 @@ COLOURS = {
     PROMPT_LOOKUP: "#6b7784",
     AUTOREGRESSIVE: "#c9a227",
     SPECULATIVE: "#7b2d8b",
+    LLAMA_CPP: "#2d6a8b",
 }
 
 
@@ -46,7 +55,7 @@ def _pyplot() -> Any:
 
 
 def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, path: Path) -> None:
-    """Milliseconds a token by contender, a dot a prompt; and by domain the speed-up of the last, which is Sybil's."""
+    """Milliseconds a token by contender, a dot a prompt; and by domain the speed-up of Sybil's last."""
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), layout="constrained")
     farthest = 0.0
@@ -65,7 +74,7 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
     left.set_xlim(0, 1.5 * farthest)  # the labels stand to the right of every dot
 
     cost = {(row["contender"], row["prompt"]): ms_per_token(row) for row in rows}
-    last = summaries[-1].contender
+    last = [summary.contender for summary in summaries if summary.contender in OURS][-1]
     domains: dict[str, list[float]] = {}
     for row in rows:
         plain = cost.get((TRANSFORMERS, row["prompt"]))

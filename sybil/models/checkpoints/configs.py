@@ -73,7 +73,7 @@ def _rotary(
     """part: the field that says which part of a head is rotated, where the family has one."""
     rope = config.part("rope_scaling", "rope_parameters")
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ("default", "linear", "llama3"):
+    if kind not in ("default", "linear", "llama3") and not _has_one_factor_each(rope, kind):
         raise unknown("rope_type", kind)
     if rope.parts():
         raise unknown("rope_parameters", rope.parts())
@@ -92,12 +92,26 @@ def _rotary(
     if kind == "llama3":
         original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
         frequencies = _llama3(frequencies, rope, original or config["max_position_embeddings"])
+    if kind == "longrope":
+        frequencies = _divided(base, dimensions, rope["long_factor"])
     size = 2 * len(frequencies)
     if size > head_size:
         raise WeightsMismatch(f"config.json has heads of {head_size} dimensions and rotates {size}: make them even")
     if not (frequencies * config["max_position_embeddings"]).isfinite().all():
         raise NotAModel(f"config.json has rope_theta {base:g}, and its rotations have no finite angles: mend the file")
     return Rotary(size, tuple(frequencies.tolist())) if size else None
+
+
+def _has_one_factor_each(rope: Fields, kind: str) -> bool:
+    """Whether each frequency is divided by a factor, the same whatever a text's length, as in GGUF files."""
+    return kind == "longrope" and rope.get("attention_factor") == 1 and rope["short_factor"] == rope["long_factor"]
+
+
+def _divided(base: float, dimensions: int, factors: tuple[float, ...]) -> Tensor:
+    if len(factors) != dimensions // 2:
+        raise WeightsMismatch(f"config.json has {len(factors)} factors for {dimensions // 2} frequencies: name each")
+    powers = base ** (torch.arange(0, dimensions, 2, dtype=torch.float32, device="cpu") / dimensions)
+    return 1.0 / (torch.tensor(factors, dtype=torch.float32, device="cpu") * powers)
 
 
 def _llama3(frequencies: Tensor, rope: Fields, original: int) -> Tensor:

@@ -80,6 +80,12 @@ def _words(value: Any) -> tuple[str, ...] | None:
     return tuple(value) if fits else None
 
 
+def _factors(value: Any) -> tuple[float, ...] | None:
+    fits = isinstance(value, list | tuple) and len(value) <= 2**16
+    read = tuple(map(POSITIVE.taken, value)) if fits else (None,)
+    return None if None in read else read
+
+
 def _weight_map(value: Any) -> dict[str, str] | None:
     fits = isinstance(value, Mapping) and all(isinstance(file, str) for file in value.values())
     return dict(value) if fits and value else None
@@ -100,6 +106,7 @@ TEXT, WORDS = Kind("a word", _text), Kind("a list of words", _words)
 WIDTH, INNER, HEADS, LAYERS = whole(1, 2**20), whole(1, 2**24), whole(1, 2**16), whole(1, 2**16)
 CONTEXT, LENGTH = whole(1, 2**24), whole(1, 2**31 - 1)
 EPSILON, POSITIVE, SHARE = number(0, 1), number(0, above=True), number(0, 1)
+FACTORS = Kind("a list of numbers above 0", _factors)
 
 FIELDS: Mapping[str, Kind] = {
     "model_type": or_null(TEXT),
@@ -151,6 +158,9 @@ FIELDS: Mapping[str, Kind] = {
     "partial_rotary_factor": or_null(SHARE),
     "rotary_pct": or_null(SHARE),
     "factor": POSITIVE,
+    "short_factor": FACTORS,
+    "long_factor": FACTORS,
+    "attention_factor": or_null(POSITIVE),
     "low_freq_factor": POSITIVE,
     "high_freq_factor": POSITIVE,
     "original_max_position_embeddings": or_null(CONTEXT),

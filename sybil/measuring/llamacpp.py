@@ -1,0 +1,60 @@
+"""The process in which llama.cpp decodes: measuring/peers.py runs this file, which imports neither Sybil nor torch.
+
+A line of JSON each way. First comes {"file", "threads", "context"}, answered by {"ready": its version}; then requests
+{"prompt", "max_new_tokens"}, answered by what llama.cpp says. An {"error"} may stand in an answer's place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from http.client import HTTPConnection
+from importlib import metadata
+from typing import Any, TextIO
+from urllib.parse import urlsplit
+
+
+def start(file: str, threads: int, context: int) -> Any:
+    """llama.cpp's server for a GGUF file, at its defaults but for these; it listens on loopback."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx = file, context
+    params.n_parallel, params.n_gpu_layers = 1, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.hostnames, params.port = ["127.0.0.1"], 0
+    return xllamacpp.Server(params)
+
+
+def complete(address: str, prompt: list[int], max_new_tokens: int) -> dict[str, Any]:
+    """Greedy tokens after a prompt's, read anew, by llama.cpp's own protocol: the other one gives no token ids."""
+    request = {"prompt": prompt, "n_predict": max_new_tokens, "temperature": 0, "return_tokens": True}
+    connection = HTTPConnection(urlsplit(address).netloc, timeout=600)
+    connection.request("POST", "/completion", json.dumps({**request, "cache_prompt": False}))
+    answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def serve(asked: TextIO, answers: TextIO) -> None:
+    """Until there is nothing more to read."""
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    try:
+        server = start(**json.loads(asked.readline()))
+        say({"ready": metadata.version("xllamacpp")})
+        for line in asked:
+            say(complete(server.listening_address, **json.loads(line)))
+    except Exception as error:
+        say({"error": str(error) or type(error).__name__})
+
+
+if __name__ == "__main__":
+    own = os.fdopen(os.dup(1), "w")  # llama.cpp writes to the standard output, too
+    os.dup2(2, 1)
+    serve(sys.stdin, own)
+    os._exit(0)  # its server would be waited for

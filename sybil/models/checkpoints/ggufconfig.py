@@ -1,0 +1,282 @@
+"""What a GGUF file's metadata says of its architecture, in the words of transformers' config.json.
+
+A key that would change what is computed and isn't known here is refused by its name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sybil.errors import NotAModel, UnsupportedModel, shown
+from sybil.models.checkpoints.fields import FIELDS, Kind, number, whole
+from sybil.models.checkpoints.gguf import Contents
+
+_EVERY = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+}
+_LLAMA = {**_EVERY, "attention.layer_norm_rms_epsilon": "rms_norm_eps"}
+_GPT2 = {
+    "context_length": "n_positions",
+    "embedding_length": "n_embd",
+    "block_count": "n_layer",
+    "feed_forward_length": "n_inner",
+    "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+_WINDOW = {"attention.sliding_window": "sliding_window"}
+_GEMMA = {
+    **_WINDOW,
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_GRANITE = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What an architecture of GGUF is in transformers. needed, optional: its keys, without its name before them, and
+    transformers' fields; fixed: what transformers' config says besides.
+
+    rotated_rows: whether the file has the two halves of a head that are rotated against each other row by row;
+    pattern: every how many layers one is global, where the others have a window."""
+
+    model_type: str
+    needed: Mapping[str, str]
+    optional: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    rotated_rows: bool = False
+    pattern: int = 0
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "gpt2": Architecture("gpt2", _GPT2),
+    "gptneox": Architecture(
+        "gpt_neox",
+        {**_EVERY, "attention.layer_norm_epsilon": "layer_norm_eps"},
+        {"use_parallel_residual": "use_parallel_residual"},
+    ),
+    "llama": Architecture("llama", _LLAMA, _WINDOW, rotated_rows=True),
+    "phi3": Architecture("phi3", _LLAMA, _WINDOW),
+    "qwen2": Architecture("qwen2", _LLAMA, fixed={"use_sliding_window": False}),
+    "qwen3": Architecture("qwen3", _LLAMA, fixed={"use_sliding_window": False}),
+    "gemma2": Architecture(
+        "gemma2",
+        _LLAMA,
+        _GEMMA,
+        {"sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        pattern=2,
+    ),
+    "gemma3": Architecture("gemma3_text", {**_LLAMA, **_WINDOW}, _GEMMA, pattern=6),
+    "smollm3": Architecture("smollm3", _LLAMA, fixed={"no_rope_layer_interval": 4}, rotated_rows=True),
+    "olmo2": Architecture("olmo2", _LLAMA),
+    "granite": Architecture("granite", _LLAMA, _GRANITE, rotated_rows=True),
+}
+"""By general.architecture. What the files leave out and llama.cpp fills in by itself is filled in the same way."""
+UNREAD = frozenset({"rope_freqs.weight"})
+"""Tensors that are no weights."""
+_INDIFFERENT = {
+    *("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"),
+    *("rope.dimension_count_swa",),
+}
+"""Keys that change nothing where those that are read say what they may."""
+_NEUTRAL: Mapping[str, Any] = {
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "attention.causal": True,
+    "attention.max_alibi_bias": 0,
+    "attention.clamp_kqv": 0,
+    "attention.shared_kv_layers": 0,
+    "nextn_predict_layers": 0,
+    "pooling_type": 0,
+    "rope.scaling.attn_factor": 1,
+}
+"""Keys that change nothing with this value."""
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
+"""Only Gemma's 27B scale their queries by another size than a head's, and no key says so."""
+_SCALES = number(-1e6, 1e6)
+_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys((*_GRANITE.values(), "attn_logit_softcapping", "final_logit_softcapping"), _SCALES),
+    "rope_dimensions": whole(1, 1 << 16),
+}
+
+
+class Keys:
+    """The keys of a file's architecture, each checked when it is read."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str, where: str) -> None:
+        self.prefix, self.where = f"{architecture}.", where
+        self.values = {
+            key.removeprefix(self.prefix): value for key, value in metadata.items() if key.startswith(self.prefix)
+        }
+        self.read: set[str] = set()
+
+    def get(self, key: str, name: str) -> Any:
+        """What it holds, as transformers' field of that name may; None where it is left out. Raises NotAModel."""
+        self.read.add(key)
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, list) and value and value.count(value[0]) == len(value):  # the same for every layer
+            value = value[0]
+        if isinstance(value, list):
+            raise UnsupportedModel(
+                f"{self.where} has {self.prefix}{key} {shown(value)}, other values for other layers, which Sybil "
+                "doesn't know: use a file of another model"
+            )
+        kind = _KINDS[name] if name in _KINDS else FIELDS[name]
+        return kind.read(self.where, self.prefix + key, value)
+
+    def __getitem__(self, pair: tuple[str, str]) -> Any:
+        """get(), for a key that must be there."""
+        value = self.get(*pair)
+        if value is None:
+            raise NotAModel(f"{self.where} has no {self.prefix}{pair[0]}: download it again")
+        return value
+
+    def refuse_others(self) -> None:
+        """Raises UnsupportedModel where a key would change what is computed and hasn't been read."""
+        for key in self.values.keys() - self.read - _INDIFFERENT:
+            value = self.values[key]
+            if key not in _NEUTRAL or _NEUTRAL[key] != value:
+                raise UnsupportedModel(
+                    f"{self.where} has {shown(self.prefix + key)} {shown(value)}, which Sybil doesn't know: use a file "
+                    "of another model"
+                )
+
+
+def architecture(contents: Contents, where: str) -> str:
+    """The file's, one of ARCHITECTURES; raises UnsupportedModel, or NotAModel where it names none."""
+    name = contents.metadata.get("general.architecture")
+    if name is None:
+        raise NotAModel(f"{where} has no general.architecture: it is no language model, or download it again")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise UnsupportedModel(
+            f"{where} is of the architecture {shown(name)}, and {', '.join(ARCHITECTURES)} are read: use a model of "
+            "one of these, or a Hugging Face model folder"
+        )
+    return name
+
+
+def config(contents: Contents, where: str) -> dict[str, Any]:
+    """What config.json would say. Raises NotAModel or UnsupportedModel."""
+    name = architecture(contents, where)
+    known, keys, tensors = ARCHITECTURES[name], Keys(contents.metadata, name, where), contents.tensors
+    if "token_embd.weight" not in tensors:
+        raise NotAModel(f"{where} has no tensor token_embd.weight: download it again, or all of its parts")
+    said = {field: keys[key, field] for key, field in known.needed.items()}
+    said |= {field: value for key, field in known.optional.items() if (value := keys.get(key, field)) is not None}
+    found = {"model_type": known.model_type, **known.fixed, **said}
+    found["vocab_size"] = tensors["token_embd.weight"].shape[0]
+    found["tie_word_embeddings"] = "output.weight" not in tensors
+    if known.model_type != "gpt2":
+        found |= _attention(keys, found, name, contents)
+    if name == "llama" and "sliding_window" in found:
+        found["model_type"] = "mistral"
+    keys.refuse_others()
+    return found
+
+
+def _attention(keys: Keys, found: Mapping[str, Any], name: str, contents: Contents) -> dict[str, Any]:
+    """Heads, biases, windows and rotations of those that rotate."""
+    known, tensors, heads, layers = (
+        ARCHITECTURES[name], contents.tensors, found["num_attention_heads"], found["num_hidden_layers"],
+    )  # fmt: skip
+    size = keys.get("attention.key_length", "head_dim")
+    if keys.get("attention.value_length", "head_dim") not in (None, size or found["hidden_size"] // heads):
+        raise UnsupportedModel(f"{keys.where} has values of another length than keys: use a file of another model")
+    more: dict[str, Any] = {"head_dim": size} if size else {}
+    size = size or max(found["hidden_size"] // heads, 1)
+    if name == "gptneox":
+        more["attention_bias"] = "blk.0.attn_qkv.bias" in tensors
+    else:
+        more["num_key_value_heads"] = keys.get("attention.head_count_kv", "num_key_value_heads") or heads
+        more["attention_bias"] = "blk.0.attn_q.bias" in tensors
+        more["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
+    rope = _rope(keys, size, contents)
+    if name == "granite" and keys.values.get("rope.scaling.finetuned") is False:
+        raise UnsupportedModel(f"{keys.where} is a Granite without rotary positions: use a file of another model")
+    if known.pattern:
+        more["layer_types"] = _layer_types(keys, layers, known.pattern)
+        more["hidden_activation"] = "gelu_pytorch_tanh"
+        more["query_pre_attn_scalar"] = found["hidden_size"] // heads if layers == _LAYERS_OF_27B[name] else size
+    if name == "gemma3":
+        local = keys.get("rope.freq_base_swa", "rope_theta") or 10000.0
+        more["rope_parameters"] = {
+            "full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        }  # fmt: skip
+    else:
+        more["rope_parameters"] = rope
+    if name == "granite":
+        more["attention_multiplier"] = found.get("attention_multiplier") or 1 / math.sqrt(size)
+    return more
+
+
+def _layer_types(keys: Keys, layers: int, pattern: int) -> list[str]:
+    """Each layer's kind, as transformers names them."""
+    keys.read.add("attention.sliding_window_pattern")
+    said = keys.values.get("attention.sliding_window_pattern", pattern)
+    if isinstance(said, int) and said > 0:
+        said = [bool((layer + 1) % said) for layer in range(layers)]
+    if not isinstance(said, list) or len(said) != layers or not {*map(type, said)} <= {bool}:
+        raise NotAModel(
+            f"{keys.where} has {keys.prefix}attention.sliding_window_pattern {shown(said)}, and allowed are a number "
+            f"or {layers} truths: download it again"
+        )
+    return ["sliding_attention" if windowed else "full_attention" for windowed in said]
+
+
+def _rope(keys: Keys, size: int, contents: Contents) -> dict[str, Any]:
+    """transformers' rope_parameters for heads of that size."""
+    rope: dict[str, Any] = {
+        "rope_type": "default", "rope_theta": keys.get("rope.freq_base", "rope_theta") or 10000.0,
+    }  # fmt: skip
+    kind, factor = keys.get("rope.scaling.type", "rope_type"), keys.get("rope.scaling.factor", "factor")
+    factor = factor or keys.get("rope.scale_linear", "factor") or 1.0
+    if kind not in (None, "none", "linear"):
+        raise UnsupportedModel(
+            f"{keys.where} has {keys.prefix}rope.scaling.type {shown(kind)}, and none and linear are known: use a file "
+            "of another model"
+        )
+    if kind != "none" and factor != 1:
+        rope |= {"rope_type": "linear", "factor": factor}
+    turned = keys.get("rope.dimension_count", "rope_dimensions") or size
+    if turned != size or keys.prefix in ("gptneox.", "phi3."):
+        share = turned / size
+        rope["partial_rotary_factor"] = share if int(size * share) == turned else math.nextafter(share, 2)
+    if "rope_freqs.weight" in contents.tensors:
+        rope |= _factors(contents, turned, rope, keys)
+    return rope
+
+
+def _factors(contents: Contents, turned: int, rope: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
+    """A factor for each frequency, as Llama 3.1 has them; what transformers calls longrope divides by such."""
+    place = contents.tensors["rope_freqs.weight"]
+    if place.shape != (turned // 2,) or place.type.name != "F32":
+        raise NotAModel(
+            f"{keys.where} has rope_freqs.weight of {shown(place.shape)} in {place.type.name} and rotates {turned} "
+            f"dimensions, which needs ({turned // 2},) in F32: download it again"
+        )
+    factors = place.numbers().view(torch.float32).flatten().tolist()
+    if not all(0 < each < math.inf for each in factors) or rope["rope_type"] != "default":
+        raise NotAModel(
+            f"{keys.where} has rope_freqs.weight {shown(factors)} and rope.scaling.type {rope['rope_type']}, and "
+            "allowed are numbers above 0, and no scaling: download it again"
+        )
+    return {
+        "rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0,
+        "attention_factor": 1.0, "original_max_position_embeddings": keys.get("context_length", "n_positions"),
+    }  # fmt: skip

@@ -1,0 +1,88 @@
+"""What a GGUF file says of texts and generations: special tokens, end tokens, sampling, the chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sybil.errors import NotAModel, shown
+from sybil.models.checkpoints.fields import POSITIVE, SHARE, Kind, or_null, whole
+from sybil.models.checkpoints.templates import TEMPLATE_BYTES
+
+CONTROL, USER_DEFINED = 3, 4
+"""Of tokenizer.ggml.token_type: tokens that aren't found in a plain text, or are kept whole there."""
+NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"}
+"""transformers' names of special tokens, and GGUF's."""
+ENDING = ("eos", "eot", "eom")
+ENDS_OF_TURN = frozenset({"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>"})
+END_OF_TEXT = "<|endoftext|>"
+_SAMPLING: Mapping[str, tuple[str, Kind]] = {
+    "temp": ("temperature", POSITIVE),
+    "top_k": ("top_k", whole(1, 2**31 - 1)),
+    "top_p": ("top_p", SHARE),
+    "min_p": ("min_p", SHARE),
+}
+
+
+def tokens(metadata: Mapping[str, Any], rows: int, where: str) -> list[str]:
+    """The vocabulary; rows: of the embedding, one a token. Raises NotAModel."""
+    found = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(found, list) or not {*map(type, found)} <= {str}:
+        raise NotAModel(f"{where} has no list tokenizer.ggml.tokens of texts: download it again")
+    if len(found) != rows:
+        raise NotAModel(
+            f"{where} has {len(found)} tokens and an embedding of {rows} rows: the two don't belong together, "
+            "download it again"
+        )
+    return found
+
+
+def special_ids(metadata: Mapping[str, Any], count: int, where: str) -> dict[str, int]:
+    """The token ids that the file names: bos, eos, eot, ... Raises NotAModel where one is no token."""
+    kind, found = or_null(whole(0, count - 1)), {}
+    for name, theirs in {**NAMED, "eot": "eot", "eom": "eom"}.items():
+        key = f"tokenizer.ggml.{theirs}_token_id"
+        value = metadata.get(key)
+        if value not in (None, 0xFFFFFFFF, -1):  # which is how none is said
+            found[name] = kind.read(where, key, value)
+    return found
+
+
+def generation(
+    metadata: Mapping[str, Any], vocabulary: list[str], ids: Mapping[str, int], where: str
+) -> dict[str, Any]:
+    """What generation_config.json would say. Raises NotAModel.
+
+    What ends a text: the tokens that the file names as ends, those that end a turn by their texts, and <|endoftext|>
+    where the file pads or begins with it, as instruct models do whose own end is another. Sampling is asked for by
+    whoever generates: the file's numbers are what it then begins with."""
+    ends = {ids[name] for name in ENDING if name in ids}
+    ends |= {ids[name] for name in ("bos", "pad") if name in ids and vocabulary[ids[name]] == END_OF_TEXT}
+    types = metadata.get("tokenizer.ggml.token_type")
+    if isinstance(types, list):
+        ends |= {
+            index
+            for index, (text, kind) in enumerate(zip(vocabulary, types, strict=False))
+            if kind in (CONTROL, USER_DEFINED) and text in ENDS_OF_TURN
+        }
+    found: dict[str, Any] = {"eos_token_id": sorted(ends)} if ends else {}
+    for theirs, (name, kind) in _SAMPLING.items():
+        key = f"general.sampling.{theirs}"
+        if metadata.get(key):  # 0 is how none is said
+            found[name] = kind.read(where, key, metadata[key])
+    return found
+
+
+def chat_template(metadata: Mapping[str, Any], where: str) -> str | None:
+    """The file's, the one named default where it has none without a name. Raises NotAModel."""
+    for key in ("tokenizer.chat_template", "tokenizer.chat_template.default"):
+        found = metadata.get(key)
+        if found is None:
+            continue
+        if not isinstance(found, str) or len(found) > TEMPLATE_BYTES:
+            raise NotAModel(
+                f"{where} has {key} {shown(found)}, and allowed is a text of {TEMPLATE_BYTES} characters: download it "
+                "again"
+            )
+        return found
+    return None

@@ -1,0 +1,70 @@
+"""How a byte-level vocabulary cuts a text into words before it merges bytes, by the name that a GGUF file gives it.
+
+The names are llama.cpp's (`tokenizer.ggml.pre`); what each stands for is what tokenizer.json says in the folders of the
+models of that name. transformers 5.23 does three things otherwise for a GGUF file: `smollm`, `refact`, `starcoder` and
+`command-r` it cuts as GPT-2, where a digit is no word of its own; it leaves NFC out; and it merges every word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenizers import Regex, normalizers, pre_tokenizers
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA_3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_BLANKS}"
+_QWEN_2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_BLANKS}"
+_QWEN_35 = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_BLANKS}"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_WORD = r"[^\r\n\p{L}\p{N}]?" + _UPPER  # a word that turns to small letters once, as in camelCase
+_TEKKEN = rf"{_WORD}*{_LOWER}+|{_WORD}+{_LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_BLANKS}"
+_GPT_4O = (
+    rf"{_WORD}*{_LOWER}+{_CONTRACTIONS}?|{_WORD}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}"
+    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_BLANKS}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """pattern: what a word is, GPT-2's own where it is empty; digits: each digit is a word by itself; composes: the
+    text is taken to NFC first; whole: a word that is a token isn't merged from its bytes; begins: a text begins with
+    the beginning-of-text token where the file doesn't say."""
+
+    pattern: str = ""
+    digits: bool = False
+    composes: bool = False
+    whole: bool = False
+    begins: bool = False
+
+    def normalizer(self) -> normalizers.Normalizer | None:
+        """What is done to a text before it is cut."""
+        return normalizers.NFC() if self.composes else None
+
+    def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
+        """Cuts a text into words, in the letters that stand for bytes."""
+        steps: list[pre_tokenizers.PreTokenizer] = []
+        if self.digits:
+            steps.append(pre_tokenizers.Digits(individual_digits=True))
+        if self.pattern:
+            steps.append(pre_tokenizers.Split(Regex(self.pattern), "isolated"))
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not self.pattern))
+        return pre_tokenizers.Sequence(steps)
+
+
+GPT_2 = Split()
+SPLITS = {
+    **dict.fromkeys(("default", "gpt2", "gpt-2", "phi-2", "granite-docling"), GPT_2),
+    **dict.fromkeys(("olmo", "mpt"), Split(composes=True)),
+    **dict.fromkeys(("smollm", "refact", "starcoder"), Split(digits=True)),
+    "command-r": Split(digits=True, composes=True),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), Split(_LLAMA_3, whole=True, begins=True)),
+    **dict.fromkeys(("falcon3", "falcon-h1", "pixtral", "lfm2"), Split(_LLAMA_3, whole=True)),
+    **dict.fromkeys(("smaug-bpe", "dbrx"), Split(_LLAMA_3)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), Split(_QWEN_2, composes=True)),
+    "qwen35": Split(_QWEN_35, composes=True),
+    "tekken": Split(_TEKKEN, whole=True, begins=True),
+    **dict.fromkeys(("gpt-4o", "llama4"), Split(_GPT_4O)),
+}
