@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +24,8 @@ class Conversation:
     caches need more room they grow. messages: as generate() takes them; change them at will between turns."""
 
     def __init__(self, decoder: Decoder, system: str | None = None) -> None:
-        """system: what the model is told first. Raises InvalidSetting for a model without a chat template."""
+        """system: what the model is told first. Raises InvalidSetting for a model without a chat template, or one whose
+        template takes no system's message."""
         if decoder.chat_template is None or decoder.tokenizer is None:
             raise InvalidSetting("the model has no chat template, so it can't chat: take an instruct model")
         self._kept = [_Kept(model) for model in decoder.models]
@@ -39,8 +40,9 @@ class Conversation:
         )
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self._tokens: list[int] = []  # those of the last turn, which the caches hold up to where each is sure
-        self._answering: Iterator[Step] | None = None
+        self._answering: Generator[Step, None, None] | None = None
         self.messages: list[dict[str, Any]] = [*self._system]
+        decoder.chat_template.render([*self._system, {"role": "user", "content": "Hello"}])  # or it is said at once
 
     @property
     def context_used(self) -> int:
@@ -60,7 +62,7 @@ class Conversation:
         reason = steps[-1].finished[0] or "length"
         return Generation([integers(tokens)], [self._text(tokens, reason)], (reason,), Stats.of(steps))
 
-    def stream(self, text: str, **settings: Any) -> Iterator[Step]:
+    def stream(self, text: str, **settings: Any) -> Generator[Step, None, None]:
         """ask(), a Step at a time. Left early, what was answered until then is the assistant's message."""
         self._leave()
         messages = [*self.messages, {"role": "user", "content": text}]
@@ -73,7 +75,7 @@ class Conversation:
         self._answering = self._answer(decoder.stream([prompt], **settings), messages)
         return self._answering
 
-    def _answer(self, rounds: Iterator[Step], messages: list[dict[str, Any]]) -> Iterator[Step]:
+    def _answer(self, rounds: Iterator[Step], messages: list[dict[str, Any]]) -> Generator[Step, None, None]:
         prompt, answer = self._tokens, list[int]()
         reason: FinishReason | None = None
         try:
@@ -107,7 +109,7 @@ class Conversation:
     def _leave(self) -> None:
         """End an answer that is under way: two would write to the same caches."""
         if self._answering is not None:
-            self._answering.close()  # type: ignore[attr-defined]
+            self._answering.close()
             self._answering = None
 
 
