@@ -65,8 +65,8 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def arm(session: nox.Session) -> None:
-    """The C forward built for aarch64 and run under qemu, against its x86 build, bit for bit: emulation, no Arm machine.
-    A minute."""
+    """The C forward built for aarch64 and run under qemu, against its x86 build, bit for bit: emulation, and no Arm
+    machine; a minute."""
     needed = {"gcc": "gcc", "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
     missing = [package for program, package in needed.items() if not shutil.which(program)]
     if missing:

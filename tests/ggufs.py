@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFWriter
 from gguf.constants import MODEL_ARCH_NAMES, GGMLQuantizationType
-from gguf.quants import quantize
+from gguf.quants import quant_shape_to_byte_shape, quantize
 from gguf.tensor_mapping import get_tensor_name_map
 from transformers import PreTrainedModel
 
@@ -99,6 +99,17 @@ def tensors(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:
         yield ggml, np.ascontiguousarray(values)
 
 
+def packed(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """The values in blocks of that type, or random blocks, of any bytes, where the library can't make them."""
+    if kind == GGMLQuantizationType.F32:
+        return values
+    try:
+        return quantize(values, kind)
+    except NotImplementedError:
+        shape = quant_shape_to_byte_shape(values.shape, kind)
+        return np.random.default_rng(values.size).integers(0, 256, shape, np.uint8)
+
+
 def add(writer: GGUFWriter, key: str, value: Any) -> None:
     """A key with the type that its value has in such files."""
     if isinstance(value, list):
@@ -131,7 +142,7 @@ def write(
             add(writer, key, value)
     for name, values in [*tensors(model), *(more or {}).items()]:
         kind = GGMLQuantizationType[storage.upper() if values.ndim == 2 else "F32"]
-        writer.add_tensor(name, values if kind == GGMLQuantizationType.F32 else quantize(values, kind), raw_dtype=kind)
+        writer.add_tensor(name, packed(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

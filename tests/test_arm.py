@@ -1,7 +1,8 @@
 """The C forward on Arm, by emulation: built for aarch64 and run under qemu it says what it says on x86, bit for bit.
 
-`nox -s arm`, on x86, with Debian's gcc-aarch64-linux-gnu and qemu-user. An emulator shows that the code is right there and what its numbers are; not how fast it is, nor what an
-Arm processor's memory, which is weaker ordered than the one that emulates it, makes of threads.
+`nox -s arm`, on x86, with Debian's gcc-aarch64-linux-gnu and qemu-user. An emulator shows that the code is right there
+and what its numbers are; not how fast it is, nor what an Arm processor's memory, which is weaker ordered than the one
+that emulates it, makes of threads.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def read(path: Path) -> Contents:
 def _mapped(file: Path, size: int) -> Tensor:
     """A file's bytes, which take memory as they are read; what is written there never reaches the file."""
     try:
-        return torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
+        return torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8, device="cpu")
     except (RuntimeError, OSError):
         raise NotAModel(
             f"{file} can't be mapped into memory as {size} bytes: it has changed, or can't be read"
