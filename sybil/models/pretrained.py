@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sybil.errors import NotAModel, PackageMissing, SybilError, WeightsMismatch, shown, told
-from sybil.models.checkpoints.families import FAMILIES, Family
+from sybil.models.checkpoints.families import FAMILIES
 from sybil.models.checkpoints.fields import Fields, check_foreign
 from sybil.models.checkpoints.files import check_folder
+from sybil.models.checkpoints.sources import Family
 from sybil.models.checkpoints.tokenizers import quiet
 from sybil.models.folders import Checkpoint
 from sybil.models.huggingface import HuggingFaceModel
