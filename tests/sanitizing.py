@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lying import Lying
 from shapes import random_weights
 from torch import Tensor
 
@@ -74,8 +75,7 @@ class Case:
     def written(self) -> bytes:
         model = self.model
         tensors = [*model._floats.values()]
-        for packed in model._products.values():
-            tensors += [each for each in (packed.words, packed.scale, packed.bias) if each is not None]
+        tensors += [each for packed in model._products.values() for part in packed.parts for each in part.tensors]
         places = {tensor.data_ptr(): index for index, tensor in enumerate(tensors, start=1)}
         copy = structs.Model.from_buffer_copy(model._model)
         blocks = (structs.Block * len(model._blocks)).from_buffer_copy(model._blocks)
@@ -96,6 +96,9 @@ def number_arrays(each: Any, places: dict[int, int]) -> None:
         if kind is ctypes.c_void_p:
             value = getattr(each, name)
             setattr(each, name, places[value] if value else None)
+        elif issubclass(kind, ctypes.Array):
+            for part in getattr(each, name):
+                number_arrays(part, places)
         elif issubclass(kind, structs.Struct):
             number_arrays(getattr(each, name), places)
 
@@ -174,7 +177,7 @@ def random_attention(chance: random.Random, head_size: int) -> Attention:
 def random_shape(chance: random.Random) -> Shape:
     """A shape of any family, and of none."""
     kv_heads, group, head_size = chance.randint(1, 3), chance.randint(1, 3), chance.choice((1, 2, 3, 8, 9, 16, 17, 20))
-    width = chance.choice((1, 5, 16, 23, 40))
+    width = chance.choice((1, 5, 16, 23, 32, 40, 64, 256))
     normed, parallel, layers = chance.choice(("input", "output", "both", "sum")), False, chance.randint(1, 3)
     if normed == "input":
         parallel = chance.random() < 0.4
@@ -187,8 +190,8 @@ def random_shape(chance: random.Random) -> Shape:
         kv_heads=kv_heads,
         head_size=head_size,
         width=width,
-        embedding_width=chance.choice((width, width + 3)),
-        inner=chance.choice((1, 7, 48, 50, 100)),
+        embedding_width=chance.choice((width, width + 3, width + 32)),
+        inner=chance.choice((1, 7, 48, 50, 96, 100, 512)),
         activation=chance.choice(("none", "gelu_tanh", "gelu", "relu", "silu")),
         gated=chance.random() < 0.5,
         norm=chance.choice(("layer", "rms")),
@@ -211,8 +214,9 @@ def random_shape(chance: random.Random) -> Shape:
 def random_case(seed: int, lanes: int) -> tuple[Case, list[Tensor]]:
     """A random model, its tokens put in by random cuts into a cache of random room, and the logits of each cut."""
     chance = random.Random(seed)
-    shape, storage = random_shape(chance), chance.choice(("float32", "bfloat16", "int8"))
-    return cut_case(NativeTransformer(shape, random_weights(shape, seed), storage, 1, lanes), chance)
+    shape, storage = random_shape(chance), chance.choice(("float32", "bfloat16", "int8", "stored", "stored"))
+    weights = Lying(shape, seed=seed) if storage == "stored" else random_weights(shape, seed)
+    return cut_case(NativeTransformer(shape, weights, storage, 1, lanes), chance)
 
 
 def cut_case(model: NativeTransformer, chance: random.Random) -> tuple[Case, list[Tensor]]:

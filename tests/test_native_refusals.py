@@ -13,7 +13,7 @@ from shapes import SHAPES, compiled, random_tokens, random_weights, shapes, widt
 
 from sybil.errors import UnsupportedModel, WeightsMismatch
 from sybil.models.native import NativeTransformer
-from sybil.models.native.structs import SCALES, Block, Cache, Floats, Model, Product
+from sybil.models.native.structs import SCALES, Block, Cache, Floats, Model, Part
 from sybil.models.shape import Attention, Shape
 
 pytestmark = compiled
@@ -32,7 +32,7 @@ def test_a_number_beyond_its_bits_is_refused_by_name(number: int) -> None:
         with pytest.raises(UnsupportedModel, match=r"count is .*64 bits"):
             Floats(0, number)
         with pytest.raises(UnsupportedModel, match=r"bytes is .*64 bits"):
-            Product(0, number)
+            Part(0, number)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e39, 10**400, "1", None])
@@ -106,14 +106,21 @@ def test_c_refuses_what_no_shape_says() -> None:
         setattr(part, field, kept)
         assert library.sybil_refusal(model._address) is None
     for product in (struct.blocks[1].mlp_in, struct.head, struct.token_embedding):
-        for field in ("inputs", "outputs", "storage", "bytes"):
-            kept = getattr(product, field)
+        fields = [(product, "inputs"), (product, "outputs")]
+        fields += [(product.parts[0], field) for field in ("outputs", "storage", "bytes")]
+        for each, field in fields:
+            kept = getattr(each, field)
             for value in (-1, 0, kept + 1, kept - 1, 2**31 - 1):
                 if value == kept:
                     continue
-                setattr(product, field, value)
+                setattr(each, field, value)
                 assert library.sybil_refusal(model._address), (field, value)
-            setattr(product, field, kept)
+            setattr(each, field, kept)
+        spare = product.parts[2]
+        for field, value in (("weight", 64), ("bytes", 64), ("outputs", 1), ("outputs", -1)):
+            setattr(spare, field, value)
+            assert library.sybil_refusal(model._address), field
+            setattr(spare, field, None if field == "weight" else 0)
     assert library.sybil_refusal(model._address) is None
     model.forward(tokens, model.new_cache(1, 8))
 

@@ -59,6 +59,10 @@ DeviceOption = Annotated[
     typer.Option(help="cpu, cuda or cuda:N; the GPU, where there is one, if left out.", rich_help_panel=MODELS),
 ]
 
+SystemOption = Annotated[
+    str | None, typer.Option(help="What a model that chats is told first, as the system's message.")
+]
+
 GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.", rich_help_panel=SPECULATION)]
 RuleOption = Annotated[
     str,
@@ -96,7 +100,8 @@ MinPOption = Annotated[
 SeedOption = Annotated[
     int | None,
     typer.Option(
-        help="The same seed gives the same texts. If left out: a fresh one in generate, 0 in compare and verify.",
+        help="The same seed gives the same texts. If left out: a fresh one in generate and chat, 0 in compare "
+        "and verify.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -104,7 +109,8 @@ SeedOption = Annotated[
 MaxNewTokensOption = Annotated[
     int | None,
     typer.Option(
-        help="New tokens a text, at most. If left out: 128 in generate; 48 in compare and verify, fewer if --quick.",
+        help="New tokens a text, at most. If left out: 128 in generate; 1024 in chat; 48 in compare and verify, fewer "
+        "if --quick.",
         rich_help_panel=AMOUNT,
     ),
 ]

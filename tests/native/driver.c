@@ -47,9 +47,12 @@ static void place_norm(Norm *norm, void **arrays) {
 }
 
 static void place_product(Product *product, void **arrays) {
-    product->weight = at(product->weight, arrays);
-    place_floats(&product->scale, arrays);
-    place_floats(&product->bias, arrays);
+    for (int each = 0; each < PARTS; each++) {
+        Part *part = &product->parts[each];
+        part->weight = at(part->weight, arrays);
+        place_floats(&part->scale, arrays);
+        place_floats(&part->bias, arrays);
+    }
 }
 
 static void place_block(Block *block, void **arrays) {

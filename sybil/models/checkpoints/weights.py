@@ -14,6 +14,7 @@ from torch import Tensor
 from sybil.errors import WeightsMismatch, shown
 from sybil.models.checkpoints.sources import Family, Source
 from sybil.models.shape import Shape
+from sybil.models.storage import Blocks
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -40,7 +41,11 @@ class Stored(Protocol):
     def norms_are_whole(self) -> bool:
         """Whether a norm's weight is stored with what its family adds to it (1 in Gemma's)."""
 
-    def read(self, name: str) -> Tensor: ...
+    def read(self, name: str) -> Tensor:
+        """In float32 what lies in blocks."""
+
+    def blocks(self, name: str) -> Blocks | None:
+        """A weight (outputs, inputs) as it lies in a file that multiplies from there; None of any other."""
 
 
 class State:
@@ -57,6 +62,9 @@ class State:
 
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
+
+    def blocks(self, name: str) -> Blocks | None:
+        return None
 
 
 class Weights(Mapping[str, Tensor]):
@@ -85,6 +93,25 @@ class Weights(Mapping[str, Tensor]):
             whole[row : row + len(part)] = part
             row += len(part)
         return whole
+
+    def blocks(self, name: str) -> tuple[Blocks, ...] | None:
+        """The stored tensors that one of ours is made of, as they lie; None where one isn't in blocks, or has to be
+        transposed or added to, which blocks can't be. Their rows are in our order: a row is whole blocks."""
+        source = self.sources[name]
+        parts = [
+            None if source.transposed or source.offset else self.stored.blocks(theirs) for theirs, _ in source.parts
+        ]
+        found = [
+            replace(part, numbers=source.arranged(part.numbers, part.numbers.dtype))
+            for part in parts
+            if part is not None
+        ]
+        return tuple(found) if len(found) == len(parts) else None
+
+
+def in_blocks(stored: Stored) -> bool:
+    """Whether some of the weights lie in blocks."""
+    return any(stored.blocks(name) is not None for name in stored.shapes)
 
 
 def arrange(

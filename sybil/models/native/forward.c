@@ -16,8 +16,8 @@ int32_t sybil_lanes(void) { return LANES; }
 
 /* The structs as this compiler lays them out, for structs.py to be held to. */
 const int64_t *sybil_sizes(void) {
-    static const int64_t sizes[] = {sizeof(Floats), sizeof(Product), sizeof(Norm),
-                                    sizeof(Block), sizeof(Model), sizeof(Cache)};
+    static const int64_t sizes[] = {sizeof(Floats), sizeof(Part),  sizeof(Product), sizeof(Norm),
+                                    sizeof(Block),  sizeof(Model), sizeof(Cache)};
     return sizes;
 }
 
@@ -29,7 +29,7 @@ const char *sybil_refusal(Model *m) {
 }
 
 #define PRODUCT(which, from, to, residual, activation, gated)                                                \
-    EACH(panel, whole((which)->outputs / ((gated) + 1), PANEL) / PANEL,                                      \
+    EACH(panel, panels_of(which, gated),                                                                     \
          product(share, which, panel, from, to, residual, rows, activation, gated))
 #define ALONE(item, items, ...) EACH(item, items, if (publish(share)) __VA_ARGS__) /* what is quickly done */
 
@@ -108,13 +108,13 @@ static void compute(const void *job, void *own, Share *share) {
 
     const int in = m->normed == OF_INPUT || m->normed == OF_BOTH; /* norms before attention and the MLP */
     const int apart = m->normed == OF_OUTPUT || m->normed == OF_BOTH || m->residual_scale != 1; /* what they give isn't added yet */
-    float *first = m->project_in.weight ? mixed : x;
+    float *first = m->project_in.outputs ? mixed : x;
     ALONE(row, rows, {
         float *embedding = first + row * embedded;
         unpack(&m->token_embedding, tokens[row], embedding);
         for (int32_t at = 0; at < embedded; at++) embedding[at] *= m->embedding_scale;
     })
-    if (m->project_in.weight) PRODUCT(&m->project_in, first, x, NULL, NONE, 0)
+    if (m->project_in.outputs) PRODUCT(&m->project_in, first, x, NULL, NONE, 0)
     if (m->positions.at) ALONE(row, rows, {
         int64_t place = lengths[row / count] + row % count;
         const float *learned = m->positions.at + (smaller(place, m->context - 1) + m->position_offset) * (int64_t)width;
@@ -153,7 +153,7 @@ static void compute(const void *job, void *own, Share *share) {
     if (!call->logits) return;
     float *last = x;
     if (m->final_norm.weight.at) norm_rows(m, m->final_norm, x, last = normed, rows);
-    if (m->project_out.weight) {
+    if (m->project_out.outputs) {
         PRODUCT(&m->project_out, last, mixed, NULL, NONE, 0)
         last = mixed;
     }

@@ -17,6 +17,7 @@
 
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t Half __attribute__((may_alias));
 
 static inline int64_t whole(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 static inline int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }

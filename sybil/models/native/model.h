@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-enum { FLOAT32, BFLOAT16, INT8, STORAGES };
+enum { FLOAT32, BFLOAT16, INT8, F16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4, STORAGES };
 enum { NONE, GELU_TANH, GELU, RELU, SILU, ACTIVATIONS };
 enum { LAYER, RMS, NORMS };
 enum { OF_INPUT, OF_OUTPUT, OF_BOTH, OF_SUM, NORMED }; /* x + f(norm(x)), x + norm(f(x)), both, norm(x + f(x)) */
@@ -19,7 +19,14 @@ typedef struct { /* x @ weight.T * scale + bias; scale and bias may be none, and
     const void *weight;
     int64_t bytes; /* of the weight */
     Floats scale, bias;
-    int32_t inputs, outputs, storage;
+    int32_t outputs, storage;
+} Part;
+
+enum { PARTS = 3 };
+
+typedef struct { /* the outputs of its parts, one after the other; those that it hasn't are zeros, and come last */
+    Part parts[PARTS];
+    int32_t inputs, outputs; /* all parts' outputs; 0: there is no such product */
 } Product;
 
 typedef struct {
@@ -41,7 +48,7 @@ typedef struct {
     const Block *blocks;
     int64_t block_count;
     Norm final_norm;
-    Product token_embedding, head, project_in, project_out; /* the last two: weight NULL where there is none */
+    Product token_embedding, head, project_in, project_out; /* the last two: no outputs where there is none */
     Floats positions; /* (context + offset, width) or none */
 } Model;
 

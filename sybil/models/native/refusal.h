@@ -29,12 +29,28 @@ static int is_norm(Norm norm, int64_t size) {
 
 static int is_scale(float value, float least) { return isfinite(value) && value >= least; }
 
-/* parts: 2 where panels of gates and of what they open lie in turn, each part in whole panels of its own. */
-static int is_product(const Product *p, int64_t inputs, int64_t outputs, int parts) {
-    if (!p->weight || p->inputs != inputs || p->outputs != parts * outputs) return 0;
-    if (!within(p->storage, 0, STORAGES - 1)) return 0;
-    const int64_t padded = parts * whole(outputs, PANEL);
-    return p->bytes == times(4 * words(p), padded) && holds(p->scale, padded) && holds(p->bias, padded);
+static int is_part(const Part *part, int64_t inputs) {
+    if (!part->weight || !within(part->storage, 0, STORAGES - 1) || !within(part->outputs, 1, MOST_LONG)) return 0;
+    const Record record = record_of(part->storage);
+    const int64_t padded = whole(part->outputs, PANEL), panel = times(inputs / record.inputs, record.bytes);
+    return inputs % record.inputs == 0 && part->bytes == times(padded / PANEL, panel) && holds(part->scale, padded)
+           && holds(part->bias, padded);
+}
+
+static int is_no_part(const Part *part) {
+    return !part->weight && !part->bytes && !part->scale.at && !part->bias.at && !part->outputs;
+}
+
+/* gated: of two parts of as many outputs, gates and what they open. */
+static int is_product(const Product *p, int64_t inputs, int64_t outputs, int gated) {
+    int64_t found = 0;
+    int parts = 0;
+    for (; parts < PARTS && !is_no_part(&p->parts[parts]); found += p->parts[parts++].outputs)
+        if (!is_part(&p->parts[parts], inputs)) return 0;
+    for (int part = parts; part < PARTS; part++)
+        if (!is_no_part(&p->parts[part])) return 0;
+    if (gated && (parts != 2 || p->parts[0].outputs != outputs)) return 0;
+    return p->inputs == inputs && p->outputs == found && found == (1 + gated) * outputs;
 }
 
 static const char *model_refusal(const Model *m) {
@@ -70,16 +86,17 @@ static const char *model_refusal(const Model *m) {
         NEED(within(block->rotary_size, 0, m->head_size) && block->rotary_size % 2 == 0);
         NEED(!half || (block->cosines.at && holds(block->cosines, times(m->context, half))));
         NEED(!half || (block->sines.at && holds(block->sines, times(m->context, half))));
-        NEED(is_product(&block->query_key_value, width, joined, 1));
-        NEED(is_product(&block->attention_out, queries, width, 1));
-        NEED(is_product(&block->mlp_in, width, m->inner, 1 + m->gated));
-        NEED(is_product(&block->mlp_out, m->inner, width, 1));
+        NEED(is_product(&block->query_key_value, width, joined, 0));
+        NEED(is_product(&block->attention_out, queries, width, 0));
+        NEED(is_product(&block->mlp_in, width, m->inner, m->gated));
+        NEED(is_product(&block->mlp_out, m->inner, width, 0));
     }
     NEED(!m->final_norm.weight.at || is_norm(m->final_norm, width));
-    NEED(within(embedded, 1, MOST_WIDE) && is_product(&m->token_embedding, embedded, m->vocab_size, 1));
-    NEED(is_product(&m->head, m->project_out.weight ? embedded : width, m->vocab_size, 1));
-    NEED(m->project_in.weight ? is_product(&m->project_in, embedded, width, 1) : embedded == width);
-    NEED(!m->project_out.weight || is_product(&m->project_out, width, embedded, 1));
+    NEED(within(embedded, 1, MOST_WIDE) && is_product(&m->token_embedding, embedded, m->vocab_size, 0));
+    NEED(is_no_part(&m->token_embedding.parts[1])); /* unpack() looks into the first */
+    NEED(is_product(&m->head, m->project_out.outputs ? embedded : width, m->vocab_size, 0));
+    NEED(m->project_in.outputs ? is_product(&m->project_in, embedded, width, 0) : embedded == width);
+    NEED(!m->project_out.outputs || is_product(&m->project_out, width, embedded, 0));
     NEED(holds(m->positions, times((int64_t)m->context + m->position_offset, width)));
     return NULL;
 }

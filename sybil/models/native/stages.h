@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <time.h>
 
-#define PARTS 8          /* of a stage, for each thread */
+#define PARTS_EACH 8     /* of a stage, for each thread */
 #define MOST_PARTS 1024  /* of a stage */
 #define PATIENCE 50000   /* nanoseconds that a part may stand still before others take it up */
 
@@ -72,7 +72,7 @@ static int64_t add(Count *count, uint32_t stage, int64_t most) {
 static void clear_board(uint32_t stage, int32_t threads) {
     atomic_store(&board.taken.at, counted(stage, 0));
     atomic_store(&board.done.at, counted(stage, 0));
-    for (int64_t part = 0; part < MOST_PARTS && part < (int64_t)PARTS * threads; part++)
+    for (int64_t part = 0; part < MOST_PARTS && part < (int64_t)PARTS_EACH * threads; part++)
         atomic_store(&board.parts[part].at, counted(stage, 0));
 }
 
@@ -92,7 +92,7 @@ static int64_t late_part(const Share *share) {
 }
 
 static void begin_stage(Share *share, int64_t items) {
-    int64_t most = (int64_t)PARTS * share->threads < MOST_PARTS ? (int64_t)PARTS * share->threads : MOST_PARTS;
+    int64_t most = (int64_t)PARTS_EACH * share->threads < MOST_PARTS ? (int64_t)PARTS_EACH * share->threads : MOST_PARTS;
     share->items = items;
     share->parts = items < most ? items : most;
     share->part = share->item = -1;

@@ -16,6 +16,8 @@ SCALES = (
     *("epsilon", "attention_scale", "attention_cap", "embedding_scale"),
     *("residual_scale", "logit_divisor", "logit_cap"),
 )
+PARTS = 3
+"""That a product may have."""
 LARGEST = (2 - 2.0**-23) * 2.0**127
 """Of float32."""
 
@@ -40,7 +42,7 @@ class Floats(Struct):
     _fields_ = [("at", ctypes.c_void_p), ("count", ctypes.c_int64)]
 
 
-class Product(Struct):
+class Part(Struct):
     """model.h's struct of that name."""
 
     _fields_ = [
@@ -48,10 +50,15 @@ class Product(Struct):
         ("bytes", ctypes.c_int64),
         ("scale", Floats),
         ("bias", Floats),
-        ("inputs", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
         ("storage", ctypes.c_int32),
     ]
+
+
+class Product(Struct):
+    """model.h's struct of that name."""
+
+    _fields_ = [("parts", Part * PARTS), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32)]
 
 
 class Norm(Struct):
@@ -100,4 +107,4 @@ class Cache(Struct):
     ]
 
 
-ALL = (Floats, Product, Norm, Block, Model, Cache)
+ALL = (Floats, Part, Product, Norm, Block, Model, Cache)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from sybil.errors import UnsupportedModel
 from sybil.models import forking
 from sybil.models.native import library, workers
 from sybil.models.native.cache import NativeCache
-from sybil.models.native.packing import Arena, Packed, floats, pack
+from sybil.models.native.packing import Arena, Packed, Piece, floats, pack
 from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, SCALES, Block, Model, Norm, Product
 from sybil.models.shape import Rotary, Shape
-from sybil.models.storage import Storage
+from sybil.models.storage import Kept, StoredWeights
 from sybil.transfer import CPU
 
 ONE_THREAD_BYTES = 1 << 20
@@ -39,7 +39,8 @@ _WHOLE = ("token_embedding", "head", "project_in", "project_out")
 class NativeTransformer:
     """Transformer's contract and arguments, computed in float32 by forward.c.
 
-    storage: what the products' weights are kept in: float32, bfloat16, or int8 with a scale an output (for drafts).
+    storage: what the products' weights are kept in: float32, bfloat16, or int8 with a scale an output (for drafts);
+    "stored": each as it lies in its file, in the blocks that weights.blocks() gives (float32 where it gives none).
     threads: how many compute; None is torch's number at each call, or one for a model so small that two would wait for
     each other.
     lanes: floats in a vector; None is what library.load() chooses. Copies and pickles of it keep the lanes.
@@ -51,8 +52,8 @@ class NativeTransformer:
     def __init__(
         self,
         shape: Shape,
-        weights: Mapping[str, Tensor],
-        storage: Storage = "float32",
+        weights: Mapping[str, Tensor] | StoredWeights,
+        storage: Kept = "float32",
         threads: int | None = None,
         lanes: int | None = None,
     ) -> None:
@@ -64,10 +65,9 @@ class NativeTransformer:
         self._floats: dict[str, Tensor] = {}
 
         def take_product(name: str, stored: str) -> None:
-            parts = 2 if shape.gated and name.endswith("mlp_in") else 1
-            self._products[name] = pack(
-                weights[stored], weights.get(f"{name}.bias"), storage, self._panel, parts, arena.take
-            )
+            gated = shape.gated and name.endswith("mlp_in")
+            pieces = _pieces(weights, stored, storage)
+            self._products[name] = pack(pieces, weights.get(f"{name}.bias"), self._lanes, gated, arena)
 
         def take_floats(name: str, tensor: Tensor | None) -> None:
             if tensor is not None:
@@ -86,13 +86,13 @@ class NativeTransformer:
                 take_floats(f"{name}.{index}", table)
         self._bind(arena.used)
 
-    def _open(self, shape: Shape, storage: Storage, threads: int | None, lanes: int | None) -> None:
+    def _open(self, shape: Shape, storage: Kept, threads: int | None, lanes: int | None) -> None:
         built = library.load(lanes)
         if built is None:
             raise UnsupportedModel("the C forward isn't built here: install a C compiler, or load through Transformer")
         self.shape, self.vocab_size, self.context, self.storage = shape, shape.vocab_size, shape.context, storage
         self._library, self._asked_threads = built, threads
-        self._lanes, self._panel = built.sybil_lanes(), built.sybil_panel()
+        self._lanes = built.sybil_lanes()
 
     def _bind(self, weight_bytes: int) -> None:
         """The structs that forward.c reads, of the shape and the tensors that are kept."""
@@ -210,6 +210,14 @@ class NativeTransformer:
         copy = object.__new__(NativeTransformer)
         copy.__setstate__(self.__getstate__())
         return copy
+
+
+def _pieces(weights: Mapping[str, Tensor] | StoredWeights, name: str, storage: Kept) -> list[Piece]:
+    """What a product is packed of: its blocks, or its weight in a storage, float32 where none is said."""
+    if storage != "stored":
+        return [Piece.rounded(weights[name], storage)]
+    blocks = cast(StoredWeights, weights).blocks(name)
+    return [Piece.rounded(weights[name], "float32")] if blocks is None else [Piece.lying(each) for each in blocks]
 
 
 def _products(shape: Shape) -> list[str]:

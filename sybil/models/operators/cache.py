@@ -53,6 +53,16 @@ class KVCache:
             all_values[layout.rows, :, layout.positions] = values.transpose(1, 2)
         return all_keys[:, :, : layout.end], all_values[:, :, : layout.end]
 
+    def take_over(self, other: KVCache) -> None:
+        """See models.Cache."""
+        self.copy(other, int(other.lengths.max()))
+        self.lengths = other.lengths
+
+    def copy(self, other: KVCache, count: int) -> None:
+        """Another's keys and values of the first count places."""
+        self.keys[..., :count, :] = other.keys[..., :count, :]
+        self.values[..., :count, :] = other.values[..., :count, :]
+
 
 def check_fit(held: int, count: int, capacity: int) -> None:
     """Raises IndexError where count tokens after those held find no place: torch drops a single one without a word."""

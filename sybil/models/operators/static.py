@@ -37,6 +37,11 @@ class StaticCache:
         self._held = held
         self.lengths = torch.zeros(len(held.store.lengths), dtype=torch.int64, device="cpu")
 
+    def take_over(self, other: StaticCache) -> None:
+        """See models.Cache."""
+        self.store.copy(other.store, int(other.lengths.max()))
+        self.lengths = other.lengths
+
     def forward(self, compute: Compute, tokens: Tensor, windows: Windows) -> Tensor:
         """Logits of tokens (batch, count) at the rows' lengths, good until the next call of the model."""
         count, held, longest = tokens.shape[1], self._held, int(self.lengths.max())
