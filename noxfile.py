@@ -63,6 +63,14 @@ def sanitize(session: nox.Session) -> None:
 
 
 @nox.session
+def arm(session: nox.Session) -> None:
+    """The C forward built for aarch64 and run under qemu, against its x86 build, bit for bit: emulation, no Arm machine.
+    Needs Debian's packages gcc-aarch64-linux-gnu and qemu-user; a minute."""
+    install(session, "test")
+    session.run("pytest", "-m", "arm", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff, formatting included; actionlint and zizmor for the workflows."""
     session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "lint"))

@@ -1,4 +1,4 @@
-"""From a name, a folder or a transformers model to a Decoder."""
+"""From a name, a folder, a GGUF file or a transformers model to a Decoder."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.fit import check_vocabularies
 from sybil.models import building, folders
 from sybil.models.checkpoints.templates import SPECIAL
+from sybil.models.checkpoints.weights import in_blocks
 from sybil.models.folders import Checkpoint
-from sybil.models.storage import storage_of
+from sybil.models.storage import Kept, storage_of
 from sybil.pairs import PAIRS
 
 LOOKUP = "lookup"
@@ -39,13 +40,17 @@ def load(
     device: str | torch.device | None = None,
     tokenizer: Any = None,
 ) -> Decoder:
-    """A Decoder for a pair's name, a hub id, a folder or a transformers model.
+    """A Decoder for a pair's name, a hub id, a folder, a GGUF file or a transformers model.
+
+    A GGUF file may be named as a local Ollama has it: "ollama:smollm2:135m".
 
     A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding, and "lookup" proposes what
     followed the last tokens where they stood before. dtype: torch's or its name, as transformers takes them; "auto" is
     the checkpoint's own, None float32 on a CPU and float16 on a GPU. draft_dtype: None is int8 on a CPU, where our own
-    forward knows the draft (the rule makes up for what it costs in agreement), and dtype elsewhere. device: None is
-    the GPU where there is one. tokenizer: for models passed as objects, transformers' or tokenizers' own.
+    forward knows the draft (the rule makes up for what it costs in agreement), and dtype elsewhere. On a CPU the
+    weights of a GGUF file stay in the file's own blocks where no dtype is named, and are multiplied as the float32
+    numbers that these stand for. device: None is the GPU where there is one. tokenizer: for models passed as objects,
+    transformers' or tokenizers' own.
 
     A model object keeps its place, dtype and modes. Our own forward stands in for its forward where it is sure to be
     the same (models/objects.py), with its weights as they are now: load again after changing them. Elsewhere, as with
@@ -65,7 +70,7 @@ def load(
     kept = dtype_of(main, asked, chosen)
     _check_as_it_is(main, asked, chosen, "dtype")
     defaults = Defaults.of(main.generation, main.config, main.name)
-    model = building.load(main, storage_of(kept), kept, chosen)
+    model = building.load(main, _storage(main, asked, kept), kept, chosen)
     defaults.warn(main.name)
     rest = main.tokenizer, defaults.end_tokens, defaults.values, _chat_template(main)
     if draft is None:
@@ -78,7 +83,7 @@ def load(
         raise InvalidSetting(f"draft_dtype is int8 on {chosen}: int8 is for CPUs, use {kept} or leave it out")
     _check_as_it_is(helper, draft_asked, None, "draft_dtype")
     foreign = kept if draft_asked is None else draft_kept
-    drafting = building.load(helper, storage_of(draft_kept), foreign, chosen)
+    drafting = building.load(helper, _storage(helper, draft_asked, draft_kept), foreign, chosen)
     check_vocabularies(main, helper, (model.vocab_size, drafting.vocab_size))
     return Decoder(model, DraftModel(drafting), *rest)
 
@@ -98,7 +103,7 @@ def _check(target: Any, draft: Any, tokenizer: Any) -> None:
     """Raises InvalidSetting for what is no model, before anything is read."""
     for name, source in (("target", target), ("draft", draft)):
         if source == "":  # which would be the current folder
-            raise InvalidSetting(f"{name} is '': give a pair's name, a hub id or a folder")
+            raise InvalidSetting(f"{name} is '': give a pair's name, a hub id, a folder or a GGUF file")
         if isinstance(source, str | Path) or (source is None and name == "draft"):
             continue
         if isinstance(source, Mapping) and any(isinstance(each, torch.Tensor) for each in source.values()):
@@ -141,8 +146,8 @@ def _remedied(source: str | Path) -> Iterator[None]:
 
 
 def keeps_blocks(source: str | Path, dtype: str | None, device: torch.device) -> bool:
-    """Whether load() keeps a target's weights as they lie in a GGUF file: on a CPU, where no dtype is asked for."""
-    if dtype is not None or device.type != "cpu":
+    """Whether load() keeps a target's weights as they lie in a GGUF file: on a CPU, where no dtype is named."""
+    if dtype not in (None, AUTO) or device.type != "cpu":
         return False
     with _remedied(source):
         return folders.locate(source).is_file()
@@ -166,7 +171,16 @@ def dtype_of(checkpoint: Checkpoint, asked: torch.dtype | Literal["auto"] | None
 
         own = inside(checkpoint.model).dtype
         return own if own in DTYPES.values() else default_dtype(device)
-    return default_dtype(device) if asked is None else _stored_dtype(checkpoint)
+    return default_dtype(device) if asked is None or _in_blocks(checkpoint) else _stored_dtype(checkpoint)
+
+
+def _storage(checkpoint: Checkpoint, asked: torch.dtype | Literal["auto"] | None, kept: torch.dtype) -> Kept:
+    """What weights are kept in: in the file's own blocks, where it has such and no dtype is asked for."""
+    return "stored" if not isinstance(asked, torch.dtype) and _in_blocks(checkpoint) else storage_of(kept)
+
+
+def _in_blocks(checkpoint: Checkpoint) -> bool:
+    return checkpoint.stored is not None and in_blocks(checkpoint.stored)
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:

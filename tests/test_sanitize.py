@@ -7,7 +7,6 @@ are those of the library without sanitizers.
 from __future__ import annotations
 
 import ctypes
-import operator
 import random
 import re
 import shutil
@@ -23,7 +22,7 @@ import torch
 from sanitizing import Case, build, cut_case, instrumented, random_case, run
 from shapes import SHAPES, random_weights
 
-from sybil.models.native import STORAGES, NativeTransformer, compiler, library
+from sybil.models.native import STORAGES, NativeTransformer, compiler, library, structs
 
 pytestmark = pytest.mark.sanitize
 
@@ -68,7 +67,7 @@ def test_models_of_every_family_stay_in_their_memory(lanes: int, drivers: dict[i
 
 
 def test_threads_stay_in_theirs(tmp_path: Path) -> None:
-    check(build(tmp_path, "-fopenmp"), [random_case(seed, library.load().sybil_lanes()) for seed in range(40)])
+    check(build(tmp_path), [random_case(seed, library.load().sybil_lanes()) for seed in range(40)])
 
 
 def hostile(lanes: int) -> list[Case]:
@@ -89,17 +88,26 @@ def spoilt_models(model: NativeTransformer) -> Iterator[Case]:
 
     def setting(path: str, field: str, value: int) -> Any:
         def spoil(m: Any, blocks: Any) -> None:
-            setattr(operator.attrgetter(path)(SimpleNamespace(m=m, blocks=blocks[1])), field, value)
+            found = SimpleNamespace(m=m, blocks=blocks[1])
+            for name in path.split("."):
+                found = found[int(name)] if name.isdigit() else getattr(found, name)
+            setattr(found, field, value)
 
         return spoil
 
     for field in (name for name, kind in model._model._fields_ if kind is ctypes.c_int32 and name != "sound"):
         yield from (case(setting("m", field, value)) for value in NUMBERS)
+    for field in ("rotary_size", "window"):
+        yield from (case(setting("blocks", field, value)) for value in NUMBERS)
     products = ("m.token_embedding", "m.head", "blocks.query_key_value", "blocks.attention_out", "blocks.mlp_in")
     for path in (*products, "blocks.mlp_out"):
-        for field in ("inputs", "outputs", "storage", "bytes"):
+        for field in ("inputs", "outputs"):
             yield from (case(setting(path, field, value)) for value in NUMBERS)
-    tables = ("m.cosines", "m.positions", "m.final_norm.weight", "blocks.attention_norm.weight", "blocks.mlp_in.scale")
+        for part in range(structs.PARTS):
+            for field in ("outputs", "storage", "bytes"):
+                yield from (case(setting(f"{path}.parts.{part}", field, value)) for value in NUMBERS)
+    tables = ("blocks.cosines", "m.positions", "m.final_norm.weight", "blocks.attention_norm.weight")
+    tables += ("blocks.mlp_in.parts.0.scale", "blocks.mlp_in.parts.1.scale")
     for path in tables:
         yield from (case(setting(path, "count", value)) for value in LONG)
     yield from (case(setting("m", "block_count", value)) for value in LONG)
@@ -114,7 +122,7 @@ def spoilt_calls(model: NativeTransformer) -> Iterator[Case]:
     tokens, lengths = list(range(8)), [0, 3]
     for value in LONG:
         yield case(tokens, lengths, told_cache_floats=value)
-        if value <= model._library.sybil_scratch(model._address, 8, 9, 1):
+        if value <= model._library.sybil_scratch(model._address, 8, 9):
             yield case(tokens, lengths, told_scratch_floats=value)
         for place in range(8):
             yield case([*tokens[:place], value, *tokens[place + 1 :]], lengths)
@@ -168,9 +176,11 @@ PLANTED = {
         "end = whole(last + 1, LANES) + LANES;",
     ),
     "a token too many": ("refusal.h", "0, cache->capacity - count)", "0, cache->places)"),
-    "whole panels of outputs": ("products.h", "kept = smaller(PANEL, width - panel * PANEL);", "kept = PANEL;"),
-    "a word too many": ("products.h", "int64_t input = 0; input < inputs;", "int64_t input = 0; input <= inputs;"),
-    "a window of any sign": ("refusal.h", "NEED(within(m->window, 0, INT32_MAX));", ""),
+    "whole panels of outputs": ("products.h", "kept = smaller(PANEL, part->outputs - panel * PANEL);", "kept = PANEL;"),
+    "an input too many": ("products.h", "int64_t input = 0; input < inputs;", "int64_t input = 0; input <= inputs;"),
+    "a block of any size": ("refusal.h", "inputs % record.inputs == 0 &&", ""),
+    "bytes of any number": ("refusal.h", "part->bytes == times(padded / PANEL, panel) &&", ""),
+    "a window of any sign": ("refusal.h", "NEED(within(block->window, 0, INT32_MAX));", ""),
     "working memory of any size": ("forward.c", "floats >= sybil_scratch(", "floats >= 0 * sybil_scratch("),
     "tokens of any vocabulary": ("refusal.h", "NEED(within(tokens[row], 0, m->vocab_size - 1));", ";"),
     "stages out of line": ("forward.c", "(((uintptr_t)scratch + 63) / 64 * 64)", "((uintptr_t)scratch + 4)"),

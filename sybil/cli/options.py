@@ -31,12 +31,15 @@ PairOption = Annotated[
     ),
 ]
 TargetOption = Annotated[
-    str | None, typer.Option(help="Target: a hub id or a folder, in place of the pair.", rich_help_panel=MODELS)
+    str | None,
+    typer.Option(
+        help="Target: a hub id, a folder, a GGUF file or ollama:NAME, in place of the pair.", rich_help_panel=MODELS
+    ),
 ]
 DraftOption = Annotated[
     str | None,
     typer.Option(
-        help="Draft: a hub id, a folder, or lookup (the text itself). The pair's own if left out; none for --target.",
+        help="Draft: as --target, or lookup (the text itself). The pair's own if left out; none for --target.",
         rich_help_panel=MODELS,
     ),
 ]

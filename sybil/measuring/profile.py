@@ -22,7 +22,7 @@ from sybil.measuring.memory import PeakMemory, release
 from sybil.measuring.prompts import Prompt
 from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
 from sybil.models import Model
-from sybil.models.storage import FORMATS, Storage
+from sybil.models.storage import FORMATS, Kept, Storage
 from sybil.pairs import default_draft_dtype
 from sybil.results import Step
 from sybil.transfer import integers
@@ -210,9 +210,11 @@ def _memory(
 
 
 def precision(model: Model) -> Storage | None:
-    """What the products' weights are kept in, None where it can't be told."""
-    ours: Storage | None = getattr(model, "storage", None)
+    """What the products' weights are kept in, None where it can't be told or each is in its file's own."""
+    ours: Kept | None = getattr(model, "storage", None)
     words: dict[object, Storage] = {kept.dtype: word for word, kept in FORMATS.items()}
+    if ours == "stored":
+        return None
     return ours or words.get(getattr(getattr(model, "model", None), "dtype", None))  # of a HuggingFaceModel's model
 
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from sybil.models import Model, native
-from sybil.models.checkpoints.weights import arrange
+from sybil.models.checkpoints.weights import Stored, arrange
 from sybil.models.folders import Checkpoint
 from sybil.models.operators.transformer import Transformer
 from sybil.models.shape import Shape
-from sybil.models.storage import FORMATS, Storage
+from sybil.models.storage import FORMATS, Kept, Storage, storage_of
 
 
-def load(checkpoint: Checkpoint, storage: Storage, foreign_dtype: torch.dtype, device: torch.device) -> Model:
+def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, device: torch.device) -> Model:
     """The checkpoint's model: our own forward where it knows the family, with weights kept in storage; transformers'
-    elsewhere, in foreign_dtype unless it is an object. Raises the errors of sybil.errors."""
+    elsewhere, in foreign_dtype unless it is an object. Raises the errors of sybil.errors.
+
+    storage "stored", where the C forward isn't: foreign_dtype, and a UserWarning where that takes more memory."""
     if checkpoint.known and checkpoint.stored:
-        read_as = FORMATS[storage].read_as
+        if storage == "stored" and not _has_native(device):
+            storage = storage_of(foreign_dtype)
+            _warn_of_memory(checkpoint.name, checkpoint.stored, storage)
+        read_as = torch.float32 if storage == "stored" else FORMATS[storage].read_as
         shape, weights = arrange(
             checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, read_as, device
         )
@@ -33,10 +40,25 @@ def load(checkpoint: Checkpoint, storage: Storage, foreign_dtype: torch.dtype, d
     return pretrained.load(checkpoint, foreign_dtype, device)
 
 
-def build(shape: Shape, weights: Mapping[str, Tensor], storage: Storage, device: torch.device) -> Model:
+def build(shape: Shape, weights: Mapping[str, Tensor], storage: Kept, device: torch.device) -> Model:
     """The forward for a shape: in one call on a CPU where the C forward can be built, by torch's operators elsewhere.
 
     weights: as the storage has them read; they may be made as they are asked for, each once."""
-    if device.type == "cpu" and storage in native.STORAGES and native.library.load():
+    if storage in (*native.STORAGES, "stored") and _has_native(device):
         return native.NativeTransformer(shape, weights, storage)
     return Transformer(shape, weights, "int8" if storage == "int8" else None)
+
+
+def _has_native(device: torch.device) -> bool:
+    return device.type == "cpu" and native.library.load() is not None
+
+
+def _warn_of_memory(name: str, stored: Stored, storage: Storage) -> None:
+    taken = sum(math.prod(shape) for shape in stored.shapes.values()) * FORMATS[storage].dtype.itemsize
+    if taken > stored.nbytes:
+        warnings.warn(
+            f"{name} keeps its weights in blocks of a few bits, which Sybil multiplies as they lie on a CPU with a C "
+            f"compiler alone: here they become {storage}, {taken / stored.nbytes:.1f} times the memory",
+            UserWarning,
+            stacklevel=4,
+        )

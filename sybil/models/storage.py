@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Storage = Literal["float64", "float32", "float16", "bfloat16", "int8"]
+Kept = Storage | Literal["stored"]
+"""How a model keeps its products' weights: all in one storage, or each as it is stored in its file."""
 BlockStorage = Literal[
     "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "f16", "bf16", "f32"
 ]
 """What a weight of a GGUF file is kept in there: ggml's names of its types, in small letters."""
+
+
+ROWS = 4096
+"""Of a weight that are taken apart together: it takes several times their memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,18 @@ class Blocks:
     storage: BlockStorage
     numbers: Tensor
     inputs: int
+
+
+class StoredWeights(Protocol):
+    """Weights by our names, as they lie in a file where it has them in blocks."""
+
+    def __getitem__(self, name: str, /) -> Tensor:
+        """In float32. Raises KeyError."""
+
+    def get(self, name: str, /) -> Tensor | None: ...
+
+    def blocks(self, name: str, /) -> Sequence[Blocks] | None:
+        """A weight (outputs, inputs) one beneath the other; None where the file has it some other way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +66,24 @@ FORMATS: Mapping[Storage, Format] = {
     "bfloat16": Format(torch.bfloat16, torch.bfloat16),
     "int8": Format(torch.int8, torch.float32, scaled=True),
 }
+
+
+BLOCKS: Mapping[BlockStorage, tuple[int, int]] = {
+    "f32": (1, 4),
+    "f16": (1, 2),
+    "bf16": (1, 2),
+    "q8_0": (32, 34),
+    "q4_0": (32, 18),
+    "q4_1": (32, 20),
+    "q5_0": (32, 22),
+    "q5_1": (32, 24),
+    "q4_k": (256, 144),
+    "q5_k": (256, 176),
+    "q6_k": (256, 210),
+    "iq4_nl": (32, 18),
+    "mxfp4": (32, 17),
+}
+"""Inputs of a block, and its bytes."""
 
 
 def storage_of(dtype: torch.dtype) -> Storage:
@@ -75,3 +112,16 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
     numbers = (weight / scales[:, None]).round_().nan_to_num_(0.0).to(torch.int8)
     return scales.where(largest.isfinite(), torch.nan), numbers
+
+
+def dequantised(blocks: Blocks) -> Tensor:
+    """The weight (outputs, inputs) in float32, as ggml's reference takes it apart."""
+    from gguf import GGMLQuantizationType, quants  # 80 ms, for who has such files
+
+    kind = GGMLQuantizationType[blocks.storage.upper()]
+    weight = torch.empty(len(blocks.numbers), blocks.inputs, dtype=torch.float32, device="cpu")
+    with np.errstate(all="ignore"):  # infinite and NaN scales are what they are
+        for first in range(0, len(weight), ROWS):
+            rows = blocks.numbers[first : first + ROWS].numpy()
+            weight[first : first + ROWS] = torch.from_numpy(quants.dequantize(rows, kind))
+    return weight

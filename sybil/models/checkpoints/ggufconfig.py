@@ -7,91 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from sybil.errors import NotAModel, UnsupportedModel, shown
-from sybil.models.checkpoints.fields import FIELDS, Kind, number, whole
-from sybil.models.checkpoints.gguf import Contents
+from sybil.models.checkpoints.fields import FIELDS
+from sybil.models.checkpoints.ggufarchitectures import ARCHITECTURES
+from sybil.models.checkpoints.ggufheader import Contents
 
-_EVERY = {
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-}
-_LLAMA = {**_EVERY, "attention.layer_norm_rms_epsilon": "rms_norm_eps"}
-_GPT2 = {
-    "context_length": "n_positions",
-    "embedding_length": "n_embd",
-    "block_count": "n_layer",
-    "feed_forward_length": "n_inner",
-    "attention.head_count": "n_head",
-    "attention.layer_norm_epsilon": "layer_norm_epsilon",
-}
-_WINDOW = {"attention.sliding_window": "sliding_window"}
-_GEMMA = {
-    **_WINDOW,
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-}
-_GRANITE = {
-    "attention.scale": "attention_multiplier",
-    "embedding_scale": "embedding_multiplier",
-    "residual_scale": "residual_multiplier",
-    "logit_scale": "logits_scaling",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What an architecture of GGUF is in transformers. needed, optional: its keys, without its name before them, and
-    transformers' fields; fixed: what transformers' config says besides.
-
-    rotated_rows: whether the file has the two halves of a head that are rotated against each other row by row;
-    pattern: every how many layers one is global, where the others have a window."""
-
-    model_type: str
-    needed: Mapping[str, str]
-    optional: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    rotated_rows: bool = False
-    pattern: int = 0
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "gpt2": Architecture("gpt2", _GPT2),
-    "gptneox": Architecture(
-        "gpt_neox",
-        {**_EVERY, "attention.layer_norm_epsilon": "layer_norm_eps"},
-        {"use_parallel_residual": "use_parallel_residual"},
-    ),
-    "llama": Architecture("llama", _LLAMA, _WINDOW, rotated_rows=True),
-    "phi3": Architecture("phi3", _LLAMA, _WINDOW),
-    "qwen2": Architecture("qwen2", _LLAMA, fixed={"use_sliding_window": False}),
-    "qwen3": Architecture("qwen3", _LLAMA, fixed={"use_sliding_window": False}),
-    "gemma2": Architecture(
-        "gemma2",
-        _LLAMA,
-        _GEMMA,
-        {"sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-        pattern=2,
-    ),
-    "gemma3": Architecture("gemma3_text", {**_LLAMA, **_WINDOW}, _GEMMA, pattern=6),
-    "smollm3": Architecture("smollm3", _LLAMA, fixed={"no_rope_layer_interval": 4}, rotated_rows=True),
-    "olmo2": Architecture("olmo2", _LLAMA),
-    "granite": Architecture("granite", _LLAMA, _GRANITE, rotated_rows=True),
-}
-"""By general.architecture. What the files leave out and llama.cpp fills in by itself is filled in the same way."""
 UNREAD = frozenset({"rope_freqs.weight"})
 """Tensors that are no weights."""
-_INDIFFERENT = {
-    *("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"),
-    *("rope.dimension_count_swa",),
-}
+PICTURES = ("v.", "mm.", "vision.")
+"""What begins the names of tensors and keys that are for pictures: texts are computed without them."""
+_INDIFFERENT = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
 """Keys that change nothing where those that are read say what they may."""
 _NEUTRAL: Mapping[str, Any] = {
     "expert_count": 0,
@@ -107,11 +36,6 @@ _NEUTRAL: Mapping[str, Any] = {
 """Keys that change nothing with this value."""
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """Only Gemma's 27B scale their queries by another size than a head's, and no key says so."""
-_SCALES = number(-1e6, 1e6)
-_KINDS: Mapping[str, Kind] = {
-    **dict.fromkeys((*_GRANITE.values(), "attn_logit_softcapping", "final_logit_softcapping"), _SCALES),
-    "rope_dimensions": whole(1, 1 << 16),
-}
 
 
 class Keys:
@@ -137,8 +61,7 @@ class Keys:
                 f"{self.where} has {self.prefix}{key} {shown(value)}, other values for other layers, which Sybil "
                 "doesn't know: use a file of another model"
             )
-        kind = _KINDS[name] if name in _KINDS else FIELDS[name]
-        return kind.read(self.where, self.prefix + key, value)
+        return FIELDS[name].read(self.where, self.prefix + key, value)
 
     def __getitem__(self, pair: tuple[str, str]) -> Any:
         """get(), for a key that must be there."""
@@ -151,7 +74,7 @@ class Keys:
         """Raises UnsupportedModel where a key would change what is computed and hasn't been read."""
         for key in self.values.keys() - self.read - _INDIFFERENT:
             value = self.values[key]
-            if key not in _NEUTRAL or _NEUTRAL[key] != value:
+            if not key.startswith(PICTURES) and _NEUTRAL.get(key, ()) != value:
                 raise UnsupportedModel(
                     f"{self.where} has {shown(self.prefix + key)} {shown(value)}, which Sybil doesn't know: use a file "
                     "of another model"
@@ -214,9 +137,11 @@ def _attention(keys: Keys, found: Mapping[str, Any], name: str, contents: Conten
         more["hidden_activation"] = "gelu_pytorch_tanh"
         more["query_pre_attn_scalar"] = found["hidden_size"] // heads if layers == _LAYERS_OF_27B[name] else size
     if name == "gemma3":
-        local = keys.get("rope.freq_base_swa", "rope_theta") or 10000.0
+        local = (
+            keys.get("rope.freq_base_swa", "rope_theta") or keys.get("rope.local.freq_base", "rope_theta") or 10000.0
+        )
         more["rope_parameters"] = {
-            "full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": local},
+            "full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": local or 10000.0},
         }  # fmt: skip
     else:
         more["rope_parameters"] = rope
@@ -241,9 +166,8 @@ def _layer_types(keys: Keys, layers: int, pattern: int) -> list[str]:
 
 def _rope(keys: Keys, size: int, contents: Contents) -> dict[str, Any]:
     """transformers' rope_parameters for heads of that size."""
-    rope: dict[str, Any] = {
-        "rope_type": "default", "rope_theta": keys.get("rope.freq_base", "rope_theta") or 10000.0,
-    }  # fmt: skip
+    base = keys.get("rope.freq_base", "rope_theta") or keys.get("rope.global.freq_base", "rope_theta")  # Ollama's own
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base or 10000.0}
     kind, factor = keys.get("rope.scaling.type", "rope_type"), keys.get("rope.scaling.factor", "factor")
     factor = factor or keys.get("rope.scale_linear", "factor") or 1.0
     if kind not in (None, "none", "linear"):
@@ -253,7 +177,7 @@ def _rope(keys: Keys, size: int, contents: Contents) -> dict[str, Any]:
         )
     if kind != "none" and factor != 1:
         rope |= {"rope_type": "linear", "factor": factor}
-    turned = keys.get("rope.dimension_count", "rope_dimensions") or size
+    turned = keys.get("rope.dimension_count", "head_dim") or size
     if turned != size or keys.prefix in ("gptneox.", "phi3."):
         share = turned / size
         rope["partial_rotary_factor"] = share if int(size * share) == turned else math.nextafter(share, 2)

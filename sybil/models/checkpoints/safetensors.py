@@ -16,6 +16,7 @@ from torch import Tensor
 from sybil.errors import NotAModel, shown, told
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import check_regular, is_there, read_json
+from sybil.models.storage import Blocks
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -27,6 +28,7 @@ class Folder:
     """Tensors in a folder's files. A file stays mapped into memory as long as a tensor read from it lives."""
 
     lasting = False
+    norms_are_whole = False
 
     def __init__(self, folder: Path) -> None:
         """Raises NotAModel where a file is missing or broken."""
@@ -55,6 +57,9 @@ class Folder:
         with _opened(self.files[name]) as tensors:
             tensor: Tensor = tensors.get_tensor(name)
         return tensor
+
+    def blocks(self, name: str) -> Blocks | None:
+        return None
 
 
 def _index(folder: Path) -> dict[str, Path]:

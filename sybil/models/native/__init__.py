@@ -1,7 +1,10 @@
 """The decoder-only forward in C, for CPUs."""
 
 from sybil.models.native import library
-from sybil.models.native.packing import STORAGES
 from sybil.models.native.transformer import NativeTransformer
+from sybil.models.storage import Storage
+
+STORAGES: tuple[Storage, ...] = ("float32", "bfloat16", "int8")
+"""That it takes any weights in."""
 
 __all__ = ["STORAGES", "NativeTransformer", "library"]

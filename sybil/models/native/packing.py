@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sybil.errors import WeightsMismatch
-from sybil.models.native.structs import Floats, Product
-from sybil.models.storage import Storage, keep
-
-STORAGES: tuple[Storage, ...] = ("float32", "bfloat16", "int8")
-"""In model.h's order."""
+from sybil.models.native.records import LAYOUTS, SAME, WIDE, WORDS, Word, fill, panel_bytes
+from sybil.models.native.structs import PARTS, Floats, Part, Product
+from sybil.models.storage import Blocks, Storage, keep
 
 
 class Arena:
@@ -28,9 +28,9 @@ class Arena:
         self._free = torch.empty(0, dtype=torch.uint8, device="cpu")
         self.used = 0
 
-    def take(self, source: Tensor) -> Tensor:
-        """A copy of the tensor, contiguous and aligned to 64 bytes."""
-        size = -(-source.nbytes // 64) * 64
+    def room(self, nbytes: int) -> Tensor:
+        """So many bytes, zeros, aligned to 64."""
+        size = -(-nbytes // 64) * 64
         if size > len(self._free):
             if hasattr(mmap, "MADV_HUGEPAGE"):  # for private memory only
                 chunk = mmap.mmap(-1, max(size, self.CHUNK), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -39,76 +39,149 @@ class Arena:
             else:
                 chunk = mmap.mmap(-1, max(size, self.CHUNK))
             self._free = torch.frombuffer(chunk, dtype=torch.uint8)
-        place, self._free = self._free[: source.nbytes], self._free[size:]
-        self.used += source.nbytes
-        return place.view(source.dtype).view(source.shape).copy_(source.detach())
+        place, self._free = self._free[:nbytes], self._free[size:]
+        self.used += nbytes
+        return place
+
+    def take(self, source: Tensor) -> Tensor:
+        """A copy of the tensor, contiguous."""
+        return self.room(source.nbytes).view(source.dtype).view(source.shape).copy_(source.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some outputs of a product before they are packed. numbers: (outputs, bytes of a row) uint8, as the storage's
+    records take them; scale: (outputs,) float32, or None."""
+
+    storage: Word
+    numbers: Tensor
+    inputs: int
+    scale: Tensor | None = None
+
+    @classmethod
+    def rounded(cls, weight: Tensor, storage: Storage) -> Piece:
+        """A weight (outputs, inputs) as that storage keeps it. Raises WeightsMismatch."""
+        if weight.ndim != 2:
+            raise WeightsMismatch(f"a product has weights of shape {tuple(weight.shape)}, and a weight has two sides")
+        scale, numbers = keep(weight.detach(), storage)
+        word = cast(Word, storage)  # building.py asks for no other
+        return cls(word, numbers.contiguous().view(torch.uint8), weight.shape[1], scale)
+
+    @classmethod
+    def lying(cls, blocks: Blocks) -> Piece:
+        """A weight as its file has it."""
+        return cls(SAME.get(blocks.storage, blocks.storage), blocks.numbers, blocks.inputs)
+
+    def rows(self, first: int, last: int) -> Piece:
+        scale = None if self.scale is None else self.scale[first:last]
+        return replace(self, numbers=self.numbers[first:last], scale=scale)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPart:
+    """Outputs of a product in panels. weight: bytes; scale, bias: (outputs in whole panels,) float32, or None."""
+
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+    outputs: int
+    storage: Word
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(each for each in (self.weight, self.scale, self.bias) if each is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A product's weight (outputs, inputs) in panels.
+    """A product's weight (outputs, inputs), part by part."""
 
-    words: (panels, words, panel, inputs a word); scale, bias: (outputs in whole panels,) float32, or None."""
-
-    words: Tensor
-    scale: Tensor | None
-    bias: Tensor | None
-    outputs: int
+    parts: tuple[PackedPart, ...]
     inputs: int
-    storage: Storage
 
     def copied(self, copy: Callable[[Tensor], Tensor]) -> Packed:
         """The same with each tensor as copy() gives it back."""
-        words, scale, bias = (None if each is None else copy(each) for each in (self.words, self.scale, self.bias))
-        assert words is not None
-        return Packed(words, scale, bias, self.outputs, self.inputs, self.storage)
+
+        def optional(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else copy(tensor)
+
+        parts = (
+            replace(part, weight=copy(part.weight), scale=optional(part.scale), bias=optional(part.bias))
+            for part in self.parts
+        )
+        return Packed(tuple(parts), self.inputs)
 
     def struct(self) -> Product:
         """As model.h has it: addresses, good as long as this lives."""
-        return Product(
-            weight=self.words.data_ptr(),
-            bytes=self.words.nbytes,
-            scale=floats(self.scale),
-            bias=floats(self.bias),
-            inputs=self.inputs,
-            outputs=self.outputs,
-            storage=STORAGES.index(self.storage),
-        )
+        product = Product(inputs=self.inputs, outputs=sum(part.outputs for part in self.parts))
+        for place, part in enumerate(self.parts):
+            product.parts[place] = Part(
+                weight=part.weight.data_ptr(),
+                bytes=part.weight.nbytes,
+                scale=floats(part.scale),
+                bias=floats(part.bias),
+                outputs=part.outputs,
+                storage=WORDS.index(part.storage),
+            )
+        return product
 
 
-def pack(
-    weight: Tensor, bias: Tensor | None, storage: Storage, panel: int, parts: int, take: Callable[[Tensor], Tensor]
-) -> Packed:
-    """A product as forward.c reads it, each of its tensors kept by take(). Raises WeightsMismatch.
+def pack(pieces: Sequence[Piece], bias: Tensor | None, lanes: int, gated: bool, arena: Arena) -> Packed:
+    """A product as forward.c reads it. Raises WeightsMismatch.
 
-    parts: 2 where the outputs are gates and then what they open: panels of both lie in turn."""
-    if weight.ndim != 2 or len(weight) % parts or (bias is not None and bias.shape != weight.shape[:1]):
-        sizes = [tuple(each.shape) for each in (weight, bias) if each is not None]
+    gated: the first half of the outputs are gates, the second what they open, and each half is a part."""
+    outputs, inputs = sum(len(piece.numbers) for piece in pieces), pieces[0].inputs
+    parts: list[Piece] = []
+    if all(piece.inputs == inputs and _is_whole(piece) for piece in pieces):
+        parts = _halves(pieces, outputs) if gated else _merged(pieces)
+    if not parts or (bias is not None and bias.shape != (outputs,)):
+        sizes = [(len(piece.numbers), piece.inputs) for piece in pieces]
+        biases = "" if bias is None else f" and biases {tuple(bias.shape)}"
         raise WeightsMismatch(
-            f"a product has weights of shape {' and '.join(map(str, sizes))}, which don't fit each other"
+            f"a product has weights of shape {' and '.join(map(str, sizes))}{biases}, which don't fit each other"
         )
+    packed, first = [], 0
+    for part in parts:
+        last = first + len(part.numbers)
+        packed.append(_pack(part, None if bias is None else bias[first:last], lanes, arena))
+        first = last
+    return Packed(tuple(packed), inputs)
 
-    def panels(tensor: Tensor) -> Tensor:
-        """(outputs, ...) -> (panels, panel, ...), padded with zeros."""
-        each, rest = len(tensor) // parts, tensor.shape[1:]
-        padded = tensor.new_zeros(parts, -(-each // panel) * panel, *rest)
-        padded[:, :each] = tensor.view(parts, each, *rest)
-        return padded.view(parts, -1, panel, *rest).transpose(0, 1).flatten(0, 1)
 
-    outputs, inputs = weight.shape
-    scale, numbers = keep(weight, storage)
-    per_word = 4 // numbers.itemsize
-    if inputs % per_word:  # padding by nothing would copy the weight
-        numbers = F.pad(numbers, (0, -inputs % per_word))
-    words = numbers.view(outputs, -1, per_word)
-    return Packed(
-        words=take(panels(words).transpose(1, 2)),
-        scale=None if scale is None else take(panels(scale)),
-        bias=None if bias is None else take(panels(bias.float())),
-        outputs=outputs,
-        inputs=inputs,
-        storage=storage,
-    )
+def _is_whole(piece: Piece) -> bool:
+    """Whether a row is as many whole blocks as its inputs take."""
+    layout = LAYOUTS[piece.storage]
+    blocks = piece.inputs // layout.inputs
+    return piece.inputs % layout.inputs == 0 and piece.numbers.shape[1:] == (blocks * layout.nbytes,)
+
+
+def _halves(pieces: Sequence[Piece], outputs: int) -> list[Piece]:
+    """Gates and what they open; [] where the pieces don't fall into such halves."""
+    half = outputs // 2
+    halves = [pieces[0].rows(0, half), pieces[0].rows(half, outputs)] if len(pieces) == 1 else [*pieces]
+    return halves if [len(piece.numbers) for piece in halves] == [half, half] else []
+
+
+def _merged(pieces: Sequence[Piece]) -> list[Piece]:
+    """Neighbours of one storage as one; [] where more are left than a product may have."""
+    merged = []
+    for _, group in groupby(pieces, lambda piece: piece.storage):
+        first, *more = group
+        numbers = torch.cat([piece.numbers for piece in (first, *more)]) if more else first.numbers
+        merged.append(replace(first, numbers=numbers))
+    return merged if len(merged) <= PARTS else []
+
+
+def _pack(piece: Piece, bias: Tensor | None, lanes: int, arena: Arena) -> PackedPart:
+    panel, outputs = WIDE * lanes, len(piece.numbers)
+    panels = -(-outputs // panel)
+
+    def whole_panels(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else arena.take(F.pad(tensor.float(), (0, panels * panel - outputs)))
+
+    weight = arena.room(panels * panel_bytes(piece.storage, piece.inputs, lanes))
+    fill(weight.numpy(), piece.storage, piece.numbers.numpy(), lanes)
+    return PackedPart(weight, whole_panels(piece.scale), whole_panels(bias), outputs, piece.storage)
 
 
 def floats(tensor: Tensor | None) -> Floats:

@@ -4,122 +4,132 @@
 
 #include <string.h>
 
-#include "lanes.h"
+#include "formats.h"
+#include "stages.h"
 
-#define WIDE 3               /* vectors of outputs, and */
-#define TILE 3               /* rows of inputs, computed together: enough sums to hide each other's delay, in registers */
-#define PANEL (WIDE * LANES) /* outputs computed together */
-#define BLOCK (1 << 13)      /* bytes of weights that every row is multiplied by before the next come */
-#define MOST_ROWS 128        /* whose sums are kept while a panel is gone through */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define TILE 6 /* rows of inputs computed together, as far as registers go: enough sums to hide each other's delay */
+#else
+#define TILE 3
+#endif
+#define STRETCH (2 * RUN) /* inputs that every row is multiplied by before the next come: they stay in the first cache */
+#define AHEAD (1 << 13)   /* bytes: what lies so far ahead is fetched meanwhile */
+#define MOST_ROWS 128     /* whose sums are kept while a panel is gone through */
 
-/* Weights lie as 32-bit words (outputs / PANEL, inputs / per word, PANEL): a word holds 1, 2 or 4 inputs of an output. */
-static inline int32_t per_word(int32_t storage) { return storage == FLOAT32 ? 1 : storage == BFLOAT16 ? 2 : 4; }
-static inline int64_t words(const Product *p) { return (p->inputs + per_word(p->storage) - 1) / per_word(p->storage); }
-
-static inline Lanes widen(Ints word, int part, const int storage) {
-    if (storage == FLOAT32) return (Lanes)word;
-    if (storage == BFLOAT16) return part ? (Lanes)(word & -65536) : (Lanes)(word << 16);
-    return __builtin_convertvector(word << (24 - 8 * part) >> 24, Lanes);
-}
-
-/* sums[row] += x[row] @ so many inputs of one panel, while the weights that come next are fetched: `ahead`, of which a
-   word's step fetches `stride` bytes. rows and storage are constants wherever this is inlined. */
-static inline __attribute__((always_inline)) void multiply(
-    const int32_t *panel, const float *x, int64_t row_size, int32_t inputs, const char *ahead, int32_t stride,
-    const int rows, const int storage, Lanes sums[TILE][WIDE]) {
-    const int per = per_word(storage);
+/* sums[row] += x[row] @ weights (inputs, PANEL), while a byte of `ahead` in every `stride` is fetched. rows is a constant
+   wherever this is inlined. */
+static inline __attribute__((always_inline)) void multiply(const float *weights, const float *x, int64_t row_size,
+                                                           int32_t inputs, const char *ahead, int32_t stride,
+                                                           const int rows, Lanes sums[TILE][WIDE]) {
     Lanes total[TILE][WIDE];
     for (int row = 0; row < rows; row++)
         for (int at = 0; at < WIDE; at++) total[row][at] = sums[row][at];
-    for (int64_t input = 0; input < inputs; input += per, panel += PANEL, ahead += stride) {
-        Ints words[WIDE]; /* volatile: read once, and not again from the cache for every row */
-        for (int at = 0; at < WIDE; at++) words[at] = *(const volatile Ints *)(panel + at * LANES);
+    for (int64_t input = 0; input < inputs; input++, weights += PANEL, ahead += stride) {
+        Lanes weight[WIDE]; /* volatile: read once, and not again from the cache for every row */
+        for (int at = 0; at < WIDE; at++) weight[at] = (Lanes)*(const volatile Ints *)(weights + at * LANES);
         __builtin_prefetch(ahead, 0, 1);
-#pragma GCC unroll 4
-        for (int part = 0; part < per; part++) {
-            if (part && input + part >= inputs) break;
-            Lanes weights[WIDE];
-            for (int at = 0; at < WIDE; at++) weights[at] = widen(words[at], part, storage);
-#pragma GCC unroll 3
-            for (int row = 0; row < rows; row++) {
-                Lanes value = all(x[row * row_size + input + part]);
-                for (int at = 0; at < WIDE; at++) total[row][at] += value * weights[at];
-            }
+#pragma GCC unroll 6
+        for (int row = 0; row < rows; row++) {
+            Lanes value = all(x[row * row_size + input]);
+            for (int at = 0; at < WIDE; at++) total[row][at] += value * weight[at];
         }
     }
     for (int row = 0; row < rows; row++)
         for (int at = 0; at < WIDE; at++) sums[row][at] = total[row][at];
 }
 
-#define MULTIPLY(rows, storage) multiply(panel, x, row_size, inputs, ahead, stride, rows, storage, sums)
-static void multiply_tile(const int32_t *panel, const float *x, int64_t row_size, int32_t inputs, const char *ahead,
-                          int32_t stride, int32_t rows, int32_t storage, Lanes sums[TILE][WIDE]) {
-    switch (TILE * storage + rows) {
-    case 1: MULTIPLY(1, FLOAT32); break;
-    case 2: MULTIPLY(2, FLOAT32); break;
-    case 3: MULTIPLY(3, FLOAT32); break;
-    case 4: MULTIPLY(1, BFLOAT16); break;
-    case 5: MULTIPLY(2, BFLOAT16); break;
-    case 6: MULTIPLY(3, BFLOAT16); break;
-    case 7: MULTIPLY(1, INT8); break;
-    case 8: MULTIPLY(2, INT8); break;
-    default: MULTIPLY(3, INT8);
+#define MULTIPLY(rows) multiply(weights, x, row_size, inputs, ahead, stride, rows, sums)
+static void multiply_tile(const float *weights, const float *x, int64_t row_size, int32_t inputs, const char *ahead,
+                          int32_t stride, int32_t rows, Lanes sums[TILE][WIDE]) {
+    switch (rows) {
+    case 1: MULTIPLY(1); break;
+    case 2: MULTIPLY(2); break;
+#if TILE > 3
+    case 3: MULTIPLY(3); break;
+    case 4: MULTIPLY(4); break;
+    case 5: MULTIPLY(5); break;
+#endif
+    default: MULTIPLY(TILE);
     }
 }
 
-/* sums (rows) = x @ one panel. */
-static void panel_sums(const Product *p, int32_t panel, const float *x, int32_t rows, Lanes (*sums)[WIDE]) {
-    const int32_t per = per_word(p->storage), most = BLOCK / (4 * PANEL) * per;
+static inline int64_t panel_bytes(const Part *part, int64_t inputs) {
+    const Record record = record_of(part->storage);
+    return inputs / record.inputs * record.bytes;
+}
+
+/* sums (rows) = x (rows, inputs) @ one panel. */
+static void panel_sums(const Part *part, int32_t panel, const float *x, int32_t inputs, int32_t rows, Lanes (*sums)[WIDE]) {
     const int32_t tiles = (rows + TILE - 1) / TILE, tile = (rows + tiles - 1) / tiles;
-    const int32_t *weight = (const int32_t *)p->weight + panel * words(p) * PANEL;
+    const int64_t bytes = panel_bytes(part, inputs);
+    const uint8_t *weight = (const uint8_t *)part->weight + panel * bytes;
+    const int32_t stride = bytes / inputs / tiles;
+    _Alignas(64) float room[STRETCH * PANEL];
     memset(sums, 0, rows * sizeof(sums[0]));
-    for (int32_t input = 0; input < p->inputs; input += most) {
-        int32_t inputs = smaller(most, p->inputs - input), size = (inputs + per - 1) / per * PANEL;
+    for (int32_t input = 0; input < inputs; input += STRETCH) {
+        const int32_t some = smaller(STRETCH, inputs - input);
+        const float *weights = in_float32(weight, input, some, part->storage, room);
+        const char *ahead = (const char *)weight + bytes * input / inputs + AHEAD;
         for (int32_t at = 0; at < tiles; at++)
-            multiply_tile(weight, x + (int64_t)at * tile * p->inputs + input, p->inputs, inputs,
-                          (const char *)(weight + size) + (int64_t)4 * size * at / tiles, 4 * PANEL / tiles,
-                          smaller(tile, rows - at * tile), p->storage, sums + at * tile);
-        weight += size;
+            multiply_tile(weights, x + (int64_t)at * tile * inputs + input, inputs, some, ahead + at * stride * some, stride,
+                          smaller(tile, rows - at * tile), sums + at * tile);
     }
 }
 
-static inline Lanes finish(const Product *p, int32_t panel, int32_t at, Lanes value) {
-    if (p->scale.at) value *= load(p->scale.at + panel * PANEL + at * LANES);
-    if (p->bias.at) value += load(p->bias.at + panel * PANEL + at * LANES);
+static inline Lanes finish(const Part *part, int32_t panel, int32_t at, Lanes value) {
+    if (part->scale.at) value *= load(part->scale.at + panel * PANEL + at * LANES);
+    if (part->bias.at) value += load(part->bias.at + panel * PANEL + at * LANES);
     return value;
 }
 
-/* out (rows, outputs) = activation(x @ weight.T + bias) + residual, one panel of it.
-   gated: a panel of gates lies before each one of what they open; out (rows, outputs / 2) = activation(gate) * value. */
-static void product(const Product *p, int32_t panel, const float *x, float *out, const float *residual, int32_t rows,
+/* How many panels of outputs there are to compute: those of all parts, or of the gates. */
+static int32_t panels_of(const Product *p, int32_t gated) {
+    int32_t panels = 0;
+    for (int part = 0; part < (gated ? 1 : PARTS); part++) panels += whole(p->parts[part].outputs, PANEL) / PANEL;
+    return panels;
+}
+
+/* out (rows, outputs) = activation(x @ weight.T + bias) + residual, one panel of it, stored if it may be published.
+   gated: out (rows, outputs / 2) = activation(gate) * value, gates being the first part and values the second. */
+static void product(Share *share, const Product *p, int32_t panel, const float *x, float *out, const float *residual, int32_t rows,
                     int32_t activation, int32_t gated) {
-    const int32_t width = gated ? p->outputs / 2 : p->outputs, kept = smaller(PANEL, width - panel * PANEL);
-    const int32_t which = gated ? 2 * panel : panel;
+    const Part *part = p->parts;
+    int32_t before = 0;
+    for (; panel * (int64_t)PANEL >= part->outputs; part++) {
+        panel -= whole(part->outputs, PANEL) / PANEL;
+        before += part->outputs;
+    }
+    const int32_t width = gated ? part->outputs : p->outputs, kept = smaller(PANEL, part->outputs - panel * PANEL);
     Lanes sums[MOST_ROWS][WIDE], opened[MOST_ROWS][WIDE];
     for (int32_t first = 0; first < rows; first += MOST_ROWS) {
         int32_t some = smaller(MOST_ROWS, rows - first);
-        panel_sums(p, which, x + (int64_t)first * p->inputs, some, sums);
-        if (gated) panel_sums(p, which + 1, x + (int64_t)first * p->inputs, some, opened);
+        panel_sums(part, panel, x + (int64_t)first * p->inputs, p->inputs, some, sums);
+        if (gated) panel_sums(part + 1, panel, x + (int64_t)first * p->inputs, p->inputs, some, opened);
+        for (int32_t row = 0; row < some; row++)
+            for (int32_t at = 0; at < WIDE; at++) {
+                sums[row][at] = activate(finish(part, panel, at, sums[row][at]), activation);
+                if (gated) sums[row][at] *= finish(part + 1, panel, at, opened[row][at]);
+            }
+        if (!first && !publish(share)) return;
         for (int32_t row = 0; row < some; row++) {
             float result[PANEL];
-            for (int32_t at = 0; at < WIDE; at++) {
-                Lanes value = activate(finish(p, which, at, sums[row][at]), activation);
-                if (gated) value *= finish(p, which + 1, at, opened[row][at]);
-                store(result + at * LANES, value);
-            }
-            int64_t place = (int64_t)(first + row) * width + panel * PANEL;
+            for (int32_t at = 0; at < WIDE; at++) store(result + at * LANES, sums[row][at]);
+            int64_t place = (int64_t)(first + row) * width + before + panel * PANEL;
             for (int32_t lane = 0; lane < kept; lane++)
                 out[place + lane] = residual ? residual[place + lane] + result[lane] : result[lane];
         }
     }
 }
 
-/* One output's weights: a token's embedding, taken out of the panels. */
+/* One output's weights: a token's embedding, taken out of its panel. The product has one part. */
 static void unpack(const Product *p, int64_t output, float *out) {
-    const int32_t per = per_word(p->storage);
-    const int32_t *word = (const int32_t *)p->weight + output / PANEL * words(p) * PANEL + output % PANEL;
-    for (int32_t input = 0; input < p->inputs; input++) {
-        Ints lanes = {word[(int64_t)(input / per) * PANEL]};
-        out[input] = widen(lanes, input % per, p->storage)[0] * (p->scale.at ? p->scale.at[output] : 1.0f);
+    const Part *part = p->parts;
+    const uint8_t *panel = (const uint8_t *)part->weight + output / PANEL * panel_bytes(part, p->inputs);
+    const float scale = part->scale.at ? part->scale.at[output] : 1.0f;
+    _Alignas(64) float room[STRETCH * PANEL];
+    for (int32_t first = 0; first < p->inputs; first += STRETCH) {
+        const int32_t some = smaller(STRETCH, p->inputs - first);
+        const float *weights = in_float32(panel, first, some, part->storage, room) + output % PANEL;
+        for (int32_t input = 0; input < some; input++) out[first + input] = weights[(int64_t)input * PANEL] * scale;
     }
 }

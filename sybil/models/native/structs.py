@@ -6,12 +6,18 @@ import ctypes
 
 from sybil.errors import UnsupportedModel
 
-BLOCK_NORMS = ("attention_norm", "mlp_norm", "query_norm", "key_norm")
+BLOCK_NORMS = ("attention_norm", "mlp_norm", "attention_out_norm", "mlp_out_norm", "query_norm", "key_norm")
 BLOCK_PRODUCTS = ("query_key_value", "attention_out", "mlp_in", "mlp_out")
 NUMBERS = (
     *("vocab_size", "context", "layers", "heads", "kv_heads", "head_size", "width", "inner"),
-    *("activation", "gated", "norm", "post_norm", "parallel", "window", "rotary_size", "position_offset"),
+    *("activation", "gated", "norm", "normed", "parallel", "query_key_norm", "position_offset"),
 )
+SCALES = (
+    *("epsilon", "attention_scale", "attention_cap", "embedding_scale"),
+    *("residual_scale", "logit_divisor", "logit_cap"),
+)
+PARTS = 3
+"""That a product may have."""
 LARGEST = (2 - 2.0**-23) * 2.0**127
 """Of float32."""
 
@@ -36,7 +42,7 @@ class Floats(Struct):
     _fields_ = [("at", ctypes.c_void_p), ("count", ctypes.c_int64)]
 
 
-class Product(Struct):
+class Part(Struct):
     """model.h's struct of that name."""
 
     _fields_ = [
@@ -44,10 +50,15 @@ class Product(Struct):
         ("bytes", ctypes.c_int64),
         ("scale", Floats),
         ("bias", Floats),
-        ("inputs", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
         ("storage", ctypes.c_int32),
     ]
+
+
+class Product(Struct):
+    """model.h's struct of that name."""
+
+    _fields_ = [("parts", Part * PARTS), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32)]
 
 
 class Norm(Struct):
@@ -59,7 +70,14 @@ class Norm(Struct):
 class Block(Struct):
     """model.h's struct of that name."""
 
-    _fields_ = [*((name, Norm) for name in BLOCK_NORMS), *((name, Product) for name in BLOCK_PRODUCTS)]
+    _fields_ = [
+        *((name, Norm) for name in BLOCK_NORMS),
+        ("cosines", Floats),
+        ("sines", Floats),
+        ("rotary_size", ctypes.c_int32),
+        ("window", ctypes.c_int32),
+        *((name, Product) for name in BLOCK_PRODUCTS),
+    ]
 
 
 class Model(Struct):
@@ -67,13 +85,12 @@ class Model(Struct):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in (*NUMBERS, "sound")),
-        ("epsilon", ctypes.c_float),
-        ("attention_scale", ctypes.c_float),
+        *((name, ctypes.c_float) for name in SCALES),
         ("blocks", ctypes.POINTER(Block)),
         ("block_count", ctypes.c_int64),
         ("final_norm", Norm),
         *((name, Product) for name in ("token_embedding", "head", "project_in", "project_out")),
-        *((name, Floats) for name in ("positions", "cosines", "sines")),
+        ("positions", Floats),
     ]
 
 
@@ -90,4 +107,4 @@ class Cache(Struct):
     ]
 
 
-ALL = (Floats, Product, Norm, Block, Model, Cache)
+ALL = (Floats, Part, Product, Norm, Block, Model, Cache)

@@ -1,0 +1,123 @@
+"""What a step costs whose weights stay in a file's blocks: each format by itself, and as SmolLM2's file mixes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sybil.measuring.timing import forward_case, interleave
+from sybil.models.native import NativeTransformer
+from sybil.models.native.records import LAYOUTS, SAME
+from sybil.models.shape import Rotary, Shape
+from sybil.models.storage import BLOCKS, Blocks, BlockStorage, dequantised
+
+CPU = torch.device("cpu")
+TOKENS, DEPTH = (1, 2, 3, 5, 9), 64
+SMOLLM2 = "SmolLM2's mix"
+MIXES: Mapping[str, tuple[int, BlockStorage, BlockStorage]] = {
+    SMOLLM2: (576, "q4_1", "q8_0"),
+    **{word: (768, word, word) for word in BLOCKS},
+}
+"""By name: the width, which has to be whole blocks, and what products and the embedding lie in."""
+
+PLAIN: Mapping[BlockStorage, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def shape_of(width: int, layers: int = 30, vocab_size: int = 49152) -> Shape:
+    """SmolLM2-135M's, of another width where a format's blocks ask for one."""
+    rotary = Rotary(64, tuple(100000.0 ** (-index / 32) for index in range(32)))
+    return Shape(
+        vocab_size=vocab_size, context=256, layers=layers, heads=width // 64, kv_heads=width // 192, head_size=64,
+        width=width, inner=8 * width // 3, activation="silu", gated=True, norm="rms", epsilon=1e-5, rotary=rotary,
+        tied_head=True,
+    )  # fmt: skip
+
+
+def sane(storage: BlockStorage, outputs: int, inputs: int, generator: np.random.Generator) -> Blocks:
+    """A weight as large as a model's, of random numbers: with scales of random bits, denormal ones among them, a step
+    takes a hundred times as long."""
+    deviation = float(dequantised(_scaled(storage, 8, inputs, 1.0, generator)).std())
+    return _scaled(storage, outputs, inputs, 1 / (deviation * inputs**0.5), generator)
+
+
+def _scaled(storage: BlockStorage, outputs: int, inputs: int, scale: float, generator: np.random.Generator) -> Blocks:
+    """Its blocks' scales are near that one."""
+    if storage in PLAIN:
+        weight = torch.from_numpy(generator.standard_normal((outputs, inputs), np.float32)) * scale
+        return Blocks(storage, weight.to(PLAIN[storage]).view(torch.uint8), inputs)
+    block, nbytes = BLOCKS[storage]
+    numbers = generator.integers(0, 256, (outputs, inputs // block, nbytes), np.uint8)
+    for field in LAYOUTS[SAME.get(storage, storage)].scales:
+        if field.size == 2:  # float16; what is of one byte are factors of these
+            scales = scale * generator.uniform(0.5, 1.5, (*numbers.shape[:2], field.count))
+            numbers[..., field.at : field.at + 2 * field.count] = scales.astype(np.float16).view(np.uint8)
+    if storage == "mxfp4":
+        numbers[..., 0] = 128 + round(math.log2(scale))
+    return Blocks(storage, torch.from_numpy(numbers.reshape(outputs, -1)), inputs)
+
+
+class Made:
+    """Weights of that shape, a product's parts made as they are asked for."""
+
+    def __init__(self, shape: Shape, products: BlockStorage, embedding: BlockStorage) -> None:
+        self.shape, self.products, self.embedding = shape, products, embedding
+        self.generator = np.random.default_rng(0)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name.endswith("norm.weight"):
+            return torch.ones(self.shape.width)
+        return torch.cat([dequantised(part) for part in self.blocks(name)])
+
+    def get(self, name: str) -> Tensor | None:
+        return None
+
+    def blocks(self, name: str) -> tuple[Blocks, ...]:
+        shape = self.shape
+        keys = shape.kv_heads * shape.head_size
+        sizes, inputs = {
+            "token_embedding": ((shape.vocab_size,), shape.width),
+            "query_key_value.weight": ((shape.width, keys, keys), shape.width),
+            "attention_out.weight": ((shape.width,), shape.width),
+            "mlp_in.weight": ((shape.inner, shape.inner), shape.width),
+            "mlp_out.weight": ((shape.width,), shape.inner),
+        }[name.partition(".")[2] or name]
+        storage = self.embedding if name == "token_embedding" else self.products
+        return tuple(sane(storage, outputs, inputs, self.generator) for outputs in sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Least milliseconds of a step of so many tokens, and what its weights take."""
+
+    name: str
+    ms: Mapping[int, float]
+    nbytes: int
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """Of the weights, by a step of one token."""
+        return self.nbytes / self.ms[1] / 1e6
+
+
+def measure(names: tuple[str, ...], passes: int, tick: Callable[[str], None], lanes: int | None = None) -> list[Row]:
+    """Each mix by itself beside SmolLM2's shape in float32: all interleaved, and of each case the least."""
+    cases: dict[str, Callable[[], object]] = {}
+    models = {}
+    for name in names:
+        width, *storages = MIXES[name]
+        shape = shape_of(width)
+        models[name] = NativeTransformer(shape, Made(shape, *storages), "stored", lanes=lanes)
+        cases |= {f"{name} {tokens}": forward_case(models[name], tokens, DEPTH) for tokens in TOKENS}
+        tick(name)
+    least = dict.fromkeys(cases, math.inf)
+    for sample in interleave(cases, passes, CPU):
+        least = {case: min(ms, sample[case]) for case, ms in least.items()}
+        tick("pass")
+    return [
+        Row(name, {tokens: least[f"{name} {tokens}"] for tokens in TOKENS}, models[name].weight_bytes) for name in names
+    ]

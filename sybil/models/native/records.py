@@ -1,0 +1,115 @@
+"""A weight's numbers in formats.h's order: panels of records, each kind of number in a row of a panel's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sybil.models.storage import BlockStorage
+
+Word = Literal["float32", "bfloat16", "int8"] | BlockStorage
+WORDS: tuple[Word, ...] = (
+    *("float32", "bfloat16", "int8", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"),
+    *("q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4"),
+)
+"""In model.h's order."""
+WIDE = 3
+"""Vectors of outputs in a panel."""
+SAME: Mapping[BlockStorage, Word] = {"f32": "float32", "bf16": "bfloat16"}
+"""What is the same by another word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Numbers of a block: `count` of `size` bytes each, from the byte `at` on. packed: 8 scales and 8 minima of six
+    bits, in 12 bytes there, a byte each in a record."""
+
+    at: int
+    size: int
+    count: int
+    packed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A block of a storage, and in which order a record has its fields."""
+
+    inputs: int
+    nbytes: int
+    scales: tuple[Field, ...]
+    numbers: tuple[Field, ...]
+
+    def scale_bytes(self, lanes: int) -> int:
+        """Of a record: whole vectors."""
+        used = sum(field.size * field.count for field in self.scales) * WIDE * lanes
+        return -(-used // (4 * lanes)) * 4 * lanes
+
+    def record_bytes(self, lanes: int) -> int:
+        return self.scale_bytes(lanes) + sum(field.size * field.count for field in self.numbers) * WIDE * lanes
+
+
+def _plain(size: int) -> Layout:
+    return Layout(1, size, (), (Field(0, size, 1),))
+
+
+_SIXES = Field(4, 1, 16, packed=True)
+LAYOUTS: Mapping[Word, Layout] = {
+    "float32": _plain(4),
+    "bfloat16": _plain(2),
+    "int8": _plain(1),
+    "f16": _plain(2),
+    "q8_0": Layout(32, 34, (Field(0, 2, 1),), (Field(2, 1, 32),)),
+    "q4_0": Layout(32, 18, (Field(0, 2, 1),), (Field(2, 4, 4),)),
+    "q4_1": Layout(32, 20, (Field(0, 2, 2),), (Field(4, 4, 4),)),
+    "q5_0": Layout(32, 22, (Field(0, 2, 1),), (Field(2, 4, 5),)),
+    "q5_1": Layout(32, 24, (Field(0, 2, 2),), (Field(4, 4, 5),)),
+    "q4_k": Layout(256, 144, (Field(0, 2, 2), _SIXES), (Field(16, 4, 32),)),
+    "q5_k": Layout(256, 176, (Field(0, 2, 2), _SIXES), (Field(16, 4, 40),)),
+    "q6_k": Layout(256, 210, (Field(208, 2, 1), Field(192, 1, 16)), (Field(128, 4, 16), Field(0, 4, 32))),
+    "iq4_nl": Layout(32, 18, (Field(0, 2, 1),), (Field(2, 4, 4),)),
+    "mxfp4": Layout(32, 17, (Field(0, 1, 1),), (Field(1, 4, 4),)),
+}
+_DTYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+
+
+def panel_bytes(word: Word, inputs: int, lanes: int) -> int:
+    """What a panel takes of a weight of so many inputs, which are whole blocks."""
+    layout = LAYOUTS[word]
+    return inputs // layout.inputs * layout.record_bytes(lanes)
+
+
+def fill(records: NDArray[np.uint8], word: Word, numbers: NDArray[np.uint8], lanes: int) -> None:
+    """numbers (outputs, bytes of a row) into records: bytes of whole panels, zeros before."""
+    layout, panel = LAYOUTS[word], WIDE * lanes
+    blocks = numbers.reshape(len(numbers), -1, layout.nbytes)
+    into = records.reshape(-(-len(numbers) // panel), blocks.shape[1], layout.record_bytes(lanes))
+    for at, fields in ((0, layout.scales), (layout.scale_bytes(lanes), layout.numbers)):
+        for field in fields:
+            values = _values(blocks, field)
+            end = at + field.size * field.count * panel
+            _fill(into[:, :, at:end].view(values.dtype), values, panel)
+            at = end
+
+
+def _values(blocks: NDArray[np.uint8], field: Field) -> NDArray[np.unsignedinteger]:
+    """(outputs, blocks, count)"""
+    if field.packed:
+        low, middle, high = (blocks[..., field.at + 4 * third : field.at + 4 * third + 4] for third in range(3))
+        scales = low & 63, (high & 15) | (low >> 6 << 4)
+        minima = middle & 63, (high >> 4) | (middle >> 6 << 4)
+        return np.concatenate([*scales, *minima], -1)
+    return blocks[..., field.at : field.at + field.size * field.count].view(_DTYPES[field.size])
+
+
+def _fill(rows: NDArray[np.unsignedinteger], values: NDArray[np.unsignedinteger], panel: int) -> None:
+    """values (outputs, blocks, count) into rows (panels, blocks, count * panel)."""
+    outputs, blocks, count = values.shape
+    rows = rows.reshape(len(rows), blocks, count, panel)
+    whole = outputs // panel
+    rows[:whole] = values[: whole * panel].reshape(whole, panel, blocks, count).transpose(0, 2, 3, 1)
+    if outputs % panel:
+        rows[whole, ..., : outputs % panel] = values[whole * panel :].transpose(1, 2, 0)
