@@ -210,7 +210,7 @@ def _memory(
 
 
 def precision(model: Model) -> Storage | None:
-    """What the products' weights are kept in, None where it can't be told, as where each is in its file's own blocks."""
+    """What the products' weights are kept in, None where it can't be told: where each lies in its file's blocks."""
     ours: Kept | None = getattr(model, "storage", None)
     words: dict[object, Storage] = {kept.dtype: word for word, kept in FORMATS.items()}
     if ours == "stored":
