@@ -207,7 +207,9 @@ def main(
             status.update(f"counting: {case}")
     if not is_real_there:
         left = {case: counters for case, counters in expected.items() if case.startswith(f"{REAL}, ")}
-        console.print(f"{REAL}: {len(left)} cases left out, for its file isn't there: {sybil.PAIRS[REAL].fetching}")
+        if left:
+            told = f"{REAL}: {len(left)} cases are left out, for its file isn't there: {sybil.PAIRS[REAL].fetching}"
+            console.print(told, soft_wrap=True)
         expected = {case: counters for case, counters in expected.items() if case not in left}
     differing = differences(expected, found)
     if update:

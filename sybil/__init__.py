@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from sybil.chat import ChatTemplate
+from sybil.conversation import Conversation
 from sybil.decoding import Decoder
 from sybil.errors import SybilError
 from sybil.loading import load
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "PAIRS",
+    "ChatTemplate",
+    "Conversation",
     "Decoder",
     "Generation",
     "Pair",

@@ -171,6 +171,8 @@ class _Run:
         self.context = Context(tokens, lengths, Noise(seed), least_confidence=self.window.least_confidence)
         self.committed = tokens.numpy()  # the context's own memory: writing there costs a tenth of torch's indexing
         self.cache = self.target.new_cache(len(prompts), capacity)
+        held = self.cache.lengths.tolist()  # of a conversation's earlier turns, perhaps
+        self.prefilled = tuple(len(prompt) - size for prompt, size in zip(prompts, held, strict=True))
         self.drafter: Drafter | None = None
         if decoder.draft:
             self.drafter = decoder.draft(len(prompts), capacity, self.target.vocab_size, self.sampling)
@@ -189,6 +191,7 @@ class _Run:
             clock.lap("prefill")
             while any(row.room for row in self.rows):
                 yield self._round(clock)
+                self.prefilled = ()
                 clock.restart()
 
     @torch.inference_mode()
@@ -222,6 +225,7 @@ class _Run:
             proposed=tuple(proposed),
             finished=tuple(row.finished for row in self.rows),
             timings=clock.timings(),
+            prefilled=self.prefilled,
         )
 
     def _propose(self, limits: list[int]) -> Proposal:

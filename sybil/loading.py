@@ -1,4 +1,4 @@
-"""From a name, a folder or a transformers model to a Decoder."""
+"""From a name, a folder, a GGUF file or a transformers model to a Decoder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def load(
     device: str | torch.device | None = None,
     tokenizer: Any = None,
 ) -> Decoder:
-    """A Decoder for a pair's name, a hub id, a folder or a transformers model.
+    """A Decoder for a pair's name, a hub id, a folder, a GGUF file or a transformers model.
+
+    A GGUF file may be named as a local Ollama has it: "ollama:smollm2:135m".
 
     A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding, and "lookup" proposes what
     followed the last tokens where they stood before. dtype: torch's or its name, as transformers takes them; "auto" is
@@ -101,7 +103,7 @@ def _check(target: Any, draft: Any, tokenizer: Any) -> None:
     """Raises InvalidSetting for what is no model, before anything is read."""
     for name, source in (("target", target), ("draft", draft)):
         if source == "":  # which would be the current folder
-            raise InvalidSetting(f"{name} is '': give a pair's name, a hub id or a folder")
+            raise InvalidSetting(f"{name} is '': give a pair's name, a hub id, a folder or a GGUF file")
         if isinstance(source, str | Path) or (source is None and name == "draft"):
             continue
         if isinstance(source, Mapping) and any(isinstance(each, torch.Tensor) for each in source.values()):
@@ -144,8 +146,8 @@ def _remedied(source: str | Path) -> Iterator[None]:
 
 
 def keeps_blocks(source: str | Path, dtype: str | None, device: torch.device) -> bool:
-    """Whether load() keeps a target's weights as they lie in a GGUF file: on a CPU, where no dtype is asked for."""
-    if dtype is not None or device.type != "cpu":
+    """Whether load() keeps a target's weights as they lie in a GGUF file: on a CPU, where no dtype is named."""
+    if dtype not in (None, AUTO) or device.type != "cpu":
         return False
     with _remedied(source):
         return folders.locate(source).is_file()

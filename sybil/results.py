@@ -41,7 +41,8 @@ class Step:
     """One round: a proposal and a target forward. Every field has an entry a row.
 
     tokens: what the row gained, () once it has ended; accepted: how many of them, from the first on,
-    the draft proposed; proposed: how many it proposed; finished: why the row ended, None while it goes on.
+    the draft proposed; proposed: how many it proposed; finished: why the row ended, None while it goes on;
+    prefilled: the prompt tokens that the target read for it, () after the first round.
     """
 
     tokens: tuple[tuple[int, ...], ...]
@@ -49,6 +50,7 @@ class Step:
     proposed: tuple[int, ...]
     finished: tuple[FinishReason | None, ...]
     timings: Timings
+    prefilled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class Stats:
     """The counters of a generation, summed over its rows.
 
     rounds: target forwards, counted for each row that was still going; emitted: new tokens;
-    accepted_in_round[n]: rounds in which n proposed tokens were kept.
+    accepted_in_round[n]: rounds in which n proposed tokens were kept; prefilled: prompt tokens that the target read:
+    in a conversation's later turns, those that weren't in its cache.
     """
 
     rounds: int = 0
@@ -66,15 +69,17 @@ class Stats:
     accepted_in_round: tuple[int, ...] = ()
     time_to_first_token: float = 0.0
     timings: Timings = field(default_factory=Timings)
+    prefilled: int = 0
 
     @classmethod
     def of(cls, steps: Iterable[Step]) -> Stats:
-        rounds = proposed = accepted = emitted = 0
+        rounds = proposed = accepted = emitted = prefilled = 0
         histogram: list[int] = []
         first = 0.0
         timings = Timings()
         for step in steps:
             timings = timings + step.timings
+            prefilled += sum(step.prefilled)
             first = first or timings.total
             for tokens, kept, asked in zip(step.tokens, step.accepted, step.proposed, strict=True):
                 if not tokens:
@@ -83,7 +88,7 @@ class Stats:
                 proposed, accepted = proposed + asked, accepted + kept
                 histogram += [0] * (kept + 1 - len(histogram))
                 histogram[kept] += 1
-        return cls(rounds, proposed, accepted, emitted, tuple(histogram), first, timings)
+        return cls(rounds, proposed, accepted, emitted, tuple(histogram), first, timings, prefilled)
 
     @property
     def acceptance_rate(self) -> float:

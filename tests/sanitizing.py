@@ -20,11 +20,11 @@ from shapes import random_weights
 from torch import Tensor
 
 from sybil.models.native import NativeTransformer, compiler, structs
-from sybil.models.shape import Rotary, Shape
+from sybil.models.shape import Attention, Rotary, Shape
 
 DRIVER = Path(__file__).parent / "native" / "driver.c"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-FLAGS = ("-O1", "-g", "-march=native", "-std=gnu11", "-Wno-psabi", "-Wno-unknown-pragmas")
+FLAGS = ("-O1", "-g", "-std=gnu11", "-pthread", "-Wno-psabi")
 
 
 class Call(ctypes.Structure):
@@ -53,7 +53,7 @@ class Case:
         model, (batch, count) = self.model, tokens.shape
         places, head_size = (-(-size // model._lanes) * model._lanes for size in (room, model.shape.head_size))
         floats = model.shape.layers * batch * model.shape.kv_heads * places * head_size
-        scratch = model._library.sybil_scratch(model._address, batch * count, room, workers)
+        scratch = model._library.sybil_scratch(model._address, batch * count, room)
         fields = {
             "cache_floats": floats,
             "told_cache_floats": floats,
@@ -112,10 +112,12 @@ class Answer:
 
 
 def build(folder: Path, *flags: str, source: Path = compiler.SOURCE.parent) -> Path:
-    """The driver with the sources in a folder."""
-    made = folder / "driver"
-    libraries = ["-o", str(made), "-lm"]
-    arguments = [*compiler.command(), *FLAGS, *SANITIZERS, *flags, f"-I{source}", str(DRIVER), *libraries]
+    """The driver with the sources in a folder, for this processor, with the sanitizers."""
+    return build_by(compiler.command(), folder / "driver", "-march=native", *SANITIZERS, *flags, source=source)
+
+
+def build_by(command: Sequence[str], made: Path, *flags: str, source: Path = compiler.SOURCE.parent) -> Path:
+    arguments = [*command, *FLAGS, *flags, f"-I{source}", str(DRIVER), "-o", str(made), "-lm"]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stderr}"
     return made
@@ -143,11 +145,11 @@ def instrumented() -> dict[str, str]:
     }
 
 
-def run(driver: Path, cases: Sequence[Case]) -> tuple[list[Answer], str]:
+def run(driver: Path, cases: Sequence[Case], *emulator: str) -> tuple[list[Answer], str]:
     """Each model's answer and then its calls', case by case; what a sanitizer said, or '': one ends with the other."""
     written = struct.pack("q", len(cases)) + b"".join(case.written() for case in cases)
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    done = subprocess.run([driver], input=written, capture_output=True, env=environment)
+    done = subprocess.run([*emulator, driver], input=written, capture_output=True, env=environment)
     said = done.stderr.decode("utf-8", "replace")
     assert done.returncode == 0 or said, f"the driver ended with {done.returncode}"
     return [] if said else list(answers(done.stdout)), said
@@ -166,17 +168,24 @@ def answers(printed: bytes) -> Iterator[Answer]:
         at += 4 * floats
 
 
+def random_attention(chance: random.Random, head_size: int) -> Attention:
+    rotated = chance.randint(0, head_size // 2)
+    rotary = Rotary(2 * rotated, tuple(chance.uniform(0.01, 1) for _ in range(rotated))) if rotated else None
+    return Attention(rotary, chance.choice((None, 1, 3, 40)))
+
+
 def random_shape(chance: random.Random) -> Shape:
     """A shape of any family, and of none."""
     kv_heads, group, head_size = chance.randint(1, 3), chance.randint(1, 3), chance.choice((1, 2, 3, 8, 9, 16, 17, 20))
     width = chance.choice((1, 5, 16, 23, 32, 40, 64, 256))
-    post_norm, parallel = chance.choice(((False, False), (False, False), (True, False), (False, True)))
-    rotated = chance.randint(0, head_size // 2)
-    rotary = Rotary(2 * rotated, tuple(chance.uniform(0.01, 1) for _ in range(rotated))) if rotated else None
+    normed, parallel, layers = chance.choice(("input", "output", "both", "sum")), False, chance.randint(1, 3)
+    if normed == "input":
+        parallel = chance.random() < 0.4
+    kinds = [random_attention(chance, head_size) for _ in range(2)]
     return Shape(
         vocab_size=chance.randint(2, 70),
         context=chance.randint(4, 30),
-        layers=chance.randint(1, 3),
+        layers=layers,
         heads=kv_heads * group,
         kv_heads=kv_heads,
         head_size=head_size,
@@ -187,13 +196,17 @@ def random_shape(chance: random.Random) -> Shape:
         gated=chance.random() < 0.5,
         norm=chance.choice(("layer", "rms")),
         epsilon=1e-5,
-        post_norm=post_norm,
+        normed=normed,
         parallel=parallel,
         final_norm=chance.random() < 0.7,
         position_offset=chance.choice((None, 0, 2)),
-        rotary=rotary,
-        query_key_norm=chance.random() < 0.3,
-        window=chance.choice((None, 1, 3, 40)),
+        attentions=tuple(chance.choice(kinds) for _ in range(layers)),
+        query_key_norm=chance.choice(("none", "head", "whole")),
+        attention_cap=chance.choice((0.0, 0.0, 3.0)),
+        embedding_scale=chance.choice((1.0, 3.5)),
+        residual_scale=1.0 if parallel else chance.choice((1.0, 0.3)),
+        logit_divisor=chance.choice((1.0, 7.0)),
+        logit_cap=chance.choice((0.0, 2.0)),
         tied_head=chance.random() < 0.5,
     )
 

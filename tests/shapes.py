@@ -10,25 +10,46 @@ from torch import Tensor
 
 from sybil.models import Model, native
 from sybil.models.native import library
-from sybil.models.shape import Rotary, Shape
+from sybil.models.shape import Attention, Rotary, Shape
 from sybil.models.storage import Storage, keep, to_float32
 
 COMMON: dict[str, Any] = dict(vocab_size=37, context=48, layers=2, epsilon=1e-5)
 ROTARY = Rotary(6, (1.0, 0.1, 0.01))
+OTHER = Rotary(10, (1.0, 0.5, 0.3, 0.2, 0.1))
+GROUPED: dict[str, Any] = dict(
+    heads=4, kv_heads=2, head_size=10, width=24, inner=21, activation="gelu_tanh", gated=True, norm="rms"
+)
 SHAPES = {
     "gpt2": Shape(**COMMON, heads=2, width=12, inner=21, activation="gelu_tanh", position_offset=0, tied_head=True),
     "opt-350m": Shape(
-        **COMMON, heads=4, width=24, embedding_width=17, inner=50, activation="relu", post_norm=True, final_norm=False,
+        **COMMON, heads=4, width=24, embedding_width=17, inner=50, activation="relu", normed="sum", final_norm=False,
         position_offset=2, tied_head=True,
     ),
     "qwen3, windowed": Shape(
         **COMMON, heads=4, kv_heads=2, head_size=10, width=24, inner=21, activation="silu", gated=True, norm="rms",
-        rotary=ROTARY, query_key_norm=True, window=5, tied_head=False,
+        attentions=(Attention(ROTARY, 5),) * 2, query_key_norm="head", tied_head=False,
     ),
     "neox": Shape(
-        **COMMON, heads=4, width=32, inner=50, activation="gelu", parallel=True, rotary=ROTARY, tied_head=False
+        **COMMON, heads=4, width=32, inner=50, activation="gelu", parallel=True, attentions=(Attention(ROTARY),) * 2,
+        tied_head=False,
     ),
     "wide": Shape(**COMMON, heads=4, width=200, inner=777, activation="gelu", position_offset=0, tied_head=True),
+    "gemma2": Shape(
+        **COMMON, **GROUPED, attentions=(Attention(ROTARY, 5), Attention(ROTARY)), normed="both",
+        embedding_scale=4.9, attention_scale=0.4, attention_cap=2.0, logit_cap=3.0, tied_head=True,
+    ),
+    "gemma3": Shape(
+        **COMMON | {"layers": 3}, **GROUPED, attentions=(Attention(ROTARY, 7), Attention(), Attention(OTHER, 1)),
+        normed="both", query_key_norm="head", embedding_scale=4.9, tied_head=True,
+    ),
+    "olmo2": Shape(
+        **COMMON, **GROUPED, attentions=(Attention(ROTARY),) * 2, normed="output", query_key_norm="whole",
+        tied_head=False,
+    ),
+    "granite": Shape(
+        **COMMON, **GROUPED, attentions=(Attention(ROTARY),) * 2, embedding_scale=12.0, residual_scale=0.22,
+        logit_divisor=8.0, tied_head=True,
+    ),
 }  # fmt: skip
 compiled = pytest.mark.skipif(library.load() is None, reason="there is no C compiler here")
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
@@ -61,11 +82,8 @@ def random_weights(shape: Shape, seed: int = 0) -> dict[str, Tensor]:
         product("project_in", embedded, width, biased=False)
         product("project_out", width, embedded, biased=False)
     for layer in range(shape.layers):
-        norm(f"{layer}.attention_norm", width)
-        norm(f"{layer}.mlp_norm", width)
-        if shape.query_key_norm:
-            norm(f"{layer}.query_norm", shape.head_size, biased=False)
-            norm(f"{layer}.key_norm", shape.head_size, biased=False)
+        for name, size in shape.norms().items():
+            norm(f"{layer}.{name}", size, biased=name not in ("query_norm", "key_norm"))
         product(f"{layer}.query_key_value", width, (shape.heads + 2 * shape.kv_heads) * shape.head_size)
         product(f"{layer}.attention_out", shape.heads * shape.head_size, width)
         product(f"{layer}.mlp_in", width, (1 + shape.gated) * shape.inner)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from tiny import fixed, foreign, gpt2, in_sybil, llama, windowed
+from tiny import alternating, fixed, foreign, gpt2, in_sybil, llama, windowed
 from transformers import PreTrainedModel
 
 from sybil.models import Model, feed
@@ -92,6 +92,9 @@ def machine(reference: PreTrainedModel, model: Model) -> type[RuleBasedStateMach
         pytest.param(windowed(), fixed, id="mistral of fixed shapes"),
         pytest.param(gpt2(), foreign, id="transformers' gpt2"),
         pytest.param(llama(), foreign, id="transformers' llama"),
+        pytest.param(alternating(), fixed, id="gemma3 of fixed shapes"),
+        pytest.param(alternating(), foreign, id="transformers' gemma3"),
+        pytest.param(alternating("gemma2"), in_sybil, id="own gemma2"),
     ],
 )
 def test_cached_logits_are_uncached_logits(reference: PreTrainedModel, wrap: Any) -> None:

@@ -6,13 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from scipy import stats
-from tiny import gpt2, perturbed, save, sybil
+from tiny import gpt2, letters, perturbed, save, sybil
 
+from sybil import PAIRS
 from sybil.errors import InvalidSetting, ResultsMismatch
 from sybil.measuring import compare, files
 from sybil.measuring.compare import Comparison
@@ -24,7 +26,7 @@ from sybil.measuring.contenders import (
     TRANSFORMERS,
     SybilContender,
 )
-from sybil.measuring.prompts import Prompt, load, spread
+from sybil.measuring.prompts import Prompt, encode, load, spread
 from sybil.measuring.task import Row, Task, read, usual_draft_dtype
 from sybil.measuring.timing import Interval, speed_up
 from sybil.reports import figures
@@ -410,6 +412,33 @@ def test_prompts_are_spread_over_domains() -> None:
     assert len(spread(shipped, 1000)) == len(shipped)
 
 
+def test_english_prompts_are_messages() -> None:
+    shipped = load(shipped=PAIRS["smollm2"].prompts)
+    domains = ("code", "conversation", "summarization")
+    assert [sum(prompt.domain == domain for prompt in shipped) for domain in domains] == [20, 20, 20]
+    assert len({prompt.id for prompt in shipped}) == len({prompt.text for prompt in shipped}) == 60
+    assert all([role for role, _ in prompt.messages] == ["user"] for prompt in shipped)
+    for prompt in shipped:
+        if prompt.domain == "summarization":
+            article, request = prompt.text.rsplit("\n\n", 1)
+            assert 150 <= len(article.split()) <= 300
+            assert len(request.split()) < 20
+
+
+def test_messages_are_said_by_the_models_template_and_are_text_where_it_has_none() -> None:
+    class Template:
+        def render(self, messages: list[dict[str, str]]) -> str:
+            return "".join(f"{each['role']}{each['content']}" for each in messages) + "z"
+
+    tokenizer = letters()
+    prompt = Prompt("a", "own", "ab\n\ncd", (("user", "ab"), ("system", "cd")))
+    with_one, without = (SimpleNamespace(tokenizer=tokenizer, chat_template=each) for each in (Template(), None))
+    assert encode(prompt, with_one) == tokenizer.encode("userabsystemcdz", add_special_tokens=False).ids
+    assert encode(prompt, without) == tokenizer.encode("ab\n\ncd").ids
+    plain = Prompt("a", "own", "ab")
+    assert encode(plain, with_one) == tokenizer.encode("ab").ids  # a text is a text
+
+
 def test_own_prompts(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"text": "abc"}\n')
@@ -437,5 +466,11 @@ def test_own_prompts(tmp_path: Path) -> None:
     for absent, named in ((tmp_path, "Is a directory"), (tmp_path / "absent.jsonl", "No such file")):
         with pytest.raises(InvalidSetting, match=rf"can't be read \({named}"):
             load(absent)
+    for content in ('{"messages": 3}', '{"messages": [3]}', '{"messages": [{"role": "user"}]}', '{"messages": []}'):
+        path.write_text(content)
+        with pytest.raises(InvalidSetting, match="line 1"):
+            load(path)
+    path.write_text('{"messages": [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]}')
+    assert load(path) == [Prompt("1", "own", "be\n\nhi", (("system", "be"), ("user", "hi")))]
     path.write_text('{"text": "a\u2028b"}')
     assert load(path)[0].text == "a\u2028b"

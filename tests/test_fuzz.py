@@ -21,7 +21,7 @@ from unittest import mock
 
 import pytest
 import torch
-from test_transformer import example, random_model
+from configurations import example, random_model
 from tiny import save, sybil
 
 from sybil import Decoder
@@ -63,8 +63,13 @@ class BrokenConfig:
 
     @property
     def text(self) -> str:
-        outer, *inner = self.field
-        return json.dumps({**self.config, outer: {**ROPE, inner[0]: self.value} if inner else self.value})
+        return json.dumps(_with(self.config, self.field, self.value))
+
+
+def _with(config: Mapping[str, Any], field: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """The config whose field, or that of an object in it, holds the value."""
+    outer, *inner = field
+    return {**config, outer: _with(config[outer], tuple(inner), value) if inner else value}
 
 
 def broken_configs(whole: Mapping[str, dict[str, Any]], count: int = CASES) -> list[BrokenConfig]:
@@ -90,8 +95,17 @@ def _chosen(cases: list[BrokenConfig], count: int) -> list[BrokenConfig]:
 
 def _cases(whole: Mapping[str, dict[str, Any]]) -> Iterator[BrokenConfig]:
     for (family, config), variant in itertools.product(whole.items(), VARIANTS):
-        for field, value in itertools.product(fields_read(config | variant), BAD):
-            yield BrokenConfig(family, config | variant, field, value)
+        varied = of_family(config, variant)
+        for field, value in itertools.product(fields_read(varied), BAD):
+            yield BrokenConfig(family, varied, field, value)
+
+
+def of_family(config: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
+    """The variant of a config; where rotations are said by kind of layer, each kind's."""
+    rope = variant.get("rope_parameters")
+    if rope and "full_attention" in config.get("rope_parameters", {}):
+        variant = {"rope_parameters": dict.fromkeys(config["rope_parameters"], rope)}
+    return config | variant
 
 
 def fields_read(config: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -99,7 +113,7 @@ def fields_read(config: dict[str, Any]) -> list[tuple[str, ...]]:
     found, read = {("eos_token_id",)}, Fields.__getitem__
 
     def spy(fields: Fields, name: str) -> Any:
-        found.add((name,) if fields._where == "config.json" else (fields._where.split(" of ")[0], name))
+        found.add((*reversed(fields._where.split(" of ")[:-1]), name))
         return read(fields, name)
 
     with mock.patch.object(Fields, "__getitem__", spy):
@@ -227,7 +241,10 @@ def test_broken_configs(models: Path, configs: dict[str, dict[str, Any]], capsys
     met = Counter((case.family, case.field) for case in cases)
     assert {family for family, _ in met} == {*FAMILIES}
     assert {field for _, field in met} == {
-        field for config in configs.values() for variant in VARIANTS for field in fields_read(config | variant)
+        field
+        for config in configs.values()
+        for variant in VARIANTS
+        for field in fields_read(of_family(config, variant))
     }
     assert min(met.values()) > 3
     assert len(cases) == CASES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,8 @@ from shapes import SHAPES, compiled, random_tokens, random_weights, shapes, widt
 
 from sybil.errors import UnsupportedModel, WeightsMismatch
 from sybil.models.native import NativeTransformer
-from sybil.models.native.structs import Cache, Floats, Model, Part
-from sybil.models.shape import Shape
+from sybil.models.native.structs import SCALES, Block, Cache, Floats, Model, Part
+from sybil.models.shape import Attention, Shape
 
 pytestmark = compiled
 
@@ -22,9 +23,9 @@ HUGE = (-(2**31) - 1, -(2**63), 2**31, 2**32, 2**32 + 8, 2**63, 10**30)
 
 @pytest.mark.parametrize("number", HUGE)
 def test_a_number_beyond_its_bits_is_refused_by_name(number: int) -> None:
-    for name in ("context", "window", "layers", "sound"):
+    for struct, name in ((Model, "context"), (Block, "window"), (Model, "layers"), (Model, "sound")):
         with pytest.raises(UnsupportedModel, match=f"{name} is {number}.*32 bits"):
-            Model(**{name: number})
+            struct(**{name: number})
     with pytest.raises(UnsupportedModel, match=r"capacity is .*32 bits"):
         Cache(capacity=number)
     if not -(2**63) <= number < 2**63:
@@ -36,7 +37,7 @@ def test_a_number_beyond_its_bits_is_refused_by_name(number: int) -> None:
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e39, 10**400, "1", None])
 def test_a_number_that_no_float_holds_is_refused_by_name(number: Any) -> None:
-    for name in ("epsilon", "attention_scale"):
+    for name in SCALES:
         with pytest.raises(UnsupportedModel, match=f"{name} is "):
             Model(**{name: number})
     if not isinstance(number, int):
@@ -60,13 +61,16 @@ def spoilt(shape: Shape, **fields: Any) -> Shape:
 def test_c_refuses_numbers_that_are_not_its_weights(field: str, lanes: int) -> None:
     """A negative window made it write outside its memory."""
     for shape in (SHAPES["gpt2"], *([] if field == "context" else [SHAPES["qwen3, windowed"]])):
-        weights, given = random_weights(shape), getattr(shape, field) or 0
+        weights, given = random_weights(shape), getattr(shape.attentions[0] if field == "window" else shape, field) or 0
         for value in (-(2**31), -5, -1, 0, given - 1, given + 1, 2 * given, 2**30 + 1, 2**31 - 1, *HUGE):
             if value == given or (field == "window" and 0 <= value < 2**31):
                 continue
             if field == "position_offset" and shape.position_offset is None:
                 continue
-            other = spoilt(shape, **{field: value}, **({"embedding_width": value} if field == "width" else {}))
+            changed: dict[str, Any] = {field: value}
+            if field == "window":
+                changed = {"attentions": (Attention(shape.attentions[0].rotary, value), *shape.attentions[1:])}
+            other = spoilt(shape, **changed, **({"embedding_width": value} if field == "width" else {}))
             with pytest.raises(UnsupportedModel, match=r"the C forward (refuses|takes)"):
                 NativeTransformer(other, weights, lanes=lanes)
 
@@ -91,14 +95,15 @@ def test_c_refuses_what_no_shape_says() -> None:
     shape = SHAPES["qwen3, windowed"]
     model = NativeTransformer(shape, random_weights(shape))
     library, struct, tokens = model._library, model._model, torch.tensor([[1]])
-    for field in ("activation", "norm", "gated", "post_norm", "parallel", "rotary_size", "layers", "block_count"):
-        kept = getattr(struct, field)
+    fields = ("activation", "norm", "gated", "normed", "parallel", "query_key_norm", "layers", "block_count")
+    for part, field in [*((struct, field) for field in fields), (struct.blocks[1], "rotary_size")]:
+        kept = getattr(part, field)
         for value in (-1, 7, 2**31 - 1, -(2**31)):
-            setattr(struct, field, value)
+            setattr(part, field, value)
             assert library.sybil_refusal(model._address)
             with pytest.raises(IndexError, match="sound"):
                 model.forward(tokens, model.new_cache(1, 8))
-        setattr(struct, field, kept)
+        setattr(part, field, kept)
         assert library.sybil_refusal(model._address) is None
     for product in (struct.blocks[1].mlp_in, struct.head, struct.token_embedding):
         fields = [(product, "inputs"), (product, "outputs")]
@@ -141,7 +146,7 @@ def test_c_refuses_calls_that_do_not_fit(argument: str, values: tuple[Any, ...])
     tokens, logits = random_tokens(shape, 2, 3), torch.zeros(2, 3, shape.vocab_size)
     for value in values:
         cache = model.new_cache(2, 4)
-        cache.make_room(6, model._library.sybil_scratch(model._address, 6, 4, 1))
+        cache.make_room(6, model._library.sybil_scratch(model._address, 6, 4))
         call = {
             "tokens": tokens.data_ptr(),
             "lengths": cache.lengths.data_ptr(),
@@ -162,15 +167,26 @@ def test_c_refuses_calls_that_do_not_fit(argument: str, values: tuple[Any, ...])
         assert cache.keys.equal(held)
 
 
-@pytest.mark.parametrize("numbers", [(0, 8, 1), (-1, 8, 1), (2**62, 8, 1), (4, -1, 1), (4, 2**62, 1), (4, 8, 0)])
-def test_working_memory_is_counted_without_overflow(numbers: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("numbers", [(0, 8), (-1, 8), (2**62, 8), (4, -1), (4, 2**62)])
+def test_working_memory_is_counted_without_overflow(numbers: tuple[int, int]) -> None:
     model = NativeTransformer(SHAPES["wide"], random_weights(SHAPES["wide"]))
     assert model._library.sybil_scratch(model._address, *numbers) == 0
-    assert model._library.sybil_scratch(model._address, 2**24, 2**30, 2**10) > 2**40
+    assert model._library.sybil_scratch(model._address, 2**24, 2**30) > 2**35
 
 
 def test_c_refuses_a_block_that_no_family_has() -> None:
     """It would go through more stages than there is memory for, and wait forever."""
-    shape = replace(SHAPES["opt-350m"], parallel=True)
-    with pytest.raises(UnsupportedModel, match="post_norm"):
-        NativeTransformer(shape, random_weights(shape))
+    for other in ({"normed": "sum"}, {"normed": "both"}, {"residual_scale": 0.5}):
+        shape = replace(SHAPES["neox"], **other)
+        with pytest.raises(UnsupportedModel, match="parallel"):
+            NativeTransformer(shape, random_weights(shape))
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_c_refuses_scales_that_it_cannot_compute_with(name: str) -> None:
+    shape = SHAPES["gemma2"]
+    model = NativeTransformer(shape, random_weights(shape))
+    fields = [] if name in ("attention_scale", "embedding_scale", "residual_scale") else [-1.0]
+    for value in (math.nan, math.inf, *([0.0] if name == "logit_divisor" else fields)):
+        ctypes.c_float.from_address(model._address + getattr(type(model._model), name).offset).value = value
+        assert model._library.sybil_refusal(model._address), value

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from configurations import CONFIGS, example, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_transformer import CONFIGS, random_model
 from tiny import gpt2, greedy, llama, prompts, save
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
@@ -399,9 +399,12 @@ def test_a_pristine_object_of_every_family_goes_to_our_own_forward(
     assert torch.equal(torch.get_rng_state(), before), "random numbers were drawn"
     decoder = sybil.load(model)
     assert not runs_itself(decoder)
-    held = [buffer.float().tolist() for name, buffer in model.named_buffers() if name.endswith(".inv_freq")]
-    rotary = decoder.target.shape.rotary  # type: ignore[attr-defined]
-    assert held == ([[*rotary.inverse_frequencies]] if rotary else []), "not as the cast has rounded them"
+    held = {name: buffer.float() for name, buffer in model.named_buffers() if "original" not in name}
+    shape = decoder.target.shape  # type: ignore[attr-defined]
+    rotaries = {attention.rotary for attention in shape.attentions if attention.rotary}
+    frequencies = [tuple(buffer.tolist()) for name, buffer in held.items() if name.endswith("inv_freq")]
+    assert {rotary.inverse_frequencies for rotary in rotaries} <= {*frequencies}, "not as the cast has rounded them"
+    assert shape.embedding_scale == held.get("model.embed_tokens.embed_scale", shape.embedding_scale)
     tokens = torch.randint(3, (1, 7))
     with torch.no_grad():
         wanted = model.eval()(tokens).logits.double()
@@ -443,6 +446,14 @@ def test_no_part_of_any_family_can_be_tampered_with_unseen(family: str, data: st
         name = data.draw(st.sampled_from(numbers))
         setattr(part, name, getattr(part, name) + 1)
     assert objects.difference(model)
+
+
+def test_an_attention_that_leaves_the_caps_out_is_heard() -> None:
+    """Gemma 2's by sdpa, which caps no scores."""
+    model = random_model(example("gemma2", attn_logit_softcapping=0.5))
+    assert objects.difference(model) == ""
+    model.config._attn_implementation = "sdpa"
+    assert objects.difference(model) == "its config makes no model (ValueError)"
 
 
 def test_another_class_of_the_same_name_is_another_class() -> None:

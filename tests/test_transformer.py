@@ -11,25 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from configurations import CONFIGS, example, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import from_folder, from_state, gpt2, greedy, in_float64, in_sybil, prompts, save
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    OPTConfig,
-    Phi3Config,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import GPT2LMHeadModel
 
 import sybil
 from sybil.errors import NotAModel, UnsupportedModel, WeightsMismatch
@@ -40,161 +28,9 @@ from sybil.models.operators import linear
 from sybil.models.operators.transformer import Transformer
 from sybil.models.shape import Activation
 
-CONTEXT = 24
 CPU = torch.device("cpu")
-TOKENS: dict[str, Any] = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
-ACTIVATIONS = ["gelu_new", "gelu", "relu", "silu", "gelu_pytorch_tanh"]
-
-ropes = st.one_of(
-    st.builds(lambda theta: {"rope_type": "default", "rope_theta": theta}, st.sampled_from([100.0, 10000.0, 1e6])),
-    st.builds(lambda f: {"rope_type": "linear", "rope_theta": 100.0, "factor": f}, st.sampled_from([2.0, 3.5])),
-    st.builds(
-        lambda f, original: {
-            "rope_type": "llama3", "rope_theta": 100.0, "factor": f, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": original,
-        },
-        st.sampled_from([2.0, 8.0]),
-        st.sampled_from([16, 64]),
-    ),
-)  # fmt: skip
-plain_ropes = st.builds(lambda theta: {"rope_type": "default", "rope_theta": theta}, st.sampled_from([100.0, 1e6]))
-windows = st.one_of(st.none(), st.integers(1, 30))
-
-
-def common(draw: st.DrawFn) -> dict[str, Any]:
-    return TOKENS | dict(vocab_size=draw(st.integers(3, 60)), tie_word_embeddings=draw(st.booleans()))
-
-
-@st.composite
-def gpt2_configs(draw: st.DrawFn) -> GPT2Config:
-    heads = draw(st.integers(1, 4))
-    return GPT2Config(
-        n_head=heads,
-        n_embd=heads * draw(st.sampled_from([2, 3, 8])),
-        n_positions=CONTEXT,
-        n_layer=draw(st.integers(1, 3)),
-        n_inner=draw(st.one_of(st.none(), st.integers(1, 40))),
-        activation_function=draw(st.sampled_from(ACTIVATIONS)),
-        layer_norm_epsilon=draw(st.sampled_from([1e-5, 1e-3])),
-        scale_attn_weights=draw(st.booleans()),
-        initializer_range=0.3,
-        **common(draw),
-    )
-
-
-@st.composite
-def opt_configs(draw: st.DrawFn) -> OPTConfig:
-    heads = draw(st.integers(1, 4))
-    return OPTConfig(
-        num_attention_heads=heads,
-        hidden_size=heads * draw(st.sampled_from([2, 3, 8])),
-        word_embed_proj_dim=draw(st.sampled_from([None, 5])),
-        max_position_embeddings=CONTEXT,
-        num_hidden_layers=draw(st.integers(1, 3)),
-        ffn_dim=draw(st.integers(1, 40)),
-        activation_function=draw(st.sampled_from(ACTIVATIONS)),
-        do_layer_norm_before=draw(st.booleans()),
-        _remove_final_layer_norm=draw(st.booleans()),
-        enable_bias=draw(st.booleans()),
-        init_std=0.3,
-        **common(draw),
-    )
-
-
-@st.composite
-def neox_configs(draw: st.DrawFn) -> GPTNeoXConfig:
-    heads = draw(st.integers(1, 4))
-    return GPTNeoXConfig(
-        num_attention_heads=heads,
-        hidden_size=heads * draw(st.sampled_from([8, 12, 20])),
-        max_position_embeddings=CONTEXT,
-        num_hidden_layers=draw(st.integers(1, 3)),
-        intermediate_size=draw(st.integers(1, 40)),
-        hidden_act=draw(st.sampled_from(ACTIVATIONS)),
-        layer_norm_eps=draw(st.sampled_from([1e-5, 1e-3])),
-        use_parallel_residual=draw(st.booleans()),
-        attention_bias=draw(st.booleans()),
-        rope_parameters=draw(ropes) | {"partial_rotary_factor": draw(st.sampled_from([0.25, 0.5, 1.0]))},
-        initializer_range=0.3,
-        **common(draw),
-    )
-
-
-def gated(draw: st.DrawFn, rope: st.SearchStrategy[dict[str, Any]] = ropes, head_sizes: bool = True) -> dict[str, Any]:
-    """What Llama and its kin have in common."""
-    heads, kv_heads = draw(st.sampled_from([(1, 1), (3, 3), (2, 1), (4, 2), (6, 2)]))
-    head_size = draw(st.sampled_from([2, 4, 8]))
-    width = heads * draw(st.sampled_from([2, 4])) if head_sizes else heads * head_size
-    return common(draw) | dict(
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        hidden_size=width,
-        intermediate_size=draw(st.integers(1, 40)),
-        num_hidden_layers=draw(st.integers(1, 3)),
-        max_position_embeddings=CONTEXT,
-        hidden_act=draw(st.sampled_from(ACTIVATIONS)),
-        rms_norm_eps=draw(st.sampled_from([1e-6, 1e-3])),
-        rope_parameters=dict(draw(rope)),
-        initializer_range=0.3,
-        **({"head_dim": head_size} if head_sizes else {}),
-    )
-
-
-@st.composite
-def llama_configs(draw: st.DrawFn) -> LlamaConfig:
-    biases = dict(attention_bias=draw(st.booleans()), mlp_bias=draw(st.booleans()))
-    return LlamaConfig(**gated(draw, head_sizes=draw(st.booleans())), **biases)
-
-
-@st.composite
-def mistral_configs(draw: st.DrawFn) -> MistralConfig:
-    return MistralConfig(**gated(draw, head_sizes=draw(st.booleans())), sliding_window=draw(windows))
-
-
-@st.composite
-def phi3_configs(draw: st.DrawFn) -> Phi3Config:
-    fields = gated(draw, plain_ropes, head_sizes=False)
-    fields["rope_parameters"]["partial_rotary_factor"] = draw(st.sampled_from([0.5, 1.0]))
-    return Phi3Config(**fields, sliding_window=draw(windows))
-
-
-@st.composite
-def qwen2_configs(draw: st.DrawFn) -> Qwen2Config:
-    window = draw(windows)
-    return Qwen2Config(
-        **gated(draw, head_sizes=False),
-        use_sliding_window=window is not None,
-        sliding_window=window,
-        max_window_layers=draw(st.sampled_from([0, 28])),
-    )
-
-
-@st.composite
-def qwen3_configs(draw: st.DrawFn) -> Qwen3Config:
-    return Qwen3Config(**gated(draw), attention_bias=draw(st.booleans()))
-
-
-CONFIGS: dict[str, Callable[[], st.SearchStrategy[PreTrainedConfig]]] = {
-    "gpt2": gpt2_configs,
-    "opt": opt_configs,
-    "gpt_neox": neox_configs,
-    "llama": llama_configs,
-    "mistral": mistral_configs,
-    "phi3": phi3_configs,
-    "qwen2": qwen2_configs,
-    "qwen3": qwen3_configs,
-}
+SLIDING = ["sliding_attention"] * 32
 families = pytest.mark.parametrize("family", CONFIGS)
-
-
-def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
-    """A transformers model all of whose weights are random, norms and biases too, as `dtype` rounds them."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.data = (parameter + 0.1 * torch.randn_like(parameter)).to(dtype)  # model.to() rounds RoPE too
-    return model
 
 
 def in_parts(model: Model, tokens: Tensor, parts: list[int], cuts: list[int]) -> tuple[Tensor, Tensor]:
@@ -244,25 +80,6 @@ def test_logits_equal_transformers_in_float64(
         assert (logits[row, :count] - wanted[row, :count]).abs().max() < 1e-9
 
 
-def example(family: str, **changes: Any) -> PreTrainedConfig:
-    """One configuration of a family."""
-    sizes = dict(
-        vocab_size=31, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
-    )  # fmt: skip
-    kinds: dict[str, PreTrainedConfig] = {
-        "gpt2": GPT2Config, "opt": OPTConfig, "gpt_neox": GPTNeoXConfig, "llama": LlamaConfig,
-        "mistral": MistralConfig, "phi3": Phi3Config, "qwen2": Qwen2Config, "qwen3": Qwen3Config,
-    }  # fmt: skip
-    inner = {"gpt2": "n_inner", "opt": "ffn_dim"}.get(family, "intermediate_size")
-    sizes[inner] = 24
-    if family in ("llama", "mistral", "phi3", "qwen2", "qwen3"):
-        sizes["num_key_value_heads"] = 2
-    sizes |= {"head_dim": 8} if family == "qwen3" else {"sliding_window": 5} if family == "mistral" else {}
-    scale = "init_std" if family == "opt" else "initializer_range"
-    config: PreTrainedConfig = kinds[family](**(sizes | {scale: 0.3} | TOKENS | changes))
-    return config
-
-
 @families
 def test_float32_equals_transformers_as_it_is(family: str) -> None:
     model = random_model(example(family), torch.float32)
@@ -301,7 +118,7 @@ def test_greedy_tokens_are_transformers_own(target: str, draft: str, tmp_path: P
 )  # fmt: skip
 def test_rotary_tables_are_transformers_own_float32(rope: dict[str, Any]) -> None:
     config = example("llama", head_dim=64, max_position_embeddings=3000, rope_parameters=rope)
-    rotary = understand(config.to_dict())[1].rotary
+    rotary = understand(config.to_dict())[1].attentions[0].rotary
     assert rotary is not None
     theirs = random_model(config).model.rotary_emb(torch.zeros(1, dtype=torch.float64), torch.arange(3000)[None])
     for ours, wanted in zip(rotary.tables(3000, torch.float64, CPU), theirs, strict=True):
@@ -355,9 +172,19 @@ def test_older_configs_say_the_same() -> None:
         ),
         {"model_type": "llama", "rope_parameters": {"full_attention": {"rope_type": "default"}}},
         {"model_type": "phi3", "rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}},
-        {"model_type": "qwen2", "use_sliding_window": True},
+        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": None, "layer_types": SLIDING},
+        {"model_type": "qwen3", "layer_types": ["chunked_attention"] * 32},
+        {"model_type": "smollm3", "layer_types": ["sliding_attention"] * 36},
+        {"model_type": "gemma2", "sliding_window": None},
+        {"model_type": "gemma2", "use_bidirectional_attention": True},
+        {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+        {"model_type": "gemma3_text", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        {"model_type": "gemma3_text", "rope_parameters": {"chunked_attention": {"rope_type": "default"}}},
+        {"model_type": "gemma3_text", "rope_scaling": {"rope_type": "yarn", "factor": 8.0}},
+        {"model_type": "granite", "layer_types": ["full_attention"] * 32},
+        {"model_type": "olmo2", "layer_types": ["full_attention"] * 32},
         {"model_type": "qwen3", "layer_types": ["full_attention"] * 31 + ["sliding_attention"]},
-        {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 32},
+        {"model_type": "qwen2", "layer_types": SLIDING},
         {"model_type": "opt", "layer_norm_elementwise_affine": False},
         {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
         {"model_type": "gpt2", "add_cross_attention": True},
@@ -382,6 +209,7 @@ def test_what_is_not_reproduced_goes_through_transformers(config: dict[str, Any]
         ({"model_type": "llama", "num_key_value_heads": 5}, "num_key_value_heads 5"),
         ({"model_type": "llama", "hidden_size": 96}, "3 dimensions"),
         ({"model_type": "qwen2", "layer_types": ["full_attention"] * 3}, "3 layer_types and num_hidden_layers 32"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "2 no_rope_layers and num_hidden_layers 36"),
         ({"model_type": "llama"}, "lacks the weight model.embed_tokens.weight"),
     ],
 )
@@ -418,6 +246,17 @@ def test_numbers_that_contradict_each_other(config: dict[str, Any], named: str) 
         ({"model_type": "gpt_neox", "rotary_pct": 1.5}, "rotary_pct 1.5"),
         ({"model_type": "qwen2", "layer_types": [["full_attention"]]}, "layer_types"),
         ({"model_type": "opt", "enable_bias": None}, "enable_bias None"),
+        ({"model_type": "smollm3", "no_rope_layers": [2] * 36}, r"no_rope_layers .*and allowed is a list of 0 and 1"),
+        ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "no_rope_layer_interval 0"),
+        ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling 0"),
+        ({"model_type": "granite", "residual_multiplier": None}, "residual_multiplier None"),
+        ({"model_type": "granite", "attention_multiplier": 1e300}, "attention_multiplier 1e.300"),
+        ({"model_type": "gemma2", "final_logit_softcapping": -1.0}, "final_logit_softcapping -1.0"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": 0}, "attn_logit_softcapping 0"),
+        ({"model_type": "gemma2", "query_pre_attn_scalar": 0}, "query_pre_attn_scalar 0"),
+        ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, "sliding_window_pattern 0"),
+        ({"model_type": "gemma3_text", "rope_local_base_freq": -1.0}, "rope_local_base_freq -1.0"),
+        ({"model_type": "gemma3_text", "rope_parameters": {"full_attention": 3}}, "full_attention 3"),
     ],
     ids=str,
 )

@@ -13,6 +13,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -21,6 +27,7 @@ from transformers import (
     MistralForCausalLM,
     PreTrainedModel,
 )
+from transformers.masking_utils import sdpa_mask
 
 from sybil.cli.main import run
 from sybil.models import Model, building, folders
@@ -63,17 +70,54 @@ def windowed() -> MistralForCausalLM:
     return in_float64(MistralForCausalLM(config).eval())
 
 
+@lru_cache
+def alternating(kind: str = "gemma3_text") -> PreTrainedModel:
+    """Layers with a window of 5 and layers that see all by turns, in float64 throughout; kind: or gemma2."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = dict(
+        vocab_size=31, max_position_embeddings=64, hidden_size=16, intermediate_size=32, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=5, query_pre_attn_scalar=8,
+        initializer_range=0.4, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    if kind == "gemma2":
+        caps = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 8.0}
+        return in_float64(Gemma2ForCausalLM(Gemma2Config(**sizes, **caps)).eval())
+    return in_float64(Gemma3ForCausalLM(Gemma3TextConfig(**sizes, sliding_window_pattern=2)).eval())
+
+
 def in_float64(model: PreTrainedModel) -> PreTrainedModel:
-    """The reference: transformers computes RMS norms in float32 whatever the model's dtype, so they are replaced."""
+    """The reference: transformers computes RMS norms and the softmax of some attentions in float32 whatever the model's
+    dtype, and rounds Gemma's scale of embeddings to the dtype that the model is made in, so they are replaced."""
 
     def norm(self: Any, x: Tensor) -> Tensor:
-        scaled: Tensor = self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+        offset, epsilon = (1, self.eps) if hasattr(self, "eps") else (0, self.variance_epsilon)
+        scaled: Tensor = (offset + self.weight) * x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
         return scaled
 
     for module in model.double().modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = MethodType(norm, module)
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
+    if model.config._attn_implementation == "eager":
+        AttentionInterface.register("float64", _attention)
+        AttentionMaskInterface.register("float64", sdpa_mask)
+        model.set_attn_implementation("float64")
     return model
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float,
+    softcap: float | None = None, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' eager attention, all of it in the query's dtype."""
+    key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], 1) for each in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(scores.shape[-1] - scores.shape[-2])
+    return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value).transpose(1, 2), None
 
 
 def in_sybil(model: PreTrainedModel) -> Any:

@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 
 from sybil.cli import options
+from sybil.cli.streaming import counted, ending, shown
 from sybil.cli.terminal import print_json
 from sybil.errors import EmptyPrompt, InvalidSetting
 from sybil.loading import load
 from sybil.pairs import default_pair
 from sybil.results import Stats, Step
-from sybil.text import TextStream, decode
-
-DRAFTED, OWN = typer.colors.GREEN, typer.colors.BRIGHT_MAGENTA
+from sybil.text import decode
 
 
 def generate(
@@ -36,12 +35,23 @@ def generate(
     min_p: options.MinPOption = options.MIN_P,
     seed: options.SeedOption = None,
     max_new_tokens: options.MaxNewTokensOption = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="The prompt is a user's message: answer it, by the model's chat template.",
+            rich_help_panel=options.CHAT,
+        ),
+    ] = False,
+    system: options.SystemOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Continue a prompt. Green: tokens that the draft proposed; magenta: the target's own."""
     text = prompt if prompt not in (None, "-") else _standard_input()
     if not text:
         raise EmptyPrompt("the prompt is empty: give text as the argument or on standard input")
+    if system is not None and not chat:
+        raise InvalidSetting("system is given, and a text to continue has no system's message: add --chat")
     sampling = options.sampling(temperature, top_k, top_p, min_p)
     chosen_target, chosen_draft = options.names(pair or default_pair(), target, draft)
     decoder = load(
@@ -51,37 +61,31 @@ def generate(
         draft_dtype=draft_dtype,
         device=device,
     )
+    if chat and decoder.chat_template is None:
+        raise InvalidSetting(f"{chosen_target} has no chat template: leave --chat out, or take an instruct model")
     options.announce(pair, target)
     settings = {
         "max_new_tokens": max_new_tokens, **sampling.keywords, "gamma": gamma, "rule": rule, "window": window,
         "seed": seed,
     }  # fmt: skip
     assert decoder.tokenizer is not None  # a folder without one is refused by load
-    stream = decoder.stream(text, **settings)
+    said = [] if system is None else [{"role": "system", "content": system}]
+    stream = decoder.stream([*said, {"role": "user", "content": text}] if chat else text, **settings)
     if as_json:
         steps = list(stream)
         tokens = [token for step in steps for token in step.tokens[0]]
         completion = decode(decoder.tokenizer, tokens)
-        print_json(_record(chosen_target, chosen_draft, settings, text, completion, tokens, steps))
+        record = _record(chosen_target, chosen_draft, settings, text, completion, tokens, steps)
+        print_json({**record, "chat": chat, "system": system})
         return
 
-    # the text goes out as it is: a console library would swallow its tabs and form feeds
-    typer.secho(text, nl=False, dim=True)
-    pieces = TextStream(decoder.tokenizer)
+    typer.secho(text, nl=chat, dim=True)
     steps = []
-    interrupted = False
     try:
-        for step in stream:
+        for step in shown(stream, decoder.tokenizer):
             steps.append(step)
-            for index, token in enumerate(step.tokens[0]):
-                colour = DRAFTED if index < step.accepted[0] else OWN
-                typer.secho(pieces.push([token]), nl=False, fg=colour)
-    except KeyboardInterrupt:
-        interrupted = True
-    typer.secho(pieces.finish(), nl=False)
-    typer.secho("\n" + _line(Stats.of(steps), steps), dim=True)
-    if interrupted:
-        raise typer.Exit(130)
+    finally:
+        typer.secho("\n" + counted(Stats.of(steps), ending(steps) or "interrupted"), dim=True)
 
 
 def _standard_input() -> str:
@@ -92,19 +96,6 @@ def _standard_input() -> str:
     except UnicodeDecodeError as error:
         encoding = sys.stdin.encoding.upper()
         raise InvalidSetting(f"standard input is no {encoding} text ({error}): give the prompt in {encoding}") from None
-
-
-def _line(stats: Stats, steps: list[Step]) -> str:
-    reason = next((reason for step in reversed(steps) for reason in step.finished if reason), "interrupted")
-    line = (
-        f"{stats.emitted} tokens in {stats.seconds:.2f} s ({stats.tokens_per_second:.1f} tokens/s), ended by {reason}"
-    )
-    if stats.proposed:
-        line += (
-            f"; accepted {stats.accepted} of {stats.proposed} proposed ({stats.acceptance_rate:.0%}), "
-            f"{stats.tokens_per_round:.2f} tokens a round"
-        )
-    return line
 
 
 def _record(

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 import sybil
+from sybil.cli.chat import chat
 from sybil.cli.compare import compare
 from sybil.cli.generate import generate
 from sybil.cli.profile import profile
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
+app.command()(chat)
 app.command()(compare)
 app.command()(profile)
 app.command()(verify)

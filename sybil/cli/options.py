@@ -17,6 +17,7 @@ from sybil.sampling import Sampling
 from sybil.settings import Settings
 
 MODELS, SPECULATION, SAMPLING, AMOUNT, OUTPUT = "Models", "Speculation", "Sampling", "How much", "Output"  # in --help
+CHAT = "Chat"
 
 GAMMA, RULE, WINDOW = Settings().gamma, Settings().rule, Settings().window
 TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
@@ -30,12 +31,15 @@ PairOption = Annotated[
     ),
 ]
 TargetOption = Annotated[
-    str | None, typer.Option(help="Target: a hub id or a folder, in place of the pair.", rich_help_panel=MODELS)
+    str | None,
+    typer.Option(
+        help="Target: a hub id, a folder, a GGUF file or ollama:NAME, in place of the pair.", rich_help_panel=MODELS
+    ),
 ]
 DraftOption = Annotated[
     str | None,
     typer.Option(
-        help="Draft: a hub id, a folder, or lookup (the text itself). The pair's own if left out; none for --target.",
+        help="Draft: as --target, or lookup (the text itself). The pair's own if left out; none for --target.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -54,6 +58,11 @@ DraftDtypeOption = Annotated[
 DeviceOption = Annotated[
     str | None,
     typer.Option(help="cpu, cuda or cuda:N; the GPU, where there is one, if left out.", rich_help_panel=MODELS),
+]
+
+SystemOption = Annotated[
+    str | None,
+    typer.Option(help="What a model that chats is told first, as the system's message.", rich_help_panel=CHAT),
 ]
 
 GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.", rich_help_panel=SPECULATION)]
@@ -93,7 +102,8 @@ MinPOption = Annotated[
 SeedOption = Annotated[
     int | None,
     typer.Option(
-        help="The same seed gives the same texts. If left out: a fresh one in generate, 0 in compare and verify.",
+        help="The same seed gives the same texts. If left out: a fresh one in generate and chat, 0 in compare "
+        "and verify.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -101,7 +111,8 @@ SeedOption = Annotated[
 MaxNewTokensOption = Annotated[
     int | None,
     typer.Option(
-        help="New tokens a text, at most. If left out: 128 in generate; 48 in compare and verify, fewer if --quick.",
+        help="New tokens a text, at most. If left out: 128 in generate; 1024 in chat; 48 in compare and verify, fewer "
+        "if --quick.",
         rich_help_panel=AMOUNT,
     ),
 ]

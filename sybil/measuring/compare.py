@@ -41,7 +41,6 @@ from sybil.measuring.profile import precision
 from sybil.measuring.prompts import Prompt, encode
 from sybil.measuring.task import Row, Task
 from sybil.measuring.timing import Interval, speed_up
-from sybil.models.folders import locate
 from sybil.models.storage import FORMATS
 from sybil.sampling import Noise, probabilities
 from sybil.transfer import integers
@@ -92,12 +91,12 @@ class Comparison:
         self.machine = describe(self.device)
         drafting = next(iter(decoder.models[1:]), None)
         self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
-        self.target = load_transformers(read(task.target), task.computed, self.device).eval()
+        checkpoint = read(task.target)
+        self.target = load_transformers(checkpoint, task.computed, self.device).eval()
         self.contenders = {name: self._contender(name, decoder) for name in task.contenders}
         self.left_out: dict[str, str] = {}
         if self.device.type == "cpu" and task.sampling.greedy:
-            place = locate(task.target)
-            others, self.left_out = peers(place if place.is_file() else None, self.context, decoder.eos_token_ids)
+            others, self.left_out = peers(checkpoint.file, self.context, decoder.eos_token_ids)
             self.contenders.update(others)
 
     def _contender(self, name: str, decoder: Decoder) -> Contender:

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from http.client import HTTPConnection
-from importlib import metadata
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
@@ -46,7 +45,7 @@ def serve(asked: TextIO, answers: TextIO) -> None:
 
     try:
         server = start(**json.loads(asked.readline()))
-        say({"ready": metadata.version("xllamacpp")})
+        say({"ready": sys.modules["xllamacpp"].__version__})
         for line in asked:
             say(complete(server.listening_address, **json.loads(line)))
     except Exception as error:

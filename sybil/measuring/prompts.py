@@ -90,10 +90,9 @@ def _messages(said: object, where: str) -> tuple[tuple[str, str], ...]:
 def encode(prompt: Prompt, decoder: Decoder) -> list[int]:
     """A prompt's token ids: its messages by the model's chat template where both are there, else its text."""
     assert decoder.tokenizer is not None
-    template = getattr(decoder, "chat_template", None)
-    if prompt.messages and template is not None:
+    if prompt.messages and decoder.chat_template is not None:
         said = [{"role": role, "content": content} for role, content in prompt.messages]
-        text, special = template.render(said), False  # which the template writes
+        text, special = decoder.chat_template.render(said), False  # which the template writes
     else:
         text, special = prompt.text, True
     ids: list[int] = decoder.tokenizer.encode(text, add_special_tokens=special).ids

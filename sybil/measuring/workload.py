@@ -21,7 +21,8 @@ from sybil.drafting import Context, Drafter, DraftModel, ModelDrafter, Proposal
 from sybil.errors import InvalidSetting
 from sybil.models import Model
 from sybil.models.building import build
-from sybil.models.checkpoints.families import Source, understand
+from sybil.models.checkpoints.families import understand
+from sybil.models.checkpoints.sources import Source
 from sybil.models.storage import storage_of
 from sybil.sampling import Sampling
 from sybil.transfer import count_to
@@ -92,9 +93,10 @@ class _Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         source = self._sources[name]
-        parts = [source.arranged(self._model._stored(name, theirs, size)) for theirs, size in source.parts]
+        dtype = source.kept_in(self._dtype)
+        parts = [source.arranged(self._model._stored(name, theirs, size), dtype) for theirs, size in source.parts]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return whole.to(self._device, self._dtype).contiguous()
+        return whole.to(self._device, dtype).contiguous()
 
     def __contains__(self, name: object) -> bool:
         return name in self._sources  # Mapping's own would make the tensor

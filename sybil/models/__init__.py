@@ -17,6 +17,9 @@ class Cache(Protocol):
     lengths: Tensor
     """(batch,) int64 on the CPU: how many tokens of each row are in. Assign to roll back."""
 
+    def take_over(self, other: Any) -> None:
+        """Hold the tokens of another cache of the same model and rows, which is not used again and has no more room."""
+
 
 class Model(Protocol):
     """All that the loop and the drafters know of a model."""

@@ -1,4 +1,4 @@
-"""From a name to a Checkpoint: a folder or a hub id, read once. objects.py has that of a model in memory."""
+"""From a name to a Checkpoint: a folder, a GGUF file or a hub id, read once. objects.py has that of an object."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from sybil.models.checkpoints import (
     tokenizers,
     vocabulary,
 )
-from sybil.models.checkpoints.families import Family, understand, understood
+from sybil.models.checkpoints.families import understand, understood
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import is_there, read_config, read_json
 from sybil.models.checkpoints.safetensors import Folder
+from sybil.models.checkpoints.sources import Family
 from sybil.models.checkpoints.weights import Stored
 from sybil.models.shape import Shape
 
@@ -92,7 +93,7 @@ def _of_file(name: str, file: Path) -> Checkpoint:
     ids = ggufdefaults.special_ids(contents.metadata, len(tokens), where)
     return Checkpoint(
         name=name,
-        config=config | {f"{each}_token_id": ids[each] for each in ("bos", "eos", "pad") if each in ids},
+        config=config | {f"{each}_token_id": ids.get(each) for each in ("bos", "eos", "pad")},
         generation=ggufdefaults.generation(contents.metadata, tokens, ids, where),
         tokenizer=vocabulary.read(contents.metadata, where),
         known=known,

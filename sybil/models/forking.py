@@ -1,4 +1,5 @@
-"""What a forked process has lost: OpenMP's threads stay in its parent, and whoever asks for them waits forever."""
+"""What a forked process has lost: the threads of torch's operators. They stay in its parent, and whoever asks for them
+waits forever. (The C forward starts workers of its own.)"""
 
 from __future__ import annotations
 
@@ -6,25 +7,18 @@ import os
 
 import torch
 
-
-class _Pool:
-    used = lost = False
+_used = False
 
 
 def note_use() -> None:
-    """A model computes in this process from now on."""
-    _Pool.used = True
-
-
-def pool_is_lost() -> bool:
-    """Whether this process was forked from one that had computed: it has one thread."""
-    return _Pool.lost
+    """A model computes in this process from now on, and torch's operators beside it."""
+    global _used
+    _used = True
 
 
 def _after_fork() -> None:
-    if _Pool.used:
-        _Pool.lost = True
-        torch.set_num_threads(1)  # torch's own operators would wait as well
+    if _used:
+        torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):

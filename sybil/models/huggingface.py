@@ -37,6 +37,10 @@ class AlignedCache:
         self.held = self.lengths  # tokens a row in the slots, rejected ones included; the largest is the slots' number
         self.slots = DynamicCache()  # every token of every layer: a window that forgets could not be rolled back
 
+    def take_over(self, other: AlignedCache) -> None:
+        """See models.Cache."""
+        self.lengths, self.held, self.slots = other.lengths, other.held, other.slots
+
     def settle(self) -> None:
         """Drop what lies beyond each row's length; the rows then end side by side."""
         rejected = self.held - self.lengths

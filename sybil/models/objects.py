@@ -28,7 +28,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from sybil.errors import SybilError, UnsupportedModel
 from sybil.models.checkpoints import templates
-from sybil.models.checkpoints.families import Family, understood
+from sybil.models.checkpoints.families import understood
+from sybil.models.checkpoints.sources import Family
 from sybil.models.checkpoints.weights import State
 from sybil.models.folders import Checkpoint, plain
 from sybil.models.shape import Rotary, Shape
@@ -36,6 +37,7 @@ from sybil.models.storage import FORMATS
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 """transformers' ways to compute the same attention."""
+_EMBEDDING_SCALE = "embed_scale"
 CALLED = ("forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
 HOMES = tuple(f"{Path(str(each.__file__)).parent}{os.sep}" for each in (torch, transformers))
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -74,7 +76,7 @@ def of_model(model: nn.Module, tokenizer: Any) -> Checkpoint:
     reason = difference(model) if known else "Sybil has no forward for its config"
     if reason:
         logging.getLogger(__name__).info("%s runs through its own forward: %s", type(model).__name__, reason)
-    trusted = None if reason or known is None else (known[0], _with_frequencies(known[1], inner))
+    trusted = None if reason or known is None else (known[0], _with_buffers(known[1], inner))
     return Checkpoint(
         name=type(inner).__name__,
         config=config,
@@ -101,12 +103,20 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters(remove_duplicate=False)}
 
 
-def _with_frequencies(shape: Shape, model: nn.Module) -> Shape:
-    """The shape with the rotary frequencies that the object holds, which are the config's rounded to its dtype."""
-    held = [buffer for name, buffer in model.named_buffers() if name.endswith(".inv_freq")]
-    if not shape.rotary or not held:
-        return shape
-    return replace(shape, rotary=Rotary(shape.rotary.size, tuple(held[0].float().tolist())))
+def _with_buffers(shape: Shape, model: PreTrainedModel) -> Shape:
+    """The shape with the numbers that the object holds in place of the config's, which its dtype may have rounded:
+    rotary frequencies, by kind of layer where there are several, and the scale of embeddings."""
+    held = {name.rpartition(".")[2]: buffer for name, buffer in model.named_buffers()}
+    kinds = getattr(model.config, "layer_types", None) or [""] * shape.layers
+    attentions = []
+    for attention, kind in zip(shape.attentions, kinds, strict=True):
+        frequencies = held.get(f"{kind}_inv_freq", held.get("inv_freq"))
+        if attention.rotary and frequencies is not None:
+            rotary = Rotary(attention.rotary.size, tuple(frequencies.float().tolist()))
+            attention = replace(attention, rotary=rotary)
+        attentions.append(attention)
+    scale = float(held[_EMBEDDING_SCALE]) if _EMBEDDING_SCALE in held else shape.embedding_scale
+    return replace(shape, attentions=tuple(attentions), embedding_scale=scale)
 
 
 def difference(model: nn.Module) -> str:
@@ -164,8 +174,8 @@ def _of_part(part: nn.Module, pristine: nn.Module) -> Iterator[str]:
         yield "has forward hooks"
     if _sizes(held["_parameters"]) != _sizes(wanted["_parameters"]):
         yield "has other weights than the config makes"
-    if _sizes(held["_buffers"]) != _sizes(wanted["_buffers"]) or not all(map(_is_frequency, held["_buffers"])):
-        yield "has other buffers than rotary frequencies"
+    if _sizes(held["_buffers"]) != _sizes(wanted["_buffers"]) or not all(map(_is_number_of_shape, held["_buffers"])):
+        yield "has other buffers than rotary frequencies and a scale of embeddings"
     for name in (held.keys() | wanted.keys()) - OF_EVERY_MODULE - WITHOUT_EFFECT - {"config"}:
         if name not in wanted:  # what code doesn't know, it doesn't ask for, unless the class has it too
             if hasattr(type(part), name):
@@ -178,8 +188,9 @@ def _sizes(tensors: Mapping[str, Tensor | None]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items() if tensor is not None}
 
 
-def _is_frequency(name: str) -> bool:
-    return name in ("inv_freq", "original_inv_freq")
+def _is_number_of_shape(name: str) -> bool:
+    """Whether ours has a buffer's numbers in its shape: _with_buffers."""
+    return name == _EMBEDDING_SCALE or name.endswith(("inv_freq", "original_inv_freq"))
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -234,7 +245,9 @@ def _of_attention(model: PreTrainedModel) -> str:
     """Whether another attention than transformers' own is chosen, or registered under the name of one of its own."""
     home = sys.modules[type(model).__module__]
     for way in {str(part.config._attn_implementation) for part in model.modules() if hasattr(part, "config")}:
-        if way not in ATTENTION:
+        if way not in ATTENTION or (
+            way == "sdpa" and not model._supports_sdpa
+        ):  # Gemma 2 is capped, and sdpa caps none
             return f"its attention is {way}"
         attend = home.ALL_ATTENTION_FUNCTIONS.get_interface(way, home.eager_attention_forward)
         if not _is_theirs(attend) or not _is_theirs(ALL_MASK_ATTENTION_FUNCTIONS.get(way)):

@@ -1,4 +1,5 @@
-"""transformers' own model of a folder that Sybil's own forward doesn't know, or whose weights are quantised."""
+"""transformers' own model: of a folder that Sybil's own forward doesn't know or whose weights are quantised, and of any
+other that Sybil is compared with."""
 
 from __future__ import annotations
 
@@ -6,11 +7,15 @@ import importlib.util
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sybil.errors import NotAModel, PackageMissing, SybilError, WeightsMismatch, shown, told
+from sybil.models.checkpoints.families import FAMILIES
 from sybil.models.checkpoints.fields import Fields, check_foreign
 from sybil.models.checkpoints.files import check_folder
+from sybil.models.checkpoints.sources import Family
 from sybil.models.checkpoints.tokenizers import quiet
 from sybil.models.folders import Checkpoint
 from sybil.models.huggingface import HuggingFaceModel
@@ -57,9 +62,11 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Hu
 
 
 def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """transformers' own model of a checkpoint in a folder, from safetensors.
+    """transformers' own model of a checkpoint in a folder, from safetensors, or of a GGUF file's dequantised weights.
 
     Raises NotAModel, WeightsMismatch, or PackageMissing."""
+    if checkpoint.file is not None:
+        return _of_file(checkpoint, dtype, device)
     folder, quantised = checkpoint.folder, bool(checkpoint.config.get("quantization_config"))
     assert folder is not None
     if quantised:
@@ -93,6 +100,50 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
         )
     loaded: PreTrainedModel = model if quantised else model.to(device)
     return loaded
+
+
+def _of_file(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """transformers' own model of a GGUF file, whose weights are named and arranged as transformers has them."""
+    assert checkpoint.stored is not None
+    fields = {name: value for name, value in checkpoint.config.items() if name != "model_type"}
+    family = FAMILIES[checkpoint.config["model_type"]]
+    with quiet():
+        try:
+            config = AutoConfig.for_model(checkpoint.config["model_type"], **fields)
+            state = {name: _theirs(checkpoint, family, name) for name in checkpoint.stored.shapes}
+            model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+            )
+        except SybilError:
+            raise
+        except Exception as error:
+            raise NotAModel(
+                f"{checkpoint.file} can't be loaded by transformers ({told(error)}): use its Hugging Face model folder"
+            ) from None
+    odd = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]))
+    if odd:
+        raise WeightsMismatch(
+            f"{checkpoint.file} has other weights than transformers asks for, {odd[0]} the first: use its Hugging Face "
+            "model folder"
+        )
+    loaded: PreTrainedModel = model.to(device)
+    return loaded
+
+
+def _theirs(checkpoint: Checkpoint, family: Family, name: str) -> Tensor:
+    """A GGUF file's weight as transformers has it. What Gemma adds to its norms is taken off: this rounds, by less than
+    the norms of a model in bfloat16 are rounded already."""
+    assert checkpoint.stored is not None
+    assert checkpoint.known is not None
+    weight, prefix = checkpoint.stored.read(name), family.prefixes[0]
+    if family.transposed and weight.dim() == 2 and name.startswith(prefix + family.layer.split("{")[0]):
+        return weight.T.contiguous()
+    if family.interleaved and any(f".{each}." in name for each in family.names["query_key_value"]):
+        heads = checkpoint.known[1].heads
+        return weight.view(3, heads, -1, *weight.shape[1:]).transpose(0, 1).reshape(weight.shape)
+    if family.norm_offset and name.endswith("norm.weight"):
+        return weight - family.norm_offset
+    return weight
 
 
 def _check_packages(checkpoint: Checkpoint) -> None:

@@ -12,6 +12,7 @@ from sybil.allocation import taking
 from sybil.transfer import CPU
 
 Activation = Literal["none", "gelu_tanh", "gelu", "relu", "silu"]
+_OF_INPUTS, _OF_OUTPUTS = ("attention_norm", "mlp_norm"), ("attention_out_norm", "mlp_out_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,16 @@ class Rotary:
             frequencies = torch.tensor(self.inverse_frequencies, dtype=torch.float32, device=device)
             angles = torch.arange(context, dtype=torch.int64, device=device)[:, None].float() * frequencies
             return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What one layer's attention may have otherwise than another's."""
+
+    rotary: Rotary | None = None
+    """None: queries and keys are not rotated."""
+    window: int | None = None
+    """A token sees itself and the window - 1 before it; None: all before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,20 +66,28 @@ class Shape:
     """act(gate) * up in place of act(in)."""
     norm: Literal["layer", "rms"] = "layer"
     epsilon: float
-    post_norm: bool = False
-    """x = norm(x + f(x)) in place of x + f(norm(x))."""
+    normed: Literal["input", "output", "both", "sum"] = "input"
+    """x + f(norm(x)), x + norm(f(x)), x + norm(f(norm(x))) or norm(x + f(x))."""
     parallel: bool = False
     """x + attention(norm(x)) + mlp(other norm(x)) in place of one after the other."""
     final_norm: bool = True
+    embedding_scale: float = 1.0
+    """What a token's embedding is multiplied by; not where the same weights are the head."""
+    residual_scale: float = 1.0
+    """What f's output is multiplied by before it is added."""
+    logit_divisor: float = 1.0
+    logit_cap: float = 0.0
+    """logits = cap * tanh(logits / cap); 0: no cap."""
     attention_scale: float = 0.0
     """0: 1 / sqrt(head_size)."""
+    attention_cap: float = 0.0
+    """cap * tanh(scaled score / cap) before the softmax; 0: no cap."""
     position_offset: int | None = None
     """Row of the first position in the table of learned positions; None: no table."""
-    rotary: Rotary | None = None
-    query_key_norm: bool = False
-    """Each head's query and key are normalised before they are rotated."""
-    window: int | None = None
-    """A token sees itself and the window - 1 before it; None: all before it."""
+    attentions: tuple[Attention, ...] = ()
+    """Each layer's; (): none is rotated, and each sees all."""
+    query_key_norm: Literal["none", "head", "whole"] = "none"
+    """Queries and keys are normalised before they are rotated: each head by itself, or all heads as one."""
     tied_head: bool
 
     def __post_init__(self) -> None:
@@ -76,7 +95,17 @@ class Shape:
         self._default("head_size", self.width // self.heads)
         self._default("embedding_width", self.width)
         self._default("attention_scale", self.head_size**-0.5)
+        self._default("attentions", (Attention(),) * self.layers)
 
-    def _default(self, name: str, value: float) -> None:
+    def norms(self) -> dict[str, int]:
+        """A layer's norms: over how many numbers each is."""
+        names = {"input": _OF_INPUTS, "output": _OF_OUTPUTS, "both": _OF_INPUTS + _OF_OUTPUTS, "sum": _OF_INPUTS}
+        sizes = dict.fromkeys(names[self.normed], self.width)
+        if self.query_key_norm == "none":
+            return sizes
+        heads = (self.heads, self.kv_heads) if self.query_key_norm == "whole" else (1, 1)
+        return sizes | {"query_norm": heads[0] * self.head_size, "key_norm": heads[1] * self.head_size}
+
+    def _default(self, name: str, value: object) -> None:
         if not getattr(self, name):
             object.__setattr__(self, name, value)

@@ -56,16 +56,19 @@ static void place_product(Product *product, void **arrays) {
 }
 
 static void place_block(Block *block, void **arrays) {
-    Norm *norms[] = {&block->attention_norm, &block->mlp_norm, &block->query_norm, &block->key_norm};
+    Norm *norms[] = {&block->attention_norm,     &block->mlp_norm,   &block->attention_out_norm,
+                     &block->mlp_out_norm, &block->query_norm, &block->key_norm};
     Product *products[] = {&block->query_key_value, &block->attention_out, &block->mlp_in, &block->mlp_out};
-    for (int each = 0; each < 4; each++) place_norm(norms[each], arrays), place_product(products[each], arrays);
+    for (int each = 0; each < 6; each++) place_norm(norms[each], arrays);
+    for (int each = 0; each < 4; each++) place_product(products[each], arrays);
+    place_floats(&block->cosines, arrays);
+    place_floats(&block->sines, arrays);
 }
 
 static void place_model(Model *m, void **arrays) {
     Product *products[] = {&m->token_embedding, &m->head, &m->project_in, &m->project_out};
-    Floats *tables[] = {&m->positions, &m->cosines, &m->sines};
     for (int each = 0; each < 4; each++) place_product(products[each], arrays);
-    for (int each = 0; each < 3; each++) place_floats(tables[each], arrays);
+    place_floats(&m->positions, arrays);
     place_norm(&m->final_norm, arrays);
 }
 
@@ -103,6 +106,7 @@ int main(void) {
             const char *refusal = sybil_forward(m, &cache, tokens, lengths, call.count, logits, scratch,
                                                 call.told_scratch_floats, call.threads);
             say(refusal, logits, call.logits);
+            while (sybil_late()) sched_yield(); /* who may still read what is freed here */
             free(lengths), free(tokens), free(scratch), free(logits);
         }
         free(keys), free(values), free(block), free(m);

@@ -6,15 +6,13 @@ UnsupportedModel.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from sybil.errors import NotAModel, UnsupportedModel, WeightsMismatch, shown
-from sybil.models.checkpoints.fields import Fields
-from sybil.models.shape import Activation, Rotary, Shape
+from sybil.errors import WeightsMismatch
+from sybil.models.checkpoints.fields import Fields, unknown
+from sybil.models.checkpoints.rotations import of_kinds, rotary
+from sybil.models.shape import Activation, Attention, Rotary, Shape
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
@@ -24,6 +22,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
 }
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 _FIELDS = {
     "vocab_size": "vocab_size",
     "context": "max_position_embeddings",
@@ -36,18 +35,8 @@ _FIELDS = {
 }
 
 
-def unknown(name: str, value: object) -> UnsupportedModel:
-    """The error for an option that has to go through transformers."""
-    return UnsupportedModel(
-        f"config.json has {name} {shown(value)}, which Sybil's own forward does not know: "
-        "load it through HuggingFaceModel"
-    )
-
-
 def _fields(config: Fields, **theirs: str) -> dict[str, Any]:
     """The fields of Shape that every family has; theirs: their names where they aren't the usual ones."""
-    if config.get("layer_types"):
-        raise unknown("layer_types", config["layer_types"])
     names = _FIELDS | theirs
     fields: dict[str, Any] = {ours: config[name] for ours, name in names.items()}
     if fields["activation"] not in _ACTIVATIONS:
@@ -65,63 +54,6 @@ def _ratio(config: Fields, whole: str, part: str) -> int:
             "the first must be a multiple of the second"
         )
     return int(config[whole] // config[part])
-
-
-def _rotary(
-    config: Fields, head_size: int, theta: str = "rope_theta", part: str = "", default_part: float = 1.0
-) -> Rotary | None:
-    """part: the field that says which part of a head is rotated, where the family has one."""
-    rope = config.part("rope_scaling", "rope_parameters")
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ("default", "linear", "llama3") and not _has_one_factor_each(rope, kind):
-        raise unknown("rope_type", kind)
-    if rope.parts():
-        raise unknown("rope_parameters", rope.parts())
-    base = rope.get("rope_theta") or config.get(theta) or 10000.0
-    rotated = rope.get("partial_rotary_factor")
-    if rotated is None:
-        rotated = config.get(part or "partial_rotary_factor")
-    rotated = default_part if rotated is None else rotated
-    if not part and rotated != 1:
-        raise unknown("partial_rotary_factor", rotated)
-    dimensions = int(head_size * rotated)
-    # float32 operations in transformers' order: each frequency is to be the same number
-    frequencies = 1.0 / (base ** (torch.arange(0, dimensions, 2, dtype=torch.float32, device="cpu") / dimensions))
-    if kind == "linear":
-        frequencies = frequencies / rope["factor"]
-    if kind == "llama3":
-        original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
-        frequencies = _llama3(frequencies, rope, original or config["max_position_embeddings"])
-    if kind == "longrope":
-        frequencies = _divided(base, dimensions, rope["long_factor"])
-    size = 2 * len(frequencies)
-    if size > head_size:
-        raise WeightsMismatch(f"config.json has heads of {head_size} dimensions and rotates {size}: make them even")
-    if not (frequencies * config["max_position_embeddings"]).isfinite().all():
-        raise NotAModel(f"config.json has rope_theta {base:g}, and its rotations have no finite angles: mend the file")
-    return Rotary(size, tuple(frequencies.tolist())) if size else None
-
-
-def _has_one_factor_each(rope: Fields, kind: str) -> bool:
-    """Whether each frequency is divided by a factor, the same whatever a text's length, as in GGUF files."""
-    return kind == "longrope" and rope.get("attention_factor") == 1 and rope["short_factor"] == rope["long_factor"]
-
-
-def _divided(base: float, dimensions: int, factors: tuple[float, ...]) -> Tensor:
-    if len(factors) != dimensions // 2:
-        raise WeightsMismatch(f"config.json has {len(factors)} factors for {dimensions // 2} frequencies: name each")
-    powers = base ** (torch.arange(0, dimensions, 2, dtype=torch.float32, device="cpu") / dimensions)
-    return 1.0 / (torch.tensor(factors, dtype=torch.float32, device="cpu") * powers)
-
-
-def _llama3(frequencies: Tensor, rope: Fields, original: int) -> Tensor:
-    """Long waves stretched by the factor, short ones as they are, those between interpolated (Llama 3.1)."""
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    waves = 2 * math.pi / frequencies
-    stretched = torch.where(waves > original / low, frequencies / factor, frequencies)
-    smooth = (original / waves - low) / (high - low)
-    between = (waves >= original / high) & (waves <= original / low)
-    return torch.where(between, (1 - smooth) * stretched / factor + smooth * stretched, stretched)
 
 
 def gpt2(config: Fields) -> Shape:
@@ -152,7 +84,7 @@ def opt(config: Fields) -> Shape:
         **_fields(config, inner="ffn_dim", activation="activation_function"),
         epsilon=1e-5,  # torch's default: OPT's config has no field for it
         embedding_width=config["word_embed_proj_dim"] or 0,
-        post_norm=not before,
+        normed="input" if before else "sum",
         final_norm=before and not config["_remove_final_layer_norm"],
         position_offset=2,
     )
@@ -161,23 +93,26 @@ def opt(config: Fields) -> Shape:
 def neox(config: Fields) -> Shape:
     """GPT-NeoX, Pythia."""
     fields = _fields(config, epsilon="layer_norm_eps")
-    rotary = _rotary(config, fields["head_size"], "rotary_emb_base", "rotary_pct", 0.25)
-    return Shape(**fields, parallel=config["use_parallel_residual"], rotary=rotary)
+    rotations = rotary(config, fields["head_size"], "rotary_emb_base", "rotary_pct", 0.25)
+    attentions = (Attention(rotations),) * fields["layers"]
+    return Shape(**fields, parallel=config["use_parallel_residual"], attentions=attentions)
 
 
-def llama(config: Fields, *, part: str = "", **rest: Any) -> Shape:
-    """Llama, and its kin with what they have besides; part: see _rotary."""
-    fields = _fields(config, epsilon="rms_norm_eps", head_size="head_dim")
+def llama(config: Fields, *, window: int | None = None, part: str = "", **rest: Any) -> Shape:
+    """Llama, and its kin with what they have besides; part: see rotary()."""
+    if config.get("layer_types"):
+        raise unknown("layer_types", config["layer_types"])
+    fields = _gated(config)
+    rotations = rotary(config, fields["head_size"], part=part)
+    return Shape(**fields, attentions=(Attention(rotations, window),) * fields["layers"], **rest)
+
+
+def _gated(config: Fields, **theirs: str) -> dict[str, Any]:
+    """The fields of Shape that Llama and its kin have, but for attentions; theirs: see _fields."""
     if config["num_key_value_heads"] is not None:
         _ratio(config, "num_attention_heads", "num_key_value_heads")
-    return Shape(
-        **fields,
-        kv_heads=config["num_key_value_heads"] or 0,
-        gated=True,
-        norm="rms",
-        rotary=_rotary(config, fields["head_size"], part=part),
-        **rest,
-    )
+    fields = _fields(config, epsilon="rms_norm_eps", head_size="head_dim", **theirs)
+    return fields | {"kv_heads": config["num_key_value_heads"] or 0, "gated": True, "norm": "rms"}
 
 
 def mistral(config: Fields) -> Shape:
@@ -190,16 +125,104 @@ def phi3(config: Fields) -> Shape:
     return llama(config, window=config["sliding_window"], part="partial_rotary_factor")
 
 
+def _attentions(
+    config: Fields, default: Sequence[str], window: int | None, rotations: Callable[[int, str], Rotary | None]
+) -> tuple[Attention, ...]:
+    """Each layer's attention; default: the kinds of layers where the config names none; window: that of layers with
+    one; rotations(layer, kind): its rotations."""
+    kinds, layers = config["layer_types"] or default, config["num_hidden_layers"]
+    if len(kinds) != layers:
+        raise WeightsMismatch(f"config.json has {len(kinds)} layer_types and num_hidden_layers {layers}: name each")
+    if {*kinds} - {_FULL, _SLIDING} or (_SLIDING in kinds and window is None):
+        raise unknown("layer_types", f"{' and '.join(sorted({*kinds}))}, sliding_window {window}")
+    return tuple(
+        Attention(rotations(layer, kind), window if kind == _SLIDING else None) for layer, kind in enumerate(kinds)
+    )
+
+
 def qwen(config: Fields) -> Shape:
     """Qwen2 and Qwen3."""
     window = config["sliding_window"] if config["use_sliding_window"] else None
     layers = config["num_hidden_layers"]
     full = layers if window is None else min(layers, config["max_window_layers"])
-    kinds = config["layer_types"] or ("full_attention",) * full + ("sliding_attention",) * (layers - full)
-    if len(kinds) != layers:
-        raise WeightsMismatch(f"config.json has {len(kinds)} layer_types and num_hidden_layers {layers}: name each")
-    if {*kinds} == {"full_attention"}:
-        window = None
-    elif {*kinds} != {"sliding_attention"} or window is None:
-        raise unknown("layer_types", f"{' and '.join(sorted({*kinds}))}, sliding_window {window}")
-    return llama(config.without("layer_types"), window=window, query_key_norm=config["model_type"] == "qwen3")
+    fields = _gated(config)
+    rotations = rotary(config, fields["head_size"])
+    kinds = [_FULL] * full + [_SLIDING] * (layers - full)
+    return Shape(
+        **fields,
+        attentions=_attentions(config, kinds, window, lambda layer, kind: rotations),
+        query_key_norm="head" if config["model_type"] == "qwen3" else "none",
+    )
+
+
+def smollm3(config: Fields) -> Shape:
+    """SmolLM3: some layers without rotations."""
+    window = config["sliding_window"] if config["use_sliding_window"] else None
+    layers, every = config["num_hidden_layers"], config["no_rope_layer_interval"]
+    rotated = config["no_rope_layers"]
+    if rotated is None:
+        rotated = [(layer + 1) % every for layer in range(layers)]
+    if len(rotated) < layers:
+        raise WeightsMismatch(
+            f"config.json has {len(rotated)} no_rope_layers and num_hidden_layers {layers}: name each"
+        )
+    fields = _gated(config)
+    rotations = rotary(config, fields["head_size"])
+    kinds = [_FULL if window is None or rotated[layer] else _SLIDING for layer in range(layers)]
+    return Shape(
+        **fields,
+        attentions=_attentions(config, kinds, window, lambda layer, kind: rotations if rotated[layer] else None),
+    )
+
+
+def olmo2(config: Fields) -> Shape:
+    """OLMo 2."""
+    return llama(config, normed="output", query_key_norm="whole")
+
+
+def granite(config: Fields) -> Shape:
+    """Granite 3."""
+    return llama(
+        config,
+        attention_scale=config["attention_multiplier"],
+        embedding_scale=config["embedding_multiplier"],
+        residual_scale=config["residual_multiplier"],
+        logit_divisor=config["logits_scaling"],
+    )
+
+
+def gemma2(config: Fields) -> Shape:
+    """Gemma 2."""
+    fields = _gemma(config)
+    rotations = rotary(config, fields["head_size"])
+    kinds = [_FULL if layer % 2 else _SLIDING for layer in range(fields["layers"])]
+    return Shape(
+        **fields,
+        attentions=_attentions(config, kinds, config["sliding_window"], lambda layer, kind: rotations),
+        attention_cap=config["attn_logit_softcapping"] or 0.0,
+    )
+
+
+def gemma3(config: Fields) -> Shape:
+    """Gemma 3's language model, whose attention has no cap, whatever its config says."""
+    fields, every = _gemma(config), config["sliding_window_pattern"]
+    rotations = of_kinds(config, fields["head_size"], {_FULL: "rope_theta", _SLIDING: "rope_local_base_freq"})
+    kinds = [_SLIDING if (layer + 1) % every else _FULL for layer in range(fields["layers"])]
+    return Shape(
+        **fields,
+        attentions=_attentions(config, kinds, config["sliding_window"], lambda layer, kind: rotations[kind]),
+        query_key_norm="head",
+    )
+
+
+def _gemma(config: Fields) -> dict[str, Any]:
+    """What Gemma 2 and 3 have in common."""
+    if config.get("use_bidirectional_attention"):
+        raise unknown("use_bidirectional_attention", True)
+    fields = _gated(config, activation="hidden_activation")
+    return fields | {
+        "normed": "both",
+        "embedding_scale": fields["width"] ** 0.5,
+        "attention_scale": config["query_pre_attn_scalar"] ** -0.5,
+        "logit_cap": config["final_logit_softcapping"] or 0.0,
+    }

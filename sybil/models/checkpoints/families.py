@@ -1,129 +1,16 @@
-"""transformers' families: whose stored tensors our weights are, and what a config.json that leaves fields out means."""
+"""transformers' families: what their tensors are called, and what a config.json that leaves fields out means."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
-
-from torch import Tensor
 
 from sybil.errors import UnsupportedModel
 from sybil.models.checkpoints import configs
-from sybil.models.checkpoints.fields import Fields
+from sybil.models.checkpoints.fields import Fields, unknown
+from sybil.models.checkpoints.sources import Family
 from sybil.models.shape import Shape
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Which stored tensors one of our weights is made of, one beneath the other.
-
-    size: ours; parts: each stored name and its shape; heads: where the rows are stored head by head, each head's
-    query, key and value together, and not all queries first."""
-
-    size: tuple[int, ...]
-    parts: tuple[tuple[str, tuple[int, ...]], ...]
-    transposed: bool = False
-    heads: int = 0
-
-    @property
-    def is_stored_so(self) -> bool:
-        """Whether ours is one stored tensor as it is."""
-        return len(self.parts) == 1 and not self.transposed and not self.heads
-
-    def arranged(self, part: Tensor) -> Tensor:
-        """A stored tensor with its rows and columns in our order."""
-        if self.transposed and part.dim() == 2:
-            return part.T
-        return part.view(self.heads, 3, -1, *part.shape[1:]).transpose(0, 1).flatten(0, 2) if self.heads else part
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A family's config and its names, ours -> theirs; several of theirs are one beneath the other in ours.
-
-    prefixes: what a checkpoint may put before them; biased: our products that have a bias; transposed: products
-    are stored (inputs, outputs); interleaved: see Source.heads."""
-
-    defaults: Mapping[str, Any]
-    shape: Callable[[Fields], Shape]
-    biased: Callable[[Fields], Collection[str]]
-    prefixes: tuple[str, ...]
-    embedding: str
-    layer: str
-    names: Mapping[str, tuple[str, ...]]
-    final_norm: str
-    positions: str = ""
-    head: tuple[str, ...] = ("lm_head.weight",)
-    """Names that the head may have, without a prefix."""
-    transposed: bool = False
-    interleaved: bool = False
-
-    def prefix(self, stored: Collection[str]) -> str:
-        """The prefix that the stored names have."""
-        probe = f"{self.layer.format(0)}{self.names['attention_norm'][0]}.weight"
-        return next((prefix for prefix in self.prefixes if prefix + probe in stored), self.prefixes[0])
-
-    def sources(
-        self, config: Mapping[str, Any], shape: Shape, prefix: str, embedding: str, head: str
-    ) -> Iterator[tuple[str, Source]]:
-        """Our weights' names and where each comes from; embedding and head are the stored names of those two.
-
-        They are made as they are asked for: a config may ask for more layers than there is memory for their names."""
-        width, inner = shape.width, shape.inner
-        queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-        products = {  # rows and columns of ours
-            "query_key_value": ((queries, keys, keys), width),
-            "attention_out": ((width,), queries),
-            "mlp_in": ((inner, inner) if shape.gated else (inner,), width),
-            "mlp_out": ((width,), inner),
-        }
-        norms = {"attention_norm": width, "mlp_norm": width}
-        if shape.query_key_norm:
-            norms |= dict.fromkeys(("query_norm", "key_norm"), shape.head_size)
-        biased = self.biased(Fields(config, self.defaults))
-        kinds = ("weight", "bias") if shape.norm == "layer" else ("weight",)
-
-        yield _plain("token_embedding", embedding, shape.vocab_size, shape.embedding_width)
-        if shape.position_offset is not None:
-            yield _plain("position_embedding", prefix + self.positions, shape.context + shape.position_offset, width)
-        if shape.embedding_width != width:
-            yield _plain("project_in.weight", f"{prefix}project_in.weight", width, shape.embedding_width)
-            yield _plain("project_out.weight", f"{prefix}project_out.weight", shape.embedding_width, width)
-        for layer in range(shape.layers):
-            theirs = {
-                ours: tuple(prefix + self.layer.format(layer) + name for name in names)
-                for ours, names in self.names.items()
-            }
-            for name, size in norms.items():
-                for kind in kinds:
-                    yield _plain(f"{layer}.{name}.{kind}", f"{theirs[name][0]}.{kind}", size)
-            for name, (rows, columns) in products.items():
-                heads = shape.heads if self.interleaved and len(rows) == 3 else 0
-                yield from self._product(f"{layer}.{name}", theirs[name], rows, columns, heads, name in biased)
-        if shape.final_norm:
-            for kind in kinds:
-                yield _plain(f"final_norm.{kind}", f"{prefix}{self.final_norm}.{kind}", width)
-        if not shape.tied_head:
-            yield _plain("head.weight", head, shape.vocab_size, shape.embedding_width)
-
-    def _product(
-        self, ours: str, theirs: tuple[str, ...], rows: tuple[int, ...], columns: int, heads: int, biased: bool
-    ) -> Iterator[tuple[str, Source]]:
-        """A product's weight, and its bias where it has one."""
-        total = sum(rows)
-        pieces = list(zip(theirs, rows if len(theirs) > 1 else (total,), strict=True))
-        weights = [(f"{name}.weight", (columns, n) if self.transposed else (n, columns)) for name, n in pieces]
-        yield f"{ours}.weight", Source((total, columns), tuple(weights), self.transposed, heads)
-        if biased:
-            biases = [(f"{name}.bias", (n,)) for name, n in pieces]
-            yield f"{ours}.bias", Source((total,), tuple(biases), heads=heads)
-
-
-def _plain(ours: str, theirs: str, *size: int) -> tuple[str, Source]:
-    """A weight that is one stored tensor as it is."""
-    return ours, Source(size, ((theirs, size),))
-
 
 _ALL = ("query_key_value", "attention_out", "mlp_in", "mlp_out")
 _ATTENTION, _MLP = _ALL[:2], _ALL[2:]
@@ -310,6 +197,91 @@ _QWEN3 = replace(
     biased=lambda config: _ATTENTION if config["attention_bias"] else (),
 )
 
+_SMOLLM3 = replace(
+    _LLAMA,
+    defaults={
+        **_LLAMA.defaults,
+        "vocab_size": 128256,
+        "max_position_embeddings": 32768,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "hidden_size": 2048,
+        "rope_theta": 2000000.0,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "no_rope_layers": None,
+        "no_rope_layer_interval": 4,
+        "layer_types": None,
+        "tie_word_embeddings": True,
+    },
+    shape=configs.smollm3,
+)
+
+_OLMO2 = replace(
+    _LLAMA,
+    defaults={**_LLAMA.defaults, "vocab_size": 50304, "rms_norm_eps": 1e-5},
+    shape=configs.olmo2,
+    biased=lambda config: _ATTENTION if config["attention_bias"] else (),
+    names={
+        **_LLAMA.names,
+        "attention_out_norm": ("post_attention_layernorm",),
+        "mlp_out_norm": ("post_feedforward_layernorm",),
+    },
+)
+
+_GRANITE = replace(
+    _LLAMA,
+    defaults={
+        **_LLAMA.defaults,
+        "embedding_multiplier": 1.0,
+        "attention_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+    },
+    shape=configs.granite,
+)
+
+_GEMMA2 = replace(
+    _OLMO2,
+    defaults={
+        "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-6,
+        "attention_bias": False,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "layer_types": None,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+    },
+    shape=configs.gemma2,
+    names={**_OLMO2.names, "mlp_norm": ("pre_feedforward_layernorm",)},
+    norm_offset=1.0,
+)
+
+_GEMMA3 = replace(
+    _GEMMA2,
+    defaults={
+        **_GEMMA2.defaults,
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window_pattern": 6,
+        "final_logit_softcapping": None,
+    },
+    shape=configs.gemma3,
+)
+
 FAMILIES: Mapping[str, Family] = {
     "gpt2": _GPT2,
     "opt": _OPT,
@@ -319,6 +291,11 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": _PHI3,
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
+    "smollm3": _SMOLLM3,
+    "olmo2": _OLMO2,
+    "granite": _GRANITE,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA3,
 }
 """By config.json's model_type."""
 
@@ -329,12 +306,12 @@ def understand(config: Mapping[str, Any]) -> tuple[Family, Shape]:
     fields = Fields(config)
     family = FAMILIES.get(fields.get("model_type"))
     if family is None:
-        raise configs.unknown("model_type", config.get("model_type"))
+        raise unknown("model_type", config.get("model_type"))
     for name in ("quantization_config", "per_layer_config"):
         if fields.get(name):
-            raise configs.unknown(name, "set")
+            raise unknown(name, "set")
     if fields.get("is_causal") is False:
-        raise configs.unknown("is_causal", False)
+        raise unknown("is_causal", False)
     whole = Fields(config, family.defaults)
     family.biased(whole)  # read here for its fields to be checked with all others
     return family, family.shape(whole)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sybil.errors import NotAModel, one_line, shown
+from sybil.errors import NotAModel, UnsupportedModel, one_line, shown
 
 LONGEST_TEXT = 100
 
@@ -80,6 +80,11 @@ def _words(value: Any) -> tuple[str, ...] | None:
     return tuple(value) if fits else None
 
 
+def _marks(value: Any) -> tuple[bool, ...] | None:
+    fits = isinstance(value, list | tuple) and all(isinstance(each, int) and each in (0, 1) for each in value)
+    return tuple(map(bool, value)) if fits else None
+
+
 def _factors(value: Any) -> tuple[float, ...] | None:
     fits = isinstance(value, list | tuple) and len(value) <= 2**16
     read = tuple(map(POSITIVE.taken, value)) if fits else (None,)
@@ -103,9 +108,12 @@ TOKEN_IDS = Kind(f"{_TOKEN_ID.allowed}, a list of such", _token_ids)
 """Of a model or of its tokenizer; one beyond the vocabulary is never drawn."""
 TRUTH, PART = _only(bool, "true or false"), _only(Mapping, "an object")
 TEXT, WORDS = Kind("a word", _text), Kind("a list of words", _words)
+MARKS = Kind("a list of 0 and 1", _marks)
 WIDTH, INNER, HEADS, LAYERS = whole(1, 2**20), whole(1, 2**24), whole(1, 2**16), whole(1, 2**16)
 CONTEXT, LENGTH = whole(1, 2**24), whole(1, 2**31 - 1)
 EPSILON, POSITIVE, SHARE = number(0, 1), number(0, above=True), number(0, 1)
+SCALE = number(1e-30, 1e30)
+"""What numbers are multiplied by: float32 holds it."""
 FACTORS = Kind("a list of numbers above 0", _factors)
 
 FIELDS: Mapping[str, Kind] = {
@@ -126,6 +134,7 @@ FIELDS: Mapping[str, Kind] = {
     "ffn_dim": INNER,
     "n_inner": or_null(INNER),
     "hidden_act": TEXT,
+    "hidden_activation": TEXT,
     "activation_function": TEXT,
     "layer_norm_epsilon": EPSILON,
     "layer_norm_eps": EPSILON,
@@ -146,6 +155,17 @@ FIELDS: Mapping[str, Kind] = {
     "sliding_window": or_null(LENGTH),
     "max_window_layers": whole(0, 2**31 - 1),
     "layer_types": or_null(WORDS),
+    "sliding_window_pattern": LENGTH,
+    "no_rope_layers": or_null(MARKS),
+    "no_rope_layer_interval": LENGTH,
+    "use_bidirectional_attention": or_null(TRUTH),
+    "query_pre_attn_scalar": SCALE,
+    "attn_logit_softcapping": or_null(SCALE),
+    "final_logit_softcapping": or_null(SCALE),
+    "embedding_multiplier": SCALE,
+    "attention_multiplier": SCALE,
+    "residual_multiplier": SCALE,
+    "logits_scaling": SCALE,
     "per_layer_config": or_null(PART),
     "quantization_config": or_null(PART),
     "quant_method": TEXT,
@@ -153,7 +173,10 @@ FIELDS: Mapping[str, Kind] = {
     "rope_parameters": or_null(PART),
     "rope_type": or_null(TEXT),
     "type": or_null(TEXT),
+    "full_attention": or_null(PART),
+    "sliding_attention": or_null(PART),
     "rope_theta": or_null(POSITIVE),
+    "rope_local_base_freq": or_null(POSITIVE),
     "rotary_emb_base": or_null(POSITIVE),
     "partial_rotary_factor": or_null(SHARE),
     "rotary_pct": or_null(SHARE),
@@ -168,6 +191,14 @@ FIELDS: Mapping[str, Kind] = {
     "weight_map": Kind("an object of tensors and their files", _weight_map),
 }
 """By its name in config.json, generation_config.json, the weights' index or a part of one: a name means one thing."""
+
+
+def unknown(name: str, value: object) -> UnsupportedModel:
+    """The error for an option that has to go through transformers."""
+    return UnsupportedModel(
+        f"config.json has {name} {shown(value)}, which Sybil's own forward does not know: "
+        "load it through HuggingFaceModel"
+    )
 
 
 class Fields:
@@ -193,13 +224,18 @@ class Fields:
         name = next((name for name in names if self.get(name)), None)
         return Fields(self[name] if name else {}, where=f"{name} of {self._where}")
 
-    def parts(self) -> list[str]:
-        """The names of objects in it that are no fields."""
-        return [name for name, value in self._values.items() if isinstance(value, Mapping) and name not in FIELDS]
+    def names(self) -> set[str]:
+        """Of all fields."""
+        return {*self._values}
 
-    def without(self, name: str) -> Fields:
-        """All others."""
-        return Fields({each: value for each, value in self._values.items() if each != name}, where=self._where)
+    def also(self, other: Fields) -> Fields:
+        """Both, the other's where both have one."""
+        return Fields(other._values, self._values, where=other._where if other._values else self._where)
+
+    def parts(self) -> list[str]:
+        """The names of objects in it that are no fields, or fields that hold one."""
+        held = [name for name, value in self._values.items() if isinstance(value, Mapping)]
+        return [name for name in held if name not in FIELDS or FIELDS[name].allowed == PART.allowed]
 
 
 _LAYER_COUNTS = re.compile(r"(num_|n_)?(hidden_|decoder_|encoder_|transformer_)?(layers?|blocks|depth)")

@@ -1,76 +1,17 @@
-"""GGUF files: metadata and tensors by ggml's names. Every count, length and offset of the header is checked before it
-is followed.
-
-What the numbers mean (types and their sizes, keys, names) is said by the package gguf. Its reader isn't used: it trusts
-the header, and makes an array of each text, which takes 25 s where a file has 262,144 tokens.
-"""
+"""GGUF files: metadata and tensors by ggml's names, of one file or of several that are its parts."""
 
 from __future__ import annotations
 
-import math
 import re
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import torch
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
-from torch import Tensor
+from sybil.errors import NotAModel, one_line, shown
+from sybil.models.checkpoints import ggufheader
+from sybil.models.checkpoints.ggufheader import MAGIC, Contents, Place
 
-from sybil.errors import NotAModel, UnsupportedModel, one_line, shown
-from sybil.models.checkpoints.files import check_regular
-from sybil.models.storage import BlockStorage
-
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
-MOST_NAMED, MOST_ENTRIES = 1 << 16, 1 << 22
-"""Keys or tensors of a file; numbers and texts in all its arrays together."""
-LONGEST_TEXT = 64 << 20
-STORED = {GGMLQuantizationType[word.upper()]: word for word in get_args(BlockStorage)}
-"""The types that are read, and our words for them."""
-
-_NUMBERS = {
-    GGUFValueType.UINT8: "B", GGUFValueType.INT8: "b", GGUFValueType.UINT16: "H", GGUFValueType.INT16: "h",
-    GGUFValueType.UINT32: "I", GGUFValueType.INT32: "i", GGUFValueType.UINT64: "Q", GGUFValueType.INT64: "q",
-    GGUFValueType.FLOAT32: "f", GGUFValueType.FLOAT64: "d", GGUFValueType.BOOL: "?",
-}  # fmt: skip
-"""struct's letters."""
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor lies: file, of so many bytes in all; start, in bytes; shape, in torch's order."""
-
-    file: Path
-    file_bytes: int
-    start: int
-    shape: tuple[int, ...]
-    type: GGMLQuantizationType
-
-    @property
-    def row_bytes(self) -> int:
-        elements, size = GGML_QUANT_SIZES[self.type]
-        return self.shape[-1] // elements * size
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape[:-1]) * self.row_bytes
-
-    def numbers(self) -> Tensor:
-        """The file's bytes, (rows, bytes of a row) uint8, mapped as long as the tensor lives. Raises NotAModel."""
-        whole = _mapped(self.file, self.file_bytes)
-        return whole[self.start : self.start + self.nbytes].view(-1, self.row_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """A file, or several that are the parts of one."""
-
-    metadata: Mapping[str, Any]
-    tensors: Mapping[str, Place]
 
 
 def is_one(path: Path) -> bool:
@@ -103,7 +44,7 @@ def read(path: Path) -> Contents:
     """What a file holds, and the files beside it that are its other parts.
 
     Raises NotAModel where a file is broken or missing, UnsupportedModel where a tensor's type isn't read."""
-    one = _read_one(path)
+    one = ggufheader.read(path)
     count = _whole(one.metadata, "split.count", 1)
     if count in (0, 1):
         return one
@@ -119,7 +60,7 @@ def read(path: Path) -> Contents:
         file = path.with_name(f"{name[1]}-{number + 1:05d}-of-{count:05d}.gguf")
         if not file.exists():
             raise NotAModel(f"{path} is one of {count} parts, and {file.name} isn't beside it: fetch it too")
-        part = _read_one(file)
+        part = ggufheader.read(file)
         if _whole(part.metadata, "split.no", -1) != number or _whole(part.metadata, "split.count", 1) != count:
             raise NotAModel(f"{file} isn't part {number + 1} of {count}, as its name says: download it again")
         twice = sorted(tensors.keys() & part.tensors.keys())
@@ -136,160 +77,3 @@ def read(path: Path) -> Contents:
 def _whole(metadata: Mapping[str, Any], key: str, default: int) -> int:
     value = metadata.get(key, default)
     return value if isinstance(value, int) else -1
-
-
-def _mapped(file: Path, size: int) -> Tensor:
-    """A file's bytes, which take memory as they are read; what is written there never reaches the file."""
-    try:
-        return torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
-    except (RuntimeError, OSError):
-        raise NotAModel(
-            f"{file} can't be mapped into memory as {size} bytes: it has changed, or can't be read"
-        ) from None
-
-
-def _read_one(path: Path) -> Contents:
-    size = check_regular(path)
-    if size < 24:
-        raise NotAModel(f"{path} has {size} bytes, which is no GGUF file: download it again")
-    header = _Header(path, size)
-    tensors, keys = header.start()
-    metadata: dict[str, Any] = {}
-    for _ in range(keys):
-        key = header.text("a key")
-        if key in metadata:
-            raise header.broken(f"has {shown(key)} twice")
-        metadata[key] = header.value(key)
-    return Contents(metadata, header.places(tensors, metadata.get("general.alignment", 32)))
-
-
-class _Header:
-    """A file's header, read from its start to its end. Whatever it says is held to the bytes that are left."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self.path, self.size, self.place, self.entries = path, size, 0, 0
-        self.bytes = _mapped(path, size).numpy().data
-
-    def broken(self, what: str) -> NotAModel:
-        return NotAModel(f"{self.path} {what}: download it again")
-
-    def start(self) -> tuple[int, int]:
-        """How many tensors and how many keys there are."""
-        if self.bytes[:4] != MAGIC:
-            raise NotAModel(f"{self.path} doesn't start with GGUF: give a GGUF file, or a Hugging Face model folder")
-        self.place = 4
-        version = self.number("I")
-        if version not in VERSIONS:
-            if version & 0xFFFF == 0:
-                raise UnsupportedModel(f"{self.path} is big-endian: fetch the little-endian file")
-            raise UnsupportedModel(
-                f"{self.path} is of GGUF version {version}, and 2 and 3 are read: fetch a newer file of the model"
-            )
-        return self.count("tensors", MOST_NAMED, 32), self.count("keys", MOST_NAMED, 13)
-
-    def number(self, letter: str) -> Any:
-        size = struct.calcsize(letter)
-        self.need(size, "a number")
-        (value,) = struct.unpack_from("<" + letter, self.bytes, self.place)
-        self.place += size
-        return value
-
-    def need(self, size: int, what: str) -> None:
-        if size > self.size - self.place:
-            raise self.broken(
-                f"is cut short: {what} at byte {self.place} needs {shown(size)} bytes, and "
-                f"{self.size - self.place} follow"
-            )
-
-    def count(self, of: str, most: int, least_bytes: int) -> int:
-        """How many follow; each takes least_bytes."""
-        count: int = self.number("Q")
-        if count > most:
-            raise self.broken(f"says that it has {count} {of}, and allowed are {most}")
-        self.need(count * least_bytes, f"a list of {count} {of}")
-        return count
-
-    def text(self, what: str) -> str:
-        size = self.number("Q")
-        if size > LONGEST_TEXT:
-            raise self.broken(f"has {what} of {size} bytes at byte {self.place}, and allowed are {LONGEST_TEXT}")
-        self.need(size, what)
-        self.place += size
-        try:
-            return str(self.bytes[self.place - size : self.place], "utf-8")
-        except ValueError:
-            raise self.broken(f"has {what} at byte {self.place - size} that is no UTF-8 text") from None
-
-    def value(self, key: str) -> Any:
-        """A key's value in plain Python."""
-        kind = self.kind(key)
-        if kind in _NUMBERS:
-            return self.number(_NUMBERS[kind])
-        if kind == GGUFValueType.STRING:
-            return self.text(shown(key))
-        kind = self.kind(key)
-        if kind == GGUFValueType.ARRAY:
-            raise self.broken(f"has lists of lists in {shown(key)}, which no model needs")
-        size = 8 if kind == GGUFValueType.STRING else struct.calcsize(_NUMBERS[kind])
-        count = self.count(f"entries of {shown(key)}", MOST_ENTRIES - self.entries, size)
-        self.entries += count
-        if kind == GGUFValueType.STRING:
-            return [self.text(shown(key)) for _ in range(count)]
-        values = struct.unpack_from(f"<{count}{_NUMBERS[kind]}", self.bytes, self.place)
-        self.place += count * size
-        return list(values)
-
-    def kind(self, key: str) -> GGUFValueType:
-        number = self.number("I")
-        try:
-            return GGUFValueType(number)
-        except ValueError:
-            raise self.broken(f"has {shown(key)} of the type {number}, which GGUF doesn't have") from None
-
-    def places(self, count: int, alignment: Any) -> dict[str, Place]:
-        """Where the tensors lie; alignment: what their places are multiples of."""
-        if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-            raise self.broken(f"has general.alignment {shown(alignment)}, and allowed are powers of two from 8")
-        listed = {}
-        for _ in range(count):
-            name, (shape, kind, offset) = self.text("a tensor's name"), self.tensor()
-            if name in listed:
-                raise self.broken(f"has the tensor {shown(name)} twice")
-            listed[name] = shape, kind, offset
-        start = -(-self.place // alignment) * alignment
-        places = {name: self.placed(name, *each, start, alignment) for name, each in listed.items()}
-        total = sum(place.nbytes for place in places.values())
-        if start + total > self.size:
-            raise self.broken(f"has {self.size} bytes, and its tensors lie over each other or take {total}")
-        return places
-
-    def tensor(self) -> tuple[tuple[int, ...], int, int]:
-        """A tensor's shape, in torch's order, its type and its offset."""
-        dimensions = self.number("I")
-        if dimensions > 4:
-            raise self.broken(f"has a tensor of {dimensions} dimensions at byte {self.place}, and allowed are 4")
-        shape = [self.number("Q") for _ in range(dimensions)]
-        return tuple(reversed(shape)) or (1,), self.number("I"), self.number("Q")
-
-    def placed(self, name: str, shape: tuple[int, ...], number: int, offset: int, start: int, alignment: int) -> Place:
-        try:
-            kind = GGMLQuantizationType(number)
-            elements, _ = GGML_QUANT_SIZES[kind]
-        except (ValueError, KeyError):
-            kind = None
-        if kind not in STORED:
-            raise UnsupportedModel(
-                f"{self.path} has {shown(name)} in {kind.name if kind else f'an unknown type, {number}'}, and "
-                f"{', '.join(each.name for each in STORED)} are read: fetch the model as Q4_K_M, Q5_K_M, Q6_K or Q8_0"
-            )
-        if min(shape) < 1 or shape[-1] % elements:
-            raise self.broken(
-                f"has {shown(name)} of shape {shown(shape)}, and rows of {kind.name} are multiples of {elements}"
-            )
-        place = Place(self.path, self.size, start + offset, shape, kind)
-        if offset % alignment or place.start + place.nbytes > self.size:
-            raise self.broken(
-                f"has {self.size} bytes, and {shown(name)} takes {shown(place.nbytes)} from byte "
-                f"{shown(place.start)} on, which is to be a multiple of {alignment} from {start} on"
-            )
-        return place

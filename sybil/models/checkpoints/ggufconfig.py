@@ -7,91 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from sybil.errors import NotAModel, UnsupportedModel, shown
-from sybil.models.checkpoints.fields import FIELDS, Kind, number, whole
-from sybil.models.checkpoints.gguf import Contents
+from sybil.models.checkpoints.fields import FIELDS
+from sybil.models.checkpoints.ggufarchitectures import ARCHITECTURES
+from sybil.models.checkpoints.ggufheader import Contents
 
-_EVERY = {
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-}
-_LLAMA = {**_EVERY, "attention.layer_norm_rms_epsilon": "rms_norm_eps"}
-_GPT2 = {
-    "context_length": "n_positions",
-    "embedding_length": "n_embd",
-    "block_count": "n_layer",
-    "feed_forward_length": "n_inner",
-    "attention.head_count": "n_head",
-    "attention.layer_norm_epsilon": "layer_norm_epsilon",
-}
-_WINDOW = {"attention.sliding_window": "sliding_window"}
-_GEMMA = {
-    **_WINDOW,
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-}
-_GRANITE = {
-    "attention.scale": "attention_multiplier",
-    "embedding_scale": "embedding_multiplier",
-    "residual_scale": "residual_multiplier",
-    "logit_scale": "logits_scaling",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What an architecture of GGUF is in transformers. needed, optional: its keys, without its name before them, and
-    transformers' fields; fixed: what transformers' config says besides.
-
-    rotated_rows: whether the file has the two halves of a head that are rotated against each other row by row;
-    pattern: every how many layers one is global, where the others have a window."""
-
-    model_type: str
-    needed: Mapping[str, str]
-    optional: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    rotated_rows: bool = False
-    pattern: int = 0
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "gpt2": Architecture("gpt2", _GPT2),
-    "gptneox": Architecture(
-        "gpt_neox",
-        {**_EVERY, "attention.layer_norm_epsilon": "layer_norm_eps"},
-        {"use_parallel_residual": "use_parallel_residual"},
-    ),
-    "llama": Architecture("llama", _LLAMA, _WINDOW, rotated_rows=True),
-    "phi3": Architecture("phi3", _LLAMA, _WINDOW),
-    "qwen2": Architecture("qwen2", _LLAMA, fixed={"use_sliding_window": False}),
-    "qwen3": Architecture("qwen3", _LLAMA, fixed={"use_sliding_window": False}),
-    "gemma2": Architecture(
-        "gemma2",
-        _LLAMA,
-        _GEMMA,
-        {"sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-        pattern=2,
-    ),
-    "gemma3": Architecture("gemma3_text", {**_LLAMA, **_WINDOW}, _GEMMA, pattern=6),
-    "smollm3": Architecture("smollm3", _LLAMA, fixed={"no_rope_layer_interval": 4}, rotated_rows=True),
-    "olmo2": Architecture("olmo2", _LLAMA),
-    "granite": Architecture("granite", _LLAMA, _GRANITE, rotated_rows=True),
-}
-"""By general.architecture. What the files leave out and llama.cpp fills in by itself is filled in the same way."""
 UNREAD = frozenset({"rope_freqs.weight"})
 """Tensors that are no weights."""
-_INDIFFERENT = {
-    *("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"),
-    *("rope.dimension_count_swa",),
-}
+PICTURES = ("v.", "mm.", "vision.")
+"""What begins the names of tensors and keys that are for pictures: texts are computed without them."""
+_INDIFFERENT = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
 """Keys that change nothing where those that are read say what they may."""
 _NEUTRAL: Mapping[str, Any] = {
     "expert_count": 0,
@@ -106,12 +35,6 @@ _NEUTRAL: Mapping[str, Any] = {
 }
 """Keys that change nothing with this value."""
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
-"""Only Gemma's 27B scale their queries by another size than a head's, and no key says so."""
-_SCALES = number(-1e6, 1e6)
-_KINDS: Mapping[str, Kind] = {
-    **dict.fromkeys((*_GRANITE.values(), "attn_logit_softcapping", "final_logit_softcapping"), _SCALES),
-    "rope_dimensions": whole(1, 1 << 16),
-}
 
 
 class Keys:
@@ -137,8 +60,7 @@ class Keys:
                 f"{self.where} has {self.prefix}{key} {shown(value)}, other values for other layers, which Sybil "
                 "doesn't know: use a file of another model"
             )
-        kind = _KINDS[name] if name in _KINDS else FIELDS[name]
-        return kind.read(self.where, self.prefix + key, value)
+        return FIELDS[name].read(self.where, self.prefix + key, value)
 
     def __getitem__(self, pair: tuple[str, str]) -> Any:
         """get(), for a key that must be there."""
@@ -151,7 +73,7 @@ class Keys:
         """Raises UnsupportedModel where a key would change what is computed and hasn't been read."""
         for key in self.values.keys() - self.read - _INDIFFERENT:
             value = self.values[key]
-            if key not in _NEUTRAL or _NEUTRAL[key] != value:
+            if not key.startswith(PICTURES) and _NEUTRAL.get(key, ()) != value:
                 raise UnsupportedModel(
                     f"{self.where} has {shown(self.prefix + key)} {shown(value)}, which Sybil doesn't know: use a file "
                     "of another model"
@@ -191,38 +113,48 @@ def config(contents: Contents, where: str) -> dict[str, Any]:
 
 
 def _attention(keys: Keys, found: Mapping[str, Any], name: str, contents: Contents) -> dict[str, Any]:
-    """Heads, biases, windows and rotations of those that rotate."""
-    known, tensors, heads, layers = (
-        ARCHITECTURES[name], contents.tensors, found["num_attention_heads"], found["num_hidden_layers"],
-    )  # fmt: skip
-    size = keys.get("attention.key_length", "head_dim")
-    if keys.get("attention.value_length", "head_dim") not in (None, size or found["hidden_size"] // heads):
+    """Heads, biases and rotations of those that rotate, and what their architecture has besides."""
+    heads, tensors = found["num_attention_heads"], contents.tensors
+    said, width = keys.get("attention.key_length", "head_dim"), found["hidden_size"] // heads
+    size = said or max(width, 1)
+    if keys.get("attention.value_length", "head_dim") not in (None, size):
         raise UnsupportedModel(f"{keys.where} has values of another length than keys: use a file of another model")
-    more: dict[str, Any] = {"head_dim": size} if size else {}
-    size = size or max(found["hidden_size"] // heads, 1)
+    more: dict[str, Any] = {"head_dim": said} if said else {}
     if name == "gptneox":
         more["attention_bias"] = "blk.0.attn_qkv.bias" in tensors
     else:
         more["num_key_value_heads"] = keys.get("attention.head_count_kv", "num_key_value_heads") or heads
         more["attention_bias"] = "blk.0.attn_q.bias" in tensors
         more["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
-    rope = _rope(keys, size, contents)
-    if name == "granite" and keys.values.get("rope.scaling.finetuned") is False:
-        raise UnsupportedModel(f"{keys.where} is a Granite without rotary positions: use a file of another model")
-    if known.pattern:
-        more["layer_types"] = _layer_types(keys, layers, known.pattern)
-        more["hidden_activation"] = "gelu_pytorch_tanh"
-        more["query_pre_attn_scalar"] = found["hidden_size"] // heads if layers == _LAYERS_OF_27B[name] else size
-    if name == "gemma3":
-        local = keys.get("rope.freq_base_swa", "rope_theta") or 10000.0
-        more["rope_parameters"] = {
-            "full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": local},
-        }  # fmt: skip
-    else:
-        more["rope_parameters"] = rope
+    more["rope_parameters"] = _rope(keys, size, contents)
     if name == "granite":
-        more["attention_multiplier"] = found.get("attention_multiplier") or 1 / math.sqrt(size)
+        more |= _granite(keys, found, size)
+    if ARCHITECTURES[name].pattern:
+        more |= _gemma(keys, found, name, size)
+    if name == "gemma3":
+        local = keys.get("rope.freq_base_swa", "rope_theta") or keys.get("rope.local.freq_base", "rope_theta")
+        more["rope_parameters"] = {
+            "full_attention": more["rope_parameters"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": local or 10000.0},
+        }
     return more
+
+
+def _granite(keys: Keys, found: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """The scale of queries, which is transformers' 1 only where a file says so."""
+    if keys.values.get("rope.scaling.finetuned") is False:  # which switches rotations off there
+        raise UnsupportedModel(f"{keys.where} is a Granite without rotary positions: use a file of another model")
+    return {"attention_multiplier": found.get("attention_multiplier") or 1 / math.sqrt(size)}
+
+
+def _gemma(keys: Keys, found: Mapping[str, Any], name: str, size: int) -> dict[str, Any]:
+    """Kinds of layers and the scale of queries, of which only the 27B's isn't a head's size, and no key says so."""
+    layers, heads = found["num_hidden_layers"], found["num_attention_heads"]
+    return {
+        "layer_types": _layer_types(keys, layers, ARCHITECTURES[name].pattern),
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": found["hidden_size"] // heads if layers == _LAYERS_OF_27B[name] else size,
+    }
 
 
 def _layer_types(keys: Keys, layers: int, pattern: int) -> list[str]:
@@ -241,9 +173,8 @@ def _layer_types(keys: Keys, layers: int, pattern: int) -> list[str]:
 
 def _rope(keys: Keys, size: int, contents: Contents) -> dict[str, Any]:
     """transformers' rope_parameters for heads of that size."""
-    rope: dict[str, Any] = {
-        "rope_type": "default", "rope_theta": keys.get("rope.freq_base", "rope_theta") or 10000.0,
-    }  # fmt: skip
+    base = keys.get("rope.freq_base", "rope_theta") or keys.get("rope.global.freq_base", "rope_theta")  # Ollama's own
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base or 10000.0}
     kind, factor = keys.get("rope.scaling.type", "rope_type"), keys.get("rope.scaling.factor", "factor")
     factor = factor or keys.get("rope.scale_linear", "factor") or 1.0
     if kind not in (None, "none", "linear"):
@@ -253,7 +184,7 @@ def _rope(keys: Keys, size: int, contents: Contents) -> dict[str, Any]:
         )
     if kind != "none" and factor != 1:
         rope |= {"rope_type": "linear", "factor": factor}
-    turned = keys.get("rope.dimension_count", "rope_dimensions") or size
+    turned = keys.get("rope.dimension_count", "head_dim") or size
     if turned != size or keys.prefix in ("gptneox.", "phi3."):
         share = turned / size
         rope["partial_rotary_factor"] = share if int(size * share) == turned else math.nextafter(share, 2)

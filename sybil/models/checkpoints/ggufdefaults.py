@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sybil.errors import NotAModel, shown
-from sybil.models.checkpoints.fields import POSITIVE, SHARE, Kind, or_null, whole
+from sybil.models.checkpoints.fields import POSITIVE, SHARE, TOKEN_IDS, Kind, or_null, whole
 from sybil.models.checkpoints.templates import TEMPLATE_BYTES
 
 CONTROL, USER_DEFINED = 3, 4
@@ -14,6 +14,7 @@ CONTROL, USER_DEFINED = 3, 4
 NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"}
 """transformers' names of special tokens, and GGUF's."""
 ENDING = ("eos", "eot", "eom")
+SEVERAL = "tokenizer.ggml.eos_token_ids"  # in files of Ollama's own
 ENDS_OF_TURN = frozenset({"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>"})
 END_OF_TEXT = "<|endoftext|>"
 _SAMPLING: Mapping[str, tuple[str, Kind]] = {
@@ -57,6 +58,8 @@ def generation(
     where the file pads or begins with it, as instruct models do whose own end is another. Sampling is asked for by
     whoever generates: the file's numbers are what it then begins with."""
     ends = {ids[name] for name in ENDING if name in ids}
+    several = TOKEN_IDS.read(where, SEVERAL, metadata.get(SEVERAL, []))
+    ends |= {index for index in several if index < len(vocabulary)}
     ends |= {ids[name] for name in ("bos", "pad") if name in ids and vocabulary[ids[name]] == END_OF_TEXT}
     types = metadata.get("tokenizer.ggml.token_type")
     if isinstance(types, list):

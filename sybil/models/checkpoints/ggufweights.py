@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from gguf.constants import MODEL_ARCH_NAMES, GGMLQuantizationType
 from gguf.quants import dequantize
@@ -11,9 +12,10 @@ from gguf.tensor_mapping import get_tensor_name_map
 from torch import Tensor
 
 from sybil.errors import UnsupportedModel, shown
-from sybil.models.checkpoints.families import Family
-from sybil.models.checkpoints.gguf import STORED, Contents, Place
-from sybil.models.checkpoints.ggufconfig import ARCHITECTURES, UNREAD
+from sybil.models.checkpoints.ggufarchitectures import ARCHITECTURES
+from sybil.models.checkpoints.ggufconfig import PICTURES, UNREAD
+from sybil.models.checkpoints.ggufheader import STORED, Contents, Place
+from sybil.models.checkpoints.sources import Family
 from sybil.models.shape import Shape
 from sybil.models.storage import Blocks
 
@@ -45,7 +47,10 @@ class FileTensors:
         """Raises NotAModel where the file has changed."""
         place = self.places[name]
         numbers, kept = place.numbers(), _AS_THEY_ARE.get(place.type)
-        values = numbers.view(kept) if kept else torch.from_numpy(dequantize(numbers.numpy(), place.type))
+        if kept:
+            return self._arranged(name, numbers.view(kept).view(place.shape))
+        with np.errstate(all="ignore"):  # what is no number is told where logits hold it
+            values = torch.from_numpy(dequantize(numbers.numpy(), place.type))
         return self._arranged(name, values.view(place.shape))
 
     def blocks(self, name: str) -> Blocks | None:
@@ -69,7 +74,7 @@ def stored(contents: Contents, known: tuple[Family, Shape], where: str) -> FileT
     layers = min(shape.layers, len(tensors))
     found = {ggml: theirs for theirs, ggml in _names(name, family, layers) if ggml in tensors}
     for ggml in tensors:
-        if ggml not in found and ggml not in UNREAD:
+        if ggml not in found and ggml not in UNREAD and not ggml.startswith(PICTURES):
             raise UnsupportedModel(
                 f"{where} has a tensor {shown(ggml)}, which Sybil doesn't know in the architecture {name!r}: use a "
                 "file of another model"

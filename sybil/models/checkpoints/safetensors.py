@@ -28,6 +28,7 @@ class Folder:
     """Tensors in a folder's files. A file stays mapped into memory as long as a tensor read from it lives."""
 
     lasting = False
+    norms_are_whole = False
 
     def __init__(self, folder: Path) -> None:
         """Raises NotAModel where a file is missing or broken."""

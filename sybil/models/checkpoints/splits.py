@@ -29,9 +29,9 @@ _GPT_4O = (
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """pattern: what a word is, GPT-2's own where it is empty; digits: each digit is a word by itself; composes: the
-    text is taken to NFC first; whole: a word that is a token isn't merged from its bytes; begins: a text begins with
-    the beginning-of-text token where the file doesn't say."""
+    """One way to cut. pattern: what a word is, GPT-2's own where it is empty; digits: each digit is a word by itself;
+    composes: the text is taken to NFC first; whole: a word that is a token isn't merged from its bytes; begins: a text
+    begins with the beginning-of-text token where the file doesn't say."""
 
     pattern: str = ""
     digits: bool = False

@@ -23,7 +23,7 @@ from sybil.text import tokenizing
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 LONGEST_TOKEN = 1 << 12  # characters
-MOST_LETTERS = 1 << 25  # of all tokens: each is a place where a token might be cut in two
+MOST_LETTERS = 1 << 23  # of all tokens: each is a place where a token might be cut in two
 MERGES_A_TOKEN = 16  # Llama 2 and Gemma have 2
 SPACE = "▁"
 
@@ -118,8 +118,8 @@ def _types(keys: _Keys, count: int) -> list[int]:
 
 
 def _byte_level(keys: _Keys, tokens: list[str]) -> tuple[Tokenizer, bool]:
-    """And whether a text begins with the beginning-of-text token where the file doesn't say. A file that names no
-    pre-tokenizer is cut as GPT-2 does, which is what transformers does."""
+    """The tokenizer, and whether a text begins with the beginning-of-text token where the file doesn't say. Without
+    tokenizer.ggml.pre a text is cut as by GPT-2, which is what transformers does."""
     name = keys.get("pre", _WORD)
     if name is not None and name not in SPLITS:
         raise NotAModel(
@@ -157,7 +157,7 @@ def _sentencepiece(keys: _Keys, tokens: list[str], types: list[int], unknown: in
     """As transformers' LlamaTokenizer has it, or its GemmaTokenizer, or Phi 3's tokenizer.json."""
     architecture = str(keys.values.get("general.architecture"))
     is_gemma = architecture.startswith("gemma")
-    if is_gemma:  # a run of spaces is written in spaces, and looked for in the text when these are ▁ already
+    if is_gemma:  # a run of spaces is written as spaces; it is merged like any other piece, and not looked for
         tokens = [SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
     ids = {token: index for index, token in enumerate(tokens)}
     if len(ids) != len(tokens):
@@ -217,10 +217,9 @@ def _add(tokenizer: Tokenizer, tokens: list[str], types: list[int], named: Mappi
     control = [index for index, kind in enumerate(types) if kind == CONTROL]
     users = [index for index, kind in enumerate(types) if kind == USER_DEFINED]
     others = {index for index in named.values() if index is not None} - {*control, *users}
-    special = [tokens[index] for index in [*control, *sorted(others)]]
-    plain = [tokens[index] for index in users if tokenizer.token_to_id(tokens[index]) is not None]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
+    for indices, special in ([*control, *sorted(others)], True), (users, False):
+        written = [tokens[index] for index in indices if tokenizer.token_to_id(tokens[index]) == index]
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=special) for token in written])
 
 
 def _around(

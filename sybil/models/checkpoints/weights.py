@@ -1,6 +1,6 @@
 """Our weights by our names, each made of stored tensors when it is asked for.
 
-What the stored tensors are called is said in families.py."""
+What the stored tensors are called is said in families.py, and how ours are made of them in sources.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sybil.errors import WeightsMismatch, shown
-from sybil.models.checkpoints.families import Family, Source
+from sybil.models.checkpoints.sources import Family, Source
 from sybil.models.shape import Shape
 from sybil.models.storage import Blocks
 
@@ -37,6 +37,10 @@ class Stored(Protocol):
     def lasting(self) -> bool:
         """Whether a tensor may be kept as it is read."""
 
+    @property
+    def norms_are_whole(self) -> bool:
+        """Whether a norm's weight is stored with what its family adds to it (1 in Gemma's)."""
+
     def read(self, name: str) -> Tensor:
         """In float32 what lies in blocks."""
 
@@ -48,6 +52,7 @@ class State:
     """Tensors in memory."""
 
     lasting = True
+    norms_are_whole = False
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
@@ -79,21 +84,28 @@ class Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         source, stored = self.sources[name], self.stored
+        dtype = source.kept_in(self.dtype)
         if stored.lasting and source.is_stored_so:
-            return stored.read(source.parts[0][0]).to(self.device, self.dtype).contiguous()
-        whole, row = torch.empty(source.size, dtype=self.dtype, device=self.device), 0
+            return stored.read(source.parts[0][0]).to(self.device, dtype).contiguous()
+        whole, row = torch.empty(source.size, dtype=dtype, device=self.device), 0
         for theirs, _ in source.parts:
-            part = source.arranged(stored.read(theirs))
+            part = source.arranged(stored.read(theirs), dtype)
             whole[row : row + len(part)] = part
             row += len(part)
         return whole
 
     def blocks(self, name: str) -> tuple[Blocks, ...] | None:
-        """The stored tensors that one of ours is made of, as they lie; None where one isn't in blocks or has to be
-        transposed, which blocks can't be. Their rows are in our order: a row is whole blocks."""
+        """The stored tensors that one of ours is made of, as they lie; None where one isn't in blocks, or has to be
+        transposed or added to, which blocks can't be. Their rows are in our order: a row is whole blocks."""
         source = self.sources[name]
-        parts = [None if source.transposed else self.stored.blocks(theirs) for theirs, _ in source.parts]
-        found = [replace(part, numbers=source.arranged(part.numbers)) for part in parts if part is not None]
+        parts = [
+            None if source.transposed or source.offset else self.stored.blocks(theirs) for theirs, _ in source.parts
+        ]
+        found = [
+            replace(part, numbers=source.arranged(part.numbers, part.numbers.dtype))
+            for part in parts
+            if part is not None
+        ]
         return tuple(found) if len(found) == len(parts) else None
 
 
@@ -123,7 +135,7 @@ def arrange(
         elif not _equal(stored, embedding, head):
             shape = replace(shape, tied_head=False)
     sources = {}
-    for ours, source in family.sources(config, shape, prefix, embedding, head):
+    for ours, source in family.sources(config, shape, prefix, embedding, head, stored.norms_are_whole):
         for theirs, size in source.parts:
             _check(name, stored, theirs, size)
         sources[ours] = source

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "lanes.h"
+#include "stages.h"
 
 /* sum of (x - mean)^2, in lanes; the last, incomplete lanes are filled with the mean. */
 static float squares(const float *x, int32_t size, float mean) {
@@ -39,12 +40,12 @@ static void normalise(const Model *m, Norm norm, const float *x, float *out, int
 }
 
 /* Halves of the first rotary_size numbers of a head, rotated against each other. */
-static void rotate(const Model *m, float *head, int64_t position) {
-    int32_t half = m->rotary_size / 2;
-    const float *cosines = m->cosines.at + position * half, *sines = m->sines.at + position * half;
+static void rotate(const Block *block, float *head, int64_t position) {
+    int32_t half = block->rotary_size / 2;
+    const float *cosines = block->cosines.at + position * half, *sines = block->sines.at + position * half;
     for (int32_t at = 0; at < half; at++) {
         float first = head[at], second = head[half + at];
-        head[at] = first * cosines[at] - second * sines[at];
+        head[at] = fused(first, cosines[at], -(second * sines[at]));
         head[half + at] = second * cosines[at] + first * sines[at];
     }
 }
@@ -69,14 +70,15 @@ static inline __attribute__((always_inline)) void mix(const float *shares, const
     for (int at = 0; at < vectors; at++) store(out + at * LANES, total[at] * all(factor));
 }
 
-/* softmax(query . keys * scale) . values over the keys from..last. keys: (head size, places), so that a vector holds
+/* softmax(cap(query . keys * scale)) . values over the keys from..last. keys: (head size, places), so that a vector holds
    as many keys and nothing is summed across one; values: (places, head stride); out: one head, in whole lanes. */
 static void attend(const float *query, const float *keys, const float *values, int64_t places, int32_t from, int32_t last,
-                   int32_t head_size, float scale, float *scores, float *out) {
+                   int32_t head_size, float scale, float cap, float *scores, float *out) {
     const int32_t stride = whole(head_size, LANES), start = from / LANES * LANES, end = whole(last + 1, LANES);
     int32_t at = start;
     for (; at + 6 * LANES <= end; at += 6 * LANES) score(query, keys + at, places, head_size, scale, 6, scores + at);
     for (; at < end; at += LANES) score(query, keys + at, places, head_size, scale, 1, scores + at);
+    for (at = start; cap > 0 && at < end; at += LANES) store(scores + at, capped(load(scores + at), cap));
     for (int32_t key = start; key < from; key++) scores[key] = -INFINITY;
     for (int32_t key = last + 1; key < end; key++) scores[key] = -INFINITY;
 
@@ -98,28 +100,30 @@ static void attend(const float *query, const float *keys, const float *values, i
     for (; at < stride; at += LANES) mix(scores, values + at, stride, from, last, factor, 1, out + at);
 }
 
-/* The attention of one row of the batch and one head of keys and values, whose group of queries it serves:
-   heads (count, each * head size) are rotated, keys and values go into the cache, out (count, heads * head size). */
-static void attention(const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row, int32_t kv_head,
-                      int64_t start, int32_t count, float *heads, float *out, float *own) {
+/* What one token has of one head of keys and values, whose group of queries it serves: queries and key are rotated where
+   they lie in its heads, key and value go into the cache. */
+static void enter(const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row, int32_t kv_head,
+                  int64_t place, float *heads) {
     const int32_t size = m->head_size, stride = whole(size, LANES), group = m->heads / m->kv_heads;
-    const int64_t joined = (int64_t)(m->heads + 2 * m->kv_heads) * size, places = cache->places;
-    const int64_t at = ((layer * cache->batch + row) * m->kv_heads + kv_head) * stride * places;
-    float *keys = cache->keys + at, *values = cache->values + at, *answer = own, *scores = own + stride;
-    for (int32_t token = 0; token < count; token++) {
-        int64_t place = start + token;
-        float *key = heads + token * joined + (m->heads + kv_head) * (int64_t)size;
-        if (block->key_norm.weight.at) normalise(m, block->key_norm, key, key, size);
-        if (m->rotary_size) rotate(m, key, smaller(place, m->context - 1));
-        for (int32_t each = 0; each < size; each++) keys[each * places + place] = key[each];
-        memcpy(values + place * stride, key + m->kv_heads * (int64_t)size, size * sizeof(float));
-        for (int32_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
-            float *query = heads + token * joined + head * (int64_t)size;
-            if (block->query_norm.weight.at) normalise(m, block->query_norm, query, query, size);
-            if (m->rotary_size) rotate(m, query, smaller(place, m->context - 1));
-            int32_t from = m->window && place >= m->window ? place - m->window + 1 : 0;
-            attend(query, keys, values, places, from, place, size, m->attention_scale, scores, answer);
-            memcpy(out + ((int64_t)token * m->heads + head) * size, answer, size * sizeof(float));
-        }
+    const int64_t places = cache->places, at = ((layer * cache->batch + row) * m->kv_heads + kv_head) * stride * places;
+    float *key = heads + (m->heads + kv_head) * (int64_t)size, *query = heads + kv_head * group * (int64_t)size;
+    if (m->query_key_norm == HEAD) normalise(m, block->key_norm, key, key, size);
+    if (block->rotary_size) rotate(block, key, smaller(place, m->context - 1));
+    for (int32_t each = 0; each < size; each++) cache->keys[at + each * places + place] = key[each];
+    memcpy(cache->values + at + place * stride, key + m->kv_heads * (int64_t)size, size * sizeof(float));
+    for (int32_t head = 0; head < group; head++, query += size) {
+        if (m->query_key_norm == HEAD) normalise(m, block->query_norm, query, query, size);
+        if (block->rotary_size) rotate(block, query, smaller(place, m->context - 1));
     }
+}
+
+/* The attention of one token's query over its row of the cache, stored if it may be published. own: to work in. */
+static void attention(Share *share, const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row,
+                      int32_t head, int64_t place, const float *query, float *out, float *own) {
+    const int32_t size = m->head_size, stride = whole(size, LANES), kv_head = head / (m->heads / m->kv_heads);
+    const int64_t at = ((layer * cache->batch + row) * m->kv_heads + kv_head) * stride * cache->places;
+    const int32_t from = block->window && place >= block->window ? place - block->window + 1 : 0;
+    attend(query, cache->keys + at, cache->values + at, cache->places, from, place, size, m->attention_scale,
+           m->attention_cap, own + stride, own);
+    if (publish(share)) memcpy(out, own, size * sizeof(float));
 }

@@ -50,6 +50,13 @@ class NativeCache:
             self.scratch = torch.empty(floats, dtype=torch.float32, device=CPU)
         self.scratch_address, self.floats, self.rows = self.scratch.data_ptr(), floats, rows
 
+    def take_over(self, other: NativeCache) -> None:
+        """See models.Cache."""
+        held = int(other.lengths.max())
+        self.keys[..., :held] = other.keys[..., :held]
+        self.values[..., :held, :] = other.values[..., :held, :]
+        self.lengths = other.lengths
+
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle of it holds: addresses and working memory are its own."""
         names = ("keys", "values", "lengths", "batch", "capacity", "nbytes")

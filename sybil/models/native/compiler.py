@@ -1,4 +1,4 @@
-"""What makes a library of forward.c: the machine's own compiler, told of its processor and of torch's threads."""
+"""What makes a library of forward.c: the machine's own compiler, told of its processor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 SOURCE = Path(__file__).with_name("forward.c")
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
+FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
+FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native")
+"""Compilers for x86 know the first; for others some know the one, some the other, some neither."""
 SECONDS = 120
 """What a compiler has for it."""
 
@@ -50,10 +50,10 @@ def recipe(lanes: int | None) -> Recipe:
     """How the library is built here, with vectors of so many floats (None: the processor's). SYBIL_CFLAGS adds flags.
 
     Raises OSError, SubprocessError, or ValueError where a variable is no command line."""
-    compiler, threads = command(), _threading()
+    compiler = command()
     width = () if lanes is None else (f"-DLANES={lanes}",)
-    flags = (*FLAGS, *width, *shlex.split(os.environ.get("SYBIL_CFLAGS", "")), threads[0])
-    libraries = (*threads[1:], "-lm")
+    flags = (*FLAGS, *_native(compiler), *width, *shlex.split(os.environ.get("SYBIL_CFLAGS", "")))
+    libraries = ("-lm",)
     version = _run([*compiler, "--version"])
     sources = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
     words = [*compiler, *flags, *libraries, _processor()]
@@ -87,20 +87,19 @@ def _run(arguments: list[str], folder: Path | None = None) -> bytes:
     return printed
 
 
-def _threading() -> tuple[str, ...]:
-    """OpenMP by the very runtime that torch has loaded: two of them would fight for the cores. Raises OSError."""
-    maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape")
-    mapped = {line.split(maxsplit=5)[-1].strip() for line in maps.splitlines()}
-    runtimes = sorted(path for path in mapped if re.search(r"/lib(?:gomp|iomp5|omp)[^/ ]*\.so[^/ ]*$", path))
-    site = str(Path(torch.__file__).parents[1])
-    runtimes.sort(key=lambda path: not path.startswith(site))  # another package may have brought one of its own
-    if not runtimes:
-        raise OSError("torch has loaded no OpenMP runtime to share its threads with")
-    return "-fopenmp", runtimes[0]
+def _native(compiler: tuple[str, ...]) -> tuple[str, ...]:
+    """The flag by which the compiler makes use of all that this processor has."""
+    if platform.machine() in ("x86_64", "i686", "AMD64"):
+        return FOR_THIS_PROCESSOR[:1]
+    for flag in FOR_THIS_PROCESSOR:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            _run([*compiler, flag, "-fsyntax-only", "-x", "c", os.devnull])
+            return (flag,)
+    return ()
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """What the flag for this processor depends on."""
     try:
         text = Path("/proc/cpuinfo").read_text("utf-8", "surrogateescape")
     except OSError:

@@ -6,10 +6,8 @@
 
    Rows: the batch * count tokens of a call. Everything computed is float32, whatever the weights are stored in. */
 
-#include <sched.h>
-#include <stdatomic.h>
-
 #include "attention.h"
+#include "pool.h"
 #include "products.h"
 #include "refusal.h"
 
@@ -30,41 +28,21 @@ const char *sybil_refusal(Model *m) {
     return refusal;
 }
 
-/* Threads share a stage's items as they come, and leave it when all items are done, whoever did them: one that the
-   system has put aside holds nobody up, unless it was put aside in the middle of an item. */
+#define PRODUCT(which, from, to, residual, activation, gated)                                                \
+    EACH(panel, panels_of(which, gated),                                                                     \
+         product(share, which, panel, from, to, residual, rows, activation, gated))
+#define ALONE(item, items, ...) EACH(item, items, if (publish(share)) __VA_ARGS__) /* what is quickly done */
+
+/* A call, and its working memory that threads share. */
 typedef struct {
-    _Alignas(64) atomic_int taken;
-    atomic_int done;
-} Stage;
+    const Model *m;
+    Cache cache;
+    float *logits, *x, *mixed, *aside, *heads, *inner;
+    int32_t count;
+    int64_t numbers[]; /* each row's length, and then the tokens */
+} Forward;
 
-static void wait(Stage *stage, int32_t items) {
-    for (int spins = 0; atomic_load_explicit(&stage->done, memory_order_acquire) < items; spins++) {
-        if (spins > 2000) sched_yield();
-#if defined(__x86_64__) || defined(__i386__)
-        else __builtin_ia32_pause();
-#endif
-    }
-}
-
-#define EACH(item, items, ...)                                                               \
-    {                                                                                        \
-        const int32_t all_items = (items);                                                   \
-        for (int32_t item; (item = atomic_fetch_add(&stage->taken, 1)) < all_items;) {       \
-            __VA_ARGS__;                                                                     \
-            atomic_fetch_add_explicit(&stage->done, 1, memory_order_release);                \
-        }                                                                                    \
-        wait(stage++, all_items);                                                            \
-    }
-#define PRODUCT(which, from, to, residual, activation, gated)                                     \
-    {                                                                                             \
-        const int32_t panels = panels_of(which, gated), shares = smaller(panels, 8 * threads);    \
-        EACH(share, shares, for (int64_t panel = (int64_t)panels * share / shares;                \
-                                 panel < (int64_t)panels * (share + 1) / shares; panel++)         \
-                              product(which, panel, from, to, residual, rows, activation, gated)) \
-    }
-
-/* The first one numbers the threads: OpenMP's own numbers may be another runtime's, where two are loaded. */
-static int64_t stages(const Model *m) { return 7 * (int64_t)m->layers + 6; }
+static int64_t call_bytes(int64_t rows) { return whole(sizeof(Forward) + 16 * rows, 64); }
 
 static int64_t widest(const Model *m) {
     int64_t most = m->width > m->token_embedding.inputs ? m->width : m->token_embedding.inputs;
@@ -77,18 +55,32 @@ static int64_t private(const Model *m, int64_t rows, int64_t capacity) {
 }
 
 /* How many floats a forward of so many rows needs to work in; 0 where the numbers are out of range. */
-int64_t sybil_scratch(const Model *m, int64_t rows, int64_t capacity, int64_t threads) {
+int64_t sybil_scratch(const Model *m, int64_t rows, int64_t capacity) {
     if (!m->sound || !within(rows, 1, MOST_WIDE) || !within(capacity, 0, MOST_LONG)) return 0;
-    if (!within(threads, 1, MOST_THREADS)) return 0;
     int64_t heads = m->heads + 2 * m->kv_heads;
-    return 16 * (stages(m) + 1) + rows * (3 * widest(m) + heads * m->head_size + m->inner)
-           + threads * private(m, rows, capacity);
+    return 16 + call_bytes(rows) / 4 + rows * (3 * widest(m) + heads * m->head_size + m->inner) + private(m, rows, capacity);
 }
 
-/* Each thread's own copy, for the product that follows: cheaper than waiting for others to share the work. A thread
-   that is late reads what the next stages have written, but finds nothing left to use it for. */
+/* Each thread's own copy, for the product that follows: cheaper than waiting for others to share the work. */
 static void norm_rows(const Model *m, Norm norm, const float *x, float *out, int32_t rows) {
     for (int64_t row = 0; row < rows; row++) normalise(m, norm, x + row * m->width, out + row * m->width, m->width);
+}
+
+/* x + what attention or the MLP gave, which is normalised before where the norm is one of outputs. */
+static void add_row(const Model *m, Norm norm, float *given, float *x) {
+    if (m->normed == OF_OUTPUT || m->normed == OF_BOTH) normalise(m, norm, given, given, m->width);
+    for (int32_t at = 0; at < m->width; at++) x[at] += given[at] * m->residual_scale;
+}
+
+static void finish_logits(const Model *m, float *logits, int32_t size) {
+    for (int32_t at = 0; at < size; at++) logits[at] /= m->logit_divisor;
+    for (int32_t at = 0; m->logit_cap > 0 && at < size; at += LANES) {
+        float some[LANES] = {0};
+        const int64_t bytes = smaller(LANES, size - at) * sizeof(float);
+        memcpy(some, logits + at, bytes);
+        store(some, capped(load(some), m->logit_cap));
+        memcpy(logits + at, some, bytes);
+    }
 }
 
 static const char *call_refusal(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths,
@@ -97,67 +89,98 @@ static const char *call_refusal(const Model *m, const Cache *cache, const int64_
     NEED(within(threads, 1, MOST_THREADS));
     const char *refusal = cache_refusal(m, cache, count);
     if (refusal) return refusal;
-    NEED(scratch && floats >= sybil_scratch(m, (int64_t)cache->batch * count, cache->capacity, threads));
+    NEED(scratch && floats >= sybil_scratch(m, (int64_t)cache->batch * count, cache->capacity));
     return tokens_refusal(m, cache, tokens, lengths, count);
 }
 
+/* One thread's part in a call. */
+static void compute(const void *job, void *own, Share *share) {
+    const Forward *call = job;
+    const Model *m = call->m;
+    const Cache *cache = &call->cache;
+    const int64_t *lengths = call->numbers, *tokens = lengths + cache->batch;
+    const int32_t count = call->count, rows = cache->batch * count, width = m->width, size = m->head_size;
+    const int64_t embedded = m->token_embedding.inputs, queries = (int64_t)m->heads * size;
+    const int64_t keys = (int64_t)m->kv_heads * size, joined = queries + 2 * keys;
+    const int in = m->normed == OF_INPUT || m->normed == OF_BOTH; /* norms before attention and the MLP */
+    const int apart = m->normed == OF_OUTPUT || m->normed == OF_BOTH || m->residual_scale != 1; /* what they give isn't added yet */
+    float *x = call->x, *mixed = call->mixed, *aside = call->aside, *heads = call->heads, *inner = call->inner;
+    float *normed = own, *rest = normed + (int64_t)rows * width;
+
+    float *first = m->project_in.outputs ? mixed : x;
+    ALONE(row, rows, {
+        float *embedding = first + row * embedded;
+        unpack(&m->token_embedding, tokens[row], embedding);
+        for (int32_t at = 0; at < embedded; at++) embedding[at] *= m->embedding_scale;
+    })
+    if (m->project_in.outputs) PRODUCT(&m->project_in, first, x, NULL, NONE, 0)
+    if (m->positions.at) ALONE(row, rows, {
+        int64_t place = lengths[row / count] + row % count;
+        const float *learned = m->positions.at + (smaller(place, m->context - 1) + m->position_offset) * (int64_t)width;
+        for (int32_t at = 0; at < width; at++) x[row * width + at] += learned[at];
+    })
+
+    for (int32_t layer = 0; layer < m->layers; layer++) {
+        const Block *block = &m->blocks[layer];
+        if (in) norm_rows(m, block->attention_norm, x, normed, rows);
+        if (m->parallel) ALONE(row, rows, norm_rows(m, block->mlp_norm, x + row * width, aside + row * width, 1))
+        PRODUCT(&block->query_key_value, in ? normed : x, heads, NULL, NONE, 0)
+        if (m->query_key_norm == WHOLE) ALONE(row, rows, {
+            float *query = heads + row * joined, *key = query + queries;
+            normalise(m, block->query_norm, query, query, queries);
+            normalise(m, block->key_norm, key, key, keys);
+        })
+        ALONE(each, (int64_t)rows * m->kv_heads, {
+            int64_t row = each / m->kv_heads;
+            enter(m, block, cache, layer, row / count, each % m->kv_heads, lengths[row / count] + row % count,
+                  heads + row * joined);
+        })
+        EACH(each, (int64_t)rows * m->heads, {
+            int64_t head = each / count % m->heads, row = each / count / m->heads, token = each % count, at = row * count + token;
+            attention(share, m, block, cache, layer, row, head, lengths[row] + token, heads + at * joined + head * size,
+                      mixed + at * queries + head * size, rest);
+        })
+        PRODUCT(&block->attention_out, mixed, apart ? aside : x, apart ? NULL : x, NONE, 0)
+        if (apart) ALONE(row, rows, add_row(m, block->attention_out_norm, aside + row * width, x + row * width))
+        if (m->normed == OF_SUM) ALONE(row, rows, norm_rows(m, block->attention_norm, x + row * width, x + row * width, 1))
+        if (in && !m->parallel) norm_rows(m, block->mlp_norm, x, normed, rows);
+        PRODUCT(&block->mlp_in, m->parallel ? aside : in ? normed : x, inner, NULL, m->activation, m->gated)
+        PRODUCT(&block->mlp_out, inner, apart ? aside : x, apart ? NULL : x, NONE, 0)
+        if (apart) ALONE(row, rows, add_row(m, block->mlp_out_norm, aside + row * width, x + row * width))
+        if (m->normed == OF_SUM) ALONE(row, rows, norm_rows(m, block->mlp_norm, x + row * width, x + row * width, 1))
+    }
+    if (!call->logits) return;
+    float *last = x;
+    if (m->final_norm.weight.at) norm_rows(m, m->final_norm, x, last = normed, rows);
+    if (m->project_out.outputs) {
+        PRODUCT(&m->project_out, last, mixed, NULL, NONE, 0)
+        last = mixed;
+    }
+    PRODUCT(&m->head, last, call->logits, NULL, NONE, 0)
+    if (m->logit_divisor != 1 || m->logit_cap > 0) {
+        const int64_t some = 4096, pieces = whole(m->vocab_size, some) / some;
+        ALONE(each, rows * pieces, {
+            int64_t at = each % pieces * some;
+            finish_logits(m, call->logits + each / pieces * m->vocab_size + at, smaller(some, m->vocab_size - at));
+        })
+    }
+}
+
 /* tokens (batch, count) go in at each row's length; logits (batch * count, vocab), or NULL for a prefill.
-   NULL, or what speaks against the call: nothing has been done then. */
+   NULL, or what speaks against the call: nothing has been done then. Where sybil_late() says so afterwards, a worker may
+   still read the model, the cache and the scratch. */
 const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths, int32_t count,
                           float *logits, float *scratch, int64_t floats, int32_t threads) {
     const char *refusal = call_refusal(m, cache, tokens, lengths, count, scratch, floats, threads);
     if (refusal) return refusal;
-    const int32_t rows = cache->batch * count, width = m->width, embedded = m->token_embedding.inputs;
-    const int64_t joined = (int64_t)(m->heads + 2 * m->kv_heads) * m->head_size;
-    Stage *const begin = (Stage *)(((uintptr_t)scratch + 63) / 64 * 64);
-    float *x = (float *)(begin + stages(m)), *mixed = x + rows * widest(m), *aside = mixed + rows * widest(m);
-    float *heads = aside + rows * widest(m), *inner = heads + rows * joined, *privates = inner + (int64_t)rows * m->inner;
-    memset(begin, 0, stages(m) * sizeof(Stage));
-
-#pragma omp parallel num_threads(threads)
-    {
-        float *own = privates + atomic_fetch_add(&begin->taken, 1) * private(m, rows, cache->capacity);
-        float *normed = own, *rest = own + (int64_t)rows * width;
-        Stage *stage = begin + 1;
-
-        float *first = m->project_in.outputs ? mixed : x;
-        EACH(row, rows, unpack(&m->token_embedding, tokens[row], first + (int64_t)row * embedded))
-        if (m->project_in.outputs) PRODUCT(&m->project_in, first, x, NULL, NONE, 0)
-        if (m->positions.at) EACH(row, rows, {
-            int64_t place = lengths[row / count] + row % count;
-            const float *learned = m->positions.at + (smaller(place, m->context - 1) + m->position_offset) * (int64_t)width;
-            for (int32_t at = 0; at < width; at++) x[(int64_t)row * width + at] += learned[at];
-        })
-
-        for (int32_t layer = 0; layer < m->layers; layer++) {
-            const Block *block = &m->blocks[layer];
-            if (!m->post_norm) norm_rows(m, block->attention_norm, x, normed, rows);
-            if (m->parallel)
-                EACH(row, rows, norm_rows(m, block->mlp_norm, x + (int64_t)row * width, aside + (int64_t)row * width, 1))
-            PRODUCT(&block->query_key_value, m->post_norm ? x : normed, heads, NULL, NONE, 0)
-            EACH(unit, cache->batch * m->kv_heads, {
-                int64_t row = unit / m->kv_heads;
-                attention(m, block, cache, layer, row, unit % m->kv_heads, lengths[row], count,
-                          heads + row * count * joined, mixed + row * count * m->heads * m->head_size, rest);
-            })
-            PRODUCT(&block->attention_out, mixed, x, x, NONE, 0)
-            if (m->post_norm)
-                EACH(row, rows, norm_rows(m, block->attention_norm, x + (int64_t)row * width, x + (int64_t)row * width, 1))
-            else if (!m->parallel) norm_rows(m, block->mlp_norm, x, normed, rows);
-            PRODUCT(&block->mlp_in, m->post_norm ? x : m->parallel ? aside : normed, inner, NULL, m->activation, m->gated)
-            PRODUCT(&block->mlp_out, inner, x, x, NONE, 0)
-            if (m->post_norm)
-                EACH(row, rows, norm_rows(m, block->mlp_norm, x + (int64_t)row * width, x + (int64_t)row * width, 1))
-        }
-        if (logits) {
-            float *last = x;
-            if (m->final_norm.weight.at) norm_rows(m, m->final_norm, x, last = normed, rows);
-            if (m->project_out.outputs) {
-                PRODUCT(&m->project_out, last, mixed, NULL, NONE, 0)
-                last = mixed;
-            }
-            PRODUCT(&m->head, last, logits, NULL, NONE, 0)
-        }
-    }
+    const int64_t rows = cache->batch * count, joined = (int64_t)(m->heads + 2 * m->kv_heads) * m->head_size;
+    Forward *call = (Forward *)(((uintptr_t)scratch + 63) / 64 * 64);
+    float *x = (float *)((char *)call + call_bytes(rows)), *mixed = x + rows * widest(m), *aside = mixed + rows * widest(m);
+    float *heads = aside + rows * widest(m), *inner = heads + rows * joined, *own = inner + rows * m->inner;
+    *call = (Forward){m, *cache, logits, x, mixed, aside, heads, inner, count};
+    memcpy(call->numbers, lengths, 8 * cache->batch);
+    memcpy(call->numbers + cache->batch, tokens, 8 * rows);
+    Job job = {compute, call, call_bytes(rows), 4 * private(m, rows, cache->capacity), threads, 0};
+    share_out(&job, own);
     return NULL;
 }

@@ -107,7 +107,8 @@ def _declare(built: ctypes.CDLL) -> None:
     built.sybil_refusal.restype = ctypes.c_char_p
     built.sybil_refusal.argtypes = [address]
     built.sybil_scratch.restype = long
-    built.sybil_scratch.argtypes = [address, long, long, long]
+    built.sybil_scratch.argtypes = [address, long, long]
+    built.sybil_late.restype = number
     built.sybil_forward.restype = ctypes.c_char_p
     built.sybil_forward.argtypes = [*[address] * 4, number, address, address, long, number]
 

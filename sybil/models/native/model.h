@@ -7,6 +7,8 @@
 enum { FLOAT32, BFLOAT16, INT8, F16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4, STORAGES };
 enum { NONE, GELU_TANH, GELU, RELU, SILU, ACTIVATIONS };
 enum { LAYER, RMS, NORMS };
+enum { OF_INPUT, OF_OUTPUT, OF_BOTH, OF_SUM, NORMED }; /* x + f(norm(x)), x + norm(f(x)), both, norm(x + f(x)) */
+enum { UNNORMED, HEAD, WHOLE, QUERY_KEY_NORMS };       /* queries and keys: each head by itself, all heads as one */
 
 typedef struct { /* so many floats lie there; NULL: none */
     const float *at;
@@ -32,21 +34,22 @@ typedef struct {
 } Norm;
 
 typedef struct {
-    Norm attention_norm, mlp_norm, query_norm, key_norm;
+    Norm attention_norm, mlp_norm, attention_out_norm, mlp_out_norm, query_norm, key_norm;
+    Floats cosines, sines; /* (context, rotary_size / 2) or none */
+    int32_t rotary_size, window;
     Product query_key_value, attention_out, mlp_in, mlp_out;
 } Block;
 
 typedef struct {
     int32_t vocab_size, context, layers, heads, kv_heads, head_size, width, inner;
-    int32_t activation, gated, norm, post_norm, parallel, window, rotary_size, position_offset;
+    int32_t activation, gated, norm, normed, parallel, query_key_norm, position_offset;
     int32_t sound; /* whether sybil_refusal() has found nothing against it */
-    float epsilon, attention_scale;
+    float epsilon, attention_scale, attention_cap, embedding_scale, residual_scale, logit_divisor, logit_cap;
     const Block *blocks;
     int64_t block_count;
     Norm final_norm;
     Product token_embedding, head, project_in, project_out; /* the last two: no outputs where there is none */
-    Floats positions;      /* (context + offset, width) or none */
-    Floats cosines, sines; /* (context, rotary_size / 2) or none */
+    Floats positions; /* (context + offset, width) or none */
 } Model;
 
 typedef struct { /* capacity: tokens a row; places: capacity in whole lanes, for addresses; head stride likewise */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "formats.h"
+#include "stages.h"
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define TILE 6 /* rows of inputs computed together, as far as registers go: enough sums to hide each other's delay */
@@ -88,9 +89,9 @@ static int32_t panels_of(const Product *p, int32_t gated) {
     return panels;
 }
 
-/* out (rows, outputs) = activation(x @ weight.T + bias) + residual, one panel of it.
+/* out (rows, outputs) = activation(x @ weight.T + bias) + residual, one panel of it, stored if it may be published.
    gated: out (rows, outputs / 2) = activation(gate) * value, gates being the first part and values the second. */
-static void product(const Product *p, int32_t panel, const float *x, float *out, const float *residual, int32_t rows,
+static void product(Share *share, const Product *p, int32_t panel, const float *x, float *out, const float *residual, int32_t rows,
                     int32_t activation, int32_t gated) {
     const Part *part = p->parts;
     int32_t before = 0;
@@ -104,13 +105,15 @@ static void product(const Product *p, int32_t panel, const float *x, float *out,
         int32_t some = smaller(MOST_ROWS, rows - first);
         panel_sums(part, panel, x + (int64_t)first * p->inputs, p->inputs, some, sums);
         if (gated) panel_sums(part + 1, panel, x + (int64_t)first * p->inputs, p->inputs, some, opened);
+        for (int32_t row = 0; row < some; row++)
+            for (int32_t at = 0; at < WIDE; at++) {
+                sums[row][at] = activate(finish(part, panel, at, sums[row][at]), activation);
+                if (gated) sums[row][at] *= finish(part + 1, panel, at, opened[row][at]);
+            }
+        if (!first && !publish(share)) return;
         for (int32_t row = 0; row < some; row++) {
             float result[PANEL];
-            for (int32_t at = 0; at < WIDE; at++) {
-                Lanes value = activate(finish(part, panel, at, sums[row][at]), activation);
-                if (gated) value *= finish(part + 1, panel, at, opened[row][at]);
-                store(result + at * LANES, value);
-            }
+            for (int32_t at = 0; at < WIDE; at++) store(result + at * LANES, sums[row][at]);
             int64_t place = (int64_t)(first + row) * width + before + panel * PANEL;
             for (int32_t lane = 0; lane < kept; lane++)
                 out[place + lane] = residual ? residual[place + lane] + result[lane] : result[lane];

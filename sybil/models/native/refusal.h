@@ -2,12 +2,12 @@
 
 #pragma once
 
+#include "pool.h"
 #include "products.h"
 
 #define MOST_LAYERS (1 << 16)
 #define MOST_WIDE (1 << 24) /* numbers of a row; rows of a call */
 #define MOST_LONG (1 << 30) /* tokens of a vocabulary, a context, a cache's row; items that threads share */
-#define MOST_THREADS (1 << 10)
 
 /* In a function that returns what it has against its arguments, or NULL: the condition that doesn't hold. */
 #define NEED(condition) \
@@ -26,6 +26,8 @@ static int holds(Floats floats, int64_t count) { return floats.at ? floats.count
 static int is_norm(Norm norm, int64_t size) {
     return norm.weight.at && holds(norm.weight, size) && holds(norm.bias, size);
 }
+
+static int is_scale(float value, float least) { return isfinite(value) && value >= least; }
 
 static int is_part(const Part *part, int64_t inputs) {
     if (!part->weight || !within(part->storage, 0, STORAGES - 1) || !within(part->outputs, 1, MOST_LONG)) return 0;
@@ -62,20 +64,28 @@ static const char *model_refusal(const Model *m) {
     NEED(within(times(m->heads + 2 * (int64_t)m->kv_heads, m->head_size), 1, MOST_WIDE));
     NEED(within(m->activation, 0, ACTIVATIONS - 1));
     NEED(within(m->norm, 0, NORMS - 1));
-    NEED(within(m->gated, 0, 1) && within(m->post_norm, 0, 1) && within(m->parallel, 0, 1));
-    NEED(!(m->post_norm && m->parallel)); /* of which no family has both, and stages() counts for one */
-    NEED(within(m->window, 0, INT32_MAX));
-    NEED(within(m->rotary_size, 0, m->head_size) && m->rotary_size % 2 == 0);
+    NEED(within(m->gated, 0, 1) && within(m->normed, 0, NORMED - 1) && within(m->parallel, 0, 1));
+    NEED(within(m->query_key_norm, 0, QUERY_KEY_NORMS - 1));
+    NEED(!m->parallel || (m->normed == OF_INPUT && m->residual_scale == 1)); /* both work in the rows aside */
     NEED(within(m->position_offset, 0, MOST_LONG));
-    NEED(isfinite(m->epsilon) && m->epsilon >= 0);
-    NEED(isfinite(m->attention_scale));
-    const int64_t width = m->width, queries = (int64_t)m->heads * m->head_size, half = m->rotary_size / 2;
-    const int64_t joined = queries + 2 * (int64_t)m->kv_heads * m->head_size, embedded = m->token_embedding.inputs;
+    NEED(is_scale(m->epsilon, 0) && is_scale(m->attention_cap, 0) && is_scale(m->logit_cap, 0));
+    NEED(isfinite(m->attention_scale) && isfinite(m->embedding_scale) && isfinite(m->residual_scale));
+    NEED(isfinite(m->logit_divisor) && m->logit_divisor != 0);
+    const int in = m->normed != OF_OUTPUT, out = m->normed == OF_OUTPUT || m->normed == OF_BOTH;
+    const int64_t width = m->width, queries = (int64_t)m->heads * m->head_size, keys = (int64_t)m->kv_heads * m->head_size;
+    const int64_t joined = queries + 2 * keys, embedded = m->token_embedding.inputs;
+    const int whole_heads = m->query_key_norm == WHOLE;
     for (int32_t layer = 0; layer < m->layers; layer++) {
         const Block *block = &m->blocks[layer];
-        NEED(is_norm(block->attention_norm, width) && is_norm(block->mlp_norm, width));
-        NEED(!block->query_norm.weight.at || is_norm(block->query_norm, m->head_size));
-        NEED(!block->key_norm.weight.at || is_norm(block->key_norm, m->head_size));
+        const int64_t half = block->rotary_size / 2;
+        NEED(!in || (is_norm(block->attention_norm, width) && is_norm(block->mlp_norm, width)));
+        NEED(!out || (is_norm(block->attention_out_norm, width) && is_norm(block->mlp_out_norm, width)));
+        NEED(!m->query_key_norm || is_norm(block->query_norm, whole_heads ? queries : m->head_size));
+        NEED(!m->query_key_norm || is_norm(block->key_norm, whole_heads ? keys : m->head_size));
+        NEED(within(block->window, 0, INT32_MAX));
+        NEED(within(block->rotary_size, 0, m->head_size) && block->rotary_size % 2 == 0);
+        NEED(!half || (block->cosines.at && holds(block->cosines, times(m->context, half))));
+        NEED(!half || (block->sines.at && holds(block->sines, times(m->context, half))));
         NEED(is_product(&block->query_key_value, width, joined, 0));
         NEED(is_product(&block->attention_out, queries, width, 0));
         NEED(is_product(&block->mlp_in, width, m->inner, m->gated));
@@ -88,8 +98,6 @@ static const char *model_refusal(const Model *m) {
     NEED(m->project_in.outputs ? is_product(&m->project_in, embedded, width, 0) : embedded == width);
     NEED(!m->project_out.outputs || is_product(&m->project_out, width, embedded, 0));
     NEED(holds(m->positions, times((int64_t)m->context + m->position_offset, width)));
-    NEED(!half || (m->cosines.at && holds(m->cosines, times(m->context, half))));
-    NEED(!half || (m->sines.at && holds(m->sines, times(m->context, half))));
     return NULL;
 }
 
@@ -97,7 +105,7 @@ static const char *model_refusal(const Model *m) {
 static const char *cache_refusal(const Model *m, const Cache *cache, int64_t count) {
     NEED(cache && cache->keys && cache->values);
     NEED(within(cache->batch, 1, MOST_WIDE) && within(count, 1, MOST_WIDE / cache->batch));
-    NEED(within(times(cache->batch, m->kv_heads), 1, MOST_LONG));
+    NEED(within(times(cache->batch * count, m->heads), 1, MOST_LONG));
     NEED(within(cache->capacity, 0, MOST_LONG) && count <= cache->capacity);
     NEED(cache->places == whole(cache->capacity, LANES));
     const int64_t rows = times((int64_t)m->layers * cache->batch, m->kv_heads);

@@ -6,11 +6,15 @@ import ctypes
 
 from sybil.errors import UnsupportedModel
 
-BLOCK_NORMS = ("attention_norm", "mlp_norm", "query_norm", "key_norm")
+BLOCK_NORMS = ("attention_norm", "mlp_norm", "attention_out_norm", "mlp_out_norm", "query_norm", "key_norm")
 BLOCK_PRODUCTS = ("query_key_value", "attention_out", "mlp_in", "mlp_out")
 NUMBERS = (
     *("vocab_size", "context", "layers", "heads", "kv_heads", "head_size", "width", "inner"),
-    *("activation", "gated", "norm", "post_norm", "parallel", "window", "rotary_size", "position_offset"),
+    *("activation", "gated", "norm", "normed", "parallel", "query_key_norm", "position_offset"),
+)
+SCALES = (
+    *("epsilon", "attention_scale", "attention_cap", "embedding_scale"),
+    *("residual_scale", "logit_divisor", "logit_cap"),
 )
 PARTS = 3
 """That a product may have."""
@@ -66,7 +70,14 @@ class Norm(Struct):
 class Block(Struct):
     """model.h's struct of that name."""
 
-    _fields_ = [*((name, Norm) for name in BLOCK_NORMS), *((name, Product) for name in BLOCK_PRODUCTS)]
+    _fields_ = [
+        *((name, Norm) for name in BLOCK_NORMS),
+        ("cosines", Floats),
+        ("sines", Floats),
+        ("rotary_size", ctypes.c_int32),
+        ("window", ctypes.c_int32),
+        *((name, Product) for name in BLOCK_PRODUCTS),
+    ]
 
 
 class Model(Struct):
@@ -74,13 +85,12 @@ class Model(Struct):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in (*NUMBERS, "sound")),
-        ("epsilon", ctypes.c_float),
-        ("attention_scale", ctypes.c_float),
+        *((name, ctypes.c_float) for name in SCALES),
         ("blocks", ctypes.POINTER(Block)),
         ("block_count", ctypes.c_int64),
         ("final_norm", Norm),
         *((name, Product) for name in ("token_embedding", "head", "project_in", "project_out")),
-        *((name, Floats) for name in ("positions", "cosines", "sines")),
+        ("positions", Floats),
     ]
 
 

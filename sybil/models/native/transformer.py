@@ -18,11 +18,11 @@ from torch import Tensor
 from sybil.allocation import taking
 from sybil.errors import UnsupportedModel
 from sybil.models import forking
-from sybil.models.native import library
+from sybil.models.native import library, workers
 from sybil.models.native.cache import NativeCache
 from sybil.models.native.packing import Arena, Packed, Piece, floats, pack
-from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, Block, Model, Norm, Product
-from sybil.models.shape import Shape
+from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, SCALES, Block, Model, Norm, Product
+from sybil.models.shape import Rotary, Shape
 from sybil.models.storage import Kept, StoredWeights
 from sybil.transfer import CPU
 
@@ -31,6 +31,8 @@ MOST_THREADS = 1 << 10
 PREFILL_ROWS = 256
 _ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
 _NORMS = ("layer", "rms")
+_NORMED = ("input", "output", "both", "sum")
+_QUERY_KEY_NORMS = ("none", "head", "whole")
 _WHOLE = ("token_embedding", "head", "project_in", "project_out")
 
 
@@ -39,7 +41,8 @@ class NativeTransformer:
 
     storage: what the products' weights are kept in: float32, bfloat16, or int8 with a scale an output (for drafts);
     "stored": each as it lies in its file, in the blocks that weights.blocks() gives (float32 where it gives none).
-    threads: how many compute; None is torch's number, or one for a model so small that two would wait for each other.
+    threads: how many compute; None is torch's number at each call, or one for a model so small that two would wait for
+    each other.
     lanes: floats in a vector; None is what library.load() chooses. Copies and pickles of it keep the lanes.
     """
 
@@ -78,9 +81,9 @@ class NativeTransformer:
             take_floats(f"{name}.bias", weights.get(f"{name}.bias"))
         if shape.position_offset is not None:
             take_floats("positions", weights["position_embedding"])
-        if shape.rotary:
-            for name, table in zip(("cosines", "sines"), shape.rotary.tables(shape.context), strict=True):
-                take_floats(name, table)
+        for index, rotary in enumerate(_rotations(shape)):
+            for name, table in zip(("cosines", "sines"), rotary.tables(shape.context), strict=True):
+                take_floats(f"{name}.{index}", table)
         self._bind(arena.used)
 
     def _open(self, shape: Shape, storage: Kept, threads: int | None, lanes: int | None) -> None:
@@ -96,7 +99,13 @@ class NativeTransformer:
         shape = self.shape
         with taking(ctypes.sizeof(Block) * shape.layers, f"a model of {shape.layers} layers", CPU):
             self._blocks = (Block * shape.layers)()
-        for layer, block in enumerate(self._blocks):
+        rotations = _rotations(shape)
+        for layer, (block, attention) in enumerate(zip(self._blocks, shape.attentions, strict=True)):
+            block.window = attention.window or 0
+            if attention.rotary:
+                block.rotary_size = attention.rotary.size
+                for name in ("cosines", "sines"):
+                    setattr(block, name, floats(self._floats[f"{name}.{rotations.index(attention.rotary)}"]))
             for name in BLOCK_NORMS:
                 setattr(block, name, self._norm(f"{layer}.{name}"))
             for name in BLOCK_PRODUCTS:
@@ -104,25 +113,29 @@ class NativeTransformer:
         numbers = {name: getattr(shape, name, 0) or 0 for name in NUMBERS} | {
             "activation": _ACTIVATIONS.index(shape.activation),
             "norm": _NORMS.index(shape.norm),
-            "rotary_size": shape.rotary.size if shape.rotary else 0,
+            "normed": _NORMED.index(shape.normed),
+            "query_key_norm": _QUERY_KEY_NORMS.index(shape.query_key_norm),
         }
         self._model = Model(
             **numbers,
-            epsilon=shape.epsilon,
-            attention_scale=shape.attention_scale,
+            **{name: getattr(shape, name) for name in SCALES},
             blocks=self._blocks,
             block_count=len(self._blocks),
             final_norm=self._norm("final_norm"),
             **{name: self._product(name) for name in _WHOLE},
-            **{name: floats(self._floats.get(name)) for name in ("positions", "cosines", "sines")},
+            positions=floats(self._floats.get("positions")),
         )
         self._address = ctypes.addressof(self._model)
         refusal = self._library.sybil_refusal(self._address)
         if refusal is not None:
             raise UnsupportedModel(f"the C forward refuses the model: {refusal.decode()} doesn't hold of it")
         self.weight_bytes = weight_bytes
-        threads = self._asked_threads or (1 if weight_bytes < ONE_THREAD_BYTES else torch.get_num_threads())
-        self._threads = min(max(threads, 1), MOST_THREADS)
+
+    @property
+    def threads(self) -> int:
+        """How many compute the next call."""
+        small = self.weight_bytes < ONE_THREAD_BYTES
+        return min(max(self._asked_threads or (1 if small else torch.get_num_threads()), 1), MOST_THREADS)
 
     def _norm(self, name: str) -> Norm:
         return Norm(*(floats(self._floats.get(f"{name}.{part}")) for part in ("weight", "bias")))
@@ -157,9 +170,8 @@ class NativeTransformer:
         rows = batch * count
         if not rows:
             return
-        threads = 1 if forking.pool_is_lost() else self._threads
         if rows > cache.rows:
-            cache.make_room(rows, self._library.sybil_scratch(self._address, rows, cache.capacity, self._threads))
+            cache.make_room(rows, self._library.sybil_scratch(self._address, rows, cache.capacity))
         refusal = self._library.sybil_forward(
             self._address,
             cache.address,
@@ -169,8 +181,9 @@ class NativeTransformer:
             logits,
             cache.scratch_address,
             cache.floats,
-            threads,
+            self.threads,
         )
+        workers.keep(self._library, self, cache, cache.scratch)
         if refusal is not None:
             raise IndexError(
                 f"tokens {tokens.tolist()} at lengths {lengths.tolist()} don't fit a vocabulary of {self.vocab_size} "
@@ -215,6 +228,10 @@ def _products(shape: Shape) -> list[str]:
 
 
 def _norms(shape: Shape) -> list[str]:
-    names = BLOCK_NORMS if shape.query_key_norm else BLOCK_NORMS[:2]
     last = ["final_norm"] if shape.final_norm else []
-    return [*last, *(f"{layer}.{name}" for layer in range(shape.layers) for name in names)]
+    return [*last, *(f"{layer}.{name}" for layer in range(shape.layers) for name in shape.norms())]
+
+
+def _rotations(shape: Shape) -> list[Rotary]:
+    """The rotations of a shape's layers, each once."""
+    return list(dict.fromkeys(attention.rotary for attention in shape.attentions if attention.rotary))

@@ -7,12 +7,16 @@ overwritten next time. So rolling back is assigning a smaller length, and rows m
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from sybil.allocation import taking
 from sybil.transfer import CPU, count_to, upload
+
+Windows = Collection[int | None]
+"""Those of a model's layers, each once."""
 
 
 class KVCache:
@@ -49,6 +53,16 @@ class KVCache:
             all_values[layout.rows, :, layout.positions] = values.transpose(1, 2)
         return all_keys[:, :, : layout.end], all_values[:, :, : layout.end]
 
+    def take_over(self, other: KVCache) -> None:
+        """See models.Cache."""
+        self.copy(other, int(other.lengths.max()))
+        self.lengths = other.lengths
+
+    def copy(self, other: KVCache, count: int) -> None:
+        """Another's keys and values of the first count places."""
+        self.keys[..., :count, :] = other.keys[..., :count, :]
+        self.values[..., :count, :] = other.values[..., :count, :]
+
 
 def check_fit(held: int, count: int, capacity: int) -> None:
     """Raises IndexError where count tokens after those held find no place: torch drops a single one without a word."""
@@ -57,31 +71,32 @@ def check_fit(held: int, count: int, capacity: int) -> None:
 
 
 class Layout:
-    """Where the next count tokens of each row go, and which keys each of them sees: the last window, or all.
+    """Where the next count tokens of each row go, and which keys each of them sees.
 
-    positions: (batch, count); mask: (batch, 1, count, end), True where a token may look, or None
-    where it may look everywhere."""
+    positions: (batch, count); masks: for each of the windows (None: no window) a mask (batch, 1, count, end), True
+    where a token may look, or None where it may look everywhere."""
 
-    def __init__(self, lengths: Tensor, count: int, device: torch.device, window: int | None = None) -> None:
+    def __init__(self, lengths: Tensor, count: int, device: torch.device, windows: Windows = (None,)) -> None:
         counts = lengths.tolist()
         self.start, self.end = max(counts), max(counts) + count
         self.even = min(counts) == self.start
         self.positions = upload(lengths[:, None] + count_to(count), device)
         self.rows = torch.arange(len(counts), dtype=torch.int64, device=device)[:, None]
-        self.mask: Tensor | None = None
-        windowed = window is not None and window < self.end
-        if count > 1 or not self.even or windowed:
-            self.mask = _mask(self.positions, self.end, window)
+        self.masks: dict[int | None, Tensor | None] = dict.fromkeys(windows)
+        for window in self.masks:
+            windowed = window is not None and window < self.end
+            if count > 1 or not self.even or windowed:
+                self.masks[window] = _mask(self.positions, self.end, window)
 
     @classmethod
-    def static(cls, lengths: Tensor, count: int, end: int, window: int | None = None) -> Layout:
+    def static(cls, lengths: Tensor, count: int, end: int, windows: Windows = (None,)) -> Layout:
         """A layout whose shapes depend on count and end only, lengths (batch,) being read where they are: on the
         device, which may be a GPU that replays what follows with other lengths."""
         layout = cls.__new__(cls)
         layout.even, layout.start, layout.end = False, 0, end
         layout.positions = lengths[:, None] + torch.arange(count, dtype=torch.int64, device=lengths.device)
         layout.rows = torch.arange(len(lengths), dtype=torch.int64, device=lengths.device)[:, None]
-        layout.mask = _mask(layout.positions, end, window)
+        layout.masks = {window: _mask(layout.positions, end, window) for window in windows}
         return layout
 
 

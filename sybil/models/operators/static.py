@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sybil.models.operators.cache import KVCache, Layout, check_fit
+from sybil.models.operators.cache import KVCache, Layout, Windows, check_fit
 from sybil.transfer import upload
 
 BUCKET = 128
@@ -37,13 +37,18 @@ class StaticCache:
         self._held = held
         self.lengths = torch.zeros(len(held.store.lengths), dtype=torch.int64, device="cpu")
 
-    def forward(self, compute: Compute, tokens: Tensor, window: int | None) -> Tensor:
+    def take_over(self, other: StaticCache) -> None:
+        """See models.Cache."""
+        self.store.copy(other.store, int(other.lengths.max()))
+        self.lengths = other.lengths
+
+    def forward(self, compute: Compute, tokens: Tensor, windows: Windows) -> Tensor:
         """Logits of tokens (batch, count) at the rows' lengths, good until the next call of the model."""
         count, held, longest = tokens.shape[1], self._held, int(self.lengths.max())
         check_fit(longest, count, self.capacity)
         keys = -(-(longest + count) // BUCKET) * BUCKET
         if (count, keys) not in held.forwards:
-            held.forwards[count, keys] = StaticForward(held, count, keys, window)
+            held.forwards[count, keys] = StaticForward(held, count, keys, windows)
         return held.forwards[count, keys](compute, tokens, self.lengths)
 
 
@@ -91,10 +96,10 @@ class StaticCaches:
 class StaticForward:
     """One forward of (batch, count) tokens that reads the first `keys` places of a cache."""
 
-    def __init__(self, held: Held, count: int, keys: int, window: int | None) -> None:
+    def __init__(self, held: Held, count: int, keys: int, windows: Windows) -> None:
         device, batch = held.store.keys.device, len(held.store.lengths)
         self._store, self._pool, self._stream = held.store, held.pool, held.stream
-        self._count, self._keys, self._window = count, keys, window
+        self._count, self._keys, self._windows = count, keys, windows
         self._tokens = torch.zeros(batch, count, dtype=torch.int64, device=device)
         self._lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -113,7 +118,7 @@ class StaticForward:
         return self._logits
 
     def _run(self, compute: Compute) -> Tensor:
-        layout = Layout.static(self._lengths, self._count, self._keys, self._window)
+        layout = Layout.static(self._lengths, self._count, self._keys, self._windows)
         return compute(self._tokens, self._store, layout)
 
     def _capture(self, compute: Compute) -> None:

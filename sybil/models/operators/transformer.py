@@ -16,14 +16,14 @@ from sybil.models import forking
 from sybil.models.operators.cache import KVCache, Layout, check_fit
 from sybil.models.operators.linear import Linear, Way, can_pack, linear
 from sybil.models.operators.static import LONGEST, StaticCache, StaticCaches
-from sybil.models.shape import Activation, Shape
+from sybil.models.shape import Activation, Rotary, Shape
 from sybil.models.storage import FORMATS, Storage, storage_of
 from sybil.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Layer normalisation over the last dimension, or root mean square normalisation (rms)."""
+    """Layer normalisation over the last dimension, or root mean square normalisation (rms); in the weight's dtype."""
 
     weight: Tensor
     bias: Tensor | None
@@ -32,7 +32,7 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.rms:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+            return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.epsilon).to(x.dtype)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
@@ -40,12 +40,10 @@ class Norm:
 class Block:
     """One layer's weights."""
 
-    attention_norm: Norm
+    norms: Mapping[str, Norm]
+    """By the names that Shape.norms() has."""
     query_key_value: Linear
-    query_norm: Norm | None
-    key_norm: Norm | None
     attention_out: Linear
-    mlp_norm: Norm
     mlp_in: Linear
     """With its activation."""
     mlp_up: Linear | None
@@ -59,7 +57,7 @@ class Call:
 
     cache: KVCache
     layout: Layout
-    rotation: tuple[Tensor, Tensor] | None
+    rotations: Mapping[Rotary | None, tuple[Tensor, Tensor]]
     """Cosines and sines at the tokens' positions, (B, 1, n, rotary size / 2) each."""
 
 
@@ -69,9 +67,9 @@ class Transformer:
     weights: name -> tensor, (outputs, inputs) for a product; each is asked for once, and `in` says whether a product
     has a bias, so that a mapping may read them one at a time. The names, {layer} from 0, those in brackets where
     the shape has them: token_embedding, [position_embedding], [project_in.weight], [project_out.weight],
-    {layer}.attention_norm, {layer}.query_key_value (all queries' rows, then keys', then values', heads in order),
-    [{layer}.query_norm.weight], [{layer}.key_norm.weight], {layer}.attention_out, {layer}.mlp_norm, {layer}.mlp_in
-    (gated: the gate's rows, then those it multiplies), {layer}.mlp_out, [final_norm], [head.weight]."""
+    {layer}.{norm} for each of Shape.norms(), {layer}.query_key_value (all queries' rows, then keys', then values',
+    heads in order), {layer}.attention_out, {layer}.mlp_in (gated: the gate's rows, then those it multiplies),
+    {layer}.mlp_out, [final_norm], [head.weight]."""
 
     def __init__(
         self, shape: Shape, weights: Mapping[str, Tensor], way: Way | None = None, static: bool | None = None
@@ -111,12 +109,9 @@ class Transformer:
         def block(layer: int) -> Block:
             mlp_in, mlp_up = gate_and_up(f"{layer}.mlp_in")
             return Block(
-                attention_norm=norm(f"{layer}.attention_norm"),
+                norms={name: norm(f"{layer}.{name}") for name in shape.norms()},
                 query_key_value=product(f"{layer}.query_key_value"),
-                query_norm=norm(f"{layer}.query_norm") if shape.query_key_norm else None,
-                key_norm=norm(f"{layer}.key_norm") if shape.query_key_norm else None,
                 attention_out=product(f"{layer}.attention_out"),
-                mlp_norm=norm(f"{layer}.mlp_norm"),
                 mlp_in=mlp_in,
                 mlp_up=mlp_up,
                 mlp_out=product(f"{layer}.mlp_out"),
@@ -126,7 +121,13 @@ class Transformer:
         self.device, self.dtype = self.token_embedding.device, self.token_embedding.dtype
         self.storage: Storage = "int8" if way == "int8" else storage_of(self.dtype)
         self.position_embedding = None if shape.position_offset is None else take("position_embedding")
-        self.rotations = shape.rotary and shape.rotary.tables(shape.context, self.dtype, self.device)
+        self.embedding_scale = torch.tensor(shape.embedding_scale, dtype=self.dtype, device=self.device)
+        self.windows = tuple({attention.window: None for attention in shape.attentions})
+        self.rotations = {
+            attention.rotary: attention.rotary.tables(shape.context, self.dtype, self.device)
+            for attention in dict.fromkeys(shape.attentions)
+            if attention.rotary
+        }
         projected = shape.embedding_width != shape.width
         self.project_in = product("project_in") if projected else None
         self.blocks = [block(layer) for layer in range(shape.layers)]
@@ -155,7 +156,7 @@ class Transformer:
     def forward(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
         """tokens (B, n) -> logits (B, n, vocab); writes the tokens at each row's length, advances it by n."""
         if isinstance(cache, StaticCache) and tokens.shape[1] <= LONGEST:
-            logits = cache.forward(self._logits, tokens, self.shape.window)
+            logits = cache.forward(self._logits, tokens, self.windows)
             cache.lengths = cache.lengths + tokens.shape[1]
             return logits
         return self._finish(self._at_lengths(tokens, cache))
@@ -167,7 +168,7 @@ class Transformer:
 
     def _at_lengths(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
         store = cache.store if isinstance(cache, StaticCache) else cache
-        layout = Layout(cache.lengths, tokens.shape[1], self.device, self.shape.window)
+        layout = Layout(cache.lengths, tokens.shape[1], self.device, self.windows)
         check_fit(layout.start, tokens.shape[1], cache.capacity)
         cache.lengths = cache.lengths + tokens.shape[1]
         return self._hidden(upload(tokens, self.device), store, layout)
@@ -180,16 +181,22 @@ class Transformer:
             x = self.final_norm(x)
         if self.project_out:
             x = self.project_out(x)
-        return self.head(x)
+        logits = self.head(x)
+        if self.shape.logit_divisor != 1:
+            logits = logits / self.shape.logit_divisor
+        return _capped(logits, self.shape.logit_cap)
 
     def _hidden(self, tokens: Tensor, store: KVCache, layout: Layout) -> Tensor:
         # a padded row may stand past the context: what is computed there is never read
         positions = layout.positions.clamp(max=self.context - 1)
-        rotation = None
-        if self.rotations:
-            cosines, sines = self.rotations
-            rotation = cosines[positions][:, None], sines[positions][:, None]
-        call = Call(store, layout, rotation)
+        call = Call(
+            store,
+            layout,
+            {
+                rotary: (cosines[positions][:, None], sines[positions][:, None])
+                for rotary, (cosines, sines) in self.rotations.items()
+            },
+        )
 
         x = self._embed(tokens, positions)
         for layer, block in enumerate(self.blocks):
@@ -198,6 +205,8 @@ class Transformer:
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = F.embedding(tokens, self.token_embedding)
+        if self.shape.embedding_scale != 1:
+            x = x * self.embedding_scale
         if self.project_in:
             x = self.project_in(x)
         if self.position_embedding is not None:
@@ -205,32 +214,66 @@ class Transformer:
         return x
 
     def _layer(self, layer: int, block: Block, x: Tensor, call: Call) -> Tensor:
+        norms = block.norms
         if self.shape.parallel:
-            return x + self._attention(layer, block, block.attention_norm(x), call) + _mlp(block, block.mlp_norm(x))
-        if self.shape.post_norm:
-            x = block.attention_norm(x + self._attention(layer, block, x, call))
-            return block.mlp_norm(x + _mlp(block, x))
-        x = x + self._attention(layer, block, block.attention_norm(x), call)
-        return x + _mlp(block, block.mlp_norm(x))
+            attended = self._out(norms, "attention", self._attention(layer, block, norms["attention_norm"](x), call))
+            return x + attended + self._out(norms, "mlp", _mlp(block, norms["mlp_norm"](x)))
+        if self.shape.normed == "sum":
+            x = norms["attention_norm"](x + self._out(norms, "attention", self._attention(layer, block, x, call)))
+            return norms["mlp_norm"](x + self._out(norms, "mlp", _mlp(block, x)))
+        x = x + self._out(norms, "attention", self._attention(layer, block, _in(norms, "attention", x), call))
+        return x + self._out(norms, "mlp", _mlp(block, _in(norms, "mlp", x)))
+
+    def _out(self, norms: Mapping[str, Norm], name: str, x: Tensor) -> Tensor:
+        """What attention or the MLP gives, as it is added."""
+        norm = norms.get(f"{name}_out_norm")
+        x = x if norm is None else norm(x)
+        return x if self.shape.residual_scale == 1 else x * self.shape.residual_scale
 
     def _attention(self, layer: int, block: Block, x: Tensor, call: Call) -> Tensor:
-        shape = self.shape
-        joined = block.query_key_value(x).view(*x.shape[:2], -1, shape.head_size).transpose(1, 2)  # (B, H + 2G, n, D)
+        shape, attention = self.shape, self.shape.attentions[layer]
+        joined = block.query_key_value(x)
+        if shape.query_key_norm == "whole":
+            sizes = [shape.heads * shape.head_size, shape.kv_heads * shape.head_size]
+            query, key, value = torch.split(joined, [*sizes, sizes[1]], -1)
+            joined = torch.cat([block.norms["query_norm"](query), block.norms["key_norm"](key), value], -1)
+        joined = joined.view(*x.shape[:2], -1, shape.head_size).transpose(1, 2)  # (B, H + 2G, n, D)
         query, key, value = torch.split(joined, [shape.heads, shape.kv_heads, shape.kv_heads], 1)
-        if block.query_norm and block.key_norm:
-            query, key = block.query_norm(query), block.key_norm(key)
-        if call.rotation:
-            query, key = _rotate(query, *call.rotation), _rotate(key, *call.rotation)
+        if shape.query_key_norm == "head":
+            query, key = block.norms["query_norm"](query), block.norms["key_norm"](key)
+        if attention.rotary:
+            cosines, sines = call.rotations[attention.rotary]
+            query, key = _rotate(query, cosines, sines), _rotate(key, cosines, sines)
         keys, values = call.cache.write(layer, key, value, call.layout)  # (B, G, K, D)
-        out = F.scaled_dot_product_attention(
-            query,
-            keys,
-            values,
-            attn_mask=call.layout.mask,
-            scale=shape.attention_scale,
-            enable_gqa=shape.kv_heads != shape.heads,
-        )
+        out = _attend(shape, query, keys, values, call.layout.masks[attention.window])
         return block.attention_out(out.transpose(1, 2).flatten(2))
+
+
+def _in(norms: Mapping[str, Norm], name: str, x: Tensor) -> Tensor:
+    """What attention or the MLP is given."""
+    norm = norms.get(f"{name}_norm")
+    return x if norm is None else norm(x)
+
+
+def _attend(shape: Shape, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """query (B, H, n, D), keys and values (B, G, K, D) -> (B, H, n, D)."""
+    grouped = shape.kv_heads != shape.heads
+    if not shape.attention_cap:
+        return F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, scale=shape.attention_scale, enable_gqa=grouped
+        )
+    if grouped:
+        keys, values = (each.repeat_interleave(shape.heads // shape.kv_heads, 1) for each in (keys, values))
+    scores = _capped(query @ keys.transpose(2, 3) * shape.attention_scale, shape.attention_cap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return shares.to(values.dtype) @ values
+
+
+def _capped(x: Tensor, cap: float) -> Tensor:
+    """cap * tanh(x / cap); 0: no cap."""
+    return (x / cap).tanh() * cap if cap else x
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

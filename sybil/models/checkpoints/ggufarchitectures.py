@@ -1,0 +1,78 @@
+"""GGUF's architectures: what transformers calls them and their keys, as llama.cpp's converter writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_EVERY = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+}
+_LLAMA = {**_EVERY, "attention.layer_norm_rms_epsilon": "rms_norm_eps"}
+_GPT2 = {
+    "context_length": "n_positions",
+    "embedding_length": "n_embd",
+    "block_count": "n_layer",
+    "feed_forward_length": "n_inner",
+    "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+_WINDOW = {"attention.sliding_window": "sliding_window"}
+_GEMMA = {
+    **_WINDOW,
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_GRANITE = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What an architecture of GGUF is in transformers. needed, optional: its keys, without its name before them, and
+    transformers' fields; fixed: what transformers' config says besides.
+
+    rotated_rows: whether the file has the two halves of a head that are rotated against each other row by row;
+    pattern: every how many layers one is global, where the others have a window."""
+
+    model_type: str
+    needed: Mapping[str, str]
+    optional: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    rotated_rows: bool = False
+    pattern: int = 0
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "gpt2": Architecture("gpt2", _GPT2),
+    "gptneox": Architecture(
+        "gpt_neox",
+        {**_EVERY, "attention.layer_norm_epsilon": "layer_norm_eps"},
+        {"use_parallel_residual": "use_parallel_residual"},
+    ),
+    "llama": Architecture("llama", _LLAMA, _WINDOW, rotated_rows=True),
+    "phi3": Architecture("phi3", _LLAMA, _WINDOW),
+    "qwen2": Architecture("qwen2", _LLAMA, fixed={"use_sliding_window": False}),
+    "qwen3": Architecture("qwen3", _LLAMA, fixed={"use_sliding_window": False}),
+    "gemma2": Architecture(
+        "gemma2",
+        _LLAMA,
+        _GEMMA,
+        {"sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        pattern=2,
+    ),
+    "gemma3": Architecture("gemma3_text", {**_LLAMA, **_WINDOW}, _GEMMA, pattern=6),
+    "smollm3": Architecture("smollm3", _LLAMA, fixed={"no_rope_layer_interval": 4}, rotated_rows=True),
+    "olmo2": Architecture("olmo2", _LLAMA),
+    "granite": Architecture("granite", _LLAMA, _GRANITE, rotated_rows=True),
+}
+"""By general.architecture. What the files leave out and llama.cpp fills in by itself is filled in the same way."""

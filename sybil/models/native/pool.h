@@ -1,0 +1,153 @@
+/* The forward's workers: threads that are started when they are first needed and sleep while nothing is computed.
+
+   One forward at a time has them. Another that begins meanwhile is computed by its own thread alone, which shares the
+   cores with them. A worker that wakes too late, or isn't to be had, is missed by nobody: see stages.h. */
+
+#pragma once
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "stages.h"
+
+#define MOST_THREADS (1 << 10)
+#define STACK (1 << 20)  /* bytes: some systems give less than products need */
+#define AWAKE 50000      /* nanoseconds that a worker looks out for the next forward before it sleeps */
+#define LEAVING 10000    /* nanoseconds that a forward's end waits for workers on their way out */
+
+/* A forward as all its threads see it. job: so many bytes, which a worker copies; own: bytes that each works in. */
+typedef struct {
+    void (*work)(const void *job, void *own, Share *share);
+    const void *job;
+    int64_t bytes, own;
+    int32_t threads;
+    uint32_t stage;
+} Job;
+
+typedef struct {
+    _Alignas(64) _Atomic uint64_t inside; /* the number of the job that it looks at; 0: none */
+    atomic_int asleep;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+} Worker;
+
+static struct {
+    _Alignas(64) _Atomic uint64_t open; /* the number of the job that workers may join; 0: none */
+    atomic_int used;
+    int32_t workers;
+    uint32_t stage;
+    uint64_t jobs;
+    Job job;
+    Worker worker[MOST_THREADS - 1];
+} pool;
+
+static int is_news(uint64_t seen) {
+    uint64_t open = atomic_load(&pool.open);
+    return open && open != seen;
+}
+
+static void await(Worker *me, uint64_t seen) {
+    for (int64_t began = now(); now() - began < AWAKE; relax())
+        if (is_news(seen)) return;
+    pthread_mutex_lock(&me->mutex);
+    atomic_store(&me->asleep, 1);
+    while (!is_news(seen)) pthread_cond_wait(&me->wake, &me->mutex);
+    atomic_store(&me->asleep, 0);
+    pthread_mutex_unlock(&me->mutex);
+}
+
+/* A worker reads a job while it is open; what it has copied counts only if the job is still open then. */
+static void *serve(void *given) {
+    Worker *me = given;
+    char *memory = NULL;
+    uint64_t seen = 0;
+    for (int64_t held = 0;;) {
+        await(me, seen);
+        seen = atomic_load(&pool.open);
+        atomic_store(&me->inside, seen);
+        Job job = pool.job;
+        atomic_thread_fence(memory_order_seq_cst);
+        if (seen && seen == atomic_load(&pool.open) && me - pool.worker < job.threads - 1) {
+            const int64_t start = (job.bytes + 63) / 64 * 64, needed = start + (job.own + 63) / 64 * 64;
+            if (needed > held) {
+                free(memory);
+                memory = aligned_alloc(64, needed);
+                held = memory ? needed : 0;
+            }
+            if (memory) memcpy(memory, job.job, job.bytes);
+            atomic_thread_fence(memory_order_seq_cst);
+            Share share = {.threads = job.threads, .stage = job.stage};
+            if (memory && seen == atomic_load(&pool.open)) job.work(memory, memory + start, &share);
+        }
+        atomic_store(&me->inside, 0);
+    }
+    return NULL;
+}
+
+/* A forked process has none of its parent's threads, and nobody's forward is under way in it. */
+static void forget(void) {
+    for (int32_t each = 0; each < pool.workers; each++) atomic_store(&pool.worker[each].inside, 0);
+    pool.workers = 0;
+    atomic_store(&pool.open, 0);
+    atomic_store(&pool.used, 0);
+}
+
+/* Starts workers until there are so many, or no more are to be had. They leave signals to the program's threads. */
+static void start(int32_t wanted) {
+    static int told;
+    sigset_t every, before;
+    pthread_attr_t attributes;
+    if (pool.workers >= wanted || pthread_attr_init(&attributes)) return;
+    if (!told) told = !pthread_atfork(NULL, NULL, forget);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, STACK);
+    sigfillset(&every);
+    pthread_sigmask(SIG_SETMASK, &every, &before);
+    for (; told && pool.workers < wanted; pool.workers++) {
+        pthread_t thread;
+        Worker *worker = &pool.worker[pool.workers];
+        atomic_store(&worker->asleep, 0);
+        pthread_mutex_init(&worker->mutex, NULL);
+        pthread_cond_init(&worker->wake, NULL);
+        if (pthread_create(&thread, &attributes, serve, worker)) break;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+}
+
+/* One that can't be woken at once is about to sleep, or about to wake: it may miss this job. */
+static void wake(Worker *worker) {
+    if (!atomic_load(&worker->asleep) || pthread_mutex_trylock(&worker->mutex)) return;
+    pthread_cond_signal(&worker->wake);
+    pthread_mutex_unlock(&worker->mutex);
+}
+
+/* Whether a worker may still read what a job was given: its memory has to stay where it is. */
+int32_t sybil_late(void) {
+    for (int32_t each = 0; each < pool.workers; each++)
+        if (atomic_load(&pool.worker[each].inside)) return 1;
+    return 0;
+}
+
+/* Computes a job by this thread, whose own memory is given, and by others where they can be had. */
+static void share_out(const Job *job, void *own) {
+    Share alone = {.threads = 1};
+    if (job->threads == 1 || atomic_exchange(&pool.used, 1)) {
+        job->work(job->job, own, &alone);
+        return;
+    }
+    start(job->threads - 1);
+    Share share = {.threads = job->threads, .stage = pool.stage};
+    pool.job = *job;
+    pool.job.stage = pool.stage;
+    clear_board(pool.stage + 1, job->threads);
+    atomic_store(&pool.open, ++pool.jobs);
+    for (int32_t each = 0; each < pool.workers && each < job->threads - 1; each++) wake(&pool.worker[each]);
+    job->work(job->job, own, &share);
+    atomic_store(&pool.open, 0);
+    for (int64_t began = now(); sybil_late() && now() - began < LEAVING;) relax();
+    pool.stage = share.stage;
+    atomic_store(&pool.used, 0);
+}

@@ -1,0 +1,140 @@
+/* How threads share a forward: stage by stage, each stage's items in parts that are taken as threads come.
+
+   No thread waits for one that the system has put aside. Items are computed into memory of the thread's own and then
+   published: one thread wins the right to store an item, and a part's items are stored in their order. Whoever finds
+   nothing left to take, and sees a part stand still, computes the part's next items itself. The thread that was put
+   aside goes on later, reads what later stages have written, fails to publish, and comes after the others. */
+
+#pragma once
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <time.h>
+
+#define PARTS_EACH 8     /* of a stage, for each thread */
+#define MOST_PARTS 1024  /* of a stage */
+#define PATIENCE 50000   /* nanoseconds that a part may stand still before others take it up */
+
+typedef struct { /* a stage's number in the upper 32 bits, a count of that stage in the lower */
+    _Alignas(64) _Atomic uint64_t at;
+} Count;
+
+/* Of the forward that the pool computes. parts: items stored, doubled, and 1 more while the next is being stored. */
+static struct {
+    Count taken, done, parts[MOST_PARTS];
+} board;
+
+typedef struct { /* what one thread has in hand */
+    int32_t threads; /* that compute the forward; 1: there is nobody to share with, and the board isn't used */
+    uint32_t stage;
+    int64_t items, parts, part, item;
+    int64_t found; /* the part's count when the item was taken up */
+    int storing;
+} Share;
+
+static inline int64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__) || defined(__arm__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static inline uint64_t counted(uint32_t stage, int64_t count) { return ((uint64_t)stage << 32) + (uint64_t)count; }
+
+/* The count of a stage: below 0 while an earlier one is counted, above 2^31 when a later one is. */
+static inline int64_t reached(Count *count, uint32_t stage) {
+    return (int64_t)(atomic_load_explicit(&count->at, memory_order_acquire) - counted(stage, 0));
+}
+
+static inline int advance(Count *count, uint32_t stage, int64_t from, int64_t to) {
+    uint64_t expected = counted(stage, from);
+    return atomic_compare_exchange_strong(&count->at, &expected, counted(stage, to));
+}
+
+/* The count before 1 was added; -1 where it was `most` already. */
+static int64_t add(Count *count, uint32_t stage, int64_t most) {
+    for (;;) {
+        int64_t from = reached(count, stage), before = from < 0 ? 0 : from;
+        if (before >= most) return -1;
+        if (advance(count, stage, from, before + 1)) return before;
+    }
+}
+
+/* For a forward whose first stage this is: whatever was counted of earlier ones is past. */
+static void clear_board(uint32_t stage, int32_t threads) {
+    atomic_store(&board.taken.at, counted(stage, 0));
+    atomic_store(&board.done.at, counted(stage, 0));
+    for (int64_t part = 0; part < MOST_PARTS && part < (int64_t)PARTS_EACH * threads; part++)
+        atomic_store(&board.parts[part].at, counted(stage, 0));
+}
+
+static inline int64_t first_of(const Share *share, int64_t part) { return share->items * part / share->parts; }
+
+/* A part that stands still. -1 when all are done. */
+static int64_t late_part(const Share *share) {
+    int64_t part = 0, seen = -1, since = now();
+    while (part < share->parts && reached(&board.done, share->stage) < share->parts) {
+        int64_t count = reached(&board.parts[part], share->stage);
+        if (count >= 2 * (first_of(share, part + 1) - first_of(share, part))) part++;
+        else if (count != seen) seen = count, since = now();
+        else if (now() - since > PATIENCE) return part;
+        relax();
+    }
+    return -1;
+}
+
+static void begin_stage(Share *share, int64_t items) {
+    int64_t most = (int64_t)PARTS_EACH * share->threads < MOST_PARTS ? (int64_t)PARTS_EACH * share->threads : MOST_PARTS;
+    share->items = items;
+    share->parts = items < most ? items : most;
+    share->part = share->item = -1;
+    share->stage++;
+}
+
+/* What published() announces is stored. */
+static void end_item(Share *share) {
+    share->storing = 0;
+    Count *count = &board.parts[share->part];
+    atomic_store_explicit(&count->at, counted(share->stage, 2 * (share->item - first_of(share, share->part) + 1)),
+                          memory_order_release);
+    if (share->item + 1 == first_of(share, share->part + 1)) add(&board.done, share->stage, share->parts);
+}
+
+/* The item that this thread computes next; -1 when the stage's are all stored. */
+static int64_t next_item(Share *share) {
+    if (share->threads == 1) return ++share->item < share->items ? share->item : -1;
+    if (share->storing) end_item(share);
+    for (;;) {
+        if (share->part < 0) share->part = add(&board.taken, share->stage, share->parts);
+        if (share->part < 0) share->part = late_part(share);
+        if (share->part < 0) return -1;
+        int64_t found = reached(&board.parts[share->part], share->stage), stored = found < 0 ? 0 : found / 2;
+        share->found = found;
+        share->item = first_of(share, share->part) + stored;
+        if (share->item >= first_of(share, share->part + 1)) share->part = -1;
+        else if (found > 0 && found % 2) sched_yield(); /* another thread is storing it */
+        else return share->item;
+    }
+}
+
+/* Whether this thread may store its item: only one may. */
+static inline int publish(Share *share) {
+    if (share->threads == 1) return 1;
+    int64_t stored = share->found < 0 ? 0 : share->found;
+    return share->storing = advance(&board.parts[share->part], share->stage, share->found, stored + 1);
+}
+
+/* The items of a stage. Its body computes one and stores it if it may publish() it. */
+#define EACH(item, all_items, ...)                                                            \
+    {                                                                                        \
+        begin_stage(share, all_items);                                                        \
+        for (int64_t item; (item = next_item(share)) >= 0;) { __VA_ARGS__; }                  \
+    }

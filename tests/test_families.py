@@ -1,0 +1,161 @@
+"""What Gemma, SmolLM3, OLMo 2 and Granite have besides: each is seen where it is left out, in both forwards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from configurations import example, random_model
+from shapes import (
+    SHAPES,
+    assert_near,
+    assert_same_bits,
+    compiled,
+    logits_in_parts,
+    random_tokens,
+    random_weights,
+    widths,
+)
+from tiny import alternating, fixed, foreign, greedy, in_float64, in_sybil, prompts, save
+from torch import Tensor
+
+import sybil
+from sybil import Decoder
+from sybil.drafting import DraftModel
+from sybil.models.checkpoints.families import understand
+from sybil.models.checkpoints.weights import State, arrange
+from sybil.models.native import NativeTransformer
+from sybil.models.operators.transformer import Transformer
+from sybil.models.shape import Attention, Shape
+
+NEW = ("smollm3", "olmo2", "granite", "gemma2", "gemma3_text")
+CPU = torch.device("cpu")
+families = pytest.mark.parametrize("family", NEW)
+NEW_SHAPES = ("gemma2", "gemma3", "olmo2", "granite")
+
+
+@families
+def test_greedy_tokens_are_transformers_own(family: str, tmp_path: Path) -> None:
+    """In float64, by the operators, and in float32, by either forward; the text is longer than the windows."""
+    model = random_model(example(family))
+    save(model, tmp_path)
+    given = prompts([7, 3, 12])
+    wanted = [greedy(in_float64(model), prompt, 30) for prompt in given]
+    for dtype in (torch.float64, torch.float32):
+        decoder = sybil.load(tmp_path, "lookup", dtype=dtype, device="cpu")
+        out = decoder.generate(given, max_new_tokens=30, gamma=3, eos_token_id=[])
+        assert [row.tolist() for row in out.tokens] == wanted
+        assert out.stats.proposed > 0
+
+
+def without(shape: Shape) -> dict[str, Shape]:
+    """The shape, each time without one of the things that others of its size don't have."""
+    plain = Attention(shape.attentions[0].rotary)
+    found = {
+        "caps": replace(shape, attention_cap=0.0, logit_cap=0.0),
+        "the attention's cap": replace(shape, attention_cap=0.0),
+        "the logits' cap": replace(shape, logit_cap=0.0),
+        "scaled embeddings": replace(shape, embedding_scale=1.0),
+        "scaled residuals": replace(shape, residual_scale=1.0),
+        "divided logits": replace(shape, logit_divisor=1.0),
+        "the attention's scale": replace(shape, attention_scale=0.0),
+        "windows": replace(shape, attentions=tuple(replace(each, window=None) for each in shape.attentions)),
+        "other layers": replace(shape, attentions=(plain,) * shape.layers),
+        "norms of outputs": replace(shape, normed="input") if shape.normed == "both" else shape,
+        "norms of queries and keys": replace(shape, query_key_norm="none"),
+    }
+    return {name: other for name, other in found.items() if other != shape}
+
+
+@compiled
+@pytest.mark.parametrize("name", NEW_SHAPES)
+def test_everything_that_a_family_has_is_seen_where_it_is_left_out(name: str) -> None:
+    """A forward that forgot it would be far from the other forward."""
+    shape, tokens = SHAPES[name], random_tokens(SHAPES[name], 2, 24)
+    weights = random_weights(shape)
+
+    def computed(kind: Any, shape: Shape) -> Tensor:
+        return logits_in_parts(kind(shape, weights), tokens, [9, 1, 5, 9])
+
+    wanted = computed(NativeTransformer, shape)
+    assert_near(wanted, computed(Transformer, shape).double())
+    others = without(shape)
+    assert others
+    for other in others.values():
+        assert float((computed(Transformer, other) - wanted).abs().max() / wanted.std()) > 1e-3
+
+
+@compiled
+@widths
+@pytest.mark.parametrize("name", ["qwen3, windowed", *NEW_SHAPES])
+def test_rows_rolled_back_behind_their_windows_have_the_same_bits(name: str, lanes: int) -> None:
+    """Each row by its own number of tokens, again and again, as tokens are rejected."""
+    shape = SHAPES[name]
+    model = NativeTransformer(shape, random_weights(shape), lanes=lanes)
+    tokens = random_tokens(shape, 3, 40)
+    wanted = logits_in_parts(model, tokens, [1] * 40)
+    cache, at, rows = model.new_cache(3, 48), torch.zeros(3, dtype=torch.int64), torch.arange(3)[:, None]
+    for turn, count in enumerate([12, 9, 9, 1, 9, 4, 9, 9]):
+        count = min(count, 40 - int(at.max()))
+        places = at[:, None] + torch.arange(count)
+        other = (tokens[rows, places] + torch.arange(count).gt(count // 2)) % shape.vocab_size  # the last are others
+        kept = model.forward(other, cache)[:, : count // 2 + 1]
+        assert_same_bits(kept, wanted[rows, places[:, : count // 2 + 1]])
+        back = torch.tensor([turn % 3, (turn + 1) % 4, 5]).clamp(max=count // 2)
+        at = at + count // 2 + 1 - back
+        cache.lengths = at
+    assert int(at.min()) > 8
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text"])
+def test_a_speculative_batch_is_each_row_alone(kind: str) -> None:
+    """Greedily, in float64, behind windows of 5, with rejections: by our forward, by it with fixed shapes, and by
+    transformers' own."""
+    model = alternating(kind)
+    noisy = in_sybil(model)
+    noisy.token_embedding = noisy.token_embedding + 0.1 * torch.randn(31, 16, dtype=torch.float64)
+    given = prompts([9, 2, 5])
+    wanted = [greedy(model, prompt, 24) for prompt in given]
+    for target in (in_sybil(model), fixed(model), foreign(model)):
+        out = Decoder(target, DraftModel(noisy)).generate(given, max_new_tokens=24, gamma=4, eos_token_id=[])
+        assert [row.tolist() for row in out.tokens] == wanted
+        assert 0 < out.stats.accepted < out.stats.proposed
+
+
+def test_norms_are_whole_where_the_file_says_so() -> None:
+    """A GGUF file's norms have their 1 already."""
+
+    class Whole(State):
+        norms_are_whole = True
+
+    model = random_model(example("gemma3_text"), torch.float32)
+    config, state = model.config.to_dict(), model.state_dict()
+    added = {name: tensor + 1 if "norm" in name else tensor for name, tensor in state.items()}
+    known = understand(config)
+    for dtype in (torch.float32, torch.bfloat16):
+        one = dict(arrange("tiny", config, known, State(state), dtype, CPU)[1])
+        other = dict(arrange("tiny", config, known, Whole(added), dtype, CPU)[1])
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            assert tensor.equal(other[name]), name
+            assert tensor.dtype == (torch.float32 if "norm" in name else dtype), "1 + weight needs float32's digits"
+
+
+def test_a_bfloat16_forward_rounds_where_transformers_does() -> None:
+    """Norms are multiplied in float32, and the embedding's scale is a bfloat16 number: without either it is far off."""
+    torch.manual_seed(0)
+    model = random_model(example("gemma3_text"), torch.bfloat16)
+    model.model.embed_tokens.embed_scale = model.model.embed_tokens.embed_scale.to(torch.bfloat16)
+    config = model.config.to_dict()
+    shape, weights = arrange("tiny", config, understand(config), State(model.state_dict()), torch.bfloat16, CPU)
+    tokens = torch.randint(31, (1, 1))
+    ours = Transformer(shape, weights)
+    layer, theirs = ours.blocks[0], model.model.layers[0]
+    with torch.no_grad():
+        embedded = model.model.embed_tokens(tokens)
+        assert ours._embed(tokens, tokens).equal(embedded)
+        wanted = theirs.input_layernorm(embedded)
+    assert layer.norms["attention_norm"](embedded).equal(wanted)
