@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from torch import Tensor
@@ -36,7 +37,7 @@ _NUMBERS = {
     GGUFValueType.UINT32: "I", GGUFValueType.INT32: "i", GGUFValueType.UINT64: "Q", GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT32: "f", GGUFValueType.FLOAT64: "d", GGUFValueType.BOOL: "?",
 }  # fmt: skip
-"""struct's letters."""
+"""struct's and numpy's letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +171,9 @@ class _Header:
         self.entries += count
         if kind == GGUFValueType.STRING:
             return [self.text(shown(key)) for _ in range(count)]
-        values = struct.unpack_from(f"<{count}{_NUMBERS[kind]}", self.bytes, self.place)
+        values = np.frombuffer(self.bytes, f"<{_NUMBERS[kind]}", count, self.place)
         self.place += count * size
-        return list(values)
+        return values.tolist()
 
     def kind(self, key: str) -> GGUFValueType:
         number = self.number("I")
