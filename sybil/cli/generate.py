@@ -36,7 +36,12 @@ def generate(
     seed: options.SeedOption = None,
     max_new_tokens: options.MaxNewTokensOption = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="The prompt is a user's message: answer it, by the model's chat template.")
+        bool,
+        typer.Option(
+            "--chat",
+            help="The prompt is a user's message: answer it, by the model's chat template.",
+            rich_help_panel=options.CHAT,
+        ),
     ] = False,
     system: options.SystemOption = None,
     as_json: options.JsonOption = False,

@@ -17,6 +17,7 @@ from sybil.sampling import Sampling
 from sybil.settings import Settings
 
 MODELS, SPECULATION, SAMPLING, AMOUNT, OUTPUT = "Models", "Speculation", "Sampling", "How much", "Output"  # in --help
+CHAT = "Chat"
 
 GAMMA, RULE, WINDOW = Settings().gamma, Settings().rule, Settings().window
 TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
@@ -60,7 +61,8 @@ DeviceOption = Annotated[
 ]
 
 SystemOption = Annotated[
-    str | None, typer.Option(help="What a model that chats is told first, as the system's message.")
+    str | None,
+    typer.Option(help="What a model that chats is told first, as the system's message.", rich_help_panel=CHAT),
 ]
 
 GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.", rich_help_panel=SPECULATION)]
