@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,12 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def arm(session: nox.Session) -> None:
-    """The C forward built for aarch64 and run under qemu, against its x86 build, bit for bit: emulation, no Arm machine.
-    Needs Debian's packages gcc-aarch64-linux-gnu and qemu-user; a minute."""
+    """The C forward built for aarch64 and run under qemu, against its x86 build, bit for bit: emulation, and no Arm
+    machine; a minute."""
+    needed = {"gcc": "gcc", "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
+    missing = [package for program, package in needed.items() if not shutil.which(program)]
+    if missing:
+        session.error(f"this session needs Debian's {' '.join(missing)}: apt-get install {' '.join(missing)}")
     install(session, "test")
     session.run("pytest", "-m", "arm", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 

@@ -9,9 +9,9 @@ import ggufs
 import numpy as np
 import pytest
 import torch
+from configurations import example, random_model
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from test_transformer import example, random_model
 from tiny import in_sybil
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -23,7 +23,10 @@ from sybil.models.folders import Checkpoint
 from sybil.models.storage import BlockStorage
 
 CPU = torch.device("cpu")
-FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen2", "qwen3")
+FAMILIES = (
+    "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "olmo2", "granite", "gemma2",
+    "gemma3_text",
+)  # fmt: skip
 NAMES = {
     "token_embd": "model.embed_tokens.weight",
     "blk.1.ffn_down": "model.layers.1.mlp.down_proj.weight",
@@ -31,7 +34,13 @@ NAMES = {
     "blk.1.attn_k": "model.layers.1.self_attn.k_proj.weight",
     "output_norm": "model.norm.weight",
 }
-SIZES: dict[str, dict[str, Any]] = {"gpt_neox": {"rotary_pct": 0.5}}
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt_neox": {"rotary_pct": 0.5},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
+    "gemma2": {"query_pre_attn_scalar": 8},
+    "gemma3_text": {"query_pre_attn_scalar": 8, "num_hidden_layers": 7, "sliding_window_pattern": 6},
+}
+"""What such files can't say otherwise."""
 
 
 def model(family: str, **changes: Any) -> PreTrainedModel:
@@ -54,8 +63,9 @@ def expected(model: PreTrainedModel, seed: int = 0) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("family", "tied"), [(family, tied) for family in FAMILIES for tied in (False, True) if tied or family != "gemma2"]
+)
 def test_the_forward_is_that_of_the_same_weights(family: str, tied: bool, tmp_path: Path) -> None:
     theirs = model(family, tie_word_embeddings=tied)
     checkpoint = folders.read(ggufs.write(theirs, tmp_path / "a.gguf"))
@@ -64,8 +74,11 @@ def test_the_forward_is_that_of_the_same_weights(family: str, tied: bool, tmp_pa
     assert checkpoint.config["tie_word_embeddings"] is tied
     rebuilt = pretrained.load_transformers(checkpoint, torch.float32, CPU)
     state = rebuilt.state_dict()
-    assert all(tensor.equal(state[name]) for name, tensor in theirs.state_dict().items())
-    assert expected(rebuilt).equal(expected(theirs))
+    if family.startswith("gemma"):  # whose norms are stored with 1 added, which rounds
+        torch.testing.assert_close(expected(rebuilt), expected(theirs), rtol=1e-5, atol=1e-5)
+    else:
+        assert all(tensor.equal(state[name]) for name, tensor in theirs.state_dict().items())
+        assert expected(rebuilt).equal(expected(theirs))
     torch.testing.assert_close(ours, expected(theirs), rtol=1e-4, atol=1e-4)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import test_fuzz
 import torch
+from configurations import example, random_model
 from test_fuzz import bounded, check, refused
-from test_transformer import example, random_model
 
 from sybil.decoding import Decoder
 from sybil.errors import NotAModel, SybilError

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from configurations import CONFIGS, random_model
+from configurations import CONFIGS, example, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import gpt2, greedy, llama, prompts, save
@@ -446,6 +446,14 @@ def test_no_part_of_any_family_can_be_tampered_with_unseen(family: str, data: st
         name = data.draw(st.sampled_from(numbers))
         setattr(part, name, getattr(part, name) + 1)
     assert objects.difference(model)
+
+
+def test_an_attention_that_leaves_the_caps_out_is_heard() -> None:
+    """Gemma 2's by sdpa, which caps no scores."""
+    model = random_model(example("gemma2", attn_logit_softcapping=0.5))
+    assert objects.difference(model) == ""
+    model.config._attn_implementation = "sdpa"
+    assert objects.difference(model) == "its config makes no model (ValueError)"
 
 
 def test_another_class_of_the_same_name_is_another_class() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import ggufs
 import pytest
 import torch
+from configurations import example, random_model
 from test_fuzz import check, refused
 from test_gguf_files import outcome
-from test_transformer import example, random_model
 
 import sybil
 from sybil.errors import NotAModel

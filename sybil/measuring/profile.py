@@ -16,6 +16,7 @@ from torch import Tensor
 from sybil.decoding import Decoder
 from sybil.drafting import DrafterFactory
 from sybil.errors import InvalidSetting
+from sybil.loading import BLOCKS
 from sybil.measuring import prompts as texts
 from sybil.measuring import workload as workloads
 from sybil.measuring.memory import PeakMemory, release
@@ -163,7 +164,7 @@ class Profile:
                 f"{max(VERIFIED) + 1} or more, and {2 * (gamma + 1)} tokens of {NEW_TOKENS} after its prompts"
             )
         self.memory = _memory(Decoder(target, draft), model, subject.prompts[0], new_tokens, gamma)
-        self.precisions = tuple(map(precision, subject.decoder.models))
+        self.precisions = tuple(map(_told, subject.decoder.models))
         self.bytes_read = {}
         self._cases = {STREAM: stream_case(self.device)}
         if model is not None:
@@ -216,6 +217,11 @@ def precision(model: Model) -> Storage | None:
     if ours == "stored":
         return None
     return ours or words.get(getattr(getattr(model, "model", None), "dtype", None))  # of a HuggingFaceModel's model
+
+
+def _told(model: Model) -> str | None:
+    """precision(), for people: a GGUF file's own blocks are of several kinds."""
+    return BLOCKS if getattr(model, "storage", None) == "stored" else precision(model)
 
 
 def bytes_read(model: Model) -> int:

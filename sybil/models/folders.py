@@ -1,4 +1,4 @@
-"""From a name to a Checkpoint: a folder or a hub id, read once. objects.py has that of a model in memory."""
+"""From a name to a Checkpoint: a folder, a GGUF file or a hub id, read once. objects.py has that of an object."""
 
 from __future__ import annotations
 

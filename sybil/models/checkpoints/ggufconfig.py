@@ -35,7 +35,6 @@ _NEUTRAL: Mapping[str, Any] = {
 }
 """Keys that change nothing with this value."""
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
-"""Only Gemma's 27B scale their queries by another size than a head's, and no key says so."""
 
 
 class Keys:
@@ -114,40 +113,48 @@ def config(contents: Contents, where: str) -> dict[str, Any]:
 
 
 def _attention(keys: Keys, found: Mapping[str, Any], name: str, contents: Contents) -> dict[str, Any]:
-    """Heads, biases, windows and rotations of those that rotate."""
-    known, tensors, heads, layers = (
-        ARCHITECTURES[name], contents.tensors, found["num_attention_heads"], found["num_hidden_layers"],
-    )  # fmt: skip
-    size = keys.get("attention.key_length", "head_dim")
-    if keys.get("attention.value_length", "head_dim") not in (None, size or found["hidden_size"] // heads):
+    """Heads, biases and rotations of those that rotate, and what their architecture has besides."""
+    heads, tensors = found["num_attention_heads"], contents.tensors
+    said, width = keys.get("attention.key_length", "head_dim"), found["hidden_size"] // heads
+    size = said or max(width, 1)
+    if keys.get("attention.value_length", "head_dim") not in (None, size):
         raise UnsupportedModel(f"{keys.where} has values of another length than keys: use a file of another model")
-    more: dict[str, Any] = {"head_dim": size} if size else {}
-    size = size or max(found["hidden_size"] // heads, 1)
+    more: dict[str, Any] = {"head_dim": said} if said else {}
     if name == "gptneox":
         more["attention_bias"] = "blk.0.attn_qkv.bias" in tensors
     else:
         more["num_key_value_heads"] = keys.get("attention.head_count_kv", "num_key_value_heads") or heads
         more["attention_bias"] = "blk.0.attn_q.bias" in tensors
         more["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
-    rope = _rope(keys, size, contents)
-    if name == "granite" and keys.values.get("rope.scaling.finetuned") is False:
-        raise UnsupportedModel(f"{keys.where} is a Granite without rotary positions: use a file of another model")
-    if known.pattern:
-        more["layer_types"] = _layer_types(keys, layers, known.pattern)
-        more["hidden_activation"] = "gelu_pytorch_tanh"
-        more["query_pre_attn_scalar"] = found["hidden_size"] // heads if layers == _LAYERS_OF_27B[name] else size
-    if name == "gemma3":
-        local = (
-            keys.get("rope.freq_base_swa", "rope_theta") or keys.get("rope.local.freq_base", "rope_theta") or 10000.0
-        )
-        more["rope_parameters"] = {
-            "full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": local or 10000.0},
-        }  # fmt: skip
-    else:
-        more["rope_parameters"] = rope
+    more["rope_parameters"] = _rope(keys, size, contents)
     if name == "granite":
-        more["attention_multiplier"] = found.get("attention_multiplier") or 1 / math.sqrt(size)
+        more |= _granite(keys, found, size)
+    if ARCHITECTURES[name].pattern:
+        more |= _gemma(keys, found, name, size)
+    if name == "gemma3":
+        local = keys.get("rope.freq_base_swa", "rope_theta") or keys.get("rope.local.freq_base", "rope_theta")
+        more["rope_parameters"] = {
+            "full_attention": more["rope_parameters"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": local or 10000.0},
+        }
     return more
+
+
+def _granite(keys: Keys, found: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """The scale of queries, which is transformers' 1 only where a file says so."""
+    if keys.values.get("rope.scaling.finetuned") is False:  # which switches rotations off there
+        raise UnsupportedModel(f"{keys.where} is a Granite without rotary positions: use a file of another model")
+    return {"attention_multiplier": found.get("attention_multiplier") or 1 / math.sqrt(size)}
+
+
+def _gemma(keys: Keys, found: Mapping[str, Any], name: str, size: int) -> dict[str, Any]:
+    """Kinds of layers and the scale of queries, of which only the 27B's isn't a head's size, and no key says so."""
+    layers, heads = found["num_hidden_layers"], found["num_attention_heads"]
+    return {
+        "layer_types": _layer_types(keys, layers, ARCHITECTURES[name].pattern),
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": found["hidden_size"] // heads if layers == _LAYERS_OF_27B[name] else size,
+    }
 
 
 def _layer_types(keys: Keys, layers: int, pattern: int) -> list[str]:

@@ -72,15 +72,14 @@ static void add_row(const Model *m, Norm norm, float *given, float *x) {
     for (int32_t at = 0; at < m->width; at++) x[at] += given[at] * m->residual_scale;
 }
 
-static void finish_logits(const Model *m, float *logits) {
-    for (int32_t at = 0; at < m->vocab_size; at++) logits[at] /= m->logit_divisor;
-    int32_t at = 0;
-    for (; m->logit_cap > 0 && at < m->vocab_size; at += LANES) {
+static void finish_logits(const Model *m, float *logits, int32_t size) {
+    for (int32_t at = 0; at < size; at++) logits[at] /= m->logit_divisor;
+    for (int32_t at = 0; m->logit_cap > 0 && at < size; at += LANES) {
         float some[LANES] = {0};
-        const int64_t size = smaller(LANES, m->vocab_size - at) * sizeof(float);
-        memcpy(some, logits + at, size);
+        const int64_t bytes = smaller(LANES, size - at) * sizeof(float);
+        memcpy(some, logits + at, bytes);
         store(some, capped(load(some), m->logit_cap));
-        memcpy(logits + at, some, size);
+        memcpy(logits + at, some, bytes);
     }
 }
 
@@ -102,12 +101,12 @@ static void compute(const void *job, void *own, Share *share) {
     const int64_t *lengths = call->numbers, *tokens = lengths + cache->batch;
     const int32_t count = call->count, rows = cache->batch * count, width = m->width, size = m->head_size;
     const int64_t embedded = m->token_embedding.inputs, queries = (int64_t)m->heads * size;
-    const int64_t joined = queries + 2 * (int64_t)m->kv_heads * size;
+    const int64_t keys = (int64_t)m->kv_heads * size, joined = queries + 2 * keys;
+    const int in = m->normed == OF_INPUT || m->normed == OF_BOTH; /* norms before attention and the MLP */
+    const int apart = m->normed == OF_OUTPUT || m->normed == OF_BOTH || m->residual_scale != 1; /* what they give isn't added yet */
     float *x = call->x, *mixed = call->mixed, *aside = call->aside, *heads = call->heads, *inner = call->inner;
     float *normed = own, *rest = normed + (int64_t)rows * width;
 
-    const int in = m->normed == OF_INPUT || m->normed == OF_BOTH; /* norms before attention and the MLP */
-    const int apart = m->normed == OF_OUTPUT || m->normed == OF_BOTH || m->residual_scale != 1; /* what they give isn't added yet */
     float *first = m->project_in.outputs ? mixed : x;
     ALONE(row, rows, {
         float *embedding = first + row * embedded;
@@ -129,7 +128,7 @@ static void compute(const void *job, void *own, Share *share) {
         if (m->query_key_norm == WHOLE) ALONE(row, rows, {
             float *query = heads + row * joined, *key = query + queries;
             normalise(m, block->query_norm, query, query, queries);
-            normalise(m, block->key_norm, key, key, m->kv_heads * size);
+            normalise(m, block->key_norm, key, key, keys);
         })
         ALONE(each, (int64_t)rows * m->kv_heads, {
             int64_t row = each / m->kv_heads;
@@ -158,7 +157,13 @@ static void compute(const void *job, void *own, Share *share) {
         last = mixed;
     }
     PRODUCT(&m->head, last, call->logits, NULL, NONE, 0)
-    if (m->logit_divisor != 1 || m->logit_cap > 0) ALONE(row, rows, finish_logits(m, call->logits + row * m->vocab_size))
+    if (m->logit_divisor != 1 || m->logit_cap > 0) {
+        const int64_t some = 4096, pieces = whole(m->vocab_size, some) / some;
+        ALONE(each, rows * pieces, {
+            int64_t at = each % pieces * some;
+            finish_logits(m, call->logits + each / pieces * m->vocab_size + at, smaller(some, m->vocab_size - at));
+        })
+    }
 }
 
 /* tokens (batch, count) go in at each row's length; logits (batch * count, vocab), or NULL for a prefill.
