@@ -23,6 +23,7 @@ from sanitizing import Case, build, cut_case, instrumented, random_case, run
 from shapes import SHAPES, random_weights
 
 from sybil.models.native import STORAGES, NativeTransformer, compiler, library, structs
+from sybil.models.native.records import WORDS
 
 pytestmark = pytest.mark.sanitize
 
@@ -86,12 +87,13 @@ def spoilt_models(model: NativeTransformer) -> Iterator[Case]:
         made.call(torch.arange(2).view(2, 1), [4, 7], 9)
         return made
 
-    def setting(path: str, field: str, value: int) -> Any:
+    def setting(path: str, *fields_and_values: Any) -> Any:
         def spoil(m: Any, blocks: Any) -> None:
             found = SimpleNamespace(m=m, blocks=blocks[1])
             for name in path.split("."):
                 found = found[int(name)] if name.isdigit() else getattr(found, name)
-            setattr(found, field, value)
+            for field, value in zip(fields_and_values[::2], fields_and_values[1::2], strict=True):
+                setattr(found, field, value)
 
         return spoil
 
@@ -106,6 +108,7 @@ def spoilt_models(model: NativeTransformer) -> Iterator[Case]:
         for part in range(structs.PARTS):
             for field in ("outputs", "storage", "bytes"):
                 yield from (case(setting(f"{path}.parts.{part}", field, value)) for value in NUMBERS)
+        yield case(setting(f"{path}.parts.0", "storage", WORDS.index("q6_k"), "bytes", 0))  # of 24 inputs no block
     tables = ("blocks.cosines", "m.positions", "m.final_norm.weight", "blocks.attention_norm.weight")
     tables += ("blocks.mlp_in.parts.0.scale", "blocks.mlp_in.parts.1.scale")
     for path in tables:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sybil.measuring.timing import forward_case, interleave
+from benchmarks.engine.bars import Bar, Result, Tick
+from sybil.measuring.timing import forward_case, interleave, speed_up
 from sybil.models.native import NativeTransformer
 from sybil.models.native.records import LAYOUTS, SAME
 from sybil.models.shape import Rotary, Shape
@@ -18,6 +18,8 @@ from sybil.models.storage import BLOCKS, Blocks, BlockStorage, dequantised
 
 CPU = torch.device("cpu")
 TOKENS, DEPTH = (1, 2, 3, 5, 9), 64
+BOUNDS = {5: 1.8, 9: 2.6}
+"""How many times one token's cost so many may cost."""
 SMOLLM2 = "SmolLM2's mix"
 MIXES: Mapping[str, tuple[int, BlockStorage, BlockStorage]] = {
     SMOLLM2: (576, "q4_1", "q8_0"),
@@ -90,34 +92,27 @@ class Made:
         return tuple(sane(storage, outputs, inputs, self.generator) for outputs in sizes)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Least milliseconds of a step of so many tokens, and what its weights take."""
-
-    name: str
-    ms: Mapping[int, float]
-    nbytes: int
-
-    @property
-    def gigabytes_per_second(self) -> float:
-        """Of the weights, by a step of one token."""
-        return self.nbytes / self.ms[1] / 1e6
-
-
-def measure(names: tuple[str, ...], passes: int, tick: Callable[[str], None], lanes: int | None = None) -> list[Row]:
-    """Each mix by itself beside SmolLM2's shape in float32: all interleaved, and of each case the least."""
+def measure(passes: int, tick: Tick, names: Iterable[str] = MIXES, lanes: int | None = None) -> Result:
+    """Steps of each mix after DEPTH tokens, all interleaved; the bars are of SmolLM2's."""
     cases: dict[str, Callable[[], object]] = {}
-    models = {}
+    nbytes: dict[str, int] = {}
     for name in names:
-        width, *storages = MIXES[name]
+        width, products, embedding = MIXES[name]
         shape = shape_of(width)
-        models[name] = NativeTransformer(shape, Made(shape, *storages), "stored", lanes=lanes)
-        cases |= {f"{name} {tokens}": forward_case(models[name], tokens, DEPTH) for tokens in TOKENS}
-        tick(name)
-    least = dict.fromkeys(cases, math.inf)
+        model = NativeTransformer(shape, Made(shape, products, embedding), "stored", lanes=lanes)
+        nbytes[name] = model.weight_bytes
+        cases |= {f"{name} {tokens}": forward_case(model, tokens, DEPTH) for tokens in TOKENS}
+    samples = []
     for sample in interleave(cases, passes, CPU):
-        least = {case: min(ms, sample[case]) for case, ms in least.items()}
-        tick("pass")
-    return [
-        Row(name, {tokens: least[f"{name} {tokens}"] for tokens in TOKENS}, models[name].weight_bytes) for name in names
-    ]
+        samples.append(sample)
+        tick("steps")
+    ms = {case: [sample[case] for sample in samples] for case in cases}
+    result = Result(samples=ms)
+    for name in nbytes:
+        one = ms[f"{name} 1"]
+        speed = f"{min(one):.2f} ms at best, {nbytes[name] / min(one) / 1e6:.1f} GB/s"
+        for tokens in TOKENS[1:]:
+            bound = BOUNDS.get(tokens) if name == SMOLLM2 else None
+            what = f"{name}: {tokens} tokens over 1 ({speed})"
+            result.bars.append(Bar(what, speed_up(ms[f"{name} {tokens}"], one), at_most=bound))
+    return result
