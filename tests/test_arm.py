@@ -8,14 +8,17 @@ that emulates it, makes of threads.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from lying import Lying
 from sanitizing import Case, build_by, cut_case, random_case, run
 from shapes import SHAPES, assert_same_bits, random_weights
 from torch import Tensor
 
 from sybil.models.native import STORAGES, NativeTransformer, library
+from sybil.models.storage import BLOCKS, BlockStorage
 
 pytestmark = pytest.mark.arm
 
@@ -58,6 +61,15 @@ def test_models_of_every_family_have_the_same_bits(storage: str, drivers: tuple[
     chance = random.Random(0)
     models = [NativeTransformer(shape, random_weights(shape), storage, 1, LANES) for shape in SHAPES.values()]
     compare(drivers, [cut_case(model, chance)[0] for model in models for _ in range(3)])
+
+
+@pytest.mark.parametrize("storage", BLOCKS)
+def test_blocks_of_every_format_have_the_same_bits(storage: BlockStorage, drivers: tuple[Path, Path]) -> None:
+    chance, width = random.Random(0), max(96, BLOCKS[storage][0])
+    shape = replace(SHAPES["qwen3, windowed"], width=width, embedding_width=width, inner=2 * width)
+    models = [NativeTransformer(shape, Lying(shape, (storage,), seed), "stored", 1, LANES) for seed in range(3)]
+    assert all({part.storage for part in each._products["head"].parts} for each in models)
+    compare(drivers, [cut_case(model, chance)[0] for model in models for _ in range(2)])
 
 
 def test_the_check_sees_a_last_bit(drivers: tuple[Path, Path], tmp_path: Path) -> None:

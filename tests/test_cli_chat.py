@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -194,6 +195,25 @@ def test_what_ends_it_and_what_does_not(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == bool(said)
+
+
+def test_ctrl_c_twice_breaks_off_in_the_middle(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaking(stream: Iterator[Any], tokenizer: Any) -> Iterator[Any]:
+        for step in shown(stream, tokenizer):
+            yield step
+            monkeypatch.setattr(chat, "shown", shown)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    shown = chat.shown
+    monkeypatch.setattr(chat, "shown", breaking)
+    at_a_terminal(monkeypatch, "z", "a", "/quit")
+    before = signal.getsignal(signal.SIGINT)
+    assert sybil("chat", "--target", model) == 0
+    assert capsys.readouterr().out.split("\n")[1:] == ["z", "(stopped)", "hi", ""]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_full_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,8 @@ from sybil.settings import Settings
 EVERYWHERE = {"--pair", "--target", "--draft", "--dtype", "--draft-dtype", "--device", "--gamma"}
 DECODING = EVERYWHERE | {"--rule", "--window", "--temperature", "--top-k", "--top-p", "--min-p", "--seed"}
 NAMES = {
-    "generate": DECODING | {"--max-new-tokens", "--json"},
+    "generate": DECODING | {"--max-new-tokens", "--chat", "--system", "--json"},
+    "chat": DECODING | {"--max-new-tokens", "--system"},
     "compare": DECODING | {"--max-new-tokens", "--quick", "--prompts", "--out"},
     "verify": DECODING | {"--max-new-tokens", "--quick", "--prompts", "--out", "--json"},
     "profile": EVERYWHERE | {"--out"},

@@ -51,7 +51,7 @@ PLANTS = [
     ),
 ]
 """Threads that fall asleep before an item is computed and before it is stored, between stages, and on their way in."""
-WORKERS, ALL = (1, 1), (0, 1)
+CALLER, WORKERS, ALL = (0, 0), (1, 1), (0, 1)
 LONG = 2.0
 """Seconds that a worker sleeps for in a plant; the others' work takes some thousandths."""
 
@@ -163,6 +163,8 @@ def test_nobody_waits_for_a_worker_that_is_put_aside(sleepy: ctypes.CDLL, by: An
     while sleepy.sybil_late():
         time.sleep(0.01)
     assert_same(answers(model, 3), alone)
+    while sleepy.sybil_late():
+        time.sleep(0.01)
     workers.keep(sleepy)
     assert not [library for library, _ in workers._kept.values() if library is sleepy]
 
@@ -185,6 +187,25 @@ def test_two_models_in_two_threads_share_the_workers(sleepy: ctypes.CDLL, by: An
         assert_same(found[name], wanted[name])
 
 
+def test_workers_take_denormal_numbers_as_their_caller_does(sleepy: ctypes.CDLL, by: Any) -> None:
+    """torch sets that for one thread, here when the workers are already there."""
+    shape = replace(SHAPES["neox"], vocab_size=2000)
+    weights = random_weights(shape)
+    weights["head.weight"] *= 1e-39
+    by(sleepy, "neox", 3)
+    models = [NativeTransformer(shape, weights, threads=threads) for threads in (1, 3)]
+    sleepy.sybil_put_aside(300_000, 3, *CALLER)
+    try:
+        for flushed in (False, True, False):
+            torch.set_flush_denormal(flushed)
+            alone, shared = (logits_in_parts(model, random_tokens(shape, 1, 6), [1] * 6) for model in models)
+            assert_same_bits(alone, shared)
+            assert bool(alone.view(torch.int32).abs().count_nonzero()) != flushed
+    finally:
+        torch.set_flush_denormal(False)
+        sleepy.sybil_put_aside(0, 1, *ALL)
+
+
 def busy_seconds(model: NativeTransformer) -> float:
     """Processor time of this process in a fifth of a second after a call."""
     logits_in_parts(model, random_tokens(model.shape, 1, 9), [9])
@@ -195,9 +216,9 @@ def busy_seconds(model: NativeTransformer) -> float:
 
 def test_nothing_spins_while_nothing_is_decoded(tmp_path: Path, by: Any) -> None:
     model = by(library.load(None), "wide", 3)
-    assert min(busy_seconds(model) for _ in range(3)) < 0.05
+    assert min(busy_seconds(model) for _ in range(3)) < 0.01
     awake = by(built(tmp_path, [("pool.h", "#define AWAKE 50000 ", "#define AWAKE 1000000000 ")]), "wide", 3)
-    assert max(busy_seconds(awake) for _ in range(3)) > 0.05
+    assert max(busy_seconds(awake) for _ in range(5)) > 0.01
 
 
 def test_the_number_of_threads_is_torch_s_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sybil.conversation import Conversation
 from sybil.errors import InvalidSetting, PromptTooLong, SybilError, one_line
 from sybil.loading import load
 from sybil.measuring import files
-from sybil.pairs import default_pair
+from sybil.pairs import PAIRS, SMOLLM2, default_pair
 from sybil.results import Stats, Step
 from sybil.settings import chosen
 
@@ -57,8 +57,8 @@ def chat(
     decoder = load(chosen_target, draft=chosen_draft, dtype=dtype, draft_dtype=draft_dtype, device=device)
     if decoder.chat_template is None or decoder.tokenizer is None:
         raise InvalidSetting(
-            f"{chosen_target} has no chat template, so it can't chat: give --target an instruct model's folder, hub id "
-            "or GGUF file"
+            f"{chosen_target} has no chat template, so it can't chat: give --target an instruct model, or use --pair "
+            f"{SMOLLM2} ({PAIRS[SMOLLM2].fetching})"
         )
     options.announce(pair, target)
     settings = {
@@ -90,7 +90,8 @@ class _Talk:
 
     def with_somebody(self) -> None:
         """At a terminal: what is wrong is said, and the conversation goes on."""
-        import readline  # noqa: F401  which makes input() edit lines
+        with suppress(ImportError):  # on Windows the console edits lines itself
+            import readline  # noqa: F401  which makes input() do so
 
         typer.secho("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends", dim=True)
         is_ending = False
@@ -115,8 +116,8 @@ class _Talk:
                 with _ctrl_c() as self._pressed:
                     if not self._take(line):
                         return
-            except KeyboardInterrupt:
-                typer.secho("(stopped)", dim=True)
+            except KeyboardInterrupt:  # pressed twice
+                typer.secho("\n(stopped)", dim=True)
             except SybilError as error:
                 typer.echo(f"sybil: {one_line(str(error), 2000)}", err=True)
 

@@ -24,14 +24,14 @@ class Rotary:
     """size / 2 of them, radians a token: float32 values, whatever the model's dtype."""
 
     def tables(
-        self, context: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+        self, positions: range, dtype: torch.dtype = torch.float32, device: torch.device = CPU
     ) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (context, size / 2) each; angles in float32 in every dtype, as transformers has them."""
-        with taking(
-            16 * context * len(self.inverse_frequencies), f"rotations for a context of {context} tokens", device
-        ):
+        """Cosines and sines, (positions, size / 2) each; angles in float32 in every dtype, as transformers has them."""
+        count = len(positions)
+        with taking(16 * count * len(self.inverse_frequencies), f"rotations of {count} positions", device):
             frequencies = torch.tensor(self.inverse_frequencies, dtype=torch.float32, device=device)
-            angles = torch.arange(context, dtype=torch.int64, device=device)[:, None].float() * frequencies
+            places = torch.arange(positions.start, positions.stop, dtype=torch.int64, device=device)
+            angles = places[:, None].float() * frequencies
             return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

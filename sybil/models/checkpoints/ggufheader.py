@@ -13,13 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sybil.errors import NotAModel, UnsupportedModel, shown
+from sybil.errors import NotAModel, UnsupportedModel, shown, told
 from sybil.models.checkpoints.files import check_regular
 from sybil.models.storage import BlockStorage
 
@@ -36,15 +38,14 @@ _NUMBERS = {
     GGUFValueType.UINT32: "I", GGUFValueType.INT32: "i", GGUFValueType.UINT64: "Q", GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT32: "f", GGUFValueType.FLOAT64: "d", GGUFValueType.BOOL: "?",
 }  # fmt: skip
-"""struct's letters."""
+"""struct's and numpy's letters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor lies: file, of so many bytes in all; start, in bytes; shape, in torch's order."""
+    """Where a tensor lies: start, in bytes; shape, in torch's order."""
 
     file: Path
-    file_bytes: int
     start: int
     shape: tuple[int, ...]
     type: GGMLQuantizationType
@@ -60,8 +61,8 @@ class Place:
 
     def numbers(self) -> Tensor:
         """The file's bytes, (rows, bytes of a row) uint8, mapped as long as the tensor lives. Raises NotAModel."""
-        whole = _mapped(self.file, self.file_bytes)
-        return whole[self.start : self.start + self.nbytes].view(-1, self.row_bytes)
+        shape = math.prod(self.shape[:-1]), self.row_bytes
+        return torch.from_numpy(_mapped(self.file, "c", self.start, shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def read(path: Path) -> Contents:
     size = check_regular(path)
     if size < 24:
         raise NotAModel(f"{path} has {size} bytes, which is no GGUF file: download it again")
-    header = _Header(path, size)
+    header = _Header(path)
     tensors, keys = header.start()
     metadata: dict[str, Any] = {}
     for _ in range(keys):
@@ -88,22 +89,24 @@ def read(path: Path) -> Contents:
     return Contents(metadata, header.places(tensors, metadata.get("general.alignment", 32)))
 
 
-def _mapped(file: Path, size: int) -> Tensor:
-    """A file's bytes, which take memory as they are read; what is written there never reaches the file."""
+def _mapped(
+    file: Path, mode: Literal["r", "c"], start: int = 0, shape: tuple[int, ...] | None = None
+) -> NDArray[np.uint8]:
+    """A file's bytes, which take memory as they are read; mode: r, or c for such as torch takes without a warning:
+    nobody writes there, and it would not reach the file."""
     try:
-        return torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8, device="cpu")
-    except (RuntimeError, OSError):
-        raise NotAModel(
-            f"{file} can't be mapped into memory as {size} bytes: it has changed, or can't be read"
-        ) from None
+        return np.memmap(file, np.uint8, mode, start, shape)
+    except (ValueError, OSError) as error:
+        raise NotAModel(f"{file} can't be mapped into memory ({told(error)}): has it changed?") from None
 
 
 class _Header:
     """A file's header, read from its start to its end. Whatever it says is held to the bytes that are left."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.path, self.size, self.place, self.entries = path, size, 0, 0
-        self.bytes = _mapped(path, size).numpy().data
+    def __init__(self, path: Path) -> None:
+        self.path, self.place, self.entries = path, 0, 0
+        self.bytes = _mapped(path, "r").data
+        self.size = len(self.bytes)
 
     def broken(self, what: str) -> NotAModel:
         return NotAModel(f"{self.path} {what}: download it again")
@@ -115,7 +118,7 @@ class _Header:
         self.place = 4
         version = self.number("I")
         if version not in VERSIONS:
-            if version & 0xFFFF == 0:
+            if int.from_bytes(version.to_bytes(4, "big"), "little") in VERSIONS:
                 raise UnsupportedModel(f"{self.path} is big-endian: fetch the little-endian file")
             raise UnsupportedModel(
                 f"{self.path} is of GGUF version {version}, and 2 and 3 are read: fetch a newer file of the model"
@@ -170,9 +173,9 @@ class _Header:
         self.entries += count
         if kind == GGUFValueType.STRING:
             return [self.text(shown(key)) for _ in range(count)]
-        values = struct.unpack_from(f"<{count}{_NUMBERS[kind]}", self.bytes, self.place)
+        values = np.frombuffer(self.bytes, f"<{_NUMBERS[kind]}", count, self.place)
         self.place += count * size
-        return list(values)
+        return values.tolist()
 
     def kind(self, key: str) -> GGUFValueType:
         number = self.number("I")
@@ -221,7 +224,7 @@ class _Header:
             raise self.broken(
                 f"has {shown(name)} of shape {shown(shape)}, and rows of {kind.name} are multiples of {elements}"
             )
-        place = Place(self.path, self.size, start + offset, shape, kind)
+        place = Place(self.path, start + offset, shape, kind)
         if place.start + place.nbytes > self.size:
             raise self.broken(
                 f"has {self.size} bytes, and {shown(name)} takes {shown(place.nbytes)} from byte "

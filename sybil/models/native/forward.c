@@ -180,7 +180,8 @@ const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tok
     *call = (Forward){m, *cache, logits, x, mixed, aside, heads, inner, count};
     memcpy(call->numbers, lengths, 8 * cache->batch);
     memcpy(call->numbers + cache->batch, tokens, 8 * rows);
-    Job job = {compute, call, call_bytes(rows), 4 * private(m, rows, cache->capacity), threads, 0};
+    Job job = {.work = compute, .job = call, .bytes = call_bytes(rows), .threads = threads};
+    job.own = 4 * private(m, rows, cache->capacity);
     share_out(&job, own);
     return NULL;
 }

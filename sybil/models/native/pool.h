@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <fenv.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -17,13 +18,15 @@
 #define AWAKE 50000      /* nanoseconds that a worker looks out for the next forward before it sleeps */
 #define LEAVING 10000    /* nanoseconds that a forward's end waits for workers on their way out */
 
-/* A forward as all its threads see it. job: so many bytes, which a worker copies; own: bytes that each works in. */
+/* A forward as all its threads see it. job: so many bytes, which a worker copies; own: bytes that each works in;
+   floating: whether the caller takes denormal numbers for zero, and how it rounds. */
 typedef struct {
     void (*work)(const void *job, void *own, Share *share);
     const void *job;
     int64_t bytes, own;
     int32_t threads;
     uint32_t stage;
+    fenv_t floating;
 } Job;
 
 typedef struct {
@@ -79,6 +82,7 @@ static void *serve(void *given) {
             if (memory) memcpy(memory, job.job, job.bytes);
             atomic_thread_fence(memory_order_seq_cst);
             Share share = {.threads = job.threads, .stage = job.stage};
+            fesetenv(&job.floating);
             if (memory && seen == atomic_load(&pool.open)) job.work(memory, memory + start, &share);
         }
         atomic_store(&me->inside, 0);
@@ -142,6 +146,7 @@ static void share_out(const Job *job, void *own) {
     Share share = {.threads = job->threads, .stage = pool.stage};
     pool.job = *job;
     pool.job.stage = pool.stage;
+    fegetenv(&pool.job.floating);
     clear_board(pool.stage + 1, job->threads);
     atomic_store(&pool.open, ++pool.jobs);
     for (int32_t each = 0; each < pool.workers && each < job->threads - 1; each++) wake(&pool.worker[each]);

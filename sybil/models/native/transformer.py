@@ -21,8 +21,9 @@ from sybil.models import forking
 from sybil.models.native import library, workers
 from sybil.models.native.cache import NativeCache
 from sybil.models.native.packing import Arena, Packed, Piece, floats, pack
+from sybil.models.native.rotations import Rotations
 from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, SCALES, Block, Model, Norm, Product
-from sybil.models.shape import Rotary, Shape
+from sybil.models.shape import Shape
 from sybil.models.storage import Kept, StoredWeights
 from sybil.transfer import CPU
 
@@ -81,9 +82,6 @@ class NativeTransformer:
             take_floats(f"{name}.bias", weights.get(f"{name}.bias"))
         if shape.position_offset is not None:
             take_floats("positions", weights["position_embedding"])
-        for index, rotary in enumerate(_rotations(shape)):
-            for name, table in zip(("cosines", "sines"), rotary.tables(shape.context), strict=True):
-                take_floats(f"{name}.{index}", table)
         self._bind(arena.used)
 
     def _open(self, shape: Shape, storage: Kept, threads: int | None, lanes: int | None) -> None:
@@ -99,13 +97,12 @@ class NativeTransformer:
         shape = self.shape
         with taking(ctypes.sizeof(Block) * shape.layers, f"a model of {shape.layers} layers", CPU):
             self._blocks = (Block * shape.layers)()
-        rotations = _rotations(shape)
+        self._rotations = Rotations(shape)
         for layer, (block, attention) in enumerate(zip(self._blocks, shape.attentions, strict=True)):
             block.window = attention.window or 0
             if attention.rotary:
                 block.rotary_size = attention.rotary.size
-                for name in ("cosines", "sines"):
-                    setattr(block, name, floats(self._floats[f"{name}.{rotations.index(attention.rotary)}"]))
+                block.cosines, block.sines = map(floats, self._rotations[attention.rotary])
             for name in BLOCK_NORMS:
                 setattr(block, name, self._norm(f"{layer}.{name}"))
             for name in BLOCK_PRODUCTS:
@@ -170,6 +167,7 @@ class NativeTransformer:
         rows = batch * count
         if not rows:
             return
+        self._rotations.reach(cache.capacity)
         if rows > cache.rows:
             cache.make_room(rows, self._library.sybil_scratch(self._address, rows, cache.capacity))
         refusal = self._library.sybil_forward(
@@ -230,8 +228,3 @@ def _products(shape: Shape) -> list[str]:
 def _norms(shape: Shape) -> list[str]:
     last = ["final_norm"] if shape.final_norm else []
     return [*last, *(f"{layer}.{name}" for layer in range(shape.layers) for name in shape.norms())]
-
-
-def _rotations(shape: Shape) -> list[Rotary]:
-    """The rotations of a shape's layers, each once."""
-    return list(dict.fromkeys(attention.rotary for attention in shape.attentions if attention.rotary))

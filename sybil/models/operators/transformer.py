@@ -124,7 +124,7 @@ class Transformer:
         self.embedding_scale = torch.tensor(shape.embedding_scale, dtype=self.dtype, device=self.device)
         self.windows = tuple({attention.window: None for attention in shape.attentions})
         self.rotations = {
-            attention.rotary: attention.rotary.tables(shape.context, self.dtype, self.device)
+            attention.rotary: attention.rotary.tables(range(shape.context), self.dtype, self.device)
             for attention in dict.fromkeys(shape.attentions)
             if attention.rotary
         }

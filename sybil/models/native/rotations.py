@@ -1,0 +1,46 @@
+"""Cosines and sines for the C forward, computed as far as caches reach: a context may be far longer than any text."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from sybil.allocation import taking
+from sybil.models.shape import Rotary, Shape
+from sybil.transfer import CPU
+
+CHUNK = 1024
+"""Positions that are computed together: the same numbers whichever caches were asked for."""
+
+
+class Rotations:
+    """The tables of a shape's rotations, (context, size / 2) each. Memory that isn't written to takes none."""
+
+    def __init__(self, shape: Shape) -> None:
+        """Raises OutOfMemory for more addresses than a process may have."""
+        self._context, self._filled, self._lock = shape.context, 0, threading.Lock()
+        kinds = dict.fromkeys(attention.rotary for attention in shape.attentions if attention.rotary)
+        with taking(0, f"rotations for a context of {shape.context} tokens", CPU):
+            self._tables = {rotary: (self._empty(rotary), self._empty(rotary)) for rotary in kinds}
+
+    def _empty(self, rotary: Rotary) -> Tensor:
+        return torch.empty(self._context, rotary.size // 2, dtype=torch.float32, device=CPU)
+
+    def __getitem__(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, good as far as reach() has been asked for."""
+        return self._tables[rotary]
+
+    def reach(self, places: int) -> None:
+        """Compute what a cache of so many places needs and isn't there yet. Raises OutOfMemory."""
+        places = min(places, self._context)
+        if places <= self._filled:
+            return
+        with self._lock:
+            for start in range(self._filled, places, CHUNK):
+                chunk = range(start, min(start + CHUNK, self._context))
+                for rotary, tables in self._tables.items():
+                    for whole, part in zip(tables, rotary.tables(chunk), strict=True):
+                        whole[chunk.start : chunk.stop] = part
+                self._filled = chunk.stop
