@@ -74,122 +74,188 @@ static inline Lanes from_float16(const uint8_t *from) {
 #endif
 }
 
-static const float NIBBLES[4][16] = {
-    {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
-    {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7},
-    {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}, /* IQ4_NL */
-    {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12},                  /* MXFP4 */
-};
+static const float COUNTED[] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+static const float LESS_8[] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+static const float LESS_16[] = {-16, -15, -14, -13, -12, -11, -10, -9, -8, -7, -6, -5, -4, -3, -2, -1,
+                                0,   1,   2,   3,   4,   5,   6,   7,  8,  9,  10, 11, 12, 13, 14, 15};
+static const float OF_IQ4_NL[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const float OF_MXFP4[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 /* What the lowest four bits of each lane stand for. */
-static inline __attribute__((always_inline)) Lanes nibble(Ints index, const int storage) {
-    const float *table = NIBBLES[storage == IQ4_NL ? 2 : storage == MXFP4 ? 3 : storage == Q4_0];
+static inline __attribute__((always_inline)) Lanes of_four_bits(Ints bits, const int storage) {
+    const float *table = storage == IQ4_NL ? OF_IQ4_NL : storage == MXFP4 ? OF_MXFP4 : storage == Q4_0 ? LESS_8 : COUNTED;
 #if LANES == 16 && defined(__AVX512F__)
-    return (Lanes)_mm512_permutexvar_ps((__m512i)index, (__m512)load(table));
+    return (Lanes)_mm512_permutexvar_ps((__m512i)bits, (__m512)load(table));
 #else
-    if (storage != IQ4_NL && storage != MXFP4) return as_float((index & 15) - (storage == Q4_0 ? 8 : 0));
+    if (storage != IQ4_NL && storage != MXFP4) return as_float((bits & 15) - (storage == Q4_0 ? 8 : 0));
 #if LANES == 8 && defined(__AVX2__)
-    __m256 low = _mm256_permutevar8x32_ps((__m256)load(table), (__m256i)index);
-    __m256 high = _mm256_permutevar8x32_ps((__m256)load(table + 8), (__m256i)index);
-    return (Lanes)_mm256_blendv_ps(low, high, (__m256)(index << 28));
+    __m256 low = _mm256_permutevar8x32_ps((__m256)load(table), (__m256i)bits);
+    __m256 high = _mm256_permutevar8x32_ps((__m256)load(table + 8), (__m256i)bits);
+    return (Lanes)_mm256_blendv_ps(low, high, (__m256)(bits << 28));
 #else
     Lanes found;
-    for (int lane = 0; lane < LANES; lane++) found[lane] = table[index[lane] & 15];
+    for (int lane = 0; lane < LANES; lane++) found[lane] = table[bits[lane] & 15];
     return found;
 #endif
 #endif
 }
 
-/* A run of one vector's outputs out of a record: out (RUN, PANEL). Each weight is rounded as the format's reference
-   rounds it: once, where something is added; up to there all products are exact. */
+/* The same of five bits. */
+static inline __attribute__((always_inline)) Lanes of_five_bits(Ints bits, const int storage) {
+#if LANES == 16 && defined(__AVX512F__)
+    const float *table = storage == Q5_0 ? LESS_16 : COUNTED;
+    return (Lanes)_mm512_permutex2var_ps((__m512)load(table), (__m512i)bits, (__m512)load(table + 16));
+#else
+    return as_float((bits & 31) - (storage == Q5_0 ? 16 : 0));
+#endif
+}
+
+/* A weight is number * factor + offset, in float32 as the format's reference rounds it: once, where the offset is added;
+   up to there all products are exact. A run has a factor for each half; MXFP4's is a product of two, none of which is
+   denormal. */
+typedef struct {
+    Lanes factor[2], offset;
+} Scales;
+
+static inline __attribute__((always_inline)) Scales scales_of(const uint8_t *record, int32_t run, int at, const int storage) {
+    const uint8_t *first = record + 2 * at, *second = first + 2 * PANEL; /* float16 numbers; behind them a byte each: */
+    const uint8_t *fine = record + (storage == Q6_K ? 2 : 4) * PANEL + at;
+    if (storage == MXFP4) { /* 2^(e - 128) */
+        Ints exponent = bytes(record + at), half = exponent >> 1;
+        return (Scales){{(Lanes)((half + 63) << 23), (Lanes)((exponent - half + 63) << 23)}, all(0.0f)};
+    }
+    const Lanes factor = from_float16(first);
+    Scales scales = {{factor, factor}, all(0.0f)};
+    if (storage == Q4_1 || storage == Q5_1) scales.offset = from_float16(second);
+    if (storage == Q4_K || storage == Q5_K) {
+        scales.factor[0] = scales.factor[1] = factor * as_float(bytes(fine + run * PANEL));
+        scales.offset = -(from_float16(second) * as_float(bytes(fine + (8 + run) * PANEL)));
+    }
+    if (storage == Q6_K)
+        for (int half = 0; half < 2; half++)
+            scales.factor[half] = factor * as_float(signed_bytes(fine + (2 * run + half) * PANEL));
+    return scales;
+}
+
+/* Four inputs of a run, a byte of a word each: in its lowest bits, but that the fifth bits of Q5_0 and Q5_1 are `fifth`. */
+typedef struct {
+    Ints word, fifth;
+} Four;
+
+static inline __attribute__((always_inline)) Four four_of(const uint8_t *numbers, int32_t run, int group, int at,
+                                                          const int storage) {
+    const uint8_t *words = numbers + 4 * at;
+    const int row = 4 * PANEL; /* bytes of one word of every output */
+    if (storage == Q4_K) return (Four){ints(words + (run / 2 * 8 + group) * row) >> 4 * (run % 2), {0}};
+    if (storage == Q5_K) {
+        Ints low = ints(words + (8 + run / 2 * 8 + group) * row) >> 4 * (run % 2), high = ints(words + group * row) >> run;
+        return (Four){(low & 0x0f0f0f0f) | (high << 4 & 0x10101010), {0}};
+    }
+    if (storage == Q6_K) {
+        Ints low = ints(words + (16 + run / 4 * 16 + run % 2 * 8 + group) * row) >> run % 4 / 2 * 4;
+        Ints high = ints(words + (run / 4 * 8 + group) * row) >> run % 4 * 2;
+        return (Four){(low & 0x0f0f0f0f) | (high << 4 & 0x30303030), {0}};
+    }
+    const int has_fifth = storage == Q5_0 || storage == Q5_1;
+    if (storage == Q8_0) return (Four){{0}, {0}}; /* its inputs are rows of bytes */
+    Ints word = ints(words + (has_fifth + group % 4) * row) >> group / 4 * 4;
+    return (Four){word, has_fifth ? ints(words) : word};
+}
+
+static inline __attribute__((always_inline)) Lanes weight_of(const uint8_t *numbers, Four four, const Scales *scales,
+                                                             int input, int at, const int storage) {
+    const Ints bits = four.word >> input % 4 * 8;
+    Lanes weight;
+    if (storage == Q8_0) weight = as_float(signed_bytes(numbers + input * PANEL + at));
+    else if (storage == Q6_K) weight = as_float((bits & 63) - 32);
+    else if (storage == Q5_K) weight = of_five_bits(bits, storage);
+    else if (storage == Q5_0 || storage == Q5_1) {
+        Ints fifth = input < 4 ? four.fifth << (4 - input) : four.fifth >> (input - 4);
+        weight = of_five_bits((Ints)choose((Ints){0} + 15, (Lanes)bits, (Lanes)fifth), storage);
+    } else weight = of_four_bits(bits, storage);
+    weight *= scales->factor[storage == MXFP4 ? 0 : input / 16];
+    if (storage == MXFP4) weight *= scales->factor[1];
+    if (storage == Q4_1 || storage == Q5_1 || storage == Q4_K || storage == Q5_K) weight += scales->offset;
+    return weight;
+}
+
+/* A run out of a record: out (RUN, PANEL), or where there is none, sums += x (RUN) @ it. */
 static inline __attribute__((always_inline)) void take_apart(const uint8_t *record, int32_t run, float *out,
-                                                             const int storage) {
-    const Record sizes = record_of(storage);
-    const int is_k = storage == Q4_K || storage == Q5_K || storage == Q6_K;
-    const int has_offset = storage == Q4_1 || storage == Q5_1 || storage == Q4_K || storage == Q5_K;
-    const int highs = storage == Q5_0 || storage == Q5_1 ? 1 : storage == Q5_K ? 8 : storage == Q6_K ? 16 : 0;
-    const uint8_t *numbers = record + sizes.scales;
-#pragma GCC unroll 1
-    for (int at = 0; at < PANEL; at += LANES) {
-        const uint8_t *scale = record + 2 * at, *fine = record + (storage == Q6_K ? 2 : 4) * PANEL + at;
-        Lanes factor[2], offset = all(0.0f);
-        if (storage == MXFP4) { /* 2^(e - 128) in two normal factors */
-            Ints exponent = bytes(record + at);
-            factor[0] = (Lanes)(((exponent >> 1) + (127 - 64)) << 23);
-            factor[1] = (Lanes)((exponent - (exponent >> 1) + (127 - 64)) << 23);
-        } else factor[0] = factor[1] = from_float16(scale);
-        if (storage == Q4_1 || storage == Q5_1) offset = from_float16(scale + 2 * PANEL);
-        if (storage == Q4_K || storage == Q5_K) {
-            offset = -(from_float16(scale + 2 * PANEL) * as_float(bytes(fine + (8 + run) * PANEL)));
-            factor[0] = factor[1] = factor[0] * as_float(bytes(fine + run * PANEL));
-        }
-        if (storage == Q6_K) {
-            factor[1] *= as_float(signed_bytes(fine + (2 * run + 1) * PANEL));
-            factor[0] *= as_float(signed_bytes(fine + 2 * run * PANEL));
-        }
+                                                             const float *x, Lanes sums[WIDE], const int storage) {
+    const uint8_t *numbers = record + record_of(storage).scales;
+    Scales scales[WIDE];
+    Lanes total[WIDE];
+    for (int at = 0; at < WIDE; at++) scales[at] = scales_of(record, run, at * LANES, storage);
+    for (int at = 0; at < WIDE; at++) total[at] = out ? all(0.0f) : sums[at];
 #pragma GCC unroll 8
-        for (int group = 0; group < 8; group++) { /* four inputs each: a byte of a word */
-            const int half = group / 4;
-            Ints low = {0}, high = {0};
-            if (storage == Q4_K || storage == Q5_K) {
-                low = ints(numbers + 4 * ((highs + run / 2 * 8 + group) * PANEL + at)) >> 4 * (run % 2);
-                if (storage == Q5_K) high = ints(numbers + 4 * (group * PANEL + at)) >> run << 4;
-            } else if (storage == Q6_K) {
-                low = ints(numbers + 4 * ((highs + run / 4 * 16 + run % 2 * 8 + group) * PANEL + at)) >> run % 4 / 2 * 4;
-                high = ints(numbers + 4 * ((run / 4 * 8 + group) * PANEL + at)) >> run % 4 * 2 << 4;
-            } else if (storage != Q8_0) {
-                low = ints(numbers + 4 * ((highs + group % 4) * PANEL + at)) >> 4 * half;
-                if (highs) high = ints(numbers + 4 * at);
-            }
+    for (int group = 0; group < 8; group++) {
+        Four four[WIDE];
+        for (int at = 0; at < WIDE; at++) four[at] = four_of(numbers, run, group, at * LANES, storage);
 #pragma GCC unroll 4
-            for (int byte = 0; byte < 4; byte++) {
-                const int input = 4 * group + byte;
-                Lanes value;
-                if (storage == Q8_0) value = as_float(signed_bytes(numbers + input * PANEL + at));
-                else if (!highs) value = nibble(low >> 8 * byte, storage);
-                else {
-                    Ints upper = is_k ? high >> 8 * byte : input < 4 ? high << (4 - input) : high >> (input - 4);
-                    Ints both = (low >> 8 * byte & 15) | (upper & (storage == Q6_K ? 48 : 16));
-                    value = as_float(both - (storage == Q6_K ? 32 : storage == Q5_0 ? 16 : 0));
-                }
-                value *= factor[storage == MXFP4 ? 0 : half];
-                if (storage == MXFP4) value *= factor[1];
-                if (has_offset) value += offset;
-                store(out + input * PANEL + at, value);
+        for (int input = 4 * group; input < 4 * group + 4; input++)
+#pragma GCC unroll 3
+            for (int at = 0; at < WIDE; at++) {
+                Lanes weight = weight_of(numbers, four[at], &scales[at], input, at * LANES, storage);
+                if (out) store(out + input * PANEL + at * LANES, weight);
+                else total[at] += all(x[input]) * weight;
             }
+    }
+    if (!out)
+        for (int at = 0; at < WIDE; at++) sums[at] = total[at];
+}
+
+/* So many inputs of a panel: out (inputs, PANEL), or where there is none, sums += x (inputs) @ them. */
+static inline __attribute__((always_inline)) void widen(const uint8_t *rows, int32_t inputs, float *out, const float *x,
+                                                        Lanes sums[WIDE], const int storage) {
+    Lanes total[WIDE];
+    for (int at = 0; at < WIDE; at++) total[at] = out ? all(0.0f) : sums[at];
+    for (int32_t input = 0; input < inputs; input++, rows += record_of(storage).bytes)
+        for (int at = 0; at < WIDE; at++) {
+            const int lane = at * LANES;
+            Lanes weight;
+            if (storage == INT8) weight = as_float(signed_bytes(rows + lane));
+            else if (storage == F16) weight = from_float16(rows + 2 * lane);
+            else weight = (Lanes)(halves(rows + 2 * lane) << 16);
+            if (out) store(out + input * PANEL + lane, weight);
+            else total[at] += all(x[input]) * weight;
         }
-    }
+    if (!out)
+        for (int at = 0; at < WIDE; at++) sums[at] = total[at];
 }
 
-/* One input's weights of a panel. */
-static inline __attribute__((always_inline)) void widen(const uint8_t *record, float *out, const int storage) {
-    for (int at = 0; at < PANEL; at += LANES) {
-        if (storage == INT8) store(out + at, as_float(signed_bytes(record + at)));
-        if (storage == F16) store(out + at, from_float16(record + 2 * at));
-        if (storage == BFLOAT16) store(out + at, (Lanes)(halves(record + 2 * at) << 16));
-    }
-}
-
-#define EACH_RUN(storage)                                                                                   \
-    case storage:                                                                                           \
-        for (int32_t input = first; input < first + inputs; input += RUN)                                   \
-            take_apart(panel + (int64_t)(input / record.inputs) * record.bytes, input % record.inputs / RUN, \
-                       room + (input - first) * PANEL, storage);                                            \
-        return room;
-#define EACH_INPUT(storage)                                                                                 \
-    case storage:                                                                                           \
-        for (int32_t input = first; input < first + inputs; input++)                                        \
-            widen(panel + (int64_t)input * record.bytes, room + (input - first) * PANEL, storage);          \
-        return room;
+#define RECORDS(storage)                                                                                               \
+    case storage:                                                                                                      \
+        for (int32_t input = first; input < first + inputs; input += RUN)                                              \
+            take_apart(panel + (int64_t)(input / record.inputs) * record.bytes, input % record.inputs / RUN,           \
+                       TO(input - first), storage);                                                                    \
+        break;
+#define ROWS(storage)                                                                                                  \
+    case storage: widen(panel + (int64_t)first * record.bytes, inputs, TO(0), storage); break;
+#define STORAGES_TAKEN_APART                                                                                           \
+    ROWS(BFLOAT16) ROWS(INT8) ROWS(F16)                                                                                \
+    RECORDS(Q8_0) RECORDS(Q4_0) RECORDS(Q4_1) RECORDS(Q5_0) RECORDS(Q5_1)                                              \
+    RECORDS(Q4_K) RECORDS(Q5_K) RECORDS(Q6_K) RECORDS(IQ4_NL) RECORDS(MXFP4)
 
 /* So many inputs of a panel in float32 (inputs, PANEL): where they lie, or in the room for them. first is a multiple
    of RUN. */
 static const float *in_float32(const uint8_t *panel, int32_t first, int32_t inputs, int32_t storage, float *room) {
     const Record record = record_of(storage);
+#define TO(input) room + (input) * PANEL, NULL, NULL
     switch (storage) {
     default: return (const float *)panel + (int64_t)first * PANEL;
-    EACH_INPUT(BFLOAT16) EACH_INPUT(INT8) EACH_INPUT(F16)
-    EACH_RUN(Q8_0) EACH_RUN(Q4_0) EACH_RUN(Q4_1) EACH_RUN(Q5_0) EACH_RUN(Q5_1)
-    EACH_RUN(Q4_K) EACH_RUN(Q5_K) EACH_RUN(Q6_K) EACH_RUN(IQ4_NL) EACH_RUN(MXFP4)
+    STORAGES_TAKEN_APART
     }
+#undef TO
+    return room;
+}
+
+/* sums += x (inputs) @ so many inputs of a panel that isn't in float32. One row needs its weights once: what lies in
+   registers isn't stored. */
+static void multiply_row(const uint8_t *panel, int32_t first, int32_t inputs, int32_t storage, const float *x,
+                         Lanes sums[WIDE]) {
+    const Record record = record_of(storage);
+#define TO(input) NULL, x + (input), sums
+    switch (storage) { STORAGES_TAKEN_APART }
+#undef TO
 }

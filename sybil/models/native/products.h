@@ -68,8 +68,13 @@ static void panel_sums(const Part *part, int32_t panel, const float *x, int32_t 
     memset(sums, 0, rows * sizeof(sums[0]));
     for (int32_t input = 0; input < inputs; input += STRETCH) {
         const int32_t some = smaller(STRETCH, inputs - input);
-        const float *weights = in_float32(weight, input, some, part->storage, room);
         const char *ahead = (const char *)weight + bytes * input / inputs + AHEAD;
+        if (rows == 1 && part->storage != FLOAT32) {
+            for (int32_t at = 0; at < stride * some; at += 64) __builtin_prefetch(ahead + at, 0, 1);
+            multiply_row(weight, input, some, part->storage, x + input, sums[0]);
+            continue;
+        }
+        const float *weights = in_float32(weight, input, some, part->storage, room);
         for (int32_t at = 0; at < tiles; at++)
             multiply_tile(weights, x + (int64_t)at * tile * inputs + input, inputs, some, ahead + at * stride * some, stride,
                           smaller(tile, rows - at * tile), sums + at * tile);
