@@ -14,9 +14,10 @@ from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any
 
-from jinja2 import Template, nodes, pass_context
+from jinja2 import Template, nodes, pass_context, pass_environment
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -28,7 +29,7 @@ LARGEST = 1 << 28
 """What the two largest sizes in one operation may come to, multiplied."""
 MOST_VALUES = 1 << 18
 SECONDS = 10.0
-GROWING = {"batch", "center", "indent", "join", "replace", "round", "slice", "tojson", "truncate", "urlize", "wordwrap"}
+GROWING = {"batch", "center", "indent", "join", "replace", "slice", "tojson", "truncate", "urlize", "wordwrap"}
 """Filters whose result may be as long as two of their arguments together, multiplied."""
 
 
@@ -96,6 +97,8 @@ def _size(value: Any) -> int:
             waiting += [*each.keys(), *each.values()]
         elif isinstance(each, list | tuple):
             waiting += each
+        elif isinstance(each, Namespace):
+            waiting += each._Namespace__attrs.values()
         if total > LARGEST or seen > MOST_VALUES:  # one list may hold another often
             raise TooMuch
     return total
@@ -107,7 +110,8 @@ def _length(value: Any) -> int:
 
 @pass_context
 def _written(context: Any, value: Any) -> Any:
-    """A filter around what is going to be text. It takes the context so that jinja2 leaves it for the rendering."""
+    """A filter around what is going to be read whole: made text, compared, a key. It takes the context so that jinja2
+    leaves it for the rendering."""
     _spend(len(value) if isinstance(value, str) else _size(value))
     return value
 
@@ -134,7 +138,23 @@ class _Counting(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _filtered(node, "_made") if isinstance(node.arg, nodes.Slice) else node
+        if isinstance(node.arg, nodes.Slice):
+            return _filtered(node, "_made")
+        node.arg = _read(node.arg)
+        return node
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.key = _read(node.key)
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        """Lists that hold one another often would be compared for ever, and so would a tuple that is a key."""
+        self.generic_visit(node)
+        node.expr = _read(node.expr)
+        for operand in node.ops:
+            operand.expr = _read(operand.expr)
+        return node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         """Every turn is a step, those that the loop's own test leaves out too."""
@@ -147,6 +167,10 @@ class _Counting(NodeTransformer):
 
 def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None)
+
+
+def _read(node: nodes.Expr) -> nodes.Expr:
+    return node if isinstance(node, nodes.Const) else _filtered(node, "_written")
 
 
 class _Generation(Extension):
@@ -171,8 +195,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             namespace=_Namespace,
         )
         del self.globals["lipsum"]
-        self.filters["tojson"] = _to_json
+        self.filters.update(tojson=_to_json, sum=_sum)
         self.filters = {name: _counting(name, each) for name, each in self.filters.items()}
+        tests: Mapping[str, Any] = self.tests
+        self.tests = {name: _counting(name, each) for name, each in tests.items()}
         self.filters.update(_written=_written, _made=_made)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -184,6 +210,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         held = getattr(called, "__self__", None)
         if isinstance(held, str | list | tuple | dict):
             _weigh(held, *args, *kwargs.values())
+        else:
+            _size([*args, *kwargs.values()])
         result = super().call(context, called, *args, **kwargs)
         _spend(_length(result))
         return result
@@ -224,13 +252,15 @@ def _check_format(text: str, *values: Any) -> None:
 
 
 def _counting(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of jinja2's within the budget; @wraps keeps what it says of the arguments that it takes."""
+    """A filter or test of jinja2's within the budget; @wraps keeps what it says of the arguments that it takes."""
 
     @wraps(made)
     def filtered(*args: Any, **kwargs: Any) -> Any:
         values = [*args, *kwargs.values()]
         if name == "format":
             _check_format(*values)
+        elif name == "round":  # by ten to the power of its second
+            _weigh(*(each << 12 for each in values[1:] if isinstance(each, int)))
         elif name in GROWING:
             _weigh(*values)
         else:
@@ -256,6 +286,17 @@ def _to_json(
 ) -> str:
     """Without jinja2's escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+@pass_environment
+def _sum(environment: Any, values: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
+    """Each sum is a step: of lists they grow."""
+    read: Callable[[Any], Any] | None = None if attribute is None else make_attrgetter(environment, attribute)
+    total = start
+    for each in values:
+        total = total + (read(each) if read else each)
+        _spend(_length(total))
+    return total
 
 
 class _Dict:

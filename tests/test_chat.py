@@ -169,6 +169,22 @@ HOSTILE = [
     "{{ [1] * 10**10 }}",
     "{{ 10 ** (10 ** 10) }}",
     "{{ 7 | round(10**9) }}",
+    "{{ 7 | round(5 * 10**7, 'ceil') }}",
+    "{{ ([[1]] * 99999) | sum(start=[]) }}",
+    *(
+        "{% set n = namespace(x=(1,), y=(1,)) %}"
+        "{% for i in range(60) %}{% set n.x = (n.x, n.x) %}{% set n.y = (n.y, n.y) %}{% endfor %}" + what
+        for what in (
+            "{{ n.x == n.y }}",
+            "{{ n.x is eq n.y }}",
+            "{{ [n.x] | select('eq', n.y) | list }}",
+            "{{ [namespace(z=n.x), namespace(z=n.y)] | map(attribute='z') | sort }}",
+            "{% for each in (n.x, n.y) %}{{ loop.changed(each) }}{% endfor %}",
+            "{{ n.x in {} }}",
+            "{{ {}[n.x] }}",
+            "{{ {n.x: 1} }}",
+        )
+    ),
     "{{ 'a' | center(10000000000) }}",
     "{{ 'a'.ljust(10**10) }}",
     "{{ ('a' * 99999).replace('a', 'a' * 99999) }}",
