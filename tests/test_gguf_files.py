@@ -17,6 +17,7 @@ import torch
 from configurations import example, random_model
 from test_fuzz import bounded, check, refused
 
+import sybil
 from sybil.decoding import Decoder
 from sybil.errors import NotAModel, SybilError
 from sybil.models import building, folders
@@ -251,6 +252,21 @@ def test_a_tensor_that_is_missing(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(whole.read_bytes().replace(b"token_embd.weight", b"token_emdb.weight"))
     check(outcome(path), "token_embd.weight")
+
+
+def test_heads_of_odd_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether blocks are there is looked for before shapes are held to the config."""
+    tensors = ggufs.tensors
+
+    def odd(model: Any) -> Any:
+        cut = {"token_embd.weight": lambda rows: rows[:, 0].copy(), "blk.0.attn_q.weight": lambda rows: rows[:15]}
+        return ((name, cut.get(name, lambda rows: rows)(values)) for name, values in tensors(model))
+
+    monkeypatch.setattr(ggufs, "tensors", odd)
+    model = random_model(example("llama", tie_word_embeddings=True), torch.float32)
+    path = ggufs.write(model, tmp_path / "odd.gguf")
+    with pytest.raises(NotAModel, match=r"odd.gguf has 15 rows for model.layers.0.self_attn.q_proj.weight"):
+        sybil.load(path)
 
 
 def test_parts_that_are_missing_or_another_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

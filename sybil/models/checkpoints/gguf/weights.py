@@ -11,7 +11,7 @@ from gguf.quants import dequantize
 from gguf.tensor_mapping import get_tensor_name_map
 from torch import Tensor
 
-from sybil.errors import UnsupportedModel, shown
+from sybil.errors import NotAModel, UnsupportedModel, shown
 from sybil.models.checkpoints.gguf.architectures import ARCHITECTURES
 from sybil.models.checkpoints.gguf.config import PICTURES, UNREAD
 from sybil.models.checkpoints.gguf.header import STORED, Contents, Place
@@ -45,7 +45,7 @@ class FileTensors:
         self.nbytes = sum(place.nbytes for place in places.values())
 
     def read(self, name: str) -> Tensor:
-        """Raises NotAModel where the file has changed."""
+        """Raises NotAModel where the file has changed, or heads have odd rows."""
         place = self.places[name]
         numbers, kept = place.numbers(), _AS_THEY_ARE.get(place.type)
         if kept:
@@ -53,7 +53,8 @@ class FileTensors:
         return self._arranged(name, _dequantised(numbers, place).view(place.shape))
 
     def blocks(self, name: str) -> Blocks | None:
-        """A product's weight, or the embedding, as it lies. Raises NotAModel where the file has changed."""
+        """A product's weight, or the embedding, as it lies. Raises NotAModel where the file has changed, or heads
+        have odd rows."""
         place = self.places[name]
         if len(place.shape) != 2:
             return None
@@ -62,6 +63,11 @@ class FileTensors:
     def _arranged(self, name: str, rows: Tensor) -> Tensor:
         if name not in self.rotated:
             return rows
+        if len(rows) % (2 * self.rotated[name]):
+            raise NotAModel(
+                f"{self.places[name].file} has {len(rows)} rows for {name}, and {self.rotated[name]} heads of pairs "
+                "don't make so many: download it again"
+            )
         return rows.view(self.rotated[name], -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
