@@ -19,7 +19,7 @@ from sybil.conversation import Conversation
 from sybil.errors import InvalidSetting, PromptTooLong, SybilError, one_line
 from sybil.loading import load
 from sybil.measuring import files
-from sybil.pairs import PAIRS, SMOLLM2, default_pair
+from sybil.pairs import default_pair
 from sybil.results import Stats, Step
 from sybil.settings import chosen
 
@@ -30,7 +30,7 @@ HELP = """\
 /reset      begin anew: all messages but the system's are forgotten
 /save FILE  write the messages to a new file, as JSON
 /quit       end, as Ctrl-D does
-Ctrl-C stops an answer; what it says until then stays. A message that begins with a space may begin with a slash."""
+Ctrl-C stops an answer, and what it says until then stays. Put a space before a message that begins with a slash."""
 
 
 def chat(
@@ -55,11 +55,8 @@ def chat(
     sampling = options.sampling(temperature, top_k, top_p, min_p)
     chosen_target, chosen_draft = options.names(pair or default_pair(), target, draft)
     decoder = load(chosen_target, draft=chosen_draft, dtype=dtype, draft_dtype=draft_dtype, device=device)
-    if decoder.chat_template is None or decoder.tokenizer is None:
-        raise InvalidSetting(
-            f"{chosen_target} has no chat template, so it can't chat: give --target an instruct model, or use --pair "
-            f"{SMOLLM2} ({PAIRS[SMOLLM2].fetching})"
-        )
+    options.check_chats(decoder, pair, target, ", so it can't chat")
+    assert decoder.tokenizer is not None  # a folder without one is refused by load
     options.announce(pair, target)
     settings = {
         "max_new_tokens": ANSWER_TOKENS if max_new_tokens is None else max_new_tokens, **sampling.keywords,

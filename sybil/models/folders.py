@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from sybil.arguments import described
-from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
+from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError, one_line
 from sybil.models.checkpoints import ollama, templates, tokenizers
 from sybil.models.checkpoints.families import understand, understood
 from sybil.models.checkpoints.fields import Fields
@@ -183,8 +183,13 @@ def locate(source: str | Path) -> Path:
         or name.count("/") > 1
     ):
         raise NotAModel(
-            f"{source} is no folder and no GGUF file: give a Hugging Face model folder, a GGUF file, a hub id, or a "
-            "pair's name"
+            f"{source} {'is no folder and no GGUF file' if folder.exists() else 'does not exist'}: give a Hugging Face "
+            "model folder, a GGUF file, a hub id, or a pair's name"
+        )
+    if ":" in name:
+        raise NotAModel(
+            f"{one_line(name, 80)} is no pair, and no hub id has a colon: give {ollama.PREFIX}{one_line(name, 80)} for "
+            "a model of the local Ollama, or a pair's name"
         )
     return _fetch(name)
 

@@ -17,11 +17,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from sybil.errors import NotAModel, shown
 from sybil.models.checkpoints.fields import TRUTH, Kind, whole
+from sybil.models.checkpoints.gguf.generation import CONTROL, USER_DEFINED
 from sybil.models.checkpoints.gguf.splits import GPT_2, SPLITS
 from sybil.models.checkpoints.tokenizers import MOST_IDS, PROBE
 from sybil.text import tokenizing
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
+UNKNOWN = 2  # of tokenizer.ggml.token_type, as CONTROL and USER_DEFINED
 LONGEST_TOKEN = 1 << 12  # characters
 MOST_LETTERS = 1 << 23  # of all tokens: each is a place where a token might be cut in two
 MERGES_A_TOKEN = 16  # Llama 2 and Gemma have 2
