@@ -61,7 +61,7 @@ def _ids(item: Any, tokenizer: Tokenizer | None, template: ChatTemplate | None) 
     if are_messages(item):
         if template is None:
             raise InvalidSetting("inputs are messages, and the model has no chat template: pass text")
-        return _encoded(template.render(item), tokenizer, special=False)  # whose own tokens the template writes
+        return _encoded(template.render(item), tokenizer, special=False)  # the template writes special tokens itself
     if isinstance(item, np.ndarray):
         item = _as_tensor(item)
     if isinstance(item, Tensor):

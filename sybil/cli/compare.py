@@ -224,7 +224,7 @@ def _print_agreement(console: Console, task: Task, found: list[measuring.Agreeme
 
 
 def _print_after_first(console: Console, summaries: list[measuring.Summary]) -> None:
-    """Where a peer takes part: what a token takes once the prompt is read, which the table has in one with it."""
+    """Where a peer takes part: what a token takes once the prompt is read. The table counts the prompt in."""
     told = [row for row in summaries if row.contender in (*PEERS, AUTOREGRESSIVE)]
     if any(row.contender in PEERS for row in told):
         parts = ", ".join(

@@ -56,7 +56,9 @@ DtypeOption = Annotated[
 DraftDtypeOption = Annotated[
     str | None,
     typer.Option(
-        help="The draft's own, int8 too; int8 on a CPU, the target's on a GPU if left out.", rich_help_panel=MODELS
+        help="The draft's own, int8 too. If left out: the target's on a GPU; on a CPU int8, and the weights of a GGUF "
+        "file stay in its blocks.",
+        rich_help_panel=MODELS,
     ),
 ]
 DeviceOption = Annotated[

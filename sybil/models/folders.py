@@ -37,8 +37,7 @@ class Checkpoint:
     generation: what generation_config.json says, None where there is none. known: the family and shape, None where
     Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
     folder: where it lies, or file: the GGUF file, or model: the object that it is. special_tokens: the texts of
-    bos_token, eos_token and so on, which a chat template may name; None where nothing but the config's ids says which
-    they are."""
+    bos_token, eos_token and so on, which a chat template may name; None where only the config's ids tell them."""
 
     name: str
     config: Mapping[str, Any]
@@ -100,7 +99,7 @@ def _of_file(name: str, file: Path) -> Checkpoint:
 
 
 def _known(where: str, config: Mapping[str, Any]) -> tuple[Family, Shape]:
-    """The family and shape of a GGUF file, which no other forward than ours reads."""
+    """The family and shape of a GGUF file. An unknown one is an error: only Sybil's own forward runs such files."""
     try:
         family, shape = understand(config)
     except SybilError as error:

@@ -27,8 +27,8 @@ _AS_THEY_ARE = {
 class FileTensors:
     """Tensors of a GGUF file by transformers' names. What is in blocks reads as float32.
 
-    rotated: of the tensors whose heads have the two halves that are rotated against each other row by row, and not one
-    after the other as transformers has them, how many heads each has."""
+    rotated: how many heads a tensor has, for tensors whose heads have the two halves that are rotated against each
+    other row by row. transformers has one half after the other."""
 
     lasting = False
     norms_are_whole = True
