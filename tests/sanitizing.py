@@ -74,7 +74,8 @@ class Case:
 
     def written(self) -> bytes:
         model = self.model
-        tensors = [*model._floats.values()]
+        model._rotations.reach(model.context)
+        tensors = [*model._floats.values(), *(table for pair in model._rotations._tables.values() for table in pair)]
         tensors += [each for packed in model._products.values() for part in packed.parts for each in part.tensors]
         places = {tensor.data_ptr(): index for index, tensor in enumerate(tensors, start=1)}
         copy = structs.Model.from_buffer_copy(model._model)

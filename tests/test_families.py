@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from configurations import example, random_model
+from real import gemma_file
 from shapes import (
     SHAPES,
     assert_near,
@@ -21,10 +22,12 @@ from shapes import (
 )
 from tiny import alternating, fixed, foreign, greedy, in_float64, in_sybil, prompts, save
 from torch import Tensor
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 import sybil
 from sybil import Decoder
-from sybil.drafting import DraftModel
+from sybil.drafting import DraftLookup, DraftModel
+from sybil.models import building, folders
 from sybil.models.checkpoints.families import understand
 from sybil.models.checkpoints.weights import State, arrange
 from sybil.models.native import NativeTransformer
@@ -159,3 +162,30 @@ def test_a_bfloat16_forward_rounds_where_transformers_does() -> None:
         assert ours._embed(tokens, tokens).equal(embedded)
         wanted = theirs.input_layernorm(embedded)
     assert layer.norms["attention_norm"](embedded).equal(wanted)
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+@compiled
+def test_the_real_gemma_says_what_transformers_says() -> None:
+    """Over a text that is longer than its windows of 512: each token's likeliest next, and a greedy text."""
+    checkpoint = folders.read(gemma_file())
+    assert checkpoint.stored is not None
+    ours = building.load(checkpoint, "float32", torch.float32, CPU)
+    stored = {name: checkpoint.stored.read(name).float() for name in checkpoint.stored.shapes}
+    state = {name: tensor - 1 if "norm" in name else tensor for name, tensor in stored.items()}
+    config = Gemma3TextConfig(**{name: value for name, value in checkpoint.config.items() if name != "model_type"})
+    model = Gemma3ForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    tokens = torch.tensor([checkpoint.tokenizer.encode(text).ids[:800]])
+    assert tokens.shape == (1, 800)
+    found = logits_in_parts(ours, tokens, [300, 200, 300])
+    with torch.no_grad():
+        wanted = model(tokens).logits
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-4
+    best = wanted.topk(2).values
+    near = best[..., 0] - best[..., 1] < 1e-3
+    assert bool((near | (found.argmax(-1) == wanted.argmax(-1))).all())
+    prompt = tokens[0, :40]
+    out = Decoder(ours, DraftLookup()).generate([prompt], max_new_tokens=32, gamma=4, eos_token_id=[])
+    assert out.tokens[0].tolist() == greedy(model, prompt, 32)

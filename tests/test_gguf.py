@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import sybil
 from sybil.models import Model, building, folders, pretrained
-from sybil.models.checkpoints.ggufweights import FileTensors
+from sybil.models.checkpoints.gguf.weights import FileTensors
 from sybil.models.folders import Checkpoint
 from sybil.models.storage import BlockStorage
 

@@ -20,7 +20,7 @@ from test_fuzz import bounded, check, refused
 from sybil.decoding import Decoder
 from sybil.errors import NotAModel, SybilError
 from sybil.models import building, folders
-from sybil.models.checkpoints import gguf
+from sybil.models.checkpoints.gguf import parts
 
 CASES = 1500
 LONG_CONTEXT = 1 << 16  # whose rotations alone take megabytes, as the file asks
@@ -283,7 +283,7 @@ def test_folders_of_files(whole: Path, tmp_path: Path, capsys: pytest.CaptureFix
     check(outcome(folder), "config.json")
     check(outcome(tmp_path / "none.gguf"), "none.gguf")
     with pytest.raises(NotAModel, match="regular"):
-        gguf.read(folder)
+        parts.read(folder)
 
 
 def test_a_file_that_shrinks_while_it_is_read(whole: Path, tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_spoilt_headers_load_or_get_one_line(
 ) -> None:
     monkeypatch.setattr(test_fuzz, "MEGABYTES", 100)
     file, path = whole.read_bytes(), tmp_path / "spoilt.gguf"
-    header = min(place.start for place in gguf.read(whole).tensors.values())
+    header = min(place.start for place in parts.read(whole).tensors.values())
     lines = []
     with bounded():
         for number in range(CASES):

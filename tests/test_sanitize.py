@@ -46,7 +46,8 @@ def check(driver: Path, given: list[tuple[Case, list[torch.Tensor]]]) -> None:
         for logits in wanted:
             reply = next(replies)
             assert reply.refusal == ""
-            torch.testing.assert_close(reply.logits, logits, rtol=1e-4, atol=1e-4, equal_nan=True)
+            # -O1 fuses otherwise than -O3
+            torch.testing.assert_close(reply.logits, logits, rtol=1e-3, atol=1e-3, equal_nan=True)
         assert len(case.calls) == len(wanted)
     assert next(replies, None) is None
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+import corpus_texts
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,10 +25,9 @@ from transformers import (
 from transformers.integrations.gguf import gguf_tokenizer_mapping as theirs
 from transformers.tokenization_utils_base import generate_merges
 
-import corpus
 from sybil.errors import NotAModel
-from sybil.models.checkpoints import vocabulary
-from sybil.models.checkpoints.splits import SPLITS
+from sybil.models.checkpoints.gguf import vocabulary
+from sybil.models.checkpoints.gguf.splits import SPLITS
 
 Metadata = dict[str, Any]
 END, START, TOOL = "<|endoftext|>", "<|im_start|>", "<tool call>"
@@ -50,7 +50,7 @@ def of_bytes() -> tuple[dict[str, int], list[tuple[str, str]]]:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(
-        [*corpus.texts()[::2], "12 12 123 \n\n\n\n 2026 2026 e\u0301 e\u0301 \u00e9"] * 2, trainer
+        [*corpus_texts.texts()[::2], "12 12 123 \n\n\n\n 2026 2026 e\u0301 e\u0301 \u00e9"] * 2, trainer
     )
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [(left, right) for left, right in model["merges"]]
@@ -130,7 +130,7 @@ def of_pieces() -> tuple[str, ...]:
     """SentencePiece's kind: pieces of words, the frequent first, and then letters."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always")
-    tokenizer.train_from_iterator(corpus.texts()[::2], trainers.BpeTrainer(vocab_size=1400, show_progress=False))
+    tokenizer.train_from_iterator(corpus_texts.texts()[::2], trainers.BpeTrainer(vocab_size=1400, show_progress=False))
     vocab = tokenizer.get_vocab()
     pieces = sorted(vocab, key=vocab.__getitem__)
     return (*(piece for piece in pieces if len(piece) > 1), *(piece for piece in pieces if len(piece) == 1))
@@ -225,7 +225,7 @@ def differing(ours: Tokenizer, reference: Tokenizer, texts: list[str]) -> list[s
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids_and_texts_are_transformers_own(family: str) -> None:
-    texts = corpus.texts([END, START, TOOL, *SPECIAL, "<td>", "<bos>", "\n\n", "    "])
+    texts = corpus_texts.texts([END, START, TOOL, *SPECIAL, "<td>", "<bos>", "\n\n", "    "])
     assert len(texts) > 2000
     assert differing(*pair_of(family), texts) == []
 
@@ -245,12 +245,12 @@ def test_merges_stand_in_transformers_order(family: str) -> None:
 @pytest.mark.parametrize("family", ["smollm", "qwen2", "llama3", "no space before", "gemma"])
 def test_the_texts_tell_one_family_from_another(family: str) -> None:
     plain = pair_of("gpt2" if family in BYTE_LEVEL else "llama2")[0]
-    assert len(differing(pair_of(family)[0], plain, corpus.texts())) > 50
+    assert len(differing(pair_of(family)[0], plain, corpus_texts.texts())) > 50
 
 
 def test_the_texts_tell_scores_from_others() -> None:
     backwards = vocabulary.read(sentencepiece(float), "a")
-    assert len(differing(backwards, pair_of("llama2")[0], corpus.texts())) > 50
+    assert len(differing(backwards, pair_of("llama2")[0], corpus_texts.texts())) > 50
 
 
 def test_patterns_are_those_that_transformers_knows() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import corpus_texts
 import pytest
 from real import gemma_file, smollm2_file
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import corpus
-from sybil.models.checkpoints import gguf, vocabulary
+from sybil.models.checkpoints.gguf import parts, vocabulary
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -35,12 +35,12 @@ def differing(ours: Tokenizer, reference: PreTrainedTokenizerBase, texts: list[s
 
 def both(file: Path) -> tuple[Tokenizer, PreTrainedTokenizerBase, list[str]]:
     """Ours, theirs, and texts with many of the tokens in them that are looked for first."""
-    ours = vocabulary.read(gguf.read(file).metadata, file.name)
+    ours = vocabulary.read(parts.read(file).metadata, file.name)
     added = [token.content for _, token in sorted(ours.get_added_tokens_decoder().items())]
     return (
         ours,
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name),
-        corpus.texts([*added[:60], *added[60::100], *added[-20:]]),
+        corpus_texts.texts([*added[:60], *added[60::100], *added[-20:]]),
     )
 
 
@@ -58,7 +58,7 @@ def test_smollm2() -> None:
     assert len(texts) > 3000
     without = [text for text in texts if not any(map(str.isnumeric, text))]
     assert len(without) > 2000
-    assert differing(ours, theirs, [*corpus.plain(), *without]) == []
+    assert differing(ours, theirs, [*corpus_texts.plain(), *without]) == []
     backend = theirs.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), backend.pre_tokenizer])
     assert differing(ours, theirs, texts) == []

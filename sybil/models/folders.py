@@ -13,19 +13,11 @@ from tokenizers import Tokenizer
 
 from sybil.arguments import described
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
-from sybil.models.checkpoints import (
-    gguf,
-    ggufconfig,
-    ggufdefaults,
-    ggufweights,
-    ollama,
-    templates,
-    tokenizers,
-    vocabulary,
-)
+from sybil.models.checkpoints import ollama, templates, tokenizers
 from sybil.models.checkpoints.families import understand, understood
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import is_there, read_config, read_json
+from sybil.models.checkpoints.gguf import names
 from sybil.models.checkpoints.safetensors import Folder
 from sybil.models.checkpoints.sources import Family
 from sybil.models.checkpoints.weights import Stored
@@ -86,21 +78,24 @@ def read(source: str | Path) -> Checkpoint:
 
 def _of_file(name: str, file: Path) -> Checkpoint:
     """The checkpoint of a GGUF file."""
-    contents, where = gguf.read(file), str(file)
-    config = ggufconfig.config(contents, where)
+    from sybil.models.checkpoints.gguf import generation, parts, vocabulary, weights
+    from sybil.models.checkpoints.gguf.config import config as config_of
+
+    contents, where = parts.read(file), str(file)
+    config = config_of(contents, where)
     known = _known(where, config)
-    tokens = ggufdefaults.tokens(contents.metadata, config["vocab_size"], where)
-    ids = ggufdefaults.special_ids(contents.metadata, len(tokens), where)
+    tokens = generation.tokens(contents.metadata, config["vocab_size"], where)
+    ids = generation.special_ids(contents.metadata, len(tokens), where)
     return Checkpoint(
         name=name,
         config=config | {f"{each}_token_id": ids.get(each) for each in ("bos", "eos", "pad")},
-        generation=ggufdefaults.generation(contents.metadata, tokens, ids, where),
+        generation=generation.generation(contents.metadata, tokens, ids, where),
         tokenizer=vocabulary.read(contents.metadata, where),
         known=known,
-        stored=ggufweights.stored(contents, known, where),
+        stored=weights.stored(contents, known, where),
         file=file,
-        chat_template=ggufdefaults.chat_template(contents.metadata, where),
-        special_tokens={f"{each}_token": tokens[ids[each]] for each in ggufdefaults.NAMED if each in ids},
+        chat_template=generation.chat_template(contents.metadata, where),
+        special_tokens={f"{each}_token": tokens[ids[each]] for each in generation.NAMED if each in ids},
     )
 
 
@@ -177,8 +172,8 @@ def locate(source: str | Path) -> Path:
         return path
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return gguf.within(folder) or folder
-    if gguf.is_one(folder):
+        return names.within(folder) or folder
+    if names.is_one(folder):
         return folder
     if (
         folder.exists()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ class Rotations:
 
     def __init__(self, shape: Shape) -> None:
         """Raises OutOfMemory for more addresses than a process may have."""
-        self._context, self._filled, self._lock = shape.context, 0, threading.Lock()
+        self._context, self._filled = shape.context, 0
         kinds = dict.fromkeys(attention.rotary for attention in shape.attentions if attention.rotary)
         with taking(0, f"rotations for a context of {shape.context} tokens", CPU):
             self._tables = {rotary: (self._empty(rotary), self._empty(rotary)) for rotary in kinds}
@@ -35,12 +33,9 @@ class Rotations:
     def reach(self, places: int) -> None:
         """Compute what a cache of so many places needs and isn't there yet. Raises OutOfMemory."""
         places = min(places, self._context)
-        if places <= self._filled:
-            return
-        with self._lock:
-            for start in range(self._filled, places, CHUNK):
-                chunk = range(start, min(start + CHUNK, self._context))
-                for rotary, tables in self._tables.items():
-                    for whole, part in zip(tables, rotary.tables(chunk), strict=True):
-                        whole[chunk.start : chunk.stop] = part
-                self._filled = chunk.stop
+        for start in range(self._filled, places, CHUNK):  # two threads may do the same at once: they write the same
+            chunk = range(start, min(start + CHUNK, self._context))
+            for rotary, tables in self._tables.items():
+                for whole, part in zip(tables, rotary.tables(chunk), strict=True):
+                    whole[chunk.start : chunk.stop] = part
+            self._filled = chunk.stop

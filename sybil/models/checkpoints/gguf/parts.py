@@ -2,53 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sybil.errors import NotAModel, one_line, shown
-from sybil.models.checkpoints import ggufheader
-from sybil.models.checkpoints.ggufheader import MAGIC, Contents, Place
-
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
-
-
-def is_one(path: Path) -> bool:
-    """Whether it is a file that is, or calls itself, a GGUF file."""
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return path.suffix == ".gguf" or file.read(4) == MAGIC
-    except OSError:
-        return path.suffix == ".gguf"
-
-
-def within(folder: Path) -> Path | None:
-    """The one model that a folder holds as a GGUF file, whole or in parts, and nothing else of a model.
-
-    Raises NotAModel where it holds several."""
-    if (folder / "config.json").exists():
-        return None
-    firsts = [
-        path for path in sorted(folder.glob("*.gguf")) if not (name := _PART.fullmatch(path.name)) or int(name[2]) == 1
-    ]
-    if len(firsts) > 1:
-        names = ", ".join(path.name for path in firsts[:5])
-        raise NotAModel(f"{folder} holds {len(firsts)} GGUF files ({one_line(names)}): give one of them")
-    return firsts[0] if firsts else None
+from sybil.errors import NotAModel, shown
+from sybil.models.checkpoints.gguf import header
+from sybil.models.checkpoints.gguf.header import Contents, Place
+from sybil.models.checkpoints.gguf.names import PART
 
 
 def read(path: Path) -> Contents:
     """What a file holds, and the files beside it that are its other parts.
 
     Raises NotAModel where a file is broken or missing, UnsupportedModel where a tensor's type isn't read."""
-    one = ggufheader.read(path)
+    one = header.read(path)
     count = _whole(one.metadata, "split.count", 1)
     if count in (0, 1):
         return one
-    name = _PART.fullmatch(path.name)
+    name = PART.fullmatch(path.name)
     if name is None or int(name[3]) != count:
         raise NotAModel(
             f"{path} is one of {shown(count)} parts, and its name doesn't say so: name them "
@@ -60,7 +32,7 @@ def read(path: Path) -> Contents:
         file = path.with_name(f"{name[1]}-{number + 1:05d}-of-{count:05d}.gguf")
         if not file.exists():
             raise NotAModel(f"{path} is one of {count} parts, and {file.name} isn't beside it: fetch it too")
-        part = ggufheader.read(file)
+        part = header.read(file)
         if _whole(part.metadata, "split.no", -1) != number or _whole(part.metadata, "split.count", 1) != count:
             raise NotAModel(f"{file} isn't part {number + 1} of {count}, as its name says: download it again")
         twice = sorted(tensors.keys() & part.tensors.keys())

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from sybil.errors import NotAModel, shown
 from sybil.models.checkpoints.fields import TRUTH, Kind, whole
-from sybil.models.checkpoints.splits import GPT_2, SPLITS
+from sybil.models.checkpoints.gguf.splits import GPT_2, SPLITS
 from sybil.models.checkpoints.tokenizers import MOST_IDS, PROBE
 from sybil.text import tokenizing
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from sybil.errors import NotAModel, UnsupportedModel, shown, told
 from sybil.models.checkpoints.files import check_regular
+from sybil.models.checkpoints.gguf.names import MAGIC
 from sybil.models.storage import BlockStorage
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_NAMED, MOST_ENTRIES = 1 << 16, 1 << 22
 """Keys or tensors of a file; numbers and texts in all its arrays together."""

@@ -13,8 +13,8 @@ import torch
 
 from sybil.errors import NotAModel, UnsupportedModel, shown
 from sybil.models.checkpoints.fields import FIELDS
-from sybil.models.checkpoints.ggufarchitectures import ARCHITECTURES
-from sybil.models.checkpoints.ggufheader import Contents
+from sybil.models.checkpoints.gguf.architectures import ARCHITECTURES
+from sybil.models.checkpoints.gguf.header import Contents
 
 UNREAD = frozenset({"rope_freqs.weight"})
 """Tensors that are no weights."""

@@ -12,9 +12,9 @@ from gguf.tensor_mapping import get_tensor_name_map
 from torch import Tensor
 
 from sybil.errors import UnsupportedModel, shown
-from sybil.models.checkpoints.ggufarchitectures import ARCHITECTURES
-from sybil.models.checkpoints.ggufconfig import PICTURES, UNREAD
-from sybil.models.checkpoints.ggufheader import STORED, Contents, Place
+from sybil.models.checkpoints.gguf.architectures import ARCHITECTURES
+from sybil.models.checkpoints.gguf.config import PICTURES, UNREAD
+from sybil.models.checkpoints.gguf.header import STORED, Contents, Place
 from sybil.models.checkpoints.sources import Family
 from sybil.models.shape import Shape
 from sybil.models.storage import Blocks
