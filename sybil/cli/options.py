@@ -130,7 +130,7 @@ QuickOption = Annotated[
 ]
 PromptsOption = Annotated[
     Path | None,
-    typer.Option("--prompts", help="JSONL with your own prompts, a text each.", rich_help_panel=AMOUNT),
+    typer.Option("--prompts", help="JSONL with your own prompts, a text or messages each.", rich_help_panel=AMOUNT),
 ]
 
 OutOption = Annotated[
