@@ -37,7 +37,7 @@ def complete(address: str, prompt: list[int], max_new_tokens: int) -> dict[str, 
 
 
 def serve(asked: TextIO, answers: TextIO) -> None:
-    """Until there is nothing more to read."""
+    """Answer requests until there are no more."""
 
     def say(answer: dict[str, Any]) -> None:
         answers.write(json.dumps(answer) + "\n")
@@ -56,4 +56,4 @@ if __name__ == "__main__":
     own = os.fdopen(os.dup(1), "w")  # llama.cpp writes to the standard output, too
     os.dup2(2, 1)
     serve(sys.stdin, own)
-    os._exit(0)  # its server would be waited for
+    os._exit(0)  # a normal exit would wait for its server

@@ -23,7 +23,7 @@ from sybil.measuring.contenders import LLAMA_CPP, Contender, Measured
 
 STARTING, ANSWERING = 120.0, 600.0  # seconds
 CONTEXT = 4096
-"""The longest text that a peer makes room for; Sybil's own grows as it needs."""
+"""Tokens of the longest text that a peer makes room for. Sybil's caches are as long as each text needs."""
 
 
 def peers(
@@ -62,14 +62,14 @@ class LlamaCpp:
             first = float(timings["prompt_ms"]) / 1e3
         except (KeyError, TypeError, ValueError):
             raise PeerFailed(f"{LLAMA_CPP} answered {one_line(json.dumps(answer))}") from None
-        if answer.get("stop_type") == "eos":  # which it leaves out, and the others don't
+        if answer.get("stop_type") == "eos":  # llama.cpp leaves the end token out; the other decoders give it
             tokens += self._ends[:1]
         if not tokens:
             raise PeerFailed(f"{LLAMA_CPP} gave no tokens")
         return Measured(tokens, seconds, first, len(tokens), ms_after_first=own)
 
     def _asked(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """One line there, one line back."""
+        """Send one line and read one line back."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
