@@ -23,7 +23,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 BUDGET, STEP = 1 << 26, 256
-"""Characters and list entries that a template may make, and as how many of them a step counts."""
+"""The most characters and list entries that a template may make, and how many of them a step counts as."""
 LARGEST = 1 << 28
 """What the two largest sizes in one operation may come to, multiplied."""
 MOST_VALUES = 1 << 18

@@ -27,7 +27,7 @@ def start(file: str, threads: int, context: int) -> Any:
 
 
 def complete(address: str, prompt: list[int], max_new_tokens: int) -> dict[str, Any]:
-    """Greedy tokens after a prompt's, read anew, by llama.cpp's own protocol: the other one gives no token ids."""
+    """Greedy tokens after a prompt, which is read anew. By llama.cpp's own protocol: OpenAI's gives no token ids."""
     request = {"prompt": prompt, "n_predict": max_new_tokens, "temperature": 0, "return_tokens": True}
     connection = HTTPConnection(urlsplit(address).netloc, timeout=600)
     connection.request("POST", "/completion", json.dumps({**request, "cache_prompt": False}))

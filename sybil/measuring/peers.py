@@ -29,7 +29,7 @@ CONTEXT = 4096
 def peers(
     file: Path | None, context: int, eos_token_ids: frozenset[int]
 ) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Those that can decode a GGUF file here, greedily on the CPU; and of those that are installed and can't, why."""
+    """Peers that can decode a GGUF file greedily on this CPU; and why each peer that is installed can't, if so."""
     if file is None or find_spec("xllamacpp") is None:
         return {}, {}
     try:

@@ -16,11 +16,11 @@ WORDS: tuple[Word, ...] = (
     *("float32", "bfloat16", "int8", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"),
     *("q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4"),
 )
-"""In model.h's order."""
+"""Storages, in model.h's order."""
 WIDE = 3
 """Vectors of outputs in a panel."""
 SAME: Mapping[BlockStorage, Word] = {"f32": "float32", "bf16": "bfloat16"}
-"""What is the same by another word."""
+"""Other words for the same storage."""
 
 
 @dataclass(frozen=True, slots=True)
