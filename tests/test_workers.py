@@ -169,6 +169,31 @@ def test_nobody_waits_for_a_worker_that_is_put_aside(sleepy: ctypes.CDLL, by: An
     assert not [library for library, _ in workers._kept.values() if library is sleepy]
 
 
+def test_what_a_worker_may_read_is_kept_after_ctrl_c_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python raises KeyboardInterrupt as the call ends, before the line that follows."""
+    model = NativeTransformer(SHAPES["wide"], random_weights(SHAPES["wide"]))
+    real = model._library
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def sybil_forward(self, *arguments: Any) -> Any:
+            real.sybil_forward(*arguments)
+            raise KeyboardInterrupt
+
+        def sybil_late(self) -> int:
+            return 1
+
+    stopped = Interrupted()
+    monkeypatch.setattr(model, "_library", stopped)
+    monkeypatch.setattr(workers, "_kept", {})
+    cache = model.new_cache(1, 4)
+    with pytest.raises(KeyboardInterrupt):
+        model.forward(torch.tensor([[1]]), cache)
+    assert [*workers._kept.values()] == [(stopped, (model, cache, cache.scratch))]
+
+
 def test_two_models_in_two_threads_share_the_workers(sleepy: ctypes.CDLL, by: Any) -> None:
     names = ["wide", "qwen3, windowed", "neox"]
     wanted = {name: answers(by(sleepy, name, 1), 4) for name in names}

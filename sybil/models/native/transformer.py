@@ -170,18 +170,20 @@ class NativeTransformer:
         self._rotations.reach(cache.capacity)
         if rows > cache.rows:
             cache.make_room(rows, self._library.sybil_scratch(self._address, rows, cache.capacity))
-        refusal = self._library.sybil_forward(
-            self._address,
-            cache.address,
-            tokens.data_ptr(),
-            lengths.data_ptr(),
-            count,
-            logits,
-            cache.scratch_address,
-            cache.floats,
-            self.threads,
-        )
-        workers.keep(self._library, self, cache, cache.scratch)
+        try:
+            refusal = self._library.sybil_forward(
+                self._address,
+                cache.address,
+                tokens.data_ptr(),
+                lengths.data_ptr(),
+                count,
+                logits,
+                cache.scratch_address,
+                cache.floats,
+                self.threads,
+            )
+        finally:  # Ctrl-C is raised as the call ends
+            workers.keep(self._library, self, cache, cache.scratch)
         if refusal is not None:
             raise IndexError(
                 f"tokens {tokens.tolist()} at lengths {lengths.tolist()} don't fit a vocabulary of {self.vocab_size} "
