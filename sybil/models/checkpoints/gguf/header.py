@@ -172,7 +172,8 @@ class _Header:
         count = self.count(f"entries of {shown(key)}", MOST_ENTRIES - self.entries, size)
         self.entries += count
         if kind == GGUFValueType.STRING:
-            return [self.text(shown(key)) for _ in range(count)]
+            what = shown(key)
+            return [self.text(what) for _ in range(count)]
         values = np.frombuffer(self.bytes, f"<{_NUMBERS[kind]}", count, self.place)
         self.place += count * size
         return values.tolist()
