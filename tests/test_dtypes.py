@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_huggingface import gemma
+from test_huggingface import gpt_neo
 from tiny import gpt2, letters, llama, prompts, save, save_tokenizer, sybil
 from transformers import AutoModelForCausalLM
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def foreign_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a family without a forward of ours."""
-    return save(gemma(), tmp_path_factory.mktemp("gemma"))
+    return save(gpt_neo(), tmp_path_factory.mktemp("gpt_neo"))
 
 
 @pytest.mark.parametrize("name", [name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)])
@@ -138,16 +138,16 @@ def test_auto_of_a_config_that_names_none_is_one_line(named: Any, folder: Path, 
 
 def test_objects_keep_their_own() -> None:
     """What Sybil's own forward computes may be had otherwise; what the object's own computes may not, and is said."""
-    known, foreign = llama(), gemma()
+    known, foreign = llama(), gpt_neo()
     assert dtypes(load(known, known, draft_dtype="auto")) == (torch.float64, torch.float64)
     assert dtypes(load(known, known, dtype="float32", draft_dtype="bf16")) == (torch.float32, torch.bfloat16)
     assert dtypes(load(foreign, foreign, dtype="auto", draft_dtype="auto")) == (torch.float64, torch.float64)
     assert dtypes(load(foreign, foreign, dtype="fp64", draft_dtype="double")) == (torch.float64, torch.float64)
-    with pytest.raises(InvalidSetting, match=r"^dtype is torch.float32 and the Gemma3ForCausalLM runs by its own"):
+    with pytest.raises(InvalidSetting, match=r"^dtype is torch.float32 and the GPTNeoForCausalLM runs by its own"):
         load(foreign, dtype="float32")
-    with pytest.raises(InvalidSetting, match=r"^draft_dtype is torch.bfloat16 and the Gemma3ForCausalLM runs"):
+    with pytest.raises(InvalidSetting, match=r"^draft_dtype is torch.bfloat16 and the GPTNeoForCausalLM runs"):
         load(foreign, foreign, draft_dtype="bf16")
-    with pytest.raises(InvalidSetting, match=r"^draft_dtype is int8 and Gemma3ForCausalLM runs"):
+    with pytest.raises(InvalidSetting, match=r"^draft_dtype is int8 and GPTNeoForCausalLM runs"):
         load(known, foreign, draft_dtype="int8")
     decoder = load(known, known, dtype="float32", draft_dtype="int8")
     out = decoder.generate(prompts([3]), max_new_tokens=3, eos_token_id=[])

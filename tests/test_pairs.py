@@ -81,7 +81,7 @@ def test_generate_says_which_pair_it_has_chosen(
     settings = ("--dtype", "float64", "--max-new-tokens", 4)
     assert sybil("generate", "abc", *settings) == 0
     captured = capsys.readouterr()
-    assert captured.err == "smollm2: a tiny one; another by --pair or --target\n"
+    assert captured.err == "using the pair smollm2 (a tiny one); choose another by --pair or --target\n"
     assert captured.out.startswith("abc")
     assert sybil("generate", "abc", *settings, "--pair", "smollm2") == 0
     assert sybil("generate", "abc", *settings, "--target", target) == 0

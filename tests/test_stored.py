@@ -128,7 +128,7 @@ def test_loading_leaves_weights_in_their_blocks_unless_a_dtype_is_named(
 def test_without_a_compiler_it_is_said_once_what_the_operators_take(monkeypatch: pytest.MonkeyPatch) -> None:
     found = llama("q4_1")
     monkeypatch.setattr(native.library, "load", lambda lanes=None: None)
-    with pytest.warns(UserWarning, match=r"model.gguf keeps .* here they become float32, 6\.\d times") as told:
+    with pytest.warns(UserWarning, match=r"model.gguf has .* here they .* float32, which takes 6\.\d times") as told:
         model = loaded(found, "stored")
     assert isinstance(model, Transformer)
     assert len(told) == 1

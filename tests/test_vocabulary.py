@@ -357,7 +357,6 @@ ODD = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 300), st.floats(), st.text(max_size=8), st.lists(st.text(max_size=3)),
     st.sampled_from(["gpt2", "llama", "▁", " ", "a b"]),
 )  # fmt: skip
-LISTS = ("tokens", "scores", "token_type", "merges")
 
 
 @given(st.data())

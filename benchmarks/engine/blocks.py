@@ -13,7 +13,7 @@ from benchmarks.engine.bars import Bar, Result, Tick
 from sybil.measuring.timing import forward_case, interleave, speed_up
 from sybil.models.native import NativeTransformer
 from sybil.models.native.records import LAYOUTS, SAME
-from sybil.models.shape import Rotary, Shape
+from sybil.models.shape import Attention, Rotary, Shape
 from sybil.models.storage import BLOCKS, Blocks, BlockStorage, dequantised
 
 CPU = torch.device("cpu")
@@ -35,8 +35,8 @@ def shape_of(width: int, layers: int = 30, vocab_size: int = 49152) -> Shape:
     rotary = Rotary(64, tuple(100000.0 ** (-index / 32) for index in range(32)))
     return Shape(
         vocab_size=vocab_size, context=256, layers=layers, heads=width // 64, kv_heads=width // 192, head_size=64,
-        width=width, inner=8 * width // 3, activation="silu", gated=True, norm="rms", epsilon=1e-5, rotary=rotary,
-        tied_head=True,
+        width=width, inner=8 * width // 3, activation="silu", gated=True, norm="rms", epsilon=1e-5, tied_head=True,
+        attentions=(Attention(rotary),) * layers,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from sybil.conversation import Conversation
 from sybil.errors import InvalidSetting, PromptTooLong, SybilError, one_line
 from sybil.loading import load
 from sybil.measuring import files
-from sybil.pairs import PAIRS, SMOLLM2, default_pair
+from sybil.pairs import default_pair
 from sybil.results import Stats, Step
 from sybil.settings import chosen
 
@@ -30,7 +30,7 @@ HELP = """\
 /reset      begin anew: all messages but the system's are forgotten
 /save FILE  write the messages to a new file, as JSON
 /quit       end, as Ctrl-D does
-Ctrl-C stops an answer; what it says until then stays. A message that begins with a space may begin with a slash."""
+Ctrl-C stops an answer, and what it says until then stays. Put a space before a message that begins with a slash."""
 
 
 def chat(
@@ -55,17 +55,14 @@ def chat(
     sampling = options.sampling(temperature, top_k, top_p, min_p)
     chosen_target, chosen_draft = options.names(pair or default_pair(), target, draft)
     decoder = load(chosen_target, draft=chosen_draft, dtype=dtype, draft_dtype=draft_dtype, device=device)
-    if decoder.chat_template is None or decoder.tokenizer is None:
-        raise InvalidSetting(
-            f"{chosen_target} has no chat template, so it can't chat: give --target an instruct model, or use --pair "
-            f"{SMOLLM2} ({PAIRS[SMOLLM2].fetching})"
-        )
+    options.check_chats(decoder, pair, target, ", so it can't chat")
+    assert decoder.tokenizer is not None  # a folder without one is refused by load
     options.announce(pair, target)
     settings = {
         "max_new_tokens": ANSWER_TOKENS if max_new_tokens is None else max_new_tokens, **sampling.keywords,
         "gamma": gamma, "rule": rule, "window": window, "seed": seed,
     }  # fmt: skip
-    chosen(decoder.defaults, settings)  # what can't be asked is said before a message is typed
+    chosen(decoder.defaults, settings)  # wrong settings are refused before a message is typed
     talk = _Talk(Conversation(decoder, system), decoder.tokenizer, decoder.target.context, settings)
     if _is_terminal():
         talk.with_somebody()
@@ -89,7 +86,7 @@ class _Talk:
         self._commands = {"help": self._help, "stats": self._stats, "reset": self._reset, "save": self._save}
 
     def with_somebody(self) -> None:
-        """At a terminal: what is wrong is said, and the conversation goes on."""
+        """Talk at a terminal. An error is printed, and the conversation goes on."""
         with suppress(ImportError):  # on Windows the console edits lines itself
             import readline  # noqa: F401  which makes input() do so
 
@@ -122,7 +119,7 @@ class _Talk:
                 typer.echo(f"sybil: {one_line(str(error), 2000)}", err=True)
 
     def with_lines(self) -> None:
-        """A file's lines or a pipe's: the first that is wrong ends it."""
+        """Talk by the lines of a file or a pipe. The first error ends the conversation."""
         try:
             for line in sys.stdin or ():
                 if not self._take(line.rstrip("\r\n")):
@@ -134,7 +131,7 @@ class _Talk:
             ) from None
 
     def _take(self, line: str) -> bool:
-        """A message or a command; whether the conversation goes on."""
+        """Answer a message or do a command. Returns whether the conversation goes on."""
         if not line.strip():
             return True
         if not line.startswith("/"):
@@ -204,7 +201,8 @@ class _Talk:
 
 @contextmanager
 def _ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed, to be asked between rounds, where caches are whole. Pressed again, it breaks off."""
+    """A function that tells whether Ctrl-C was pressed. It is asked between rounds, when the caches are whole. A second
+    Ctrl-C raises KeyboardInterrupt at once."""
     pressed: list[int] = []
 
     def note(number: int, frame: Any) -> None:

@@ -58,7 +58,8 @@ def compare(
         ),
     ] = False,
 ) -> None:
-    """Run transformers, its own speculation, and Sybil without and with the draft over the same prompts."""
+    """Run transformers, its own speculation, and Sybil without and with the draft over the same prompts; beside a GGUF
+    file llama.cpp too, where it is installed."""
     console = make_console()
     chosen_target, chosen_draft = options.names(pair, target, draft)
     chosen_device = choose_device(device)
@@ -212,7 +213,7 @@ def _print_agreement(console: Console, task: Task, found: list[measuring.Agreeme
         console.print("every decoder drew tokens of its own: none must be another's", soft_wrap=True)
     for agreement in found:
         whose = f"the tokens of {task.reference} on {agreement.same} of {agreement.texts} prompts"
-        console.print(f"{agreement.contender}: {whose}" + ", and it need not" * (not agreement.bound))
+        console.print(f"{agreement.contender}: {whose}" + " (it rounds in its own way)" * (not agreement.bound))
         if not agreement.bound:
             continue
         what = "two best logits" if task.sampling.greedy else "two best of the draw"
@@ -224,7 +225,7 @@ def _print_agreement(console: Console, task: Task, found: list[measuring.Agreeme
 
 
 def _print_after_first(console: Console, summaries: list[measuring.Summary]) -> None:
-    """Where a peer takes part: what a token takes once the prompt is read, which the table has in one with it."""
+    """Where a peer takes part: what a token takes once the prompt is read. The table counts the prompt in."""
     told = [row for row in summaries if row.contender in (*PEERS, AUTOREGRESSIVE)]
     if any(row.contender in PEERS for row in told):
         parts = ", ".join(

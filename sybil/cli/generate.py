@@ -39,7 +39,7 @@ def generate(
         bool,
         typer.Option(
             "--chat",
-            help="The prompt is a user's message: answer it, by the model's chat template.",
+            help="Answer the prompt as a user's message, by the model's chat template. `sybil chat` has several turns.",
             rich_help_panel=options.CHAT,
         ),
     ] = False,
@@ -61,8 +61,8 @@ def generate(
         draft_dtype=draft_dtype,
         device=device,
     )
-    if chat and decoder.chat_template is None:
-        raise InvalidSetting(f"{chosen_target} has no chat template: leave --chat out, or take an instruct model")
+    if chat:
+        options.check_chats(decoder, pair, target, ", which --chat needs")
     options.announce(pair, target)
     settings = {
         "max_new_tokens": max_new_tokens, **sampling.keywords, "gamma": gamma, "rule": rule, "window": window,

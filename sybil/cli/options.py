@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+from sybil.decoding import Decoder
 from sybil.errors import InvalidSetting
 from sybil.measuring.prompts import Prompt, load
-from sybil.pairs import PAIRS, STDLIB, default_pair
+from sybil.pairs import PAIRS, SMOLLM2, STDLIB, default_pair
 from sybil.pairs import pair as registered
 from sybil.sampling import Sampling
 from sybil.settings import Settings
@@ -25,15 +26,16 @@ TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
 PairOption = Annotated[
     str | None,
     typer.Option(
-        help=f"A registered pair of target and draft: {', '.join(PAIRS)}. If left out: stdlib; where a text is wanted "
-        "smollm2, if its package is installed.",
+        help=f"A registered pair of target and draft: {', '.join(PAIRS)}. If left out: smollm2 in generate and chat "
+        "where its package is installed, stdlib elsewhere.",
         rich_help_panel=MODELS,
     ),
 ]
 TargetOption = Annotated[
     str | None,
     typer.Option(
-        help="Target: a hub id, a folder, a GGUF file or ollama:NAME, in place of the pair.", rich_help_panel=MODELS
+        help="Target, in place of the pair: a hub id, a folder, a GGUF file, or ollama:NAME as `ollama list` shows it.",
+        rich_help_panel=MODELS,
     ),
 ]
 DraftOption = Annotated[
@@ -46,13 +48,17 @@ DraftOption = Annotated[
 DtypeOption = Annotated[
     str | None,
     typer.Option(
-        help="float32, float16, bfloat16, float64; auto: as stored; by device if left out.", rich_help_panel=MODELS
+        help="float32, float16, bfloat16, float64; auto: as stored. If left out: float16 on a GPU; on a CPU float32, "
+        "and the weights of a GGUF file stay in its blocks.",
+        rich_help_panel=MODELS,
     ),
 ]
 DraftDtypeOption = Annotated[
     str | None,
     typer.Option(
-        help="The draft's own, int8 too; int8 on a CPU, the target's on a GPU if left out.", rich_help_panel=MODELS
+        help="The draft's own, int8 too. If left out: the target's on a GPU; on a CPU int8, and the weights of a GGUF "
+        "file stay in its blocks.",
+        rich_help_panel=MODELS,
     ),
 ]
 DeviceOption = Annotated[
@@ -62,7 +68,10 @@ DeviceOption = Annotated[
 
 SystemOption = Annotated[
     str | None,
-    typer.Option(help="What a model that chats is told first, as the system's message.", rich_help_panel=CHAT),
+    typer.Option(
+        help="The system's message, which the model reads first. Some models have one of their own if left out.",
+        rich_help_panel=CHAT,
+    ),
 ]
 
 GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.", rich_help_panel=SPECULATION)]
@@ -121,7 +130,7 @@ QuickOption = Annotated[
 ]
 PromptsOption = Annotated[
     Path | None,
-    typer.Option("--prompts", help="JSONL with your own prompts, a text each.", rich_help_panel=AMOUNT),
+    typer.Option("--prompts", help="JSONL with your own prompts, a text or messages each.", rich_help_panel=AMOUNT),
 ]
 
 OutOption = Annotated[
@@ -149,10 +158,19 @@ def prompts(pair: str | None, target: str | None, path: Path | None) -> list[Pro
 
 
 def announce(pair: str | None, target: str | None) -> None:
-    """Tell on standard error which pair answers, where nobody named one and it isn't stdlib."""
+    """Tell on standard error which pair was chosen, where nobody named one and it isn't stdlib."""
     chosen = default_pair()
     if pair is None and target is None and chosen != STDLIB:
-        typer.echo(f"{chosen}: {PAIRS[chosen].about}; another by --pair or --target", err=True)
+        typer.echo(f"using the pair {chosen} ({PAIRS[chosen].about}); choose another by --pair or --target", err=True)
+
+
+def check_chats(decoder: Decoder, pair: str | None, target: str | None, consequence: str) -> None:
+    """Raises InvalidSetting where a model has no chat template; consequence: what follows from that."""
+    if decoder.chat_template is None:
+        raise InvalidSetting(
+            f"{target or pair or default_pair()} has no chat template{consequence}: give --target an instruct model, "
+            f"or use --pair {SMOLLM2} ({PAIRS[SMOLLM2].fetching})"
+        )
 
 
 def sampling(temperature: float | None, top_k: int, top_p: float, min_p: float) -> Sampling:

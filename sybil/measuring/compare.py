@@ -192,8 +192,8 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A contender's texts beside the reference's. texts: how many prompts both have finished. bound: whether they must
-    be the same; a peer's need not, which rounds as it likes."""
+    """A contender's texts beside the reference's. texts: how many prompts both have finished. bound: whether they
+    must be the same. A peer rounds in its own way, so its texts need not be."""
 
     contender: str
     texts: int

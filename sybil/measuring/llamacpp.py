@@ -27,7 +27,7 @@ def start(file: str, threads: int, context: int) -> Any:
 
 
 def complete(address: str, prompt: list[int], max_new_tokens: int) -> dict[str, Any]:
-    """Greedy tokens after a prompt's, read anew, by llama.cpp's own protocol: the other one gives no token ids."""
+    """Greedy tokens after a prompt, which is read anew. By llama.cpp's own protocol: OpenAI's gives no token ids."""
     request = {"prompt": prompt, "n_predict": max_new_tokens, "temperature": 0, "return_tokens": True}
     connection = HTTPConnection(urlsplit(address).netloc, timeout=600)
     connection.request("POST", "/completion", json.dumps({**request, "cache_prompt": False}))
@@ -37,7 +37,7 @@ def complete(address: str, prompt: list[int], max_new_tokens: int) -> dict[str, 
 
 
 def serve(asked: TextIO, answers: TextIO) -> None:
-    """Until there is nothing more to read."""
+    """Answer requests until there are no more."""
 
     def say(answer: dict[str, Any]) -> None:
         answers.write(json.dumps(answer) + "\n")
@@ -56,4 +56,4 @@ if __name__ == "__main__":
     own = os.fdopen(os.dup(1), "w")  # llama.cpp writes to the standard output, too
     os.dup2(2, 1)
     serve(sys.stdin, own)
-    os._exit(0)  # its server would be waited for
+    os._exit(0)  # a normal exit would wait for its server

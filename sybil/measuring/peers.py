@@ -23,13 +23,13 @@ from sybil.measuring.contenders import LLAMA_CPP, Contender, Measured
 
 STARTING, ANSWERING = 120.0, 600.0  # seconds
 CONTEXT = 4096
-"""The longest text that a peer makes room for; Sybil's own grows as it needs."""
+"""Tokens of the longest text that a peer makes room for. Sybil's caches are as long as each text needs."""
 
 
 def peers(
     file: Path | None, context: int, eos_token_ids: frozenset[int]
 ) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Those that can decode a GGUF file here, greedily on the CPU; and of those that are installed and can't, why."""
+    """Peers that can decode a GGUF file greedily on this CPU; and why each peer that is installed can't, if so."""
     if file is None or find_spec("xllamacpp") is None:
         return {}, {}
     try:
@@ -62,14 +62,14 @@ class LlamaCpp:
             first = float(timings["prompt_ms"]) / 1e3
         except (KeyError, TypeError, ValueError):
             raise PeerFailed(f"{LLAMA_CPP} answered {one_line(json.dumps(answer))}") from None
-        if answer.get("stop_type") == "eos":  # which it leaves out, and the others don't
+        if answer.get("stop_type") == "eos":  # llama.cpp leaves the end token out; the other decoders give it
             tokens += self._ends[:1]
         if not tokens:
             raise PeerFailed(f"{LLAMA_CPP} gave no tokens")
         return Measured(tokens, seconds, first, len(tokens), ms_after_first=own)
 
     def _asked(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """One line there, one line back."""
+        """Send one line and read one line back."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:

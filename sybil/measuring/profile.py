@@ -116,7 +116,7 @@ class _Rounds:
 
     def __init__(self, subject: Subject, draft: DrafterFactory | None, gamma: int, new_tokens: int) -> None:
         self._prompts, self._new_tokens = subject.prompts, new_tokens
-        self._gamma = gamma if draft else 0  # what a whole round proposes
+        self._gamma = gamma if draft else 0  # how many tokens a whole round proposes
         self._settings = {"gamma": gamma, "max_new_tokens": new_tokens}
         self._target, self._drafts = (
             _Timed(subject.decoder.target),
@@ -136,7 +136,7 @@ class _Rounds:
         raise InvalidSetting(f"no text of {len(self._prompts)} prompts lasts two rounds: give a pair that says more")
 
     def _measured(self, steps: Iterator[Step]) -> Iterator[tuple[Step, dict[str, float]]]:
-        self._seconds()  # what went before
+        self._seconds()  # forget what was timed before
         for step in steps:
             forwards, sample = self._seconds(), step.timings.sample
             seconds = (*forwards, sample, step.timings.total - sum(forwards) - sample)
@@ -205,13 +205,15 @@ def _memory(
     for whose, model in (("target's", target), ("draft's", draft)):
         if model is not None:
             held[f"{whose} weights"] = model.weight_bytes
-            held[f"{whose} cache"] = getattr(model.new_cache(1, capacity), "nbytes", None)  # transformers' grow
+            held[f"{whose} cache"] = getattr(
+                model.new_cache(1, capacity), "nbytes", None
+            )  # None: transformers' caches grow
     weights = sum(model.weight_bytes for model in decoder.models)
     return {**held, "peak": None if peak.growth is None else weights + peak.growth}
 
 
 def precision(model: Model) -> Storage | None:
-    """What the products' weights are kept in, None where it can't be told or each is in its file's own."""
+    """What the products' weights are kept in; None where it can't be told, or where they stay in a file's blocks."""
     ours: Kept | None = getattr(model, "storage", None)
     words: dict[object, Storage] = {kept.dtype: word for word, kept in FORMATS.items()}
     if ours == "stored":
@@ -220,7 +222,7 @@ def precision(model: Model) -> Storage | None:
 
 
 def _told(model: Model) -> str | None:
-    """precision(), for people: a GGUF file's own blocks are of several kinds."""
+    """precision() in words. The blocks of a GGUF file may be of several kinds."""
     return BLOCKS if getattr(model, "storage", None) == "stored" else precision(model)
 
 

@@ -19,8 +19,8 @@ REMEDY = 'give JSON lines such as {"text": "def main("}, or {"messages": [{"role
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """domain: "code", "prose" or "structured" for those of stdlib; "code", "conversation" or "summarization" for the
-    English ones. messages: what is said to a model that has a chat template, role and content of each; text: what is
-    said to one that has none."""
+    English ones. messages: role and content of each, for a model that has a chat
+    template; text: for a model that has none."""
 
     id: str
     domain: str
@@ -92,7 +92,7 @@ def encode(prompt: Prompt, decoder: Decoder) -> list[int]:
     assert decoder.tokenizer is not None
     if prompt.messages and decoder.chat_template is not None:
         said = [{"role": role, "content": content} for role, content in prompt.messages]
-        text, special = decoder.chat_template.render(said), False  # which the template writes
+        text, special = decoder.chat_template.render(said), False  # the template writes special tokens itself
     else:
         text, special = prompt.text, True
     ids: list[int] = decoder.tokenizer.encode(text, add_special_tokens=special).ids

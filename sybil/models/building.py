@@ -21,7 +21,7 @@ def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, devi
     """The checkpoint's model: our own forward where it knows the family, with weights kept in storage; transformers'
     elsewhere, in foreign_dtype unless it is an object. Raises the errors of sybil.errors.
 
-    storage "stored", where the C forward isn't: foreign_dtype, and a UserWarning where that takes more memory."""
+    Without the C forward "stored" becomes foreign_dtype, with a UserWarning where that takes more memory."""
     if checkpoint.known and checkpoint.stored:
         if storage == "stored" and not _has_native(device):
             storage = storage_of(foreign_dtype)
@@ -57,8 +57,8 @@ def _warn_of_memory(name: str, stored: Stored, storage: Storage) -> None:
     taken = sum(math.prod(shape) for shape in stored.shapes.values()) * FORMATS[storage].dtype.itemsize
     if taken > stored.nbytes:
         warnings.warn(
-            f"{name} keeps its weights in blocks of a few bits, which Sybil multiplies as they lie on a CPU with a C "
-            f"compiler alone: here they become {storage}, {taken / stored.nbytes:.1f} times the memory",
+            f"{name} has its weights in blocks of a few bits, which Sybil multiplies only on a CPU with a C compiler: "
+            f"here they become {storage}, which takes {taken / stored.nbytes:.1f} times the memory",
             UserWarning,
             stacklevel=4,
         )

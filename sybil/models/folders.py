@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from sybil.arguments import described
-from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError
+from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError, one_line
 from sybil.models.checkpoints import ollama, templates, tokenizers
 from sybil.models.checkpoints.families import understand, understood
 from sybil.models.checkpoints.fields import Fields
@@ -37,8 +37,7 @@ class Checkpoint:
     generation: what generation_config.json says, None where there is none. known: the family and shape, None where
     Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
     folder: where it lies, or file: the GGUF file, or model: the object that it is. special_tokens: the texts of
-    bos_token, eos_token and so on, which a chat template may name; None where nothing but the config's ids says which
-    they are."""
+    bos_token, eos_token and so on, which a chat template may name; None where only the config's ids tell them."""
 
     name: str
     config: Mapping[str, Any]
@@ -100,7 +99,7 @@ def _of_file(name: str, file: Path) -> Checkpoint:
 
 
 def _known(where: str, config: Mapping[str, Any]) -> tuple[Family, Shape]:
-    """The family and shape of a GGUF file, which no other forward than ours reads."""
+    """The family and shape of a GGUF file. An unknown one is an error: only Sybil's own forward runs such files."""
     try:
         family, shape = understand(config)
     except SybilError as error:
@@ -183,8 +182,13 @@ def locate(source: str | Path) -> Path:
         or name.count("/") > 1
     ):
         raise NotAModel(
-            f"{source} is no folder and no GGUF file: give a Hugging Face model folder, a GGUF file, a hub id, or a "
-            "pair's name"
+            f"{source} {'is no folder and no GGUF file' if folder.exists() else 'does not exist'}: give a Hugging Face "
+            "model folder, a GGUF file, a hub id, or a pair's name"
+        )
+    if ":" in name:
+        raise NotAModel(
+            f"{one_line(name, 80)} is no pair, and no hub id has a colon: give {ollama.PREFIX}{one_line(name, 80)} for "
+            "a model of the local Ollama, or a pair's name"
         )
     return _fetch(name)
 

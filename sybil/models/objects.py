@@ -104,8 +104,8 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _with_buffers(shape: Shape, model: PreTrainedModel) -> Shape:
-    """The shape with the numbers that the object holds in place of the config's, which its dtype may have rounded:
-    rotary frequencies, by kind of layer where there are several, and the scale of embeddings."""
+    """The shape with numbers of the object in place of the config's: its dtype may have rounded them. They are rotary
+    frequencies, by kind of layer where there are several, and the scale of embeddings."""
     held = {name.rpartition(".")[2]: buffer for name, buffer in model.named_buffers()}
     kinds = getattr(model.config, "layer_types", None) or [""] * shape.layers
     attentions = []
@@ -247,7 +247,7 @@ def _of_attention(model: PreTrainedModel) -> str:
     for way in {str(part.config._attn_implementation) for part in model.modules() if hasattr(part, "config")}:
         if way not in ATTENTION or (
             way == "sdpa" and not model._supports_sdpa
-        ):  # Gemma 2 is capped, and sdpa caps none
+        ):  # sdpa has no caps, which Gemma 2 needs
             return f"its attention is {way}"
         attend = home.ALL_ATTENTION_FUNCTIONS.get_interface(way, home.eager_attention_forward)
         if not _is_theirs(attend) or not _is_theirs(ALL_MASK_ATTENTION_FUNCTIONS.get(way)):

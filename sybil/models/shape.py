@@ -37,7 +37,7 @@ class Rotary:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What one layer's attention may have otherwise than another's."""
+    """What may differ between the attentions of two layers."""
 
     rotary: Rotary | None = None
     """None: queries and keys are not rotated."""
@@ -72,7 +72,7 @@ class Shape:
     """x + attention(norm(x)) + mlp(other norm(x)) in place of one after the other."""
     final_norm: bool = True
     embedding_scale: float = 1.0
-    """What a token's embedding is multiplied by; not where the same weights are the head."""
+    """What a token's embedding is multiplied by. A head of the same weights isn't multiplied."""
     residual_scale: float = 1.0
     """What f's output is multiplied by before it is added."""
     logit_divisor: float = 1.0
@@ -85,7 +85,7 @@ class Shape:
     position_offset: int | None = None
     """Row of the first position in the table of learned positions; None: no table."""
     attentions: tuple[Attention, ...] = ()
-    """Each layer's; (): none is rotated, and each sees all."""
+    """The attention of each layer; (): none is rotated, and each sees everything before it."""
     query_key_norm: Literal["none", "head", "whole"] = "none"
     """Queries and keys are normalised before they are rotated: each head by itself, or all heads as one."""
     tied_head: bool
@@ -98,7 +98,7 @@ class Shape:
         self._default("attentions", (Attention(),) * self.layers)
 
     def norms(self) -> dict[str, int]:
-        """A layer's norms: over how many numbers each is."""
+        """The names of a layer's norms, and over how many numbers each is."""
         names = {"input": _OF_INPUTS, "output": _OF_OUTPUTS, "both": _OF_INPUTS + _OF_OUTPUTS, "sum": _OF_INPUTS}
         sizes = dict.fromkeys(names[self.normed], self.width)
         if self.query_key_norm == "none":

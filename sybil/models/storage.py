@@ -17,10 +17,8 @@ BlockStorage = Literal[
     "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "f16", "bf16", "f32"
 ]
 """What a weight of a GGUF file is kept in there: ggml's names of its types, in small letters."""
-
-
-ROWS = 4096
-"""Of a weight that are taken apart together: it takes several times their memory."""
+AT_ONCE = 1 << 20
+"""Numbers of a weight that are dequantised together. The library gguf takes several times their memory for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +113,14 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantised(blocks: Blocks) -> Tensor:
-    """The weight (outputs, inputs) in float32, as ggml's reference takes it apart."""
+    """The weight (outputs, inputs) in float32, as the library gguf computes it. Rows are dequantised some at a time."""
     from gguf import GGMLQuantizationType, quants  # 80 ms, for who has such files
 
     kind = GGMLQuantizationType[blocks.storage.upper()]
+    rows = max(1, AT_ONCE // blocks.inputs)
     weight = torch.empty(len(blocks.numbers), blocks.inputs, dtype=torch.float32, device="cpu")
     with np.errstate(all="ignore"):  # infinite and NaN scales are what they are
-        for first in range(0, len(weight), ROWS):
-            rows = blocks.numbers[first : first + ROWS].numpy()
-            weight[first : first + ROWS] = torch.from_numpy(quants.dequantize(rows, kind))
+        for first in range(0, len(weight), rows):
+            part = blocks.numbers[first : first + rows].numpy()
+            weight[first : first + rows] = torch.from_numpy(quants.dequantize(part, kind))
     return weight

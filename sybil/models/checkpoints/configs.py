@@ -99,7 +99,7 @@ def neox(config: Fields) -> Shape:
 
 
 def llama(config: Fields, *, window: int | None = None, part: str = "", **rest: Any) -> Shape:
-    """Llama, and its kin with what they have besides; part: see rotary()."""
+    """Llama and its kin. rest: what these have besides; part: see rotary()."""
     if config.get("layer_types"):
         raise unknown("layer_types", config["layer_types"])
     fields = _gated(config)
@@ -108,7 +108,7 @@ def llama(config: Fields, *, window: int | None = None, part: str = "", **rest: 
 
 
 def _gated(config: Fields, **theirs: str) -> dict[str, Any]:
-    """The fields of Shape that Llama and its kin have, but for attentions; theirs: see _fields."""
+    """The fields of Shape that Llama and its kin share, without attentions. theirs: see _fields."""
     if config["num_key_value_heads"] is not None:
         _ratio(config, "num_attention_heads", "num_key_value_heads")
     fields = _fields(config, epsilon="rms_norm_eps", head_size="head_dim", **theirs)

@@ -113,7 +113,7 @@ WIDTH, INNER, HEADS, LAYERS = whole(1, 2**20), whole(1, 2**24), whole(1, 2**16),
 CONTEXT, LENGTH = whole(1, 2**24), whole(1, 2**31 - 1)
 EPSILON, POSITIVE, SHARE = number(0, 1), number(0, above=True), number(0, 1)
 SCALE = number(1e-30, 1e30)
-"""What numbers are multiplied by: float32 holds it."""
+"""What numbers are multiplied by, in the range of float32."""
 FACTORS = Kind("a list of numbers above 0", _factors)
 
 FIELDS: Mapping[str, Kind] = {
@@ -197,7 +197,7 @@ def unknown(name: str, value: object) -> UnsupportedModel:
     """The error for an option that has to go through transformers."""
     return UnsupportedModel(
         f"config.json has {name} {shown(value)}, which Sybil's own forward does not know: "
-        "load it through HuggingFaceModel"
+        "use a Hugging Face model folder, which transformers' forward runs"
     )
 
 
@@ -225,11 +225,11 @@ class Fields:
         return Fields(self[name] if name else {}, where=f"{name} of {self._where}")
 
     def names(self) -> set[str]:
-        """Of all fields."""
+        """The names of all fields."""
         return {*self._values}
 
     def also(self, other: Fields) -> Fields:
-        """Both, the other's where both have one."""
+        """The fields of both; where both have one, the other's."""
         return Fields(other._values, self._values, where=other._where if other._values else self._where)
 
     def parts(self) -> list[str]:

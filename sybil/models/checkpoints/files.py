@@ -17,7 +17,10 @@ READABLE = (".json", ".safetensors", ".model", ".txt", ".jinja")
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json; raises NotAModel where there is none or it is no JSON object."""
     if not is_there(folder / "config.json"):
-        raise NotAModel(f"{folder} holds no config.json: give a Hugging Face model folder or a hub id")
+        raise NotAModel(
+            f"{folder} holds no config.json and no GGUF file: give a Hugging Face model folder, a "
+            "GGUF file, or a hub id"
+        )
     return read_json(folder / "config.json")
 
 

@@ -63,7 +63,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _there() -> str:
-    """What there is, in words."""
+    """The models that there are, for a message."""
     names = []
     for root in _roots():
         base = root / "manifests"

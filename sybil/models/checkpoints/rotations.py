@@ -16,14 +16,14 @@ from sybil.models.shape import Rotary
 def rotary(
     config: Fields, head_size: int, theta: str = "rope_theta", part: str = "", default_part: float = 1.0
 ) -> Rotary | None:
-    """A config's rotations, of all layers; theta: the field of their base beside them; part: the field that says
-    which part of a head is rotated, where the family has one."""
+    """The rotations of a config whose layers all have the same. theta: the field of their base, beside them; part: the
+    field that says which part of a head is rotated, where the family has one."""
     return _of(config, config.part("rope_scaling", "rope_parameters"), head_size, theta, part, default_part)
 
 
 def of_kinds(config: Fields, head_size: int, thetas: Mapping[str, str]) -> dict[str, Rotary | None]:
-    """A config's rotations by kind of layer, where each kind has its own (Gemma 3); thetas: the field of each kind's
-    base beside them. rope_scaling, of older files, says more of layers that see everything."""
+    """The rotations of a config whose kinds of layers have their own (Gemma 3), by kind. thetas: the field of each
+    kind's base, beside them. In older files rope_scaling belongs to the layers that see everything."""
     ropes = config.part("rope_parameters")
     if ropes.names() - thetas.keys():
         raise unknown("rope_parameters", sorted(ropes.names()))

@@ -1,4 +1,4 @@
-"""Whose stored tensors our weights are: what a family's description says, name by name."""
+"""Which stored tensors each of our weights is made of, as a family's description says."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sybil.models.shape import Shape
 class Source:
     """Which stored tensors one of our weights is made of, one beneath the other.
 
-    size: ours; parts: each stored name and its shape; heads: where the rows are stored head by head, each head's
-    query, key and value together, and not all queries first; offset: what is added to the stored numbers, in float32
-    at least, which ours are then kept in as well; None: nothing, and they are kept as all others."""
+    size: ours; parts: each stored name and its shape; heads: where the rows are stored head by head, each head's query,
+    key and value together, and not all queries first; offset: what is added to the stored numbers. The sum is computed
+    and kept in float32 at least. None: nothing is added, and ours is kept as all others."""
 
     size: tuple[int, ...]
     parts: tuple[tuple[str, tuple[int, ...]], ...]
@@ -37,7 +37,7 @@ class Source:
         return dtype if self.offset is None else torch.promote_types(dtype, torch.float32)
 
     def arranged(self, part: Tensor, dtype: torch.dtype) -> Tensor:
-        """A stored tensor with its rows and columns in our order; with its offset, in dtype, where it has one."""
+        """A stored tensor with its rows and columns in our order. An offset is added in dtype."""
         if self.offset:
             return part.to(dtype) + self.offset
         if self.transposed and part.dim() == 2:

@@ -42,10 +42,10 @@ class Stored(Protocol):
         """Whether a norm's weight is stored with what its family adds to it (1 in Gemma's)."""
 
     def read(self, name: str) -> Tensor:
-        """In float32 what lies in blocks."""
+        """The tensor; in float32 where it lies in blocks."""
 
     def blocks(self, name: str) -> Blocks | None:
-        """A weight (outputs, inputs) as it lies in a file that multiplies from there; None of any other."""
+        """A weight (outputs, inputs) in its file's blocks; None where it isn't in blocks."""
 
 
 class State:
@@ -95,8 +95,9 @@ class Weights(Mapping[str, Tensor]):
         return whole
 
     def blocks(self, name: str) -> tuple[Blocks, ...] | None:
-        """The stored tensors that one of ours is made of, as they lie; None where one isn't in blocks, or has to be
-        transposed or added to, which blocks can't be. Their rows are in our order: a row is whole blocks."""
+        """The blocks of the stored tensors that one of ours is made of, with their rows in our order.
+
+        None where a tensor isn't in blocks, or has to be transposed or added to, which isn't possible in blocks."""
         source = self.sources[name]
         parts = [
             None if source.transposed or source.offset else self.stored.blocks(theirs) for theirs, _ in source.parts

@@ -1,4 +1,4 @@
-"""What makes a library of forward.c: the machine's own compiler, told of its processor."""
+"""Builds a library of forward.c with the machine's own compiler, for the machine's own processor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("forward.c")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
 FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native")
-"""Compilers for x86 know the first; for others some know the one, some the other, some neither."""
+"""Compilers for x86 know the first. Compilers for other processors know one of the two, or neither."""
 SECONDS = 120
 """What a compiler has for it."""
 

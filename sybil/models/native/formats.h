@@ -1,8 +1,8 @@
-/* What a weight lies in, and the way from there to float32.
+/* How a weight lies in memory, and how it becomes float32.
 
    A weight lies in panels of PANEL outputs, a panel in records of so many inputs. A record has the scales of all its
-   outputs first, padded to a whole vector, and then their numbers; of each kind a row of PANEL lies together, so that
-   a vector holds the same of as many outputs. What a file's block has in 4 bytes is a word here and stays as it is. */
+   outputs first, padded to a whole vector, and then their numbers; each kind of number is a row of PANEL, so that
+   a vector holds the same number of LANES outputs. What a file's block has in 4 bytes is a word here, unchanged. */
 
 #pragma once
 

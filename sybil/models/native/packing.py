@@ -156,14 +156,14 @@ def _is_whole(piece: Piece) -> bool:
 
 
 def _halves(pieces: Sequence[Piece], outputs: int) -> list[Piece]:
-    """Gates and what they open; [] where the pieces don't fall into such halves."""
+    """The gates and what they open; [] where the pieces don't divide into such halves."""
     half = outputs // 2
     halves = [pieces[0].rows(0, half), pieces[0].rows(half, outputs)] if len(pieces) == 1 else [*pieces]
     return halves if [len(piece.numbers) for piece in halves] == [half, half] else []
 
 
 def _merged(pieces: Sequence[Piece]) -> list[Piece]:
-    """Neighbours of one storage as one; [] where more are left than a product may have."""
+    """Pieces with neighbours of the same storage joined; [] where more are left than a product may have."""
     merged = []
     for _, group in groupby(pieces, lambda piece: piece.storage):
         first, *more = group

@@ -1,4 +1,5 @@
-"""A weight's numbers in formats.h's order: panels of records, each kind of number in a row of a panel's outputs."""
+"""A weight's numbers in the order of formats.h: panels of records. In a record each kind of number is a row, a number
+for each output of the panel."""
 
 from __future__ import annotations
 
@@ -16,17 +17,17 @@ WORDS: tuple[Word, ...] = (
     *("float32", "bfloat16", "int8", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"),
     *("q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4"),
 )
-"""In model.h's order."""
+"""Storages, in model.h's order."""
 WIDE = 3
 """Vectors of outputs in a panel."""
 SAME: Mapping[BlockStorage, Word] = {"f32": "float32", "bf16": "bfloat16"}
-"""What is the same by another word."""
+"""Other words for the same storage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Numbers of a block: `count` of `size` bytes each, from the byte `at` on. packed: 8 scales and 8 minima of six
-    bits, in 12 bytes there, a byte each in a record."""
+    """Numbers of a block: `count` of `size` bytes each, from the byte `at` on. packed: 8 scales and 8 minima
+    of six bits. They take 12 bytes in the block and a byte each in a record."""
 
     at: int
     size: int
@@ -36,7 +37,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A block of a storage, and in which order a record has its fields."""
+    """The block of a storage, and the order of its fields in a record."""
 
     inputs: int
     nbytes: int
@@ -44,7 +45,7 @@ class Layout:
     numbers: tuple[Field, ...]
 
     def scale_bytes(self, lanes: int) -> int:
-        """Of a record: whole vectors."""
+        """The bytes of a record's scales, padded to whole vectors."""
         used = sum(field.size * field.count for field in self.scales) * WIDE * lanes
         return -(-used // (4 * lanes)) * 4 * lanes
 
@@ -77,13 +78,13 @@ _DTYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 def panel_bytes(word: Word, inputs: int, lanes: int) -> int:
-    """What a panel takes of a weight of so many inputs, which are whole blocks."""
+    """The bytes of a panel of a weight of so many inputs, which are whole blocks."""
     layout = LAYOUTS[word]
     return inputs // layout.inputs * layout.record_bytes(lanes)
 
 
 def fill(records: NDArray[np.uint8], word: Word, numbers: NDArray[np.uint8], lanes: int) -> None:
-    """numbers (outputs, bytes of a row) into records: bytes of whole panels, zeros before."""
+    """Write numbers (outputs, bytes of a row) into records, the bytes of whole panels, which are zeros before."""
     layout, panel = LAYOUTS[word], WIDE * lanes
     blocks = numbers.reshape(len(numbers), -1, layout.nbytes)
     into = records.reshape(-(-len(numbers) // panel), blocks.shape[1], layout.record_bytes(lanes))

@@ -14,7 +14,7 @@ CHUNK = 1024
 
 
 class Rotations:
-    """The tables of a shape's rotations, (context, size / 2) each. Memory that isn't written to takes none."""
+    """The tables of a shape's rotations, (context, size / 2) each. They take memory only as they are written."""
 
     def __init__(self, shape: Shape) -> None:
         """Raises OutOfMemory for more addresses than a process may have."""
@@ -27,11 +27,11 @@ class Rotations:
         return torch.empty(self._context, rotary.size // 2, dtype=torch.float32, device=CPU)
 
     def __getitem__(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, good as far as reach() has been asked for."""
+        """Cosines and sines, valid for as many places as reach() has been asked for."""
         return self._tables[rotary]
 
     def reach(self, places: int) -> None:
-        """Compute what a cache of so many places needs and isn't there yet. Raises OutOfMemory."""
+        """Compute what a cache of so many places needs and what isn't computed yet. Raises OutOfMemory."""
         places = min(places, self._context)
         for start in range(self._filled, places, CHUNK):  # two threads may do the same at once: they write the same
             chunk = range(start, min(start + CHUNK, self._context))

@@ -49,7 +49,7 @@ static inline void relax(void) {
 
 static inline uint64_t counted(uint32_t stage, int64_t count) { return ((uint64_t)stage << 32) + (uint64_t)count; }
 
-/* The count of a stage: below 0 while an earlier one is counted, above 2^31 when a later one is. */
+/* The count of a stage; below 0 while an earlier stage is counted, above 2^31 when a later one is. */
 static inline int64_t reached(Count *count, uint32_t stage) {
     return (int64_t)(atomic_load_explicit(&count->at, memory_order_acquire) - counted(stage, 0));
 }
@@ -68,7 +68,7 @@ static int64_t add(Count *count, uint32_t stage, int64_t most) {
     }
 }
 
-/* For a forward whose first stage this is: whatever was counted of earlier ones is past. */
+/* For a forward that begins with this stage: counts of earlier stages are of the past. */
 static void clear_board(uint32_t stage, int32_t threads) {
     atomic_store(&board.taken.at, counted(stage, 0));
     atomic_store(&board.done.at, counted(stage, 0));
@@ -78,7 +78,7 @@ static void clear_board(uint32_t stage, int32_t threads) {
 
 static inline int64_t first_of(const Share *share, int64_t part) { return share->items * part / share->parts; }
 
-/* A part that stands still. -1 when all are done. */
+/* A part that stands still; -1 when all parts are done. */
 static int64_t late_part(const Share *share) {
     int64_t part = 0, seen = -1, since = now();
     while (part < share->parts && reached(&board.done, share->stage) < share->parts) {

@@ -17,7 +17,7 @@ SCALES = (
     *("residual_scale", "logit_divisor", "logit_cap"),
 )
 PARTS = 3
-"""That a product may have."""
+"""The most parts of a product."""
 LARGEST = (2 - 2.0**-23) * 2.0**127
 """Of float32."""
 

@@ -130,7 +130,7 @@ class NativeTransformer:
 
     @property
     def threads(self) -> int:
-        """How many compute the next call."""
+        """How many threads compute the next call."""
         small = self.weight_bytes < ONE_THREAD_BYTES
         return min(max(self._asked_threads or (1 if small else torch.get_num_threads()), 1), MOST_THREADS)
 

@@ -1,8 +1,8 @@
 """Memory that the C forward's workers may still read when a call has ended.
 
-A call doesn't wait for a worker that the system has put aside. When that worker is back it reads on from the model,
-the cache and the working memory of its call,
-finds that others have done its work, and leaves. They must lie there until then.
+A call doesn't wait for a worker that the system has put aside. When that worker is back it reads on from the model, the
+cache and the working memory of its call, finds that others have done its work, and leaves. That memory must stay until
+then.
 """
 
 from __future__ import annotations

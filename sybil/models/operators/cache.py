@@ -16,7 +16,7 @@ from sybil.allocation import taking
 from sybil.transfer import CPU, count_to, upload
 
 Windows = Collection[int | None]
-"""Those of a model's layers, each once."""
+"""The windows of a model's layers, each once."""
 
 
 class KVCache:
@@ -59,7 +59,7 @@ class KVCache:
         self.lengths = other.lengths
 
     def copy(self, other: KVCache, count: int) -> None:
-        """Another's keys and values of the first count places."""
+        """Copies another cache's keys and values of the first count places."""
         self.keys[..., :count, :] = other.keys[..., :count, :]
         self.values[..., :count, :] = other.values[..., :count, :]
 

@@ -225,7 +225,7 @@ class Transformer:
         return x + self._out(norms, "mlp", _mlp(block, _in(norms, "mlp", x)))
 
     def _out(self, norms: Mapping[str, Norm], name: str, x: Tensor) -> Tensor:
-        """What attention or the MLP gives, as it is added."""
+        """The output of attention or the MLP as it is added: normalised and scaled, where the shape says so."""
         norm = norms.get(f"{name}_out_norm")
         x = x if norm is None else norm(x)
         return x if self.shape.residual_scale == 1 else x * self.shape.residual_scale
@@ -250,7 +250,7 @@ class Transformer:
 
 
 def _in(norms: Mapping[str, Norm], name: str, x: Tensor) -> Tensor:
-    """What attention or the MLP is given."""
+    """The input of attention or the MLP: normalised, where the shape says so."""
     norm = norms.get(f"{name}_norm")
     return x if norm is None else norm(x)
 

@@ -1,4 +1,4 @@
-"""GGUF's architectures: what transformers calls them and their keys, as llama.cpp's converter writes them."""
+"""GGUF's architectures and their keys, as llama.cpp's converter writes them, and what transformers calls both."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Architecture:
     transformers' fields; fixed: what transformers' config says besides.
 
     rotated_rows: whether the file has the two halves of a head that are rotated against each other row by row;
-    pattern: every how many layers one is global, where the others have a window."""
+    pattern: one layer in so many is global, and the others have a window."""
 
     model_type: str
     needed: Mapping[str, str]
@@ -75,4 +75,4 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "olmo2": Architecture("olmo2", _LLAMA),
     "granite": Architecture("granite", _LLAMA, _GRANITE, rotated_rows=True),
 }
-"""By general.architecture. What the files leave out and llama.cpp fills in by itself is filled in the same way."""
+"""By general.architecture. What files leave out has the values that llama.cpp fills in."""

@@ -19,9 +19,9 @@ from sybil.models.checkpoints.gguf.header import Contents
 UNREAD = frozenset({"rope_freqs.weight"})
 """Tensors that are no weights."""
 PICTURES = ("v.", "mm.", "vision.")
-"""What begins the names of tensors and keys that are for pictures: texts are computed without them."""
+"""Tensors and keys whose names begin so are for pictures. Texts are computed without them."""
 _INDIFFERENT = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
-"""Keys that change nothing where those that are read say what they may."""
+"""Keys that aren't read: with the values that other keys may have here, they change nothing."""
 _NEUTRAL: Mapping[str, Any] = {
     "expert_count": 0,
     "expert_used_count": 0,
@@ -48,7 +48,9 @@ class Keys:
         self.read: set[str] = set()
 
     def get(self, key: str, name: str) -> Any:
-        """What it holds, as transformers' field of that name may; None where it is left out. Raises NotAModel."""
+        """A key's value, checked as transformers' field of that name; None where the key is left out.
+
+        Raises NotAModel, or UnsupportedModel where layers have other values."""
         self.read.add(key)
         value = self.values.get(key)
         if value is None:
@@ -113,7 +115,7 @@ def config(contents: Contents, where: str) -> dict[str, Any]:
 
 
 def _attention(keys: Keys, found: Mapping[str, Any], name: str, contents: Contents) -> dict[str, Any]:
-    """Heads, biases and rotations of those that rotate, and what their architecture has besides."""
+    """The fields of architectures with rotary positions: heads, biases, rotations, and what each has besides."""
     heads, tensors = found["num_attention_heads"], contents.tensors
     said, width = keys.get("attention.key_length", "head_dim"), found["hidden_size"] // heads
     size = said or max(width, 1)
@@ -141,14 +143,15 @@ def _attention(keys: Keys, found: Mapping[str, Any], name: str, contents: Conten
 
 
 def _granite(keys: Keys, found: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """The scale of queries, which is transformers' 1 only where a file says so."""
-    if keys.values.get("rope.scaling.finetuned") is False:  # which switches rotations off there
+    """The scale of queries. Without the key it is 1 / sqrt(head size), and not transformers' default of 1."""
+    if keys.values.get("rope.scaling.finetuned") is False:  # false switches rotations off in a Granite
         raise UnsupportedModel(f"{keys.where} is a Granite without rotary positions: use a file of another model")
     return {"attention_multiplier": found.get("attention_multiplier") or 1 / math.sqrt(size)}
 
 
 def _gemma(keys: Keys, found: Mapping[str, Any], name: str, size: int) -> dict[str, Any]:
-    """Kinds of layers and the scale of queries, of which only the 27B's isn't a head's size, and no key says so."""
+    """Kinds of layers and the scale of queries. The scale is the head's size, except in the 27B models. No key tells
+    these, so they are known by their number of layers."""
     layers, heads = found["num_hidden_layers"], found["num_attention_heads"]
     return {
         "layer_types": _layer_types(keys, layers, ARCHITECTURES[name].pattern),
@@ -194,7 +197,7 @@ def _rope(keys: Keys, size: int, contents: Contents) -> dict[str, Any]:
 
 
 def _factors(contents: Contents, turned: int, rope: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
-    """A factor for each frequency, as Llama 3.1 has them; what transformers calls longrope divides by such."""
+    """A factor for each frequency, as Llama 3.1 has them. transformers' longrope divides frequencies by these."""
     place = contents.tensors["rope_freqs.weight"]
     if place.shape != (turned // 2,) or place.type.name != "F32":
         raise NotAModel(

@@ -10,7 +10,7 @@ from sybil.models.checkpoints.fields import POSITIVE, SHARE, TOKEN_IDS, Kind, or
 from sybil.models.checkpoints.templates import TEMPLATE_BYTES
 
 CONTROL, USER_DEFINED = 3, 4
-"""Of tokenizer.ggml.token_type: tokens that aren't found in a plain text, or are kept whole there."""
+"""Of tokenizer.ggml.token_type: special tokens, and other added tokens, which a text keeps whole."""
 NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"}
 """transformers' names of special tokens, and GGUF's."""
 ENDING = ("eos", "eot", "eom")
@@ -54,9 +54,9 @@ def generation(
 ) -> dict[str, Any]:
     """What generation_config.json would say. Raises NotAModel.
 
-    What ends a text: the tokens that the file names as ends, those that end a turn by their texts, and <|endoftext|>
-    where the file pads or begins with it, as instruct models do whose own end is another. Sampling is asked for by
-    whoever generates: the file's numbers are what it then begins with."""
+    A text ends at the tokens that the file names as ends, at those whose texts end a turn, and at <|endoftext|> where
+    the file pads or begins with it: instruct models do so and name another end. The file's sampling numbers are
+    defaults for a caller who samples. They don't switch sampling on."""
     ends = {ids[name] for name in ENDING if name in ids}
     several = TOKEN_IDS.read(where, SEVERAL, metadata.get(SEVERAL, []))
     ends |= {index for index in several if index < len(vocabulary)}
@@ -77,7 +77,7 @@ def generation(
 
 
 def chat_template(metadata: Mapping[str, Any], where: str) -> str | None:
-    """The file's, the one named default where it has none without a name. Raises NotAModel."""
+    """The file's chat template: the one without a name, or else the one named default. Raises NotAModel."""
     for key in ("tokenizer.chat_template", "tokenizer.chat_template.default"):
         found = metadata.get(key)
         if found is None:

@@ -1,8 +1,8 @@
 """A GGUF file's header: metadata, and where its tensors lie. Every count, length and offset is held to the bytes that
 are there before it is followed.
 
-What the numbers mean (types and their sizes) is said by the package gguf. Its reader isn't used: it trusts the header,
-and makes an array of each text, which takes 25 s where a file has 262,144 tokens.
+The package gguf says what the numbers mean (types and their sizes). Its reader isn't used: it trusts the header, and
+makes an array of each text, which takes 25 s for a file of 262,144 tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sybil.models.storage import BlockStorage
 
 VERSIONS = (2, 3)
 MOST_NAMED, MOST_ENTRIES = 1 << 16, 1 << 22
-"""Keys or tensors of a file; numbers and texts in all its arrays together."""
+"""The most keys or tensors of a file; the most numbers and texts in all its arrays together."""
 LONGEST_TEXT = 64 << 20
 STORED = {GGMLQuantizationType[word.upper()]: word for word in get_args(BlockStorage)}
 """The types that are read, and our words for them."""
@@ -92,8 +92,8 @@ def read(path: Path) -> Contents:
 def _mapped(
     file: Path, mode: Literal["r", "c"], start: int = 0, shape: tuple[int, ...] | None = None
 ) -> NDArray[np.uint8]:
-    """A file's bytes, which take memory as they are read; mode: r, or c for such as torch takes without a warning:
-    nobody writes there, and it would not reach the file."""
+    """A file's bytes, which take memory as they are read. mode: r, or c for arrays that torch takes without a warning.
+    Nobody writes to them, and what were written would not reach the file."""
     try:
         return np.memmap(file, np.uint8, mode, start, shape)
     except (ValueError, OSError) as error:
@@ -101,7 +101,7 @@ def _mapped(
 
 
 class _Header:
-    """A file's header, read from its start to its end. Whatever it says is held to the bytes that are left."""
+    """A file's header, read from its start to its end. Every size in it is held to the bytes that are left."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.place, self.entries = path, 0, 0
@@ -172,7 +172,8 @@ class _Header:
         count = self.count(f"entries of {shown(key)}", MOST_ENTRIES - self.entries, size)
         self.entries += count
         if kind == GGUFValueType.STRING:
-            return [self.text(shown(key)) for _ in range(count)]
+            what = shown(key)
+            return [self.text(what) for _ in range(count)]
         values = np.frombuffer(self.bytes, f"<{_NUMBERS[kind]}", count, self.place)
         self.place += count * size
         return values.tolist()

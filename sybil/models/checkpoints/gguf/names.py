@@ -1,4 +1,4 @@
-"""Which files are GGUF files. The package gguf isn't imported for it, which takes a tenth of a second."""
+"""Which files are GGUF files. This doesn't import the package gguf, which takes a tenth of a second."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 def is_one(path: Path) -> bool:
-    """Whether it is a file that is, or calls itself, a GGUF file."""
+    """Whether a path is a file that begins with GGUF's magic or is named .gguf."""
     try:
         if not path.is_file():
             return False
@@ -23,7 +23,7 @@ def is_one(path: Path) -> bool:
 
 
 def within(folder: Path) -> Path | None:
-    """The one model that a folder holds as a GGUF file, whole or in parts, and nothing else of a model.
+    """The GGUF file, or the first of its parts, in a folder without a config.json; None where there is none.
 
     Raises NotAModel where it holds several."""
     if (folder / "config.json").exists():

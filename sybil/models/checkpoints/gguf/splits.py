@@ -1,9 +1,9 @@
 """How a byte-level vocabulary cuts a text into words before it merges bytes, by the name that a GGUF file gives it.
 
 The names are llama.cpp's (`tokenizer.ggml.pre`); what each stands for is what tokenizer.json says in the folders of the
-models of that name. transformers 5.23 does three things otherwise for a GGUF file: `smollm`, `refact`, `starcoder` and
-`command-r` it cuts as GPT-2, where a digit is no word of its own; it leaves NFC out; and it merges every word.
-"""
+models of that name. transformers 5.23 differs in three things for a GGUF file: it cuts `smollm`, `refact`, `starcoder`
+and `command-r` as GPT-2, where a digit is no word of its own; it leaves NFC out; it merges words that are tokens
+already."""
 
 from __future__ import annotations
 

@@ -17,11 +17,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from sybil.errors import NotAModel, shown
 from sybil.models.checkpoints.fields import TRUTH, Kind, whole
+from sybil.models.checkpoints.gguf.generation import CONTROL, USER_DEFINED
 from sybil.models.checkpoints.gguf.splits import GPT_2, SPLITS
 from sybil.models.checkpoints.tokenizers import MOST_IDS, PROBE
 from sybil.text import tokenizing
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
+UNKNOWN = 2  # of tokenizer.ggml.token_type, as CONTROL and USER_DEFINED
 LONGEST_TOKEN = 1 << 12  # characters
 MOST_LETTERS = 1 << 23  # of all tokens: each is a place where a token might be cut in two
 MERGES_A_TOKEN = 16  # Llama 2 and Gemma have 2
@@ -183,8 +184,8 @@ def _sentencepiece(keys: _Keys, tokens: list[str], types: list[int], unknown: in
 
 
 def _ranks(keys: _Keys, count: int, in_order: bool) -> Sequence[float]:
-    """By token, what comes first when merges are made: the least. in_order: the tokens' order counts for scores, as in
-    Gemma, whose added tokens have one score, all the same."""
+    """A rank for each token: merges that make a token of a lower rank come first. in_order: the ranks are the tokens'
+    order, as in Gemma, whose added tokens all have one score."""
     scores = keys.column("scores", {float, int}, count)
     if in_order:
         return range(count)
@@ -213,7 +214,7 @@ def _made(keys: _Keys, tokens: list[str], ids: Mapping[str, int], ranks: Sequenc
 
 
 def _add(tokenizer: Tokenizer, tokens: list[str], types: list[int], named: Mapping[str, int | None]) -> None:
-    """The tokens that are looked for in a text before it is cut. Special are those of control, and the named ones."""
+    """Add the tokens that are looked for in a text before it is cut. Control tokens and named ones are special."""
     control = [index for index, kind in enumerate(types) if kind == CONTROL]
     users = [index for index, kind in enumerate(types) if kind == USER_DEFINED]
     others = {index for index in named.values() if index is not None} - {*control, *users}

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import torch
 from gguf.constants import MODEL_ARCH_NAMES, GGMLQuantizationType
-from gguf.quants import dequantize
 from gguf.tensor_mapping import get_tensor_name_map
 from torch import Tensor
 
@@ -17,9 +15,8 @@ from sybil.models.checkpoints.gguf.config import PICTURES, UNREAD
 from sybil.models.checkpoints.gguf.header import STORED, Contents, Place
 from sybil.models.checkpoints.sources import Family
 from sybil.models.shape import Shape
-from sybil.models.storage import Blocks
+from sybil.models.storage import Blocks, dequantised
 
-AT_ONCE = 1 << 20  # weights
 _AS_THEY_ARE = {
     GGMLQuantizationType.F32: torch.float32,
     GGMLQuantizationType.F16: torch.float16,
@@ -30,8 +27,8 @@ _AS_THEY_ARE = {
 class FileTensors:
     """Tensors of a GGUF file by transformers' names. What is in blocks reads as float32.
 
-    rotated: of the tensors whose heads have the two halves that are rotated against each other row by row, and not one
-    after the other as transformers has them, how many heads each has."""
+    rotated: how many heads a tensor has, for tensors whose heads have the two halves that are rotated against each
+    other row by row. transformers has one half after the other."""
 
     lasting = False
     norms_are_whole = True
@@ -50,7 +47,8 @@ class FileTensors:
         numbers, kept = place.numbers(), _AS_THEY_ARE.get(place.type)
         if kept:
             return self._arranged(name, numbers.view(kept).view(place.shape))
-        return self._arranged(name, _dequantised(numbers, place).view(place.shape))
+        blocks = Blocks(STORED[place.type], numbers, place.shape[-1])
+        return self._arranged(name, dequantised(blocks).view(place.shape))
 
     def blocks(self, name: str) -> Blocks | None:
         """A product's weight, or the embedding, as it lies. Raises NotAModel where the file has changed, or heads
@@ -69,17 +67,6 @@ class FileTensors:
                 "don't make so many: download it again"
             )
         return rows.view(self.rotated[name], -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
-
-
-def _dequantised(numbers: Tensor, place: Place) -> Tensor:
-    """Blocks as float32, (rows, elements of a row); some rows at a time, for the library takes as much again."""
-    values = torch.empty(len(numbers), place.shape[-1], dtype=torch.float32, device="cpu")
-    step = max(1, AT_ONCE // place.shape[-1])
-    with np.errstate(all="ignore"):  # what is no number is told where logits hold it
-        for row in range(0, len(numbers), step):
-            part = dequantize(numbers[row : row + step].numpy(), place.type)
-            values[row : row + step] = torch.from_numpy(part)
-    return values
 
 
 def stored(contents: Contents, known: tuple[Family, Shape], where: str) -> FileTensors:
