@@ -19,11 +19,12 @@ SECONDS = 5.0
 
 def keep(library: ctypes.CDLL, *memory: object) -> None:
     """After a call of the library that has used this memory: it is kept while a worker may read it."""
-    before = [key for key, (other, _) in tuple(_kept.items()) if other is library]
+    before = tuple(_kept.items())
     if library.sybil_late():
         _kept[object()] = library, memory
-    else:
-        for key in before:
+        return
+    for key, (other, _) in before:
+        if other is library:
             _kept.pop(key, None)
 
 
