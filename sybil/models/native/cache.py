@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +31,9 @@ class NativeCache:
         size = (shape.layers, batch, shape.kv_heads)
         self.nbytes = 8 * shape.layers * batch * shape.kv_heads * places * head_size
         with taking(self.nbytes, f"a cache of {batch} rows of {capacity} tokens", CPU):
-            self.keys = torch.zeros(*size, head_size, places, dtype=torch.float32, device=CPU)
-            self.values = torch.zeros(*size, places, head_size, dtype=torch.float32, device=CPU)
+            # not by torch.zeros, whose OpenMP threads look out for more work for milliseconds, in the workers' way
+            self.keys = torch.from_numpy(np.zeros((*size, head_size, places), dtype=np.float32))
+            self.values = torch.from_numpy(np.zeros((*size, places, head_size), dtype=np.float32))
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=CPU)
         self.batch, self.capacity = batch, capacity
         self._bind()

@@ -15,6 +15,8 @@
 #define WIDE 3               /* vectors of outputs computed together: */
 #define PANEL (WIDE * LANES) /* so many outputs */
 #define RUN 32               /* inputs taken to float32 together */
+#define DIRECT 3             /* rows that are multiplied without a room for weights in float32, where those are quickly made */
+#define AHEAD (1 << 13)      /* bytes: what lies so far ahead is fetched meanwhile */
 
 typedef struct { /* of a panel; bytes: scales included */
     int32_t inputs, scales, bytes;
@@ -180,6 +182,13 @@ static inline __attribute__((always_inline)) Lanes weight_of(const uint8_t *numb
     return weight;
 }
 
+/* A part of the run that comes AHEAD bytes later. */
+static inline __attribute__((always_inline)) void fetch(const uint8_t *record, int32_t run, int group, const int storage) {
+    const int runs = record_of(storage).inputs / RUN, bytes = record_of(storage).bytes / runs / 8;
+    const uint8_t *from = record + (run * 8 + group) * bytes + AHEAD;
+    for (int at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 1);
+}
+
 /* A run out of a record: out (RUN, PANEL), or where there is none, sums += x (RUN) @ it. */
 static inline __attribute__((always_inline)) void take_apart(const uint8_t *record, int32_t run, float *out,
                                                              const float *x, Lanes sums[WIDE], const int storage) {
@@ -190,6 +199,7 @@ static inline __attribute__((always_inline)) void take_apart(const uint8_t *reco
     for (int at = 0; at < WIDE; at++) total[at] = out ? all(0.0f) : sums[at];
 #pragma GCC unroll 8
     for (int group = 0; group < 8; group++) {
+        if (!out) fetch(record, run, group, storage);
         Four four[WIDE];
         for (int at = 0; at < WIDE; at++) four[at] = four_of(numbers, run, group, at * LANES, storage);
 #pragma GCC unroll 4
@@ -205,57 +215,77 @@ static inline __attribute__((always_inline)) void take_apart(const uint8_t *reco
         for (int at = 0; at < WIDE; at++) sums[at] = total[at];
 }
 
-/* So many inputs of a panel: out (inputs, PANEL), or where there is none, sums += x (inputs) @ them. */
-static inline __attribute__((always_inline)) void widen(const uint8_t *rows, int32_t inputs, float *out, const float *x,
-                                                        Lanes sums[WIDE], const int storage) {
-    Lanes total[WIDE];
-    for (int at = 0; at < WIDE; at++) total[at] = out ? all(0.0f) : sums[at];
-    for (int32_t input = 0; input < inputs; input++, rows += record_of(storage).bytes)
-        for (int at = 0; at < WIDE; at++) {
-            const int lane = at * LANES;
-            Lanes weight;
-            if (storage == INT8) weight = as_float(signed_bytes(rows + lane));
-            else if (storage == F16) weight = from_float16(rows + 2 * lane);
-            else weight = (Lanes)(halves(rows + 2 * lane) << 16);
-            if (out) store(out + input * PANEL + lane, weight);
-            else total[at] += all(x[input]) * weight;
-        }
-    if (!out)
-        for (int at = 0; at < WIDE; at++) sums[at] = total[at];
+/* An input's weights of the outputs from this one on, as many as a vector holds. */
+static inline Lanes of_row(const uint8_t *row, int output, const int storage) {
+    if (storage == INT8) return as_float(signed_bytes(row + output));
+    if (storage == F16) return from_float16(row + 2 * output);
+    return (Lanes)(halves(row + 2 * output) << 16);
 }
 
-#define RECORDS(storage)                                                                                               \
-    case storage:                                                                                                      \
-        for (int32_t input = first; input < first + inputs; input += RUN)                                              \
-            take_apart(panel + (int64_t)(input / record.inputs) * record.bytes, input % record.inputs / RUN,           \
-                       TO(input - first), storage);                                                                    \
-        break;
-#define ROWS(storage)                                                                                                  \
-    case storage: widen(panel + (int64_t)first * record.bytes, inputs, TO(0), storage); break;
-#define STORAGES_TAKEN_APART                                                                                           \
-    ROWS(BFLOAT16) ROWS(INT8) ROWS(F16)                                                                                \
-    RECORDS(Q8_0) RECORDS(Q4_0) RECORDS(Q4_1) RECORDS(Q5_0) RECORDS(Q5_1)                                              \
-    RECORDS(Q4_K) RECORDS(Q5_K) RECORDS(Q6_K) RECORDS(IQ4_NL) RECORDS(MXFP4)
+/* So many inputs of a panel in float32: out (inputs, PANEL). */
+static inline __attribute__((always_inline)) void widen(const uint8_t *row, int32_t inputs, float *out, const int storage) {
+    for (int32_t input = 0; input < inputs; input++, row += record_of(storage).bytes)
+        for (int at = 0; at < WIDE; at++) store(out + input * PANEL + at * LANES, of_row(row, at * LANES, storage));
+}
+
+/* sums[row] += x[row] @ so many inputs of a panel. rows is a constant wherever this is inlined. */
+static inline __attribute__((always_inline)) void multiply_widened(const uint8_t *panel, int32_t inputs, const float *x,
+                                                                   int64_t row_size, const int rows, Lanes (*sums)[WIDE],
+                                                                   const int storage) {
+    Lanes total[DIRECT][WIDE];
+    for (int row = 0; row < rows; row++)
+        for (int at = 0; at < WIDE; at++) total[row][at] = sums[row][at];
+    for (int64_t input = 0; input < inputs; input++, panel += record_of(storage).bytes) {
+        Lanes weight[WIDE];
+        for (int at = 0; at < WIDE; at++) weight[at] = of_row(panel, at * LANES, storage);
+        __builtin_prefetch(panel + AHEAD, 0, 1);
+#pragma GCC unroll 3
+        for (int row = 0; row < rows; row++) {
+            Lanes value = all(x[row * row_size + input]);
+            for (int at = 0; at < WIDE; at++) total[row][at] += value * weight[at];
+        }
+    }
+    for (int row = 0; row < rows; row++)
+        for (int at = 0; at < WIDE; at++) sums[row][at] = total[row][at];
+}
+
+#define EACH_RUN(storage, out, x)                                                                                      \
+    for (int32_t input = 0; input < inputs; input += RUN)                                                              \
+        take_apart(panel + (int64_t)((first + input) / record.inputs) * record.bytes,                                  \
+                   (first + input) % record.inputs / RUN, out, x, sums, storage);
+#define BLOCKS(CASE)                                                                                                   \
+    CASE(Q8_0) CASE(Q4_0) CASE(Q4_1) CASE(Q5_0) CASE(Q5_1) CASE(Q4_K) CASE(Q5_K) CASE(Q6_K) CASE(IQ4_NL) CASE(MXFP4)
 
 /* So many inputs of a panel in float32 (inputs, PANEL): where they lie, or in the room for them. first is a multiple
    of RUN. */
 static const float *in_float32(const uint8_t *panel, int32_t first, int32_t inputs, int32_t storage, float *room) {
     const Record record = record_of(storage);
-#define TO(input) room + (input) * PANEL, NULL, NULL
+    Lanes *const sums = NULL;
+#define WIDENED_ROWS(storage) case storage: widen(panel + (int64_t)first * record.bytes, inputs, room, storage); break;
+#define TAKEN_APART(storage) case storage: EACH_RUN(storage, room + input * PANEL, NULL) break;
     switch (storage) {
     default: return (const float *)panel + (int64_t)first * PANEL;
-    STORAGES_TAKEN_APART
+    WIDENED_ROWS(BFLOAT16) WIDENED_ROWS(INT8) WIDENED_ROWS(F16)
+    BLOCKS(TAKEN_APART)
     }
-#undef TO
     return room;
 }
 
-/* sums += x (inputs) @ so many inputs of a panel that isn't in float32. One row needs its weights once: what lies in
-   registers isn't stored. */
-static void multiply_row(const uint8_t *panel, int32_t first, int32_t inputs, int32_t storage, const float *x,
-                         Lanes sums[WIDE]) {
+/* sums (rows, WIDE) = x (rows, inputs) @ a panel that isn't in float32, and whether so few rows go without a room: then
+   nothing is stored of what lies in registers. */
+static int multiply_directly(const uint8_t *panel, int32_t inputs, int32_t storage, const float *x, int32_t rows,
+                             Lanes (*all_sums)[WIDE]) {
     const Record record = record_of(storage);
-#define TO(input) NULL, x + (input), sums
-    switch (storage) { STORAGES_TAKEN_APART }
-#undef TO
+    const int32_t first = 0;
+    Lanes *const sums = all_sums[0];
+#define OF_ROWS(storage)                                                                                               \
+    case DIRECT * storage + 1: multiply_widened(panel, inputs, x, inputs, 1, all_sums, storage); return 1;             \
+    case DIRECT * storage + 2: multiply_widened(panel, inputs, x, inputs, 2, all_sums, storage); return 1;             \
+    case DIRECT * storage + 3: multiply_widened(panel, inputs, x, inputs, 3, all_sums, storage); return 1;
+#define OF_ONE_ROW(storage) case DIRECT * storage + 1: EACH_RUN(storage, NULL, x + input) return 1;
+    switch (rows > DIRECT ? 0 : DIRECT * storage + rows) {
+    OF_ROWS(BFLOAT16) OF_ROWS(INT8) OF_ROWS(F16)
+    BLOCKS(OF_ONE_ROW)
+    default: return 0;
+    }
 }

@@ -13,9 +13,8 @@
 
 #include "stages.h"
 
-#define MOST_THREADS (1 << 10)
 #define STACK (1 << 20)  /* bytes: some systems give less than products need */
-#define AWAKE 50000      /* nanoseconds that a worker looks out for the next forward before it sleeps */
+#define AWAKE 1000000    /* nanoseconds that a worker looks out for the next forward before it sleeps */
 #define LEAVING 10000    /* nanoseconds that a forward's end waits for workers on their way out */
 
 /* A forward as all its threads see it. job: so many bytes, which a worker copies; own: bytes that each works in;
@@ -81,7 +80,7 @@ static void *serve(void *given) {
             }
             if (memory) memcpy(memory, job.job, job.bytes);
             atomic_thread_fence(memory_order_seq_cst);
-            Share share = {.threads = job.threads, .stage = job.stage};
+            Share share = {.threads = job.threads, .self = 1 + (int32_t)(me - pool.worker), .stage = job.stage};
             fesetenv(&job.floating);
             if (memory && seen == atomic_load(&pool.open)) job.work(memory, memory + start, &share);
         }

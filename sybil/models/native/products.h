@@ -13,7 +13,6 @@
 #define TILE 3
 #endif
 #define STRETCH (2 * RUN) /* inputs that every row is multiplied by before the next come: they stay in the first cache */
-#define AHEAD (1 << 13)   /* bytes: what lies so far ahead is fetched meanwhile */
 #define MOST_ROWS 128     /* whose sums are kept while a panel is gone through */
 
 /* sums[row] += x[row] @ weights (inputs, PANEL), while a byte of `ahead` in every `stride` is fetched. rows is a constant
@@ -64,16 +63,12 @@ static void panel_sums(const Part *part, int32_t panel, const float *x, int32_t 
     const int64_t bytes = panel_bytes(part, inputs);
     const uint8_t *weight = (const uint8_t *)part->weight + panel * bytes;
     const int32_t stride = bytes / inputs / tiles;
-    _Alignas(64) float room[STRETCH * PANEL];
     memset(sums, 0, rows * sizeof(sums[0]));
+    if (multiply_directly(weight, inputs, part->storage, x, rows, sums)) return;
+    _Alignas(64) float room[STRETCH * PANEL];
     for (int32_t input = 0; input < inputs; input += STRETCH) {
         const int32_t some = smaller(STRETCH, inputs - input);
         const char *ahead = (const char *)weight + bytes * input / inputs + AHEAD;
-        if (rows == 1 && part->storage != FLOAT32) {
-            for (int32_t at = 0; at < stride * some; at += 64) __builtin_prefetch(ahead + at, 0, 1);
-            multiply_row(weight, input, some, part->storage, x + input, sums[0]);
-            continue;
-        }
         const float *weights = in_float32(weight, input, some, part->storage, room);
         for (int32_t at = 0; at < tiles; at++)
             multiply_tile(weights, x + (int64_t)at * tile * inputs + input, inputs, some, ahead + at * stride * some, stride,
@@ -129,12 +124,19 @@ static void product(Share *share, const Product *p, int32_t panel, const float *
 /* One output's weights: a token's embedding, taken out of its panel. The product has one part. */
 static void unpack(const Product *p, int64_t output, float *out) {
     const Part *part = p->parts;
+    const Record record = record_of(part->storage);
     const uint8_t *panel = (const uint8_t *)part->weight + output / PANEL * panel_bytes(part, p->inputs);
     const float scale = part->scale.at ? part->scale.at[output] : 1.0f;
+    const int32_t place = output % PANEL, lane = place % LANES;
     _Alignas(64) float room[STRETCH * PANEL];
+    if (record.inputs == 1 && part->storage != FLOAT32) {
+        for (int64_t input = 0; input < p->inputs; input++)
+            out[input] = of_row(panel + input * record.bytes, place - lane, part->storage)[lane] * scale;
+        return;
+    }
     for (int32_t first = 0; first < p->inputs; first += STRETCH) {
         const int32_t some = smaller(STRETCH, p->inputs - first);
-        const float *weights = in_float32(panel, first, some, part->storage, room) + output % PANEL;
+        const float *weights = in_float32(panel, first, some, part->storage, room) + place;
         for (int32_t input = 0; input < some; input++) out[first + input] = weights[(int64_t)input * PANEL] * scale;
     }
 }

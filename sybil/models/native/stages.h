@@ -12,24 +12,28 @@
 #include <stdint.h>
 #include <time.h>
 
-#define PARTS_EACH 8     /* of a stage, for each thread */
+#define PARTS_EACH 4     /* of a stage, for each thread */
 #define MOST_PARTS 1024  /* of a stage */
+#define MOST_THREADS (1 << 10)
 #define PATIENCE 50000   /* nanoseconds that a part may stand still before others take it up */
 
 typedef struct { /* a stage's number in the upper 32 bits, a count of that stage in the lower */
-    _Alignas(64) _Atomic uint64_t at;
+    _Alignas(128) _Atomic uint64_t at; /* two lines of the cache: processors fetch them in pairs */
 } Count;
 
-/* Of the forward that the pool computes. parts: items stored, doubled, and 1 more while the next is being stored. */
+/* Of the forward that the pool computes. taken: of each thread's own parts, which it takes first, so that their counts
+   stay in its cache. parts: items stored, doubled, and 1 more while the next is being stored. */
 static struct {
-    Count taken, done, parts[MOST_PARTS];
+    Count done, taken[MOST_THREADS], parts[MOST_PARTS];
 } board;
 
 typedef struct { /* what one thread has in hand */
     int32_t threads; /* that compute the forward; 1: there is nobody to share with, and the board isn't used */
+    int32_t self;    /* this thread's number among them */
     uint32_t stage;
     int64_t items, parts, part, item;
     int64_t found; /* the part's count when the item was taken up */
+    int64_t finished; /* parts that aren't counted as done yet */
     int storing;
 } Share;
 
@@ -59,28 +63,39 @@ static inline int advance(Count *count, uint32_t stage, int64_t from, int64_t to
     return atomic_compare_exchange_strong(&count->at, &expected, counted(stage, to));
 }
 
-/* The count before 1 was added; -1 where it was `most` already. */
-static int64_t add(Count *count, uint32_t stage, int64_t most) {
+/* The count before so many were added; -1 where it was `most` already. The first guess, 0, is mostly wrong and brings the
+   count for writing: to read it first would fetch it from another processor twice. */
+static int64_t add(Count *count, uint32_t stage, int64_t many, int64_t most) {
+    uint64_t found = counted(stage, 0);
     for (;;) {
-        int64_t from = reached(count, stage), before = from < 0 ? 0 : from;
+        int64_t from = (int64_t)(found - counted(stage, 0)), before = from < 0 ? 0 : from;
         if (before >= most) return -1;
-        if (advance(count, stage, from, before + 1)) return before;
+        if (atomic_compare_exchange_strong(&count->at, &found, counted(stage, before + many))) return before;
     }
 }
 
 /* For a forward that begins with this stage: counts of earlier stages are of the past. */
 static void clear_board(uint32_t stage, int32_t threads) {
-    atomic_store(&board.taken.at, counted(stage, 0));
     atomic_store(&board.done.at, counted(stage, 0));
+    for (int32_t thread = 0; thread < threads; thread++) atomic_store(&board.taken[thread].at, counted(stage, 0));
     for (int64_t part = 0; part < MOST_PARTS && part < (int64_t)PARTS_EACH * threads; part++)
         atomic_store(&board.parts[part].at, counted(stage, 0));
 }
 
 static inline int64_t first_of(const Share *share, int64_t part) { return share->items * part / share->parts; }
 
-/* A part that stands still; -1 when all parts are done. */
-static int64_t late_part(const Share *share) {
-    int64_t part = 0, seen = -1, since = now();
+/* A part that stands still; -1 when all parts are done. Whoever reads another thread's counts slows that thread down, so
+   they are read only when the stage has taken long. */
+static int64_t late_part(Share *share) {
+    if (share->finished) add(&board.done, share->stage, share->finished, share->parts);
+    share->finished = 0;
+    int64_t part = 0, seen = -1, since = 0;
+    for (int spins = 1; reached(&board.done, share->stage) < share->parts; spins++, relax()) {
+        if (spins % 64) continue;
+        if (!since) since = now();
+        else if (now() - since > PATIENCE) break;
+    }
+    since = now();
     while (part < share->parts && reached(&board.done, share->stage) < share->parts) {
         int64_t count = reached(&board.parts[part], share->stage);
         if (count >= 2 * (first_of(share, part + 1) - first_of(share, part))) part++;
@@ -91,11 +106,24 @@ static int64_t late_part(const Share *share) {
     return -1;
 }
 
+/* A part that nobody has taken yet, this thread's own first; -1 when there is none. */
+static int64_t take(const Share *share) {
+    for (int32_t each = 0; each < share->threads; each++) {
+        const int64_t owner = (share->self + each) % share->threads;
+        const int64_t first = share->parts * owner / share->threads, last = share->parts * (owner + 1) / share->threads;
+        if (each && reached(&board.taken[owner], share->stage) >= last - first) continue;
+        const int64_t part = add(&board.taken[owner], share->stage, 1, last - first);
+        if (part >= 0) return first + part;
+    }
+    return -1;
+}
+
 static void begin_stage(Share *share, int64_t items) {
     int64_t most = (int64_t)PARTS_EACH * share->threads < MOST_PARTS ? (int64_t)PARTS_EACH * share->threads : MOST_PARTS;
     share->items = items;
     share->parts = items < most ? items : most;
     share->part = share->item = -1;
+    share->finished = 0;
     share->stage++;
 }
 
@@ -105,7 +133,7 @@ static void end_item(Share *share) {
     Count *count = &board.parts[share->part];
     atomic_store_explicit(&count->at, counted(share->stage, 2 * (share->item - first_of(share, share->part) + 1)),
                           memory_order_release);
-    if (share->item + 1 == first_of(share, share->part + 1)) add(&board.done, share->stage, share->parts);
+    if (share->item + 1 == first_of(share, share->part + 1)) share->finished++;
 }
 
 /* The item that this thread computes next; -1 when the stage's are all stored. */
@@ -113,7 +141,7 @@ static int64_t next_item(Share *share) {
     if (share->threads == 1) return ++share->item < share->items ? share->item : -1;
     if (share->storing) end_item(share);
     for (;;) {
-        if (share->part < 0) share->part = add(&board.taken, share->stage, share->parts);
+        if (share->part < 0) share->part = take(share);
         if (share->part < 0) share->part = late_part(share);
         if (share->part < 0) return -1;
         int64_t found = reached(&board.parts[share->part], share->stage), stored = found < 0 ? 0 : found / 2;
