@@ -197,7 +197,7 @@ def test_what_is_not_reproduced_goes_through_transformers(config: dict[str, Any]
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises((UnsupportedModel, NotAModel)):
         sybil.load(tmp_path)
-    with pytest.raises(UnsupportedModel, match="transformers. forward runs"):
+    with pytest.raises(UnsupportedModel, match="use a Hugging Face model folder"):
         from_state(config, {}, torch.float32)
 
 
