@@ -26,7 +26,7 @@ from sybil.models.storage import Kept, storage_of
 from sybil.pairs import PAIRS
 
 LOOKUP = "lookup"
-BLOCKS = "blocks"
+IN_BLOCKS = "blocks"
 """What reports say in a dtype's place: the weights stay in the blocks of their GGUF file."""
 PLANNED_DRAFTS = ("int8", "skip", "hybrid")
 

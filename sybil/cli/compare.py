@@ -15,7 +15,7 @@ from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table
 from sybil.devices import choose_device, dtype_named
 from sybil.errors import InvalidSetting
-from sybil.loading import BLOCKS, dtype_chosen, keeps_blocks
+from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks
 from sybil.measuring import compare as measuring
 from sybil.measuring import files, prompts
 from sybil.measuring.contenders import AUTOREGRESSIVE, OURS, PEERS
@@ -67,7 +67,7 @@ def compare(
     count, length = QUICK if quick else FULL
     chosen = prompts.spread(options.prompts(pair, target, prompt_file), count)
     as_it_lies = keeps_blocks(chosen_target, dtype, chosen_device)
-    kept = BLOCKS if as_it_lies else str(dtype_chosen(chosen_target, dtype, chosen_device)).removeprefix("torch.")
+    kept = IN_BLOCKS if as_it_lies else str(dtype_chosen(chosen_target, dtype, chosen_device)).removeprefix("torch.")
     draft_kept = dtype_named(draft_dtype, draft=True)
     usual = usual_draft_dtype(chosen_draft, kept, str(chosen_device))
     task = Task(
@@ -170,7 +170,7 @@ def _caption(comparison: measuring.Comparison, count: int) -> str:
     parts += [f"gamma {task.gamma}"] * bool(task.draft)
     parts += [f"window {task.window}"] * (bool(task.draft) and task.window != options.WINDOW)
     kept = "" if comparison.draft_storage in (None, task.dtype) else f" (Sybil's draft {comparison.draft_storage})"
-    weights = "the file's own blocks (transformers float32)" if task.dtype == BLOCKS else task.dtype
+    weights = "the file's own blocks (transformers float32)" if task.dtype == IN_BLOCKS else task.dtype
     return (
         f"{', '.join(parts)}, {count} prompts, {task.max_new_tokens} new tokens, {weights}{kept} on "
         f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers "

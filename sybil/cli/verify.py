@@ -20,7 +20,7 @@ from sybil.cli.terminal import make_console, make_progress, make_table, print_js
 from sybil.devices import choose_device, dtype_named
 from sybil.errors import InvalidSetting
 from sybil.fit import check_assisted
-from sybil.loading import BLOCKS, LOOKUP, dtype_chosen, keeps_blocks, load, read
+from sybil.loading import IN_BLOCKS, LOOKUP, dtype_chosen, keeps_blocks, load, read
 from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.foreign import ForeignSubject
@@ -184,7 +184,7 @@ def verify(
         console.print("interrupted: there is no verdict, and nothing was written")
         raise typer.Exit(130) from None
 
-    about, kept = describe(chosen_device), BLOCKS if as_it_lies else str(chosen_dtype).removeprefix("torch.")
+    about, kept = describe(chosen_device), IN_BLOCKS if as_it_lies else str(chosen_dtype).removeprefix("torch.")
     caption = (
         f"{report.subject} against {chosen_target}, temperature {temperature:g}, {len(encoded)} prompts, "
         f"{report.sequences} sequences of at most {length} tokens, alpha {alpha:g}, seed {seed}, on "

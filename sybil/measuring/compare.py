@@ -21,7 +21,7 @@ from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
 from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong
 from sybil.fit import check_assisted
-from sybil.loading import BLOCKS, load, read
+from sybil.loading import IN_BLOCKS, load, read
 from sybil.measuring.contenders import (
     ASSISTED,
     AUTOREGRESSIVE,
@@ -81,7 +81,7 @@ class Comparison:
         logging.set_verbosity_error()  # our own bar is the only one
         logging.disable_progress_bar()
         self.task = task
-        dtype = None if task.dtype == BLOCKS else task.computed
+        dtype = None if task.dtype == IN_BLOCKS else task.computed
         # the usual one is left to load(), which knows whether the draft can be kept so
         asked = None if task.draft_dtype == task.usual_draft_dtype else task.draft_dtype
         decoder = load(task.target, draft=task.draft, dtype=dtype, draft_dtype=asked, device=task.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sybil.decoding import Decoder
 from sybil.drafting import DrafterFactory
 from sybil.errors import InvalidSetting
-from sybil.loading import BLOCKS
+from sybil.loading import IN_BLOCKS
 from sybil.measuring import prompts as texts
 from sybil.measuring import workload as workloads
 from sybil.measuring.memory import PeakMemory, release
@@ -223,7 +223,7 @@ def precision(model: Model) -> Storage | None:
 
 def _told(model: Model) -> str | None:
     """precision() in words. The blocks of a GGUF file may be of several kinds."""
-    return BLOCKS if getattr(model, "storage", None) == "stored" else precision(model)
+    return IN_BLOCKS if getattr(model, "storage", None) == "stored" else precision(model)
 
 
 def bytes_read(model: Model) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from sybil.devices import default_draft_dtype
 from sybil.errors import ResultsMismatch
-from sybil.loading import BLOCKS, LOOKUP
+from sybil.loading import IN_BLOCKS, LOOKUP
 from sybil.measuring.contenders import AUTOREGRESSIVE, PEERS, SPECULATIVE, TRANSFORMERS, contenders
 from sybil.measuring.files import replace
 from sybil.sampling import Sampling
@@ -26,8 +26,8 @@ class Task:
     """The settings that rows must share to be comparable. The defaults are those of rows that don't say.
 
     draft_dtype: what Sybil keeps the draft's weights in, None where it has none. temperature: 0 is greedy. seed: the
-    n-th prompt, from 0, is decoded with seed + n. prompts: their digest. dtype: torch's name, or BLOCKS: transformers
-    then has the same weights in float32."""
+    n-th prompt, from 0, is decoded with seed + n. prompts: their digest. dtype: torch's name, or IN_BLOCKS.
+    transformers then has the same weights in float32."""
 
     target: str
     draft: str | None
@@ -102,7 +102,7 @@ def usual_draft_dtype(draft: str | None, dtype: str, device: str) -> str | None:
 
 
 def _computed(dtype: str) -> torch.dtype:
-    found: torch.dtype = torch.float32 if dtype == BLOCKS else getattr(torch, dtype)
+    found: torch.dtype = torch.float32 if dtype == IN_BLOCKS else getattr(torch, dtype)
     return found
 
 

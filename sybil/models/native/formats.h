@@ -271,8 +271,8 @@ static const float *in_float32(const uint8_t *panel, int32_t first, int32_t inpu
     return room;
 }
 
-/* sums (rows, WIDE) = x (rows, inputs) @ a panel that isn't in float32, and whether so few rows go without a room: then
-   nothing is stored of what lies in registers. */
+/* sums (rows, WIDE) += x (rows, inputs) @ a panel that isn't in float32, for a few rows: their weights stay in registers.
+   0, and nothing done, where there are too many rows for that. */
 static int multiply_directly(const uint8_t *panel, int32_t inputs, int32_t storage, const float *x, int32_t rows,
                              Lanes (*all_sums)[WIDE]) {
     const Record record = record_of(storage);

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sybil.models.storage import BlockStorage
+from sybil.models.storage import BLOCKS, BlockStorage
 
 Word = Literal["float32", "bfloat16", "int8"] | BlockStorage
 WORDS: tuple[Word, ...] = (
@@ -53,26 +53,32 @@ class Layout:
         return self.scale_bytes(lanes) + sum(field.size * field.count for field in self.numbers) * WIDE * lanes
 
 
+_SIXES = Field(4, 1, 16, packed=True)
+
+
+def _blocks(word: BlockStorage, scales: tuple[Field, ...], numbers: tuple[Field, ...]) -> Layout:
+    return Layout(*BLOCKS[word], scales, numbers)
+
+
 def _plain(size: int) -> Layout:
     return Layout(1, size, (), (Field(0, size, 1),))
 
 
-_SIXES = Field(4, 1, 16, packed=True)
 LAYOUTS: Mapping[Word, Layout] = {
     "float32": _plain(4),
     "bfloat16": _plain(2),
     "int8": _plain(1),
     "f16": _plain(2),
-    "q8_0": Layout(32, 34, (Field(0, 2, 1),), (Field(2, 1, 32),)),
-    "q4_0": Layout(32, 18, (Field(0, 2, 1),), (Field(2, 4, 4),)),
-    "q4_1": Layout(32, 20, (Field(0, 2, 2),), (Field(4, 4, 4),)),
-    "q5_0": Layout(32, 22, (Field(0, 2, 1),), (Field(2, 4, 5),)),
-    "q5_1": Layout(32, 24, (Field(0, 2, 2),), (Field(4, 4, 5),)),
-    "q4_k": Layout(256, 144, (Field(0, 2, 2), _SIXES), (Field(16, 4, 32),)),
-    "q5_k": Layout(256, 176, (Field(0, 2, 2), _SIXES), (Field(16, 4, 40),)),
-    "q6_k": Layout(256, 210, (Field(208, 2, 1), Field(192, 1, 16)), (Field(128, 4, 16), Field(0, 4, 32))),
-    "iq4_nl": Layout(32, 18, (Field(0, 2, 1),), (Field(2, 4, 4),)),
-    "mxfp4": Layout(32, 17, (Field(0, 1, 1),), (Field(1, 4, 4),)),
+    "q8_0": _blocks("q8_0", (Field(0, 2, 1),), (Field(2, 1, 32),)),
+    "q4_0": _blocks("q4_0", (Field(0, 2, 1),), (Field(2, 4, 4),)),
+    "q4_1": _blocks("q4_1", (Field(0, 2, 2),), (Field(4, 4, 4),)),
+    "q5_0": _blocks("q5_0", (Field(0, 2, 1),), (Field(2, 4, 5),)),
+    "q5_1": _blocks("q5_1", (Field(0, 2, 2),), (Field(4, 4, 5),)),
+    "q4_k": _blocks("q4_k", (Field(0, 2, 2), _SIXES), (Field(16, 4, 32),)),
+    "q5_k": _blocks("q5_k", (Field(0, 2, 2), _SIXES), (Field(16, 4, 40),)),
+    "q6_k": _blocks("q6_k", (Field(208, 2, 1), Field(192, 1, 16)), (Field(128, 4, 16), Field(0, 4, 32))),
+    "iq4_nl": _blocks("iq4_nl", (Field(0, 2, 1),), (Field(2, 4, 4),)),
+    "mxfp4": _blocks("mxfp4", (Field(0, 1, 1),), (Field(1, 4, 4),)),
 }
 _DTYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 

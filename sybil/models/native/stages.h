@@ -63,8 +63,8 @@ static inline int advance(Count *count, uint32_t stage, int64_t from, int64_t to
     return atomic_compare_exchange_strong(&count->at, &expected, counted(stage, to));
 }
 
-/* The count before so many were added; -1 where it was `most` already. The first guess, 0, is mostly wrong and brings the
-   count for writing: to read it first would fetch it from another processor twice. */
+/* Adds to a count, and gives what it was before; -1 where it was `most` already. The exchange guesses 0. A wrong guess
+   fetches the count for writing, where a read would fetch the count once and the write once more. */
 static int64_t add(Count *count, uint32_t stage, int64_t many, int64_t most) {
     uint64_t found = counted(stage, 0);
     for (;;) {
@@ -127,7 +127,7 @@ static void begin_stage(Share *share, int64_t items) {
     share->stage++;
 }
 
-/* What published() announces is stored. */
+/* Says that the item which this thread has published is stored. */
 static void end_item(Share *share) {
     share->storing = 0;
     Count *count = &board.parts[share->part];
