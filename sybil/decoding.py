@@ -17,7 +17,7 @@ from sybil.allocation import as_out_of_memory, taking
 from sybil.arguments import check_streamer, strings
 from sybil.chat import ChatTemplate
 from sybil.clock import Clock
-from sybil.drafting import Context, Drafter, DrafterFactory, Outcome, Proposal
+from sybil.drafting import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.window import Window, window_named
 from sybil.errors import CacheOutOfStep, InvalidSetting, NumericalFailure
 from sybil.inputs import Inputs, prompts_of
@@ -175,7 +175,8 @@ class _Run:
         self.prefilled = tuple(len(prompt) - size for prompt, size in zip(prompts, held, strict=True))
         self.drafter: Drafter | None = None
         if decoder.draft:
-            self.drafter = decoder.draft(len(prompts), capacity, self.target.vocab_size, self.sampling)
+            generating = Generating(len(prompts), capacity, self.target.vocab_size, self.sampling, self.cache)
+            self.drafter = decoder.draft(generating)
 
     @property
     def _bytes_a_logit(self) -> int:

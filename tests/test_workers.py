@@ -160,7 +160,7 @@ def store_late_work(folder: str) -> None:
     own.sybil_put_aside(400_000, 7, *WORKERS)
     found = answers(shared, 3)
     same = all(one.equal(other) for one, other in zip(found, wanted, strict=True))
-    print("the same bits" if same else "other bits", flush=True)
+    os.write(1, b"the same bits\n" if same else b"other bits\n")
     os._exit(0)  # late work may have spoilt what Python cleans up
 
 

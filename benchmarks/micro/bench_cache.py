@@ -7,7 +7,7 @@ import torch
 from conftest import Measure
 
 from sybil.decoding import Decoder
-from sybil.drafting import ModelDrafter, Outcome
+from sybil.drafting import Generating, ModelDrafter, Outcome
 from sybil.models import feed
 from sybil.sampling import Sampling
 
@@ -24,7 +24,8 @@ ACCEPTED = {
 def _drafter(pair: Decoder, batch: int) -> tuple[ModelDrafter, torch.Tensor]:
     """A drafter that has proposed once after DEPTH tokens a row, and the texts (batch, capacity)."""
     (_, model), capacity = pair.models, DEPTH + GAMMA + 1
-    drafter = ModelDrafter(model, batch, capacity, model.vocab_size, Sampling())
+    cache = pair.target.new_cache(batch, capacity)
+    drafter = ModelDrafter(model, Generating(batch, capacity, model.vocab_size, Sampling(), cache))
     texts = torch.arange(capacity).repeat(batch, 1) % model.vocab_size
     model.prefill(texts[:, : DEPTH + GAMMA - 1], drafter.cache)
     return drafter, texts

@@ -1,6 +1,6 @@
 """What proposes tokens, and how many."""
 
-from sybil.drafting.contract import Context, Drafter, DrafterFactory, Outcome, Proposal
+from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.lookup import DraftLookup, LookupDrafter
 from sybil.drafting.model import DraftModel, ModelDrafter
 
@@ -10,6 +10,7 @@ __all__ = [
     "DraftModel",
     "Drafter",
     "DrafterFactory",
+    "Generating",
     "LookupDrafter",
     "ModelDrafter",
     "Outcome",

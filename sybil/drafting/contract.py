@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sybil.models import Model
+from sybil.models import Cache, Model
 from sybil.sampling import Noise, Sampling
 from sybil.transfer import count_to
 
@@ -67,8 +68,27 @@ class Outcome:
     lengths: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Generating:
+    """A generation, as the drafter that is made for it knows it. capacity: tokens a row; vocab_size: the target's.
+
+    cache: the target's own. A drafter that runs the target's layers may write beyond each row's length there, and puts
+    the lengths back before it has proposed: the target's forward then writes the same places again."""
+
+    batch: int
+    capacity: int
+    vocab_size: int
+    sampling: Sampling
+    cache: Cache
+
+
 class Drafter(Protocol):
     """Lives as long as one generation. A proposal may be shorter than gamma, or empty, for each row."""
+
+    def sources(self, context: Context) -> Sequence[int]:
+        """Which of its sources each row's next proposal comes from, as step_bytes counts them: a window keeps each
+        source's record apart. Asked before propose(), for the same context."""
+        return [0] * len(context.tokens)
 
     def propose(self, context: Context, gamma: int) -> Proposal: ...
 
@@ -82,8 +102,12 @@ class DrafterFactory(Protocol):
     def models(self) -> tuple[Model, ...]:
         """Those that every drafter runs; none where it needs none."""
 
+    @property
+    def step_bytes(self) -> tuple[int, ...]:
+        """The bytes of weights that each source reads to draft one token: 0 for one that runs no model."""
+        return (sum(model.weight_bytes for model in self.models),)
+
     def over(self, *models: Model) -> DrafterFactory:
         """The same with other models in place of its own, in their order."""
 
-    def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
-        """capacity: tokens a row; vocab_size: the target's."""
+    def __call__(self, generating: Generating) -> Drafter: ...

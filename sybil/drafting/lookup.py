@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from sybil.drafting.contract import Context, Drafter, Outcome, Proposal
+from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.models import Model
-from sybil.sampling import Sampling
 from sybil.transfer import integers
 
 
 @dataclass(frozen=True, slots=True)
-class DraftLookup:
+class DraftLookup(DrafterFactory):
     """Makes a LookupDrafter for each generation."""
 
     @property
@@ -23,11 +22,11 @@ class DraftLookup:
     def over(self, *models: Model) -> DraftLookup:
         return self
 
-    def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
+    def __call__(self, generating: Generating) -> Drafter:
         return LookupDrafter()
 
 
-class LookupDrafter:
+class LookupDrafter(Drafter):
     """Prompt lookup (Saxena 2023): proposes what followed the last few tokens where they stood before.
 
     The longest ending that is found wins, and of its places the latest among those with most tokens behind them."""

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sybil.drafting.contract import Context, Drafter, Outcome, Proposal
+from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.window import confidence
 from sybil.models import Model, feed
-from sybil.sampling import Noise, Sampling, argmax, draw, probabilities, process, race
+from sybil.sampling import Noise, argmax, draw, probabilities, process, race
 from sybil.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
-class DraftModel:
+class DraftModel(DrafterFactory):
     """Makes a ModelDrafter for each generation."""
 
     model: Model
@@ -31,16 +31,16 @@ class DraftModel:
         (model,) = models
         return replace(self, model=model)
 
-    def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
-        return ModelDrafter(self.model, batch, capacity, vocab_size, sampling)
+    def __call__(self, generating: Generating) -> Drafter:
+        return ModelDrafter(self.model, generating)
 
 
-class ModelDrafter:
+class ModelDrafter(Drafter):
     """A smaller model that draws from its own distribution, under the target's sampling settings."""
 
-    def __init__(self, model: Model, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> None:
-        self.model, self.vocab_size, self.sampling = model, vocab_size, sampling
-        self.cache = model.new_cache(batch, capacity)
+    def __init__(self, model: Model, generating: Generating) -> None:
+        self.model, self.vocab_size, self.sampling = model, generating.vocab_size, generating.sampling
+        self.cache = model.new_cache(generating.batch, generating.capacity)
 
     def propose(self, context: Context, gamma: int) -> Proposal:
         counts = [min(max(self.model.context - length, 0), gamma) for length in context.lengths.tolist()]

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.drafting import Context, Drafter, DraftModel, ModelDrafter, Proposal
+from sybil.drafting import Context, Drafter, DraftModel, Generating, ModelDrafter, Proposal
 from sybil.errors import InvalidSetting
 from sybil.models import Model
 from sybil.models.building import build
 from sybil.models.checkpoints.families import understand
 from sybil.models.checkpoints.sources import Source
 from sybil.models.storage import storage_of
-from sybil.sampling import Sampling
 from sybil.transfer import count_to
 
 if TYPE_CHECKING:
@@ -217,10 +216,10 @@ class Replay(DraftModel):
 
     scripts: tuple[Script, ...]
 
-    def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
-        if not sampling.greedy:
+    def __call__(self, generating: Generating) -> Drafter:
+        if not generating.sampling.greedy:
             raise InvalidSetting("a replay is greedy: leave do_sample out")
-        return ReplayDrafter(self, batch, capacity, vocab_size, sampling)
+        return ReplayDrafter(self, generating)
 
 
 class ReplayDrafter(ModelDrafter):
@@ -228,8 +227,8 @@ class ReplayDrafter(ModelDrafter):
 
     Past a script's end, and for a row that begins like none of them, the model's own are proposed."""
 
-    def __init__(self, replay: Replay, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> None:
-        super().__init__(replay.model, batch, capacity, vocab_size, sampling)
+    def __init__(self, replay: Replay, generating: Generating) -> None:
+        super().__init__(replay.model, generating)
         self._scripts = replay.scripts
         self._said: Tensor | None = None  # (batch, capacity), -1 where the model speaks for itself
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from counting import ALPHA, DRAFTERS, VOCAB, Case, ChiSquare, p_values
+from counting import ALPHA, DECODED, DRAFTERS, VOCAB, Case, ChiSquare, p_values
 from counting import PROMPTS as COUNTED
 from proof import BELOW_ONE, Problem, error
 from tiny import gpt2, in_sybil, letters, perturbed, prompts, save
@@ -25,7 +25,7 @@ from transformers import GPT2LMHeadModel, NoRepeatNGramLogitsProcessor, PreTrain
 
 import sybil
 from sybil import Decoder, verification
-from sybil.drafting import Context, Drafter, DraftModel, Outcome, Proposal
+from sybil.drafting import Context, Drafter, DraftModel, Generating, Outcome, Proposal
 from sybil.errors import CacheOutOfStep, VocabularyMismatch
 from sybil.losslessness.evidence import Reference
 from sybil.losslessness.judge import Plan
@@ -148,7 +148,8 @@ def proposals(seed: int) -> None:
         context = Context(tokens, torch.full((rows,), len(prompt)), Noise(seed), None, least_confidence)
         if coupled:
             context.exponentials = context.race_noise(gamma + 1, VOCAB)
-        proposal = DRAFTERS["model"](rows, tokens.shape[1], VOCAB, sampling).propose(context, gamma)
+        generating = Generating(rows, tokens.shape[1], VOCAB, sampling, DECODED.new_cache(rows, tokens.shape[1]))
+        proposal = DRAFTERS["model"](generating).propose(context, gamma)
         assert proposal.probs is not None
         table: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
         due: dict[tuple[int, ...], dict[int, float]] = {}
@@ -259,8 +260,8 @@ class Witness:
 
     # the draft
 
-    def __call__(self, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> Drafter:
-        self.drafter, self.sampling = self.drafts(batch, capacity, vocab_size, sampling), sampling
+    def __call__(self, generating: Generating) -> Drafter:
+        self.drafter, self.sampling = self.drafts(generating), generating.sampling
         return self
 
     def propose(self, context: Context, gamma: int) -> Proposal:
