@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.loading import LOOKUP
+from sybil.drafts import LOOKUP, is_model
+from sybil.measuring.memory import weight_bytes
 from sybil.results import Stats
 from sybil.sampling import Sampling
 
@@ -30,7 +31,8 @@ def contenders(draft: str | None) -> tuple[str, ...]:
     """The names of those that apply beside such a draft, in the order of a table."""
     if draft is None:
         return TRANSFORMERS, AUTOREGRESSIVE
-    return TRANSFORMERS, PROMPT_LOOKUP if draft == LOOKUP else ASSISTED, AUTOREGRESSIVE, SPECULATIVE
+    theirs = (ASSISTED,) if is_model(draft) else (PROMPT_LOOKUP,) if draft == LOOKUP else ()
+    return TRANSFORMERS, *theirs, AUTOREGRESSIVE, SPECULATIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class SybilContender:
 
     def __init__(self, decoder: Decoder, **settings: Any) -> None:
         self.decoder, self.settings = decoder.without_defaults(), settings
-        self.weight_bytes = sum(model.weight_bytes for model in decoder.models)
+        self.weight_bytes = weight_bytes(decoder)
 
     def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
         began = time.perf_counter()
