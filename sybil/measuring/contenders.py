@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,10 +30,14 @@ GREEDY = Sampling()
 
 def contenders(draft: str | None) -> tuple[str, ...]:
     """The names of those that apply beside such a draft, in the order of a table."""
-    if draft is None:
-        return TRANSFORMERS, AUTOREGRESSIVE
-    theirs = (ASSISTED,) if is_model(draft) else (PROMPT_LOOKUP,) if draft == LOOKUP else ()
-    return TRANSFORMERS, *theirs, AUTOREGRESSIVE, SPECULATIVE
+    return (*theirs(draft), AUTOREGRESSIVE, *([] if draft is None else [SPECULATIVE]))
+
+
+def theirs(draft: str | None, drafters: Sequence[str] = ()) -> tuple[str, ...]:
+    """transformers' ways to decode beside a draft: plainly, with an assistant where the draft is another model, by looking
+    up where that is the draft or one of the drafters."""
+    looks_up = LOOKUP in (draft, *drafters)
+    return TRANSFORMERS, *[ASSISTED] * (draft is not None and is_model(draft)), *[PROMPT_LOOKUP] * looks_up
 
 
 @dataclass(frozen=True, slots=True)
