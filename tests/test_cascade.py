@@ -50,7 +50,8 @@ class _Guesser(Drafter):
         self.asked = 0
 
     def propose(self, context: Context, gamma: int) -> Proposal:
-        assert context.drafted is not None and context.limits is not None
+        assert context.drafted is not None
+        assert context.limits is not None
         assert max(context.limits) == gamma
         self.asked += 1
         tokens = torch.zeros(len(context.tokens), gamma, dtype=torch.int64)

@@ -10,8 +10,9 @@ class Survival:
     Lengths are counted together from one power of two to the next; what was seen fades, so that it follows the text."""
 
     FADING = 0.9
-    SHARES = (0.08, 0.2, 0.4, 0.6, 0.75, 0.85)
-    """What is assumed of matches of 1, 2, 4, 8, 16, 32 tokens and more, before the text has shown anything."""
+    SHARES = (0.2, 0.5, 0.8, 0.85, 0.95, 0.95)
+    """What is assumed of matches of 1, 2, 4, 8, 16, 32 tokens and more, before the text has shown anything: SmolLM2's,
+    greedy, over 36 of the shipped prompts, 96 tokens each."""
     WEIGHT = 4.0  # of the assumption, in tokens seen
 
     def __init__(self) -> None:
