@@ -88,7 +88,7 @@ def drafter(
 ) -> DrafterFactory:
     """What drafts for the checkpoint's model, which was loaded in dtype. The rest, and errors, as of load()."""
 
-    def source(named: str | Path | nn.Module) -> DrafterFactory:
+    def source(named: str | Path | nn.Module) -> DraftModel:
         device = model.device
         helper = read(named, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
         own = default_draft_dtype(dtype, device) if draft_dtype is None else dtype_of(helper, draft_dtype, device)
