@@ -22,7 +22,7 @@ from sybil.models.storage import Bits
 
 BLOCK = 32
 """Inputs of a block. Where a row's last block is not full, the row's last weight fills it."""
-AT_ONCE = 1 << 20
+AT_ONCE = 1 << 18
 """Weights that are rounded together: their temporaries stay in the processor's cache."""
 
 

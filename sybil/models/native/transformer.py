@@ -94,17 +94,17 @@ class NativeTransformer:
             raise UnsupportedModel("the C forward isn't built here: install a C compiler, or load through Transformer")
         self.shape, self.vocab_size, self.context, self.storage = shape, shape.vocab_size, shape.context, storage
         self._library, self._asked_threads = built, threads
-        self._lanes, self._layers = built.sybil_lanes(), tuple(layers)
+        self._lanes, self.layers = built.sybil_lanes(), tuple(layers)
 
     def with_layers(self, layers: Sequence[int]) -> NativeTransformer:
         """A model of this one's memory that runs only those layers, numbered from 0 and in their order. Its caches are
         this one's: each layer writes its keys and values where it writes them here. Raises InvalidSetting."""
-        if list(layers) != sorted(set(layers) & set(self._layers)) or not layers:
-            raise InvalidSetting(f"layers {[*layers]} of a model that has {[*self._layers]}: name some, in their order")
-        left_out = tuple(f"{layer}." for layer in set(self._layers) - set(layers))
+        if list(layers) != sorted(set(layers) & set(self.layers)) or not layers:
+            raise InvalidSetting(f"layers {[*layers]} of a model that has {[*self.layers]}: name some, in their order")
+        left_out = tuple(f"{layer}." for layer in set(self.layers) - set(layers))
         model = object.__new__(NativeTransformer)
         model.__dict__.update(self.__dict__)
-        model._layers = tuple(layers)
+        model.layers = tuple(layers)
         model._products = {name: each for name, each in self._products.items() if not name.startswith(left_out)}
         model._floats = {name: each for name, each in self._floats.items() if not name.startswith(left_out)}
         model._bind()
@@ -112,10 +112,10 @@ class NativeTransformer:
 
     def _bind(self) -> None:
         """The structs that forward.c reads, of the shape and the tensors that are kept."""
-        shape, count = self.shape, len(self._layers)
+        shape, count = self.shape, len(self.layers)
         with taking(ctypes.sizeof(Block) * count, f"a model of {count} layers", CPU):
             self._blocks = (Block * count)()
-        for layer, block in zip(self._layers, self._blocks, strict=True):
+        for layer, block in zip(self.layers, self._blocks, strict=True):
             attention = shape.attentions[layer]
             block.window, block.layer = attention.window or 0, layer
             if attention.rotary:
@@ -213,7 +213,7 @@ class NativeTransformer:
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle of it holds: the weights as they lie, without the memory around them."""
         return {
-            "opened": (self.shape, self.storage, self._asked_threads, self._lanes, self._layers),
+            "opened": (self.shape, self.storage, self._asked_threads, self._lanes, self.layers),
             "products": {name: packed.copied(torch.clone) for name, packed in self._products.items()},
             "floats": {name: tensor.clone() for name, tensor in self._floats.items()},
         }
