@@ -217,7 +217,11 @@ def random_shape(chance: random.Random) -> Shape:
 
 def random_rounding(shape: Shape, chance: random.Random) -> Rounding:
     """Of any bits, and others for some products."""
-    names = ("token_embedding", "head", *(f"{layer}.{name}" for layer in range(shape.layers) for name in BLOCK_PRODUCTS))
+    names = (
+        "token_embedding",
+        "head",
+        *(f"{layer}.{name}" for layer in range(shape.layers) for name in BLOCK_PRODUCTS),
+    )
     few = chance.sample(names, len(names) // 3)
     return Rounding(chance.choice(BITS), {name: chance.choice(BITS) for name in few})
 

@@ -86,9 +86,7 @@ class NativeTransformer:
         self._rotations = Rotations(shape)
         self._bind()
 
-    def _open(
-        self, shape: Shape, storage: Kept, threads: int | None, lanes: int | None, layers: Sequence[int]
-    ) -> None:
+    def _open(self, shape: Shape, storage: Kept, threads: int | None, lanes: int | None, layers: Sequence[int]) -> None:
         built = library.load(lanes)
         if built is None:
             raise UnsupportedModel("the C forward isn't built here: install a C compiler, or load through Transformer")
@@ -236,7 +234,7 @@ def _pieces(weights: Mapping[str, Tensor] | StoredWeights, product: str, name: s
     """What a product is packed of, its weight being stored under that name: its blocks, or its weight in a storage,
     float32 where none is said."""
     if isinstance(storage, Rounding):
-        return [Piece.in_bits(weights[name], storage.bits_of(product))]
+        return [Piece.in_bits(weights[name], storage.bits_of(product), storage.importance.get(product))]
     if storage != "stored":
         return [Piece.kept(weights[name], storage)]
     blocks = cast(StoredWeights, weights).blocks(name)
