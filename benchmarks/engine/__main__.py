@@ -1,5 +1,5 @@
-"""The engine's bars, measured: `python -m benchmarks.engine flat`, `step`, `replay`, `bits`, `copies`, `real` or `widths`,
-on an idle machine.
+"""The engine's bars, measured: `python -m benchmarks.engine flat`, `step`, `replay`, `bits`, `copies`, `real` or
+`widths`, on an idle machine.
 
 Each prints what was found beside what was asked for, and appends it all to the file that --out names.
 """

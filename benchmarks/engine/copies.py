@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sybil.decoding import Decoder
 from sybil.drafting import DrafterFactory, DraftSelf
 from sybil.drafts import Maker, parse
 from sybil.loading import load, read
