@@ -14,6 +14,7 @@ from rich.table import Table
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table
 from sybil.devices import choose_device, dtype_named
+from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting
 from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks
 from sybil.measuring import compare as measuring
@@ -33,7 +34,7 @@ def compare(
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
-    gamma: options.GammaOption = options.GAMMA,
+    gamma: options.GammaOption = None,
     rule: options.RuleOption = options.RULE,
     window: options.WindowOption = options.WINDOW,
     temperature: options.TemperatureOption = None,
@@ -74,7 +75,7 @@ def compare(
         target=chosen_target,
         draft=chosen_draft,
         max_new_tokens=length if max_new_tokens is None else max_new_tokens,
-        gamma=gamma,
+        gamma=AUTO if gamma is None else gamma,
         dtype=kept,
         device=str(chosen_device),
         prompts=measuring.digest(chosen),

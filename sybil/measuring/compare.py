@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
+from sybil.drafting.window import fixed
 from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong
 from sybil.fit import check_assisted
 from sybil.loading import IN_BLOCKS, load, read
@@ -109,7 +110,7 @@ class Comparison:
         if name == ASSISTED:
             assistant = self._assistant(str(task.draft))
             return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
-        proposed = task.gamma if name == PROMPT_LOOKUP else None
+        proposed = fixed(task.gamma) if name == PROMPT_LOOKUP else None
         return TransformersContender(self.target, ends, prompt_lookup=proposed, sampling=task.sampling)
 
     def _assistant(self, draft: str) -> PreTrainedModel:

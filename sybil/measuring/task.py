@@ -32,7 +32,7 @@ class Task:
     target: str
     draft: str | None
     max_new_tokens: int
-    gamma: int
+    gamma: int | str
     dtype: str
     device: str
     prompts: str
