@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
+from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong, SybilError
 from sybil.fit import check_assisted
 from sybil.loading import IN_BLOCKS, load, read
@@ -113,7 +114,7 @@ class Comparison:
         if name == ASSISTED:
             assistant = self._assistant(str(task.draft))
             return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
-        proposed = (task.gamma if isinstance(task.gamma, int) else LOOKED_UP) if name == PROMPT_LOOKUP else None
+        proposed = (LOOKED_UP if task.gamma == AUTO else int(task.gamma)) if name == PROMPT_LOOKUP else None
         return TransformersContender(self.target, ends, prompt_lookup=proposed, sampling=task.sampling)
 
     def _assistant(self, draft: str) -> PreTrainedModel:

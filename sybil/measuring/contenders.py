@@ -34,8 +34,8 @@ def contenders(draft: str | None) -> tuple[str, ...]:
 
 
 def theirs(draft: str | None, drafters: Sequence[str] = ()) -> tuple[str, ...]:
-    """transformers' ways to decode beside a draft: plainly, with an assistant where the draft is another model, by looking
-    up where that is the draft or one of the drafters."""
+    """transformers' ways to decode beside a draft: plainly, with an assistant where the draft is another model, by
+    looking up where that is the draft or one of the drafters."""
     looks_up = LOOKUP in (draft, *drafters)
     return TRANSFORMERS, *[ASSISTED] * (draft is not None and is_model(draft)), *[PROMPT_LOOKUP] * looks_up
 

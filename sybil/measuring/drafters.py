@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from sybil.arguments import described
 from sybil.decoding import Decoder
 from sybil.drafting import DrafterFactory, DraftLookup
+from sybil.drafting.window import AUTO
 from sybil.drafts import LOOKUP
 from sybil.errors import InvalidSetting
 
-NONE, DRAFT, ALL, AUTO = "none", "draft", "all", "auto"
+NONE, DRAFT, ALL = "none", "draft", "all"
 SHORT = {"hybrid": "hybrid:lookup,self", "cascade": "cascade:lookup,self"}
 EVERY = (NONE, DRAFT, "self:4", "self:8", "skip", LOOKUP, *SHORT.values())
 """What ALL stands for, in the order of the table; DRAFT where there is one."""
