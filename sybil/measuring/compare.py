@@ -80,7 +80,7 @@ class Comparison:
         self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
         checkpoint = read(task.target)
         self.target = load_transformers(checkpoint, task.computed, self.device).eval()
-        self._makers = Makers(decoder)
+        self._makers = Makers(decoder, checkpoint, task.computed)
         self.contenders: dict[str, Contender] = {}
         self.left_out: dict[str, str] = {}
         for name in task.contenders:

@@ -6,13 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from sybil.arguments import described
 from sybil.decoding import Decoder
 from sybil.drafting import DrafterFactory, DraftLookup
 from sybil.errors import InvalidSetting
 from sybil.loading import LOOKUP
+from sybil.models.folders import Checkpoint
 
-NONE, DRAFT, ALL, AUTO = "none", "draft", "all", "auto"
+NONE, DRAFT, SELF, ALL, AUTO = "none", "draft", "self", "all", "auto"
 SHORT = {"hybrid": "hybrid:lookup,self", "cascade": "cascade:lookup,self"}
 EVERY = (NONE, DRAFT, "self:4", "self:8", "skip", LOOKUP, *SHORT.values())
 """What ALL stands for, in the order of the table; DRAFT where there is one."""
@@ -69,10 +72,12 @@ def ways(drafters: Sequence[str], gammas: Sequence[int | str]) -> tuple[Way, ...
 
 
 class Makers:
-    """Makes the drafters of one target, each once. decoder: the target with the pair's own draft, if it has one."""
+    """Makes the drafters of one target, each once.
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+    decoder: the target with the pair's own draft, if it has one. checkpoint: what the target was built of, in dtype."""
+
+    def __init__(self, decoder: Decoder, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        self._decoder, self._checkpoint, self._dtype = decoder, checkpoint, dtype
         self._made: dict[str, DrafterFactory | None] = {NONE: None}
 
     def decoder(self, drafter: str) -> Decoder:
