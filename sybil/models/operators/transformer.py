@@ -5,13 +5,15 @@ Shapes: batch B, tokens in the call n, keys so far K, heads H, heads of keys and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sybil.errors import InvalidSetting
 from sybil.models import forking
 from sybil.models.operators.cache import KVCache, Layout, check_fit
 from sybil.models.operators.linear import Linear, Way, can_pack, linear
@@ -130,7 +132,12 @@ class Transformer:
         }
         projected = shape.embedding_width != shape.width
         self.project_in = product("project_in") if projected else None
-        self.blocks = [block(layer) for layer in range(shape.layers)]
+        self.blocks: dict[int, Block] = {}
+        self._block_bytes: dict[int, int] = {}
+        for layer in range(shape.layers):
+            before = self.weight_bytes
+            self.blocks[layer] = block(layer)
+            self._block_bytes[layer] = self.weight_bytes - before
         self.final_norm = norm("final_norm") if shape.final_norm else None
         self.project_out = product("project_out") if projected else None
         if shape.tied_head:
@@ -144,6 +151,16 @@ class Transformer:
 
         self._static = StaticCaches() if static or (static is None and self.device.type == "cuda") else None
 
+    def with_layers(self, layers: Sequence[int]) -> Transformer:
+        """A model of this one's memory that runs only those layers, numbered from 0 and in their order. Its caches are
+        this one's. Raises InvalidSetting."""
+        if list(layers) != sorted(set(layers) & set(self.blocks)) or not layers:
+            raise InvalidSetting(f"layers {[*layers]} of a model that has {[*self.blocks]}: name some, in their order")
+        model = copy.copy(self)
+        model.blocks = {layer: self.blocks[layer] for layer in layers}
+        model.weight_bytes -= sum(self._block_bytes[layer] for layer in self.blocks if layer not in layers)
+        return model
+
     def _cache(self, batch: int, capacity: int) -> KVCache:
         shape = self.shape
         return KVCache(shape.layers, batch, shape.kv_heads, capacity, shape.head_size, self.dtype, self.device)
@@ -156,7 +173,7 @@ class Transformer:
     def forward(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
         """tokens (B, n) -> logits (B, n, vocab); writes the tokens at each row's length, advances it by n."""
         if isinstance(cache, StaticCache) and tokens.shape[1] <= LONGEST:
-            logits = cache.forward(self._logits, tokens, self.windows)
+            logits = cache.forward(self, self._logits, tokens, self.windows)
             cache.lengths = cache.lengths + tokens.shape[1]
             return logits
         return self._finish(self._at_lengths(tokens, cache))
@@ -199,7 +216,7 @@ class Transformer:
         )
 
         x = self._embed(tokens, positions)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in self.blocks.items():
             x = self._layer(layer, block, x, call)
         return x
 
