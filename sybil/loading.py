@@ -16,7 +16,6 @@ from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
 from sybil.drafting import DrafterFactory, DraftModel
-from sybil.drafts import LOOKUP as LOOKUP
 from sybil.drafts import Maker, is_model, parse
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.fit import check_vocabularies

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sybil.models.shape import Activation
-from sybil.models.storage import quantise
+from sybil.models.storage import FORMATS, quantise
 
 Way = Literal["packed", "int8", "plain"]
 Linear = Callable[[Tensor], Tensor]
@@ -54,6 +54,11 @@ def linear(
     if way == "packed":
         return PackedLinear(weight, bias, activation)
     return Int8Linear(weight, bias, activation) if way == "int8" else PlainLinear(weight, bias, activation)
+
+
+def nbytes(weight: Tensor, way: Way | None) -> int:
+    """What a weight takes as it is multiplied by."""
+    return FORMATS["int8"].nbytes(*weight.shape) if way == "int8" else weight.nbytes
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
