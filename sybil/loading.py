@@ -75,18 +75,18 @@ def load(
     decoder = Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values, _chat_template(main))
     if draft is None:
         return decoder
-    return decoder.with_draft(drafter(draft, main, model, kept, draft_asked, tokenizer))
+    making = maker(main, model, kept, draft_asked, tokenizer)
+    return decoder.with_draft(making.make(parse(draft)) if isinstance(draft, str) else making.source(draft))
 
 
-def drafter(
-    draft: str | Path | nn.Module,
+def maker(
     checkpoint: Checkpoint,
     model: Model,
     dtype: torch.dtype,
     draft_dtype: torch.dtype | Literal["auto"] | None = None,
     tokenizer: Any = None,
-) -> DrafterFactory:
-    """What drafts for the checkpoint's model, which was loaded in dtype. The rest, and errors, as of load()."""
+) -> Maker:
+    """Makes what drafts for the checkpoint's model, which was loaded in dtype. The rest, and errors, as of load()."""
 
     def source(named: str | Path | nn.Module) -> DrafterFactory:
         device = model.device
@@ -100,7 +100,7 @@ def drafter(
         check_vocabularies(checkpoint, helper, (model.vocab_size, drafting.vocab_size))
         return DraftModel(drafting)
 
-    return Maker(checkpoint, model, source).make(parse(draft)) if isinstance(draft, str) else source(draft)
+    return Maker(checkpoint, model, source)
 
 
 def _chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
