@@ -15,7 +15,7 @@ from sybil.chat import ChatTemplate
 from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
-from sybil.drafting import DrafterFactory, DraftModel
+from sybil.drafting import DraftModel
 from sybil.drafts import Maker, is_model, parse
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.fit import check_vocabularies
@@ -88,7 +88,7 @@ def maker(
 ) -> Maker:
     """Makes what drafts for the checkpoint's model, which was loaded in dtype. The rest, and errors, as of load()."""
 
-    def source(named: str | Path | nn.Module) -> DrafterFactory:
+    def source(named: str | Path | nn.Module) -> DraftModel:
         device = model.device
         helper = read(named, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
         own = default_draft_dtype(dtype, device) if draft_dtype is None else dtype_of(helper, draft_dtype, device)
