@@ -39,7 +39,7 @@ PROMPTS = ((1, 3, 2, 1), (0,), (3, 3, 0, 1, 2, 0, 3))
 DRAFTERS: dict[str, DrafterFactory] = {
     "model": DraftModel(in_sybil(perturbed(TARGET, 0.12))),
     "transformers": DraftModel(foreign(llama(seed=3, vocab=VOCAB, layers=1, width=8))),
-    "lookup": DraftLookup(),
+    "lookup": DraftLookup(least=0.0),
     "short": DraftModel(in_sybil(gpt2(seed=4, vocab=VOCAB, layers=1, width=8, context=6))),  # ends before the text does
 }
 PROCESSORS: dict[str, tuple[dict[str, object], LogitsProcessorList]] = {
