@@ -10,14 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sybil import fit
 from sybil.arguments import described, token_ids
 from sybil.chat import ChatTemplate
 from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
-from sybil.drafting import DraftLookup, DraftModel
+from sybil.drafting import DraftLookup
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
-from sybil.fit import check_vocabularies
 from sybil.models import building, folders
 from sybil.models.checkpoints.templates import SPECIAL
 from sybil.models.checkpoints.weights import in_blocks
@@ -84,8 +84,7 @@ def load(
     _check_as_it_is(helper, draft_asked, None, "draft_dtype")
     foreign = kept if draft_asked is None else draft_kept
     drafting = building.load(helper, _storage(helper, draft_asked, draft_kept), foreign, chosen)
-    check_vocabularies(main, helper, (model.vocab_size, drafting.vocab_size))
-    return Decoder(model, DraftModel(drafting), *rest)
+    return Decoder(model, fit.drafter(main, helper, model, drafting), *rest)
 
 
 def _chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
