@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sybil.arguments import callables, described, integer, number
 from sybil.errors import InvalidSetting
+from sybil.filters import LARGE, filtered
 
 COLDEST = 1e-6  # a temperature below it would take logits beyond what float32 holds
 Processor = Callable[[Tensor, Tensor], Tensor]
@@ -71,19 +72,23 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         chosen = likeliest(logits)[..., None]
         one_hot = torch.zeros_like(logits).scatter_(-1, chosen.clamp(min=0), 1.0)
         return torch.where(chosen >= 0, one_hot, math.nan)
-    scaled = logits / sampling.temperature
-    if 0 < sampling.top_k < scaled.shape[-1]:
-        least = scaled.topk(sampling.top_k, dim=-1).values[..., -1:]
+    top_k = sampling.top_k if sampling.top_k < logits.shape[-1] else 0
+    top_p, min_p = sampling.top_p, sampling.min_p
+    if (top_k or top_p < 1 or min_p) and logits.device.type == "cpu" and logits.shape[-1] >= LARGE:
+        return filtered(logits, sampling.temperature, top_k, top_p, min_p)
+    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
+    if top_k:
+        least = scaled.topk(top_k, dim=-1).values[..., -1:]
         scaled = scaled.masked_fill(scaled < least, -math.inf)
-    if sampling.top_p < 1:
-        ascending, order = scaled.sort(dim=-1)
-        below = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+    if top_p < 1:
+        ascending, order = scaled.sort(dim=-1, stable=True)
+        below = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
         below[..., -1] = False  # the likeliest token always stays
         scaled = scaled.masked_fill(below.scatter(-1, order, below), -math.inf)
     probs = scaled.softmax(-1)
-    if sampling.min_p > 0:
-        probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
-        probs = probs / probs.sum(-1, keepdim=True)
+    if min_p:
+        probs = probs.masked_fill_(probs < min_p * probs.amax(-1, keepdim=True), 0.0)
+        probs /= probs.sum(-1, keepdim=True)
     return probs
 
 
