@@ -72,7 +72,9 @@ def _nucleus(values: Array, highest: Array, top_p: float) -> Array:
     falling = falling[:count]
     places = np.flatnonzero(values >= falling[-1])
     equal = np.flatnonzero(values[places] == falling[-1])
-    return np.delete(places, equal[: len(equal) - np.count_nonzero(falling == falling[-1])])
+    surplus = len(equal) - np.count_nonzero(falling == falling[-1])
+    kept: Array = np.delete(places, equal[:surplus])
+    return kept
 
 
 def _head(values: Array, columns: int) -> Array:
@@ -86,4 +88,5 @@ def _head(values: Array, columns: int) -> Array:
     largest = grid.max(0)
     least = np.partition(largest, -columns)[-columns]
     head = np.concatenate([grid[:, largest >= least].ravel(), values[width * COLUMN :]])
-    return head[head >= least]
+    whole: Array = head[head >= least]
+    return whole

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from sybil.errors import InvalidSetting
-from sybil.sampling import Noise, Sampling, draw, likeliest, probabilities, process
+from sybil.noise import Noise
+from sybil.sampling import Sampling, draw, likeliest, probabilities, process
 
 logit = st.one_of(st.floats(-30, 30), st.sampled_from([0.0, 1.0, -math.inf]))
 
@@ -48,7 +49,7 @@ def test_probabilities_are_those_of_transformers_warpers(
 
 @st.composite
 def large_rows(draw: st.DrawFn) -> torch.Tensor:
-    """A row (vocab,) of more than LARGE logits, in float64: flat, spread, peaked or rounded to few values, some -inf."""
+    """A row (vocab,) of more than LARGE logits, float64: flat, spread, peaked or rounded to few values; some -inf."""
     vocab = draw(st.sampled_from([4_096, 4_999, 12_345, 40_000]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     row = draw(st.sampled_from([0.0, 0.3, 2.0, 6.0])) * torch.randn(vocab, dtype=torch.float64, generator=generator)

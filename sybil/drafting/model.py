@@ -13,7 +13,8 @@ from torch import Tensor
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.window import confidence
 from sybil.models import Model, feed
-from sybil.sampling import Noise, argmax, draw, probabilities, process, race
+from sybil.noise import Noise
+from sybil.sampling import argmax, draw, probabilities, process, race
 from sybil.transfer import upload
 
 
