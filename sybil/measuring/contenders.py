@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,9 +29,14 @@ GREEDY = Sampling()
 
 def contenders(draft: str | None) -> tuple[str, ...]:
     """The names of those that apply beside such a draft, in the order of a table."""
-    if draft is None:
-        return TRANSFORMERS, AUTOREGRESSIVE
-    return TRANSFORMERS, PROMPT_LOOKUP if draft == LOOKUP else ASSISTED, AUTOREGRESSIVE, SPECULATIVE
+    return (*theirs(draft), AUTOREGRESSIVE, *([] if draft is None else [SPECULATIVE]))
+
+
+def theirs(draft: str | None, drafters: Sequence[str] = ()) -> tuple[str, ...]:
+    """transformers' ways to decode beside a draft: plainly, with an assistant where the draft is a model, by looking
+    up where that is the draft or one of the drafters."""
+    looks_up = LOOKUP in (draft, *drafters)
+    return TRANSFORMERS, *[ASSISTED] * (draft not in (None, LOOKUP)), *[PROMPT_LOOKUP] * looks_up
 
 
 @dataclass(frozen=True, slots=True)
