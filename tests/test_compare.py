@@ -30,8 +30,9 @@ from sybil.measuring.prompts import Prompt, encode, load, spread
 from sybil.measuring.summaries import summarise
 from sybil.measuring.task import Row, Task, read, usual_draft_dtype
 from sybil.measuring.timing import Interval, speed_up
+from sybil.noise import Noise
 from sybil.reports import figures
-from sybil.sampling import Noise, probabilities, race
+from sybil.sampling import probabilities, race
 
 PROMPTS = [Prompt("a", "code", "abc"), Prompt("b", "prose", "hello w"), Prompt("c", "prose", "zyx")]
 CONTENDERS = (TRANSFORMERS, ASSISTED, AUTOREGRESSIVE, SPECULATIVE)
