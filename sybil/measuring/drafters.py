@@ -1,0 +1,90 @@
+"""The drafters that `sybil compare --drafters` sets side by side: their names, and how each is made over one target."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sybil.arguments import described
+from sybil.decoding import Decoder
+from sybil.drafting.window import AUTO
+from sybil.drafts import LOOKUP, parse
+from sybil.errors import InvalidSetting
+from sybil.loading import maker
+from sybil.models.folders import Checkpoint
+
+NONE, DRAFT, SELF, ALL = "none", "draft", "self", "all"
+SHORT = {"hybrid": "hybrid:lookup,self", "cascade": "cascade:lookup,self"}
+EVERY = (NONE, DRAFT, "self:4", "self:8", "skip", LOOKUP, *SHORT.values())
+"""What ALL stands for, in the order of the table; DRAFT where there is one."""
+_OF_TWO = re.compile("hybrid:|cascade:")
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A row of the table: a drafter and the tokens it proposes in a round, a number or "auto"; None without a draft."""
+
+    drafter: str
+    gamma: int | str | None = None
+
+    @property
+    def name(self) -> str:
+        """What rows call it."""
+        return self.drafter if self.gamma is None else f"{self.drafter}, gamma {self.gamma}"
+
+
+def drafters_named(text: str, draft: str | None) -> tuple[str, ...]:
+    """The drafters of a list with commas, NONE first, each once; a hybrid or a cascade takes a comma of its own. draft:
+    the pair's own. Raises InvalidSetting."""
+    parts, found = text.split(","), [NONE]
+    while parts:
+        name = parts.pop(0).strip()
+        while parts and name.count(",") < len(_OF_TWO.findall(name)):
+            name += f",{parts.pop(0).strip()}"
+        if not name:
+            raise InvalidSetting(f"drafters is {described(text)}: name some, such as self,lookup or all")
+        if name == ALL:
+            found += [each for each in EVERY if each != DRAFT or draft is not None]
+        else:
+            found.append(SHORT.get(name, name))
+    return tuple(dict.fromkeys(found))
+
+
+def gammas_named(text: str) -> tuple[int | str, ...]:
+    """The gammas of a list with commas, each once; raises InvalidSetting."""
+    found: list[int | str] = []
+    for name in (each.strip() for each in text.split(",")):
+        if name != AUTO and not (name.isascii() and name.isdecimal() and len(name) < 5 and int(name)):
+            raise InvalidSetting(f"gammas is {described(text)}: name numbers from 1 on, and auto, such as auto,4,8")
+        found.append(name if name == AUTO else int(name))
+    return tuple(dict.fromkeys(found))
+
+
+def ways(drafters: Sequence[str], gammas: Sequence[int | str]) -> tuple[Way, ...]:
+    """Every drafter at every gamma."""
+    return tuple(
+        way
+        for drafter in drafters
+        for way in ([Way(drafter)] if drafter == NONE else [Way(drafter, gamma) for gamma in gammas])
+    )
+
+
+class Drafted:
+    """One target with any drafter. decoder: the target with the pair's own draft, if it has one; checkpoint: what the
+    target was built of, in dtype. What several drafters have in common, such as a copy of the target, is made once."""
+
+    def __init__(self, decoder: Decoder, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        self._decoder, self._maker = decoder, maker(checkpoint, decoder.target, dtype)
+
+    def by(self, drafter: str) -> Decoder:
+        """The target with the drafter of that name; raises the errors of sybil.errors where it can't be had."""
+        if drafter == NONE:
+            return self._decoder.without_draft()
+        if drafter != DRAFT:
+            return self._decoder.with_draft(self._maker.make(parse(drafter)))
+        if self._decoder.draft is None:
+            raise InvalidSetting("there is no draft beside this target: name one by --draft")
+        return self._decoder
