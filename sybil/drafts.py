@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -158,20 +159,30 @@ class Maker:
 
     checkpoint: Checkpoint
     model: Model
-    source: Callable[[str], DraftModel]
+    source: Callable[[Any], DrafterFactory]
     lookup: DraftLookup = field(default_factory=DraftLookup)
+    _made: dict[Draft, DrafterFactory] = field(default_factory=dict)
 
     def make(self, draft: Draft) -> DrafterFactory:
-        """The factory of a tree. Raises the errors of sybil.errors."""
+        """The factory of a tree; what several trees have in common, such as a copy, is made once. Raises the errors of
+        sybil.errors."""
+        if draft not in self._made:
+            self._made[draft] = self._make(draft)
+        return self._made[draft]
+
+    def _make(self, draft: Draft) -> DrafterFactory:
         if isinstance(draft, Lookup):
             return self.lookup
         if isinstance(draft, Hybrid):
             return DraftHybrid(self.lookup, self.make(draft.other))
         if isinstance(draft, Cascade):
-            return replace(self._of_model(draft.draft), helper=self.make(draft.helper))
-        return self._of_model(draft)
-
-    def _of_model(self, draft: Self | Skip | Source) -> DraftModel:
+            made = self.make(draft.draft)
+            if not isinstance(made, DraftModel):
+                raise InvalidSetting(
+                    "draft is a cascade whose second has another tokenizer than the target: give it a draft of the "
+                    "target's own tokens, or leave the cascade out"
+                )
+            return replace(made, helper=self.make(draft.helper))
         if isinstance(draft, Source):
             return self.source(draft.name)
         if isinstance(draft, Skip):
@@ -197,7 +208,10 @@ class Maker:
         """The target's own text, (rows, tokens): what it says greedily after a few beginnings."""
         tokenizer, size = self.checkpoint.tokenizer, self.model.vocab_size
         spread = [index * size // len(BEGINNINGS) for index in range(len(BEGINNINGS))]
-        firsts = spread if tokenizer is None else [encode(tokenizer, text)[0] for text in BEGINNINGS]
+        begun = [] if tokenizer is None else [encode(tokenizer, text) for text in BEGINNINGS]
+        firsts = (
+            [ids[0] for ids in begun] if begun and all(begun) else spread
+        )  # a small vocabulary may lack their letters
         count = min(NEW_TOKENS, self.model.context - 1)
         said = Decoder(self.model).generate([[first] for first in firsts], max_new_tokens=count, eos_token_id=[])
         return torch.stack(

@@ -10,15 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sybil import fit
 from sybil.arguments import described, token_ids
 from sybil.chat import ChatTemplate
 from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
-from sybil.drafting import DrafterFactory, DraftModel
+from sybil.drafting import DrafterFactory
 from sybil.drafts import Maker, is_model, parse
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
-from sybil.fit import check_vocabularies
 from sybil.models import Model, building, folders
 from sybil.models.checkpoints.templates import SPECIAL
 from sybil.models.checkpoints.weights import in_blocks
@@ -75,20 +75,20 @@ def load(
     decoder = Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values, _chat_template(main))
     if draft is None:
         return decoder
-    return decoder.with_draft(drafter(draft, main, model, kept, draft_asked, tokenizer))
+    making = maker(main, model, kept, draft_asked, tokenizer)
+    return decoder.with_draft(making.make(parse(draft)) if isinstance(draft, str) else making.source(draft))
 
 
-def drafter(
-    draft: str | Path | nn.Module,
+def maker(
     checkpoint: Checkpoint,
     model: Model,
     dtype: torch.dtype,
     draft_dtype: torch.dtype | Literal["auto"] | None = None,
     tokenizer: Any = None,
-) -> DrafterFactory:
-    """What drafts for the checkpoint's model, which was loaded in dtype. The rest, and errors, as of load()."""
+) -> Maker:
+    """Makes what drafts for the checkpoint's model, which was loaded in dtype. The rest, and errors, as of load()."""
 
-    def source(named: str | Path | nn.Module) -> DraftModel:
+    def source(named: str | Path | nn.Module) -> DrafterFactory:
         device = model.device
         helper = read(named, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
         own = default_draft_dtype(dtype, device) if draft_dtype is None else dtype_of(helper, draft_dtype, device)
@@ -97,10 +97,9 @@ def drafter(
         _check_as_it_is(helper, draft_dtype, None, "draft_dtype")
         foreign = dtype if draft_dtype is None else own
         drafting = building.load(helper, _storage(helper, draft_dtype, own), foreign, device)
-        check_vocabularies(checkpoint, helper, (model.vocab_size, drafting.vocab_size))
-        return DraftModel(drafting)
+        return fit.drafter(checkpoint, helper, model, drafting)
 
-    return Maker(checkpoint, model, source).make(parse(draft)) if isinstance(draft, str) else source(draft)
+    return Maker(checkpoint, model, source)
 
 
 def _chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:

@@ -19,7 +19,8 @@ from sybil.drafting import Context, Drafter, DrafterFactory, DraftLookup, DraftM
 from sybil.drafting.model import ModelDrafter
 from sybil.models import Cache
 from sybil.models.native.transformer import NativeTransformer
-from sybil.sampling import Noise, Sampling
+from sybil.noise import Noise
+from sybil.sampling import Sampling
 
 NATIVE = {name: NativeTransformer(SHAPES[name], random_weights(SHAPES[name]), "float32") for name in ("gpt2", "gemma3")}
 

@@ -100,11 +100,8 @@ def mixed(looked_up: Proposal, other: Proposal, holding: Sequence[bool]) -> Prop
     width = max(counts)
     if not any(other.counts):
         return Proposal(looked_up.tokens[:, :width], None, counts)
-    first = torch.tensor(holding, device=CPU)
-    device = other.tokens.device
-    tokens = torch.where(
-        first[:, None].to(device), _wide(looked_up.tokens.to(device), width), _wide(other.tokens, width)
-    )
+    first, device = torch.tensor(holding, device=CPU)[:, None], other.tokens.device
+    tokens = torch.where(first.to(device), _wide(looked_up.tokens.to(device), width), _wide(other.tokens, width))
     if other.probs is None:
         return Proposal(tokens, None, counts)
     probs = torch.zeros(*tokens.shape, other.probs.shape[-1], dtype=other.probs.dtype, device=other.probs.device)

@@ -14,7 +14,8 @@ from sybil.drafting.cascade import Cascade, Drawn
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.window import confidence
 from sybil.models import Cache, Model, feed
-from sybil.sampling import Noise, argmax, draw, probabilities, process, race
+from sybil.noise import Noise
+from sybil.sampling import argmax, draw, probabilities, process, race
 from sybil.transfer import upload
 
 ASKED = 4
