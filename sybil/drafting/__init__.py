@@ -5,6 +5,7 @@ from sybil.drafting.datastore import Answers, Datastore
 from sybil.drafting.hybrid import DraftHybrid, HybridDrafter
 from sybil.drafting.lookup import DraftLookup, LookupDrafter
 from sybil.drafting.model import DraftModel, ModelDrafter
+from sybil.drafting.self_draft import DraftSelf, SelfDrafter
 
 __all__ = [
     "Answers",
@@ -13,6 +14,7 @@ __all__ = [
     "DraftHybrid",
     "DraftLookup",
     "DraftModel",
+    "DraftSelf",
     "Drafter",
     "DrafterFactory",
     "Generating",
@@ -21,4 +23,5 @@ __all__ = [
     "ModelDrafter",
     "Outcome",
     "Proposal",
+    "SelfDrafter",
 ]
