@@ -50,6 +50,7 @@ def verify(
     pair: options.PairOption = None,
     target: options.TargetOption = None,
     draft: options.DraftOption = None,
+    datastore: options.DatastoreOption = None,
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
@@ -153,6 +154,7 @@ def verify(
         ours = load(
             chosen_target, chosen_draft if is_ours else None,
             dtype=None if as_it_lies else chosen_dtype, draft_dtype=chosen_draft_dtype, device=chosen_device,
+            datastore=datastore or (),
         )  # fmt: skip
         tokenizer, eos = ours.tokenizer, tuple(sorted(ours.eos_token_ids))
         assert tokenizer is not None  # a folder without one is refused by load

@@ -36,6 +36,10 @@ class DraftHybrid(DrafterFactory):
     def step_bytes(self) -> tuple[int, ...]:
         return (*self.lookup.step_bytes, *self.other.step_bytes)
 
+    @property
+    def weight_bytes(self) -> int:
+        return self.other.weight_bytes
+
     def over(self, *models: Model) -> DraftHybrid:
         return replace(self, other=self.other.over(*models))
 
