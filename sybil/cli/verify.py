@@ -19,7 +19,7 @@ from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table, print_json
 from sybil.devices import choose_device, dtype_named
 from sybil.errors import InvalidSetting
-from sybil.fit import check_assisted
+from sybil.fit import check_assisted, same_tokens
 from sybil.loading import IN_BLOCKS, LOOKUP, dtype_chosen, keeps_blocks, load, read
 from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.endpoint import EndpointSubject
@@ -168,6 +168,7 @@ def verify(
             subject = _transformers(decoder, theirs, tokenizer, chosen_draft, gamma)
         del ours  # and its weights, where it isn't what is judged
         has_model = chosen_draft is not None and chosen_draft != LOOKUP
+        has_model = has_model and same_tokens(read(chosen_target), read(str(chosen_draft)))  # else it leans to nothing
         helper = _load(str(chosen_draft), torch.float32, chosen_device) if has_model else None
         reference = Reference(sovereign, tokenizer, helper)
     is_known = dtype is not None or (function is None and server is None)
