@@ -21,7 +21,7 @@ from sybil.devices import choose_device, dtype_named
 from sybil.drafting.window import GAMMA, fixed
 from sybil.drafts import is_model
 from sybil.errors import InvalidSetting
-from sybil.fit import check_assisted
+from sybil.fit import check_assisted, same_tokens
 from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks, load, read
 from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.endpoint import EndpointSubject
@@ -173,6 +173,7 @@ def verify(
             subject = _transformers(decoder, theirs, tokenizer, chosen_draft, gamma)
         del ours  # and its weights, where it isn't what is judged
         has_model = chosen_draft is not None and is_model(chosen_draft)
+        has_model = has_model and same_tokens(read(chosen_target), read(str(chosen_draft)))  # else it leans to nothing
         helper = _load(str(chosen_draft), torch.float32, chosen_device) if has_model else None
         reference = Reference(sovereign, tokenizer, helper)
     is_known = dtype is not None or (function is None and server is None)
