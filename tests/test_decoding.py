@@ -416,7 +416,7 @@ def test_a_cache_out_of_step_is_noticed() -> None:
         def observe(self, outcome: Outcome) -> None: ...
 
     with pytest.raises(CacheOutOfStep, match="defect"):
-        Decoder(in_sybil(gpt2()), partial(Lagging, in_sybil(gpt2()))).generate(prompts([3]))
+        Decoder(in_sybil(gpt2()), partial(Lagging, in_sybil(gpt2()))).generate(prompts([3]), gamma=4)
 
 
 def test_models_passed_as_objects() -> None:

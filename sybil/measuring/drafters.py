@@ -10,12 +10,13 @@ import torch
 
 from sybil.arguments import described
 from sybil.decoding import Decoder
+from sybil.drafting.window import AUTO
 from sybil.drafts import LOOKUP, parse
 from sybil.errors import InvalidSetting
 from sybil.loading import maker
 from sybil.models.folders import Checkpoint
 
-NONE, DRAFT, SELF, ALL, AUTO = "none", "draft", "self", "all", "auto"
+NONE, DRAFT, SELF, ALL = "none", "draft", "self", "all"
 SHORT = {"hybrid": "hybrid:lookup,self", "cascade": "cascade:lookup,self"}
 EVERY = (NONE, DRAFT, "self:4", "self:8", "skip", LOOKUP, *SHORT.values())
 """What ALL stands for, in the order of the table; DRAFT where there is one."""
