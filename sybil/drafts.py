@@ -11,7 +11,7 @@ first part drafts for the second, and the second for the target."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sybil.arguments import described
 from sybil.decoding import Decoder
-from sybil.drafting import DrafterFactory, DraftLookup, DraftSelf
+from sybil.drafting import DrafterFactory, DraftHybrid, DraftLookup, DraftModel, DraftSelf
 from sybil.errors import InvalidSetting
 from sybil.models import Model, copies, skipping
 from sybil.models.folders import Checkpoint
@@ -158,7 +158,7 @@ class Maker:
     checkpoint: Checkpoint
     model: Model
     source: Callable[[Any], DrafterFactory]
-    lookup: DrafterFactory = field(default_factory=DraftLookup)
+    lookup: DraftLookup = field(default_factory=DraftLookup)
     _made: dict[Draft, DrafterFactory] = field(default_factory=dict)
 
     def make(self, draft: Draft) -> DrafterFactory:
@@ -172,9 +172,9 @@ class Maker:
         if isinstance(draft, Lookup):
             return self.lookup
         if isinstance(draft, Hybrid):
-            return _hybrid(self.lookup, self.make(draft.other))
+            return DraftHybrid(self.lookup, self.make(draft.other))
         if isinstance(draft, Cascade):
-            return _helped(self.make(draft.draft), self.make(draft.helper))
+            return replace(cast(DraftModel, self.make(draft.draft)), helper=self.make(draft.helper))
         if isinstance(draft, Source):
             return self.source(draft.name)
         if isinstance(draft, Skip):
@@ -185,7 +185,7 @@ class Maker:
         model = copies.ours(self.model, self.checkpoint.name, name)
         return copies.rounded(self.checkpoint, model, bits or copies.best_bits(model))
 
-    def _skipping(self, draft: Skip) -> DrafterFactory:
+    def _skipping(self, draft: Skip) -> DraftSelf:
         model = cast(skipping.Layered, copies.ours(self.model, self.checkpoint.name, "skip"))
         if (draft.layers or 1) >= model.shape.layers:
             raise InvalidSetting(
@@ -209,11 +209,3 @@ class Maker:
         return torch.stack(
             [torch.cat([integers([first]), row]) for first, row in zip(firsts, said.tokens, strict=True)]
         )
-
-
-def _hybrid(lookup: DrafterFactory, other: DrafterFactory) -> DrafterFactory:
-    raise InvalidSetting("draft is a hybrid, which isn't there yet: name one of its two parts")
-
-
-def _helped(draft: DrafterFactory, helper: DrafterFactory) -> DrafterFactory:
-    raise InvalidSetting("draft is a cascade, which isn't there yet: name one of its two parts")

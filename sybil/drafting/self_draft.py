@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sybil.drafting.contract import Context, Drafter, Generating, Outcome, Proposal
 from sybil.drafting.model import DraftModel, ModelDrafter
@@ -15,14 +15,15 @@ class DraftSelf(DraftModel):
 
     shares: whether the model's weights are the target's own memory."""
 
-    shares: bool = False
+    shares: bool = field(default=False, kw_only=True)
 
     @property
     def weight_bytes(self) -> int:
-        return 0 if self.shares else self.model.weight_bytes
+        helping = 0 if self.helper is None else self.helper.weight_bytes
+        return helping + (0 if self.shares else self.model.weight_bytes)
 
     def __call__(self, generating: Generating) -> Drafter:
-        return SelfDrafter(self.model, generating)
+        return SelfDrafter(self.model, generating, self.helper)
 
 
 class SelfDrafter(ModelDrafter):
@@ -42,4 +43,6 @@ class SelfDrafter(ModelDrafter):
         finally:  # Ctrl-C may fall into a forward
             self.cache.lengths = held
 
-    def observe(self, outcome: Outcome) -> None: ...
+    def observe(self, outcome: Outcome) -> None:
+        if self.helper is not None:
+            self.helper.observe(outcome)

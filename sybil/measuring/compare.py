@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
-from sybil.drafting.window import fixed
+from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong, SybilError
 from sybil.fit import check_assisted
 from sybil.loading import IN_BLOCKS, load, read
@@ -40,13 +40,16 @@ from sybil.measuring.profile import precision
 from sybil.measuring.prompts import Prompt, encode
 from sybil.measuring.task import Row, Task
 from sybil.models.storage import FORMATS
-from sybil.sampling import Noise, probabilities
+from sybil.noise import Noise
+from sybil.sampling import probabilities
 from sybil.transfer import integers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WARM_UP = 8  # tokens, uncounted
+LOOKED_UP = 10
+"""What transformers' prompt lookup proposes where Sybil's gamma is "auto": the number of transformers' own guide."""
 NEAR_TIE = FLOAT32.absolute
 """In logits: two tokens that are nearer may change places by float32's rounding."""
 
@@ -112,7 +115,7 @@ class Comparison:
         if name == ASSISTED:
             assistant = self._assistant(str(task.draft))
             return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
-        proposed = fixed(task.gamma) if name == PROMPT_LOOKUP else None
+        proposed = (LOOKED_UP if task.gamma == AUTO else int(task.gamma)) if name == PROMPT_LOOKUP else None
         return TransformersContender(self.target, ends, prompt_lookup=proposed, sampling=task.sampling)
 
     def _assistant(self, draft: str) -> PreTrainedModel:
