@@ -18,7 +18,7 @@ from sybil.arguments import check_streamer, strings
 from sybil.chat import ChatTemplate
 from sybil.clock import Clock
 from sybil.drafting import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
-from sybil.drafting.window import Window, window_named
+from sybil.drafting.auto import Known, window_for
 from sybil.errors import CacheOutOfStep, InvalidSetting, NumericalFailure
 from sybil.inputs import Inputs, prompts_of
 from sybil.models import Model, prefill
@@ -52,6 +52,7 @@ class Decoder:
         self.target, self.draft, self.tokenizer, self.eos_token_ids = target, draft, tokenizer, eos_token_ids
         self.chat_template = chat_template
         self._defaults = dict(defaults)
+        self.costs: Known = {}
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -155,7 +156,7 @@ class _Run:
         self.sampling = sampling(settings, prompts, decoder.target.vocab_size, decoder.target.device)
         # plain sampling is the coupled rule without a proposal: the same tokens for the same seed
         self.rule: Rule = verification.rule_named(settings.rule if decoder.draft else "coupled")
-        self.window: Window = window_named(settings.window)(len(prompts), settings.gamma if decoder.draft else 0)
+        self.window = window_for(settings, decoder.target, decoder.draft, prompts, decoder.costs)
         self.stops = _stops(decoder, settings)
         self.rows = []
         for prompt in prompts:
@@ -196,9 +197,11 @@ class _Run:
             self._prefill()
             clock.lap("prefill")
             while any(row.room for row in self.rows):
-                yield self._round(clock)
+                step = self._round(clock)
+                yield step
                 self.prefilled = ()
                 clock.restart()
+                self.window.observe(step)
 
     @torch.inference_mode()
     def _prefill(self) -> None:
@@ -208,7 +211,8 @@ class _Run:
     def _round(self, clock: Clock) -> Step:
         """Propose, verify, judge, commit. limits: how many tokens each row may be offered; proposed: how many it was;
         accepted: how many of those the rule kept."""
-        limits = [min(size, max(row.room - 1, 0)) for size, row in zip(self.window.sizes, self.rows, strict=True)]
+        rooms = [max(row.room - 1, 0) for row in self.rows]
+        limits = self.window.sizes(self.drafter.sources(self.context) if self.drafter else [0] * len(rooms), rooms)
         proposal = self._propose(limits)
         proposed = [min(pair) for pair in zip(limits, proposal.counts, strict=True)]
         clock.lap("draft")
@@ -221,7 +225,6 @@ class _Run:
 
         kept = self._commit(blocks)
         accepted = [len(block) - 1 for block in blocks]
-        self.window.observe(accepted, proposed)
         if self.drafter:
             self.drafter.observe(Outcome(accepted, self.context.lengths))
         clock.lap("other")

@@ -374,7 +374,7 @@ def test_what_a_check_of_draws_sees(
         (("--draft", "lookup", "--gamma", 0), ["gamma is 0"]),
         (("--draft", "lookup", "--draft-dtype", "int4"), ["draft_dtype is 'int4'"]),
         (("--max-new-tokens", 0), ["max_new_tokens is 0"]),
-        (("--draft", "skip"), ["not there yet"]),
+        (("--draft", "self:7"), ["4, 5, 6 or 8 bits"]),
     ],
     ids=str,
 )
@@ -416,15 +416,19 @@ def test_prompts_are_spread_over_domains() -> None:
 
 def test_english_prompts_are_messages() -> None:
     shipped = load(shipped=PAIRS["smollm2"].prompts)
-    domains = ("code", "conversation", "summarization")
-    assert [sum(prompt.domain == domain for prompt in shipped) for domain in domains] == [20, 20, 20]
-    assert len({prompt.id for prompt in shipped}) == len({prompt.text for prompt in shipped}) == 60
+    domains = ("code", "conversation", "summarization", "editing")
+    assert [sum(prompt.domain == domain for prompt in shipped) for domain in domains] == [20, 20, 20, 16]
+    assert len({prompt.id for prompt in shipped}) == len({prompt.text for prompt in shipped}) == 76
     assert all([role for role, _ in prompt.messages] == ["user"] for prompt in shipped)
     for prompt in shipped:
         if prompt.domain == "summarization":
             article, request = prompt.text.rsplit("\n\n", 1)
             assert 150 <= len(article.split()) <= 300
             assert len(request.split()) < 20
+        if prompt.domain == "editing":  # a small file, and one change to it
+            before, file, after = prompt.text.split("```")
+            assert 10 <= len(file.splitlines()) - 1 <= 40
+            assert "but" in (before + after).split()
 
 
 def test_messages_are_said_by_the_models_template_and_are_text_where_it_has_none() -> None:

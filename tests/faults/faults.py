@@ -15,14 +15,14 @@ from torch import Tensor
 
 from sybil import decoding, fit, loading, verification
 from sybil.decoding import _Row, _Run
-from sybil.drafting import Context, ModelDrafter, Outcome, Proposal
+from sybil.drafting import Context, Generating, LookupDrafter, ModelDrafter, Outcome, Proposal
 from sybil.errors import VocabularyMismatch
 from sybil.models.operators import cache
 from sybil.models.operators.cache import KVCache, Layout
 from sybil.models.operators.transformer import Transformer
 from sybil.noise import Exponentials, Noise
 from sybil.results import FinishReason
-from sybil.sampling import Sampling, draw
+from sybil.sampling import draw
 from sybil.stopping import Stops
 from sybil.verification import Proposed, Rule, Verdict
 
@@ -449,10 +449,23 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     original = ModelDrafter.__init__
 
-    def start(self: ModelDrafter, model: Any, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> None:
-        original(self, model, batch, capacity, model.vocab_size, sampling)
+    def start(self: ModelDrafter, model: Any, generating: Generating, *rest: Any) -> None:
+        original(self, model, replace(generating, vocab_size=model.vocab_size), *rest)
 
     patch.setattr(ModelDrafter, "__init__", start)
+
+
+# drafting from the text itself
+
+
+@fault("26", "an automaton looks beyond the row's end", "", "lookups")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = LookupDrafter._read
+
+    def read(self: LookupDrafter, context: Context) -> list[list[int]]:
+        return original(self, replace(context, lengths=context.lengths + 1))
+
+    patch.setattr(LookupDrafter, "_read", read)
 
 
 # the prototype's suspects
