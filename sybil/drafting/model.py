@@ -16,7 +16,7 @@ from sybil.drafting.window import confidence
 from sybil.models import Cache, Model, feed
 from sybil.noise import Noise
 from sybil.sampling import argmax, draw, probabilities, process, race
-from sybil.transfer import upload
+from sybil.transfer import stacked, upload
 
 ASKED = 4
 """Tokens that a helper is asked for at once, where it costs something."""
@@ -97,7 +97,7 @@ class ModelDrafter(Drafter):
                 counts = [n if go else min(n, index + 1) for n, go in zip(counts, sure.tolist(), strict=True)]
                 if max(counts) == index + 1:
                     break
-        return Proposal(torch.cat(tokens, 1), torch.stack(probs, 1) if probs else None, counts)
+        return Proposal(torch.cat(tokens, 1), stacked(probs) if probs else None, counts)
 
     def _draws(self, context: Context, gamma: int, device: torch.device) -> Draws | None:
         """What draws tokens (batch,) from (probs (batch, vocab), index in the round, one or (batch,)); None where
