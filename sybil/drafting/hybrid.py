@@ -29,10 +29,6 @@ class DraftHybrid(DrafterFactory):
         return self.other.models
 
     @property
-    def weight_bytes(self) -> int:
-        return self.other.weight_bytes
-
-    @property
     def step_bytes(self) -> tuple[int, ...]:
         return (*self.lookup.step_bytes, *self.other.step_bytes)
 
