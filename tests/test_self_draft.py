@@ -20,6 +20,7 @@ from sybil.models.native import NativeTransformer, library
 from sybil.models.native.cache import NativeCache
 from sybil.models.operators.transformer import Transformer
 from sybil.models.shape import Shape
+from sybil.models.storage import Rounding
 from sybil.sampling import Noise, Sampling, draw, probabilities
 from sybil.transfer import integers
 
@@ -31,7 +32,7 @@ def of_shape(kind: str, shape: Shape, rounded: bool = False) -> Model:
     """Random weights by that forward; rounded: to int8."""
     weights = random_weights(shape)
     if kind == "native":
-        return NativeTransformer(shape, weights, "int8" if rounded else "float32", 1)
+        return NativeTransformer(shape, weights, Rounding(8) if rounded else "float32", 1)
     return Transformer(shape, weights, "int8" if rounded else None)
 
 

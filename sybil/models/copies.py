@@ -14,6 +14,7 @@ from sybil.models.checkpoints.weights import arrange
 from sybil.models.folders import Checkpoint
 from sybil.models.native import NativeTransformer
 from sybil.models.operators.transformer import Transformer
+from sybil.models.storage import Bits, Rounding
 
 BITS = (4, 5, 6, 8)
 Ours = NativeTransformer | Transformer
@@ -39,7 +40,7 @@ def rounded(checkpoint: Checkpoint, model: Ours, bits: int) -> Ours:
     """The checkpoint's model in so many bits, by the forward that the model has. Without the C forward all bits are
     int8 on a CPU. Raises the errors of sybil.errors."""
     if isinstance(model, NativeTransformer):
-        return cast(NativeTransformer, building.load(checkpoint, "int8", torch.float32, model.device))
+        return cast(NativeTransformer, building.load(checkpoint, Rounding(cast(Bits, bits)), torch.float32, model.device))
     assert checkpoint.known
     assert checkpoint.stored
     shape, weights = arrange(
