@@ -40,7 +40,9 @@ def rounded(checkpoint: Checkpoint, model: Ours, bits: int) -> Ours:
     """The checkpoint's model in so many bits, by the forward that the model has. Without the C forward all bits are
     int8 on a CPU. Raises the errors of sybil.errors."""
     if isinstance(model, NativeTransformer):
-        return cast(NativeTransformer, building.load(checkpoint, Rounding(cast(Bits, bits)), torch.float32, model.device))
+        return cast(
+            NativeTransformer, building.load(checkpoint, Rounding(cast(Bits, bits)), torch.float32, model.device)
+        )
     assert checkpoint.known
     assert checkpoint.stored
     shape, weights = arrange(
