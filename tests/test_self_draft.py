@@ -178,7 +178,7 @@ def test_no_cache_is_made_for_the_copy() -> None:
     copy.new_cache = none
     decoder = Decoder(target, DraftSelf(copy))
     assert decoder.models == (target, copy)
-    assert decoder.generate(TEXTS, max_new_tokens=8).stats.accepted > 0
+    assert decoder.generate(TEXTS, max_new_tokens=8, gamma=4).stats.accepted > 0
 
 
 def test_one_cache_is_replayed_by_each_model_itself() -> None:

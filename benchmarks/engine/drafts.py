@@ -14,7 +14,8 @@ from torch import Tensor
 
 from benchmarks.engine.bars import CPU, Bar, Result, Tick
 from sybil.decoding import Decoder
-from sybil.loading import LOOKUP, load, read
+from sybil.drafts import LOOKUP
+from sybil.loading import load, read
 from sybil.measuring import prompts as texts
 from sybil.measuring.contenders import TRANSFORMERS, Contender, Measured, SybilContender, TransformersContender
 from sybil.measuring.drafters import AUTO, DRAFT, NONE, SELF, SHORT, Drafted
