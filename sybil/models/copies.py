@@ -37,7 +37,7 @@ def ours(model: Model, name: str, draft: str) -> Ours:
 
 
 def best_bits(checkpoint: Checkpoint) -> Bits:
-    """The bits of a copy that drafts best, where nobody has named them: 6 (docs/performance.md has the table), and fewer
+    """The bits of a copy that drafts best, where nobody has named them: 6 (docs/performance.md has the table); fewer
     where most of the checkpoint's weights lie in a file's blocks of fewer already, which such a copy meets again."""
     stored = checkpoint.stored
     lying = [] if stored is None else [stored.blocks(name) for name, size in stored.shapes.items() if len(size) == 2]
