@@ -94,6 +94,11 @@ def is_model(name: str) -> bool:
     return isinstance(parse(name), Source)
 
 
+def looks_up(draft: Draft) -> bool:
+    """Whether lookup is a part of it."""
+    return isinstance(draft, Lookup | Hybrid) or (isinstance(draft, Cascade) and looks_up(draft.helper))
+
+
 class _Senseless(Exception):
     """What is wrong with a part of a name."""
 
