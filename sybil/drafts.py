@@ -196,7 +196,7 @@ class Maker:
 
     def _rounded(self, name: str, bits: Bits | None) -> copies.Ours:
         model = copies.ours(self.model, self.checkpoint.name, name)
-        return copies.rounded(self.checkpoint, model, bits or copies.best_bits(model), self.text)
+        return copies.rounded(self.checkpoint, model, bits or copies.best_bits(self.checkpoint), self.text)
 
     def _skipping(self, draft: Skip) -> DraftSelf:
         model = copies.ours(self.model, self.checkpoint.name, "skip")

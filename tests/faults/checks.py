@@ -27,7 +27,7 @@ from vocabularies import byte_level, bytes_alone, turned
 
 import sybil
 from sybil import Decoder, verification
-from sybil.drafting import Context, Drafter, DraftLookup, DraftModel, Generating, Outcome, Proposal
+from sybil.drafting import Context, Drafter, DraftLookup, DraftModel, DraftSelf, Generating, Outcome, Proposal
 from sybil.drafting.reencoding import Row
 from sybil.drafting.surfaces import Vocabulary
 from sybil.errors import CacheOutOfStep, VocabularyMismatch
@@ -37,6 +37,7 @@ from sybil.losslessness.judge import Plan
 from sybil.losslessness.judge import verify as judge
 from sybil.losslessness.samples import Request
 from sybil.losslessness.subjects import SybilSubject
+from sybil.models.rounding import decoded, rounded
 from sybil.noise import Noise
 from sybil.sampling import Sampling, probabilities
 from sybil.verification import Proposed
@@ -410,3 +411,21 @@ def verify(seed: int) -> None:
     asked = [prompt.tolist() for prompt in prompts([3, 4, 5, 6] * 2, vocab=8, seed=seed)]
     report = judge(SybilSubject(decoder, gamma=3), Reference(target, tokenizer), asked, plan)
     assert report.verdict == "PASS", f"{report.verdict}: {report.reasons}"
+
+
+@check
+def itself(seed: int) -> None:
+    """A target that drafts for itself in its own cache says what transformers says."""
+    decoder = Decoder(in_sybil(model(seed)), DraftSelf(in_sybil(perturbed(model(seed), 0.02))))
+    found = decoder.generate(texts(seed), max_new_tokens=COUNT, gamma=4, eos_token_id=[])
+    assert found.stats.accepted > 0
+    assert [row.tolist() for row in found.tokens] == plain(seed)
+
+
+@check
+def copies(seed: int) -> None:
+    """A weight in 8 bits is the weight, to half a step and float16's rounding."""
+    weight = torch.randn(20, 70, generator=torch.Generator().manual_seed(seed))
+    away = float((decoded(rounded(weight, 8), 8, 70) - weight).abs().max())
+    step = float(weight.amax() - weight.amin()) / 255
+    assert away < 0.6 * step, f"a weight is {away / step:.2g} steps away"

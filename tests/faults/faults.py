@@ -16,10 +16,11 @@ from torch import Tensor
 
 from sybil import decoding, fit, verification
 from sybil.decoding import _Row, _Run
-from sybil.drafting import Context, Generating, LookupDrafter, ModelDrafter, Outcome, Proposal, surfaces
+from sybil.drafting import Context, Generating, LookupDrafter, ModelDrafter, Outcome, Proposal, SelfDrafter, surfaces
 from sybil.drafting.reader import Reader, ReaderCache
 from sybil.drafting.vocabulary import Intersection
 from sybil.errors import VocabularyMismatch
+from sybil.models import rounding
 from sybil.models.operators import cache
 from sybil.models.operators.cache import KVCache, Layout
 from sybil.models.operators.transformer import Transformer
@@ -518,6 +519,35 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 
 # drafting from the text itself
+
+
+@fault("22", "keys of the draft left in the cache", "", "itself")
+def _(patch: pytest.MonkeyPatch) -> None:
+    """What a target's copy wrote of a token that was kept is written back after the verification."""
+    propose = SelfDrafter.propose
+    left: dict[SelfDrafter, tuple[Tensor, Tensor, list[int]]] = {}
+
+    def proposing(self: SelfDrafter, context: Context, gamma: int) -> Proposal:
+        proposal = propose(self, context, gamma)
+        left[self] = self.cache.keys.clone(), self.cache.values.clone(), self.cache.lengths.tolist()
+        return proposal
+
+    def observing(self: SelfDrafter, outcome: Outcome) -> None:
+        keys, values, lengths = left[self]
+        for row, (length, kept) in enumerate(zip(lengths, outcome.accepted, strict=True)):
+            places = slice(length, length + kept)
+            self.cache.keys[:, row, :, places] = keys[:, row, :, places]
+            self.cache.values[:, row, :, places] = values[:, row, :, places]
+
+    patch.setattr(SelfDrafter, "propose", proposing)
+    patch.setattr(SelfDrafter, "observe", observing)
+
+
+@fault("23", "a wrong scale in the copy", "", "copies")
+def _(patch: pytest.MonkeyPatch) -> None:
+    """The scale is the one of a number of steps more than there are."""
+    original = rounding._half_above
+    patch.setattr(rounding, "_half_above", lambda numbers: original(numbers * 0.98))
 
 
 @fault("26", "an automaton looks beyond the row's end", "", "lookups")
