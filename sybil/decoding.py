@@ -22,8 +22,9 @@ from sybil.drafting.auto import Known, window_for
 from sybil.errors import CacheOutOfStep, InvalidSetting, NumericalFailure
 from sybil.inputs import Inputs, prompts_of
 from sybil.models import Model, prefill
+from sybil.noise import Noise
 from sybil.results import FinishReason, Generation, Stats, Step
-from sybil.sampling import Noise, likeliest, probabilities, process
+from sybil.sampling import likeliest, probabilities, process
 from sybil.settings import BY_ROW, MOST, Settings, blamed, chosen
 from sybil.shaping import sampling
 from sybil.stopping import Stops
@@ -241,7 +242,8 @@ class _Run:
         context, gamma = self.context, max(limits)
         context.limits = limits
         if self.rule is verification.coupled and not self.sampling.greedy:
-            context.exponentials = upload(context.race_noise(gamma + 1, self.target.vocab_size), self.target.device)
+            noise, device = context.race_noise(gamma + 1, self.target.vocab_size), self.target.device
+            context.exponentials = noise if device.type == "cpu" else upload(noise.all(), device)
         if self.drafter is None or not gamma:
             return Proposal.nothing(len(self.rows))
         return self.drafter.propose(context, gamma)

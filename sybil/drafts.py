@@ -190,7 +190,7 @@ class Maker:
         model = copies.ours(self.model, self.checkpoint.name, name)
         return copies.rounded(self.checkpoint, model, bits or copies.best_bits(model))
 
-    def _skipping(self, draft: Skip) -> DrafterFactory:
+    def _skipping(self, draft: Skip) -> DraftSelf:
         model = cast(skipping.Layered, copies.ours(self.model, self.checkpoint.name, "skip"))
         if (draft.layers or 1) >= model.shape.layers:
             raise InvalidSetting(
@@ -217,6 +217,7 @@ class Maker:
 
 
 def _helped(draft: DrafterFactory, helper: DrafterFactory) -> DrafterFactory:
-    if not isinstance(draft, DraftModel):
-        raise InvalidSetting("draft is a cascade, and its second has another tokenizer than the target: name it alone")
-    return replace(draft, helper=helper)
+    """The draft, drafted for by the helper. Raises InvalidSetting where they don't speak of the same tokens."""
+    if type(draft) not in (DraftModel, DraftSelf):
+        raise InvalidSetting("draft is a cascade and its second has another tokenizer than the target: name it alone")
+    return replace(cast(DraftModel, draft), helper=helper)

@@ -10,15 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sybil import fit
 from sybil.arguments import described, token_ids
 from sybil.chat import ChatTemplate
 from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
-from sybil.drafting import Answers, DrafterFactory, DraftLookup, DraftModel
+from sybil.drafting import Answers, DrafterFactory, DraftLookup
 from sybil.drafts import Maker, is_model, looks_up, parse
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
-from sybil.fit import check_vocabularies
 from sybil.models import Model, building, folders
 from sybil.models.checkpoints.templates import SPECIAL
 from sybil.models.checkpoints.weights import in_blocks
@@ -111,8 +111,7 @@ def maker(
         _check_as_it_is(helper, draft_dtype, None, "draft_dtype")
         foreign = dtype if draft_dtype is None else own
         drafting = building.load(helper, _storage(helper, draft_dtype, own), foreign, device)
-        check_vocabularies(checkpoint, helper, (model.vocab_size, drafting.vocab_size))
-        return DraftModel(drafting)
+        return fit.drafter(checkpoint, helper, model, drafting)
 
     return Maker(checkpoint, model, source, lookup or DraftLookup())
 

@@ -28,7 +28,8 @@ from sybil.drafting import (
 )
 from sybil.drafting.model import ModelDrafter
 from sybil.models.native.transformer import NativeTransformer
-from sybil.sampling import Noise, Sampling
+from sybil.noise import Noise
+from sybil.sampling import Sampling
 
 NATIVE = {name: NativeTransformer(SHAPES[name], random_weights(SHAPES[name]), "float32") for name in ("gpt2", "gemma3")}
 

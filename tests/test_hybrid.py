@@ -13,7 +13,8 @@ from torch import Tensor
 from sybil import Decoder
 from sybil.drafting import Context, Drafter, DraftHybrid, DraftLookup, DraftModel, Generating, Outcome, Proposal, hybrid
 from sybil.drafting.hybrid import mixed
-from sybil.sampling import Noise, Sampling
+from sybil.noise import Noise
+from sybil.sampling import Sampling
 
 TURNING = [[1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5], [7, 8, 9, 10], [5, 4, 5, 4, 5, 4, 5]]
 """The first row and the last repeat themselves, the second doesn't."""

@@ -17,7 +17,8 @@ from sybil.drafting import Answers, Context, Datastore, DraftLookup, Generating,
 from sybil.drafting.automaton import Automaton
 from sybil.drafting.datastore import DEPTH, END, Reader
 from sybil.drafting.survival import Survival
-from sybil.sampling import Noise, Sampling
+from sybil.noise import Noise
+from sybil.sampling import Sampling
 
 texts = st.integers(1, 4).flatmap(lambda size: st.lists(st.integers(0, size), max_size=40))
 few = st.lists(st.integers(0, 2), max_size=6)

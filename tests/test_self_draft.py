@@ -20,7 +20,8 @@ from sybil.models.native import NativeTransformer, library
 from sybil.models.native.cache import NativeCache
 from sybil.models.operators.transformer import Transformer
 from sybil.models.shape import Shape
-from sybil.sampling import Noise, Sampling, draw, probabilities
+from sybil.noise import Noise
+from sybil.sampling import Sampling, draw, probabilities
 from sybil.transfer import integers
 
 COUNT = 24

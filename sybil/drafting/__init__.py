@@ -6,15 +6,18 @@ from sybil.drafting.hybrid import DraftHybrid, HybridDrafter
 from sybil.drafting.lookup import DraftLookup, LookupDrafter
 from sybil.drafting.model import DraftModel, ModelDrafter
 from sybil.drafting.self_draft import DraftSelf, SelfDrafter
+from sybil.drafting.vocabulary import DraftIntersection, DraftStrings, StringDrafter
 
 __all__ = [
     "Answers",
     "Context",
     "Datastore",
     "DraftHybrid",
+    "DraftIntersection",
     "DraftLookup",
     "DraftModel",
     "DraftSelf",
+    "DraftStrings",
     "Drafter",
     "DrafterFactory",
     "Generating",
@@ -24,4 +27,5 @@ __all__ = [
     "Outcome",
     "Proposal",
     "SelfDrafter",
+    "StringDrafter",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sybil.drafting.contract import Context, Drafter, Outcome, Proposal
 from sybil.models import Cache, Model, prefill
-from sybil.sampling import Noise
+from sybil.noise import Noise
 from sybil.transfer import count_to, integers
 
 Drawn = tuple[Tensor, Tensor | None, list[bool]]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sybil.models import Cache, Model
-from sybil.sampling import Noise, Sampling
+from sybil.noise import Exponentials, Noise
+from sybil.sampling import Sampling
 from sybil.transfer import count_to
 
 
@@ -28,7 +29,7 @@ class Context:
     tokens: Tensor
     lengths: Tensor
     noise: Noise
-    exponentials: Tensor | None = None
+    exponentials: Tensor | Exponentials | None = None
     least_confidence: float = 0.0
     limits: list[int] | None = None
     drafted: list[int] | None = None
@@ -37,10 +38,11 @@ class Context:
         """(batch, count) uniforms for the round that begins at these lengths."""
         return self.noise.uniforms(count_to(len(self.lengths)), self.lengths, count, use)
 
-    def race_noise(self, count: int, vocab: int) -> Tensor:
+    def race_noise(self, count: int, vocab: int) -> Exponentials:
         """(batch, count, vocab) exponentials of the next count positions."""
         positions = self.lengths[:, None] + count_to(count)
-        return self.noise.exponentials(count_to(len(self.lengths)), positions, vocab)
+        rows = count_to(len(self.lengths))[:, None].expand_as(positions)
+        return Exponentials(self.noise, rows, positions, vocab)
 
     def prefixes(self) -> list[Tensor]:
         """The committed tokens of each row, 1-d."""

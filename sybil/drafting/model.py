@@ -14,7 +14,8 @@ from sybil.drafting.cascade import Cascade, Drawn
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.window import confidence
 from sybil.models import Cache, Model, feed
-from sybil.sampling import Noise, argmax, draw, probabilities, process, race
+from sybil.noise import Noise
+from sybil.sampling import argmax, draw, probabilities, process, race
 from sybil.transfer import upload
 
 ASKED = 4
@@ -32,6 +33,10 @@ class DraftModel(DrafterFactory):
     @property
     def models(self) -> tuple[Model, ...]:
         return (self.model, *(() if self.helper is None else self.helper.models))
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.model.weight_bytes + (0 if self.helper is None else self.helper.weight_bytes)
 
     @property
     def step_bytes(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ class DraftSelf(DraftModel):
 
     shares: whether the model's weights are the target's own memory."""
 
-    shares: bool = False
+    shares: bool = field(default=False, kw_only=True)
 
     @property
     def weight_bytes(self) -> int:

@@ -40,7 +40,8 @@ from sybil.measuring.profile import precision
 from sybil.measuring.prompts import Prompt, encode
 from sybil.measuring.task import Row, Task
 from sybil.models.storage import FORMATS
-from sybil.sampling import Noise, probabilities
+from sybil.noise import Noise
+from sybil.sampling import probabilities
 from sybil.transfer import integers
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ from sybil.losslessness.judge import Plan
 from sybil.losslessness.judge import verify as judge
 from sybil.losslessness.samples import Request
 from sybil.losslessness.subjects import SybilSubject
-from sybil.sampling import Noise, Sampling, probabilities
+from sybil.noise import Noise
+from sybil.sampling import Sampling, probabilities
 from sybil.verification import Proposed
 
 Check = Callable[[int], None]

@@ -20,8 +20,9 @@ from sybil.errors import VocabularyMismatch
 from sybil.models.operators import cache
 from sybil.models.operators.cache import KVCache, Layout
 from sybil.models.operators.transformer import Transformer
+from sybil.noise import Exponentials, Noise
 from sybil.results import FinishReason
-from sybil.sampling import Noise, draw
+from sybil.sampling import draw
 from sybil.stopping import Stops
 from sybil.verification import Proposed, Rule, Verdict
 
@@ -145,9 +146,10 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("3d", "shared noise keyed by place in the block", "vLLM", "seeds")
 def _(patch: pytest.MonkeyPatch) -> None:
-    def race_noise(self: Context, count: int, vocab: int) -> Tensor:
-        positions = torch.arange(count).expand(len(self.lengths), -1)
-        return self.noise.exponentials(torch.arange(len(self.lengths)), positions, vocab)
+    def race_noise(self: Context, count: int, vocab: int) -> Exponentials:
+        return replace(original(self, count, vocab), positions=torch.arange(count).expand(len(self.lengths), -1))
+
+    original = Context.race_noise
 
     patch.setattr(Context, "race_noise", race_noise)
 
