@@ -174,7 +174,10 @@ class Maker:
         if isinstance(draft, Hybrid):
             return DraftHybrid(self.lookup, self.make(draft.other))
         if isinstance(draft, Cascade):
-            return replace(cast(DraftModel, self.make(draft.draft)), helper=self.make(draft.helper))
+            drafting = self.make(draft.draft)
+            if not isinstance(drafting, DraftModel):  # it writes texts, whose tokens change behind the one who helps
+                raise InvalidSetting("draft is a cascade of a model with another tokenizer: give the model alone")
+            return replace(drafting, helper=self.make(draft.helper))
         if isinstance(draft, Source):
             return self.source(draft.name)
         if isinstance(draft, Skip):
