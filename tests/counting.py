@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from sybil import Decoder
-from sybil.drafting import DrafterFactory, DraftLookup, DraftModel
+from sybil.drafting import DrafterFactory, DraftHybrid, DraftLookup, DraftModel, DraftSelf
 
 VOCAB, TOKENS, END, BATCH = 4, 4, 2, 3_000
 ALPHA = 1e-9
@@ -43,12 +43,24 @@ class Small(DraftModel):
     step_bytes = (1,)
 
 
+class SmallSelf(DraftSelf):
+    """Likewise, in the target's own cache."""
+
+    step_bytes = (1,)
+
+
 DRAFTERS: dict[str, DrafterFactory] = {
     "model": Small(in_sybil(perturbed(TARGET, 0.12))),
     "transformers": Small(foreign(llama(seed=3, vocab=VOCAB, layers=1, width=8))),
     "lookup": DraftLookup(least=0.0),
     "short": Small(in_sybil(gpt2(seed=4, vocab=VOCAB, layers=1, width=8, context=6))),  # ends before the text does
+    "self": SmallSelf(in_sybil(perturbed(TARGET, 0.05, seed=2))),
+    "skip": SmallSelf(DECODED.with_layers([1])),
+    "hybrid": DraftHybrid(DraftLookup(least=0.0), Small(in_sybil(perturbed(TARGET, 0.12)))),
+    "cascade": SmallSelf(in_sybil(perturbed(TARGET, 0.05, seed=2)), helper=DraftLookup(least=0.0)),
 }
+COMPOSED = ("self", "skip", "hybrid", "cascade")
+"""Drafters in the target's own cache, or made of others."""
 PROCESSORS: dict[str, tuple[dict[str, object], LogitsProcessorList]] = {
     "none": ({}, LogitsProcessorList()),
     "filters": (

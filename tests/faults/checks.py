@@ -25,13 +25,14 @@ from transformers import GPT2LMHeadModel, NoRepeatNGramLogitsProcessor, PreTrain
 
 import sybil
 from sybil import Decoder, verification
-from sybil.drafting import Context, Drafter, DraftLookup, DraftModel, Generating, Outcome, Proposal
+from sybil.drafting import Context, Drafter, DraftLookup, DraftModel, DraftSelf, Generating, Outcome, Proposal
 from sybil.errors import CacheOutOfStep, VocabularyMismatch
 from sybil.losslessness.evidence import Reference
 from sybil.losslessness.judge import Plan
 from sybil.losslessness.judge import verify as judge
 from sybil.losslessness.samples import Request
 from sybil.losslessness.subjects import SybilSubject
+from sybil.models import rounding
 from sybil.noise import Noise
 from sybil.sampling import Sampling, probabilities
 from sybil.verification import Proposed
@@ -39,6 +40,7 @@ from sybil.verification import Proposed
 Check = Callable[[int], None]
 CHECKS: dict[str, Check] = {}
 
+BITS = (4, 5, 6, 8)  # of a copy
 COUNT = 20
 MODELS = (13, 20, 2)  # random weights whose greedy text varies: a text of one token over and over hides much
 ROUNDING = 1e-9  # of logits and probabilities in float64
@@ -122,6 +124,9 @@ def counts(seed: int) -> None:
         Case(window="confident", batch="mixed"),
         Case(rule="block"),
         Case(rule="coupled", window="heuristic"),
+        Case(drafter="self", window="auto"),
+        Case(drafter="hybrid", batch="mixed"),
+        Case(drafter="cascade"),
     ):
         for counted, p_value in p_values(case, seed, SEQUENCES).items():
             assert p_value > ALPHA, f"{case}, {counted}: p = {p_value:.1g}"
@@ -178,6 +183,34 @@ def greedy(seed: int) -> None:
         decoder = Decoder(in_sybil(model(seed)), DraftModel(in_sybil(gpt2(seed + 10, vocab=vocab))))
         found = said(decoder, inputs, max_new_tokens=COUNT, eos_token_id=[])
         assert found == wanted, f"a draft of {vocab} tokens for a target of 31"
+
+
+@check
+def itself(seed: int) -> None:
+    """A target that drafts for itself in its own cache says what it says without: greedily transformers' tokens, and
+    by the coupled rule plain sampling's."""
+    target, inputs = in_sybil(model(seed)), texts(seed)
+    sampled = said(Decoder(target), inputs, seed=seed, **SAMPLED)
+    for copy in (in_sybil(perturbed(model(seed), 0.02)), target.with_layers([0])):
+        for helper in (None, DraftLookup(least=0.0)):
+            decoder = Decoder(target, DraftSelf(copy, helper=helper))
+            for gamma in (1, 4):
+                found = said(decoder, inputs, max_new_tokens=COUNT, gamma=gamma, eos_token_id=[])
+                assert found == plain(seed), f"gamma {gamma}"
+                found = said(decoder, inputs, gamma=gamma, rule="coupled", seed=seed, **SAMPLED)
+                assert found == sampled, f"gamma {gamma}, sampled"
+
+
+@check
+def copies(seed: int) -> None:
+    """The numbers that a copy is kept in are no further than half a step from the weights."""
+    weights = torch.randn(8, 96, generator=torch.Generator().manual_seed(seed))
+    blocks = weights.reshape(8, 3, 32)
+    for bits in BITS:
+        step = (blocks.amax(-1) - blocks.amin(-1)) / (2**bits - 1)
+        kept = rounding.decoded(rounding.rounded(weights, bits), bits, 96).reshape(8, 3, 32)
+        apart = (kept - blocks).abs().amax(-1)
+        assert (apart < 0.51 * step + 0.003).all(), f"{bits} bits: {float((apart / step).max()):.2g} steps"
 
 
 @check
@@ -316,6 +349,8 @@ def guard(seed: int) -> None:
     try:
         for chosen in (SAMPLED, {"max_new_tokens": COUNT, "eos_token_id": []}):
             drafted(seed, 0.1).generate(texts(seed), seed=seed, gamma=3, **chosen)
+            itself = Decoder(in_sybil(model(seed)), DraftSelf(in_sybil(perturbed(model(seed), 0.1))))
+            itself.generate(texts(seed), seed=seed, gamma=3, **chosen)
     except CacheOutOfStep as error:
         raise AssertionError(str(error)) from error
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from counting import VOCAB
 from torch import Tensor
 
 from sybil import decoding, fit, loading, verification
 from sybil.decoding import _Row, _Run
-from sybil.drafting import Context, Generating, LookupDrafter, ModelDrafter, Outcome, Proposal
+from sybil.drafting import Context, Generating, LookupDrafter, ModelDrafter, Outcome, Proposal, SelfDrafter, hybrid
+from sybil.drafting.cascade import _Proposing
 from sybil.errors import VocabularyMismatch
+from sybil.models import rounding
 from sybil.models.operators import cache
 from sybil.models.operators.cache import KVCache, Layout
 from sybil.models.operators.transformer import Transformer
@@ -453,6 +456,92 @@ def _(patch: pytest.MonkeyPatch) -> None:
         original(self, model, replace(generating, vocab_size=model.vocab_size), *rest)
 
     patch.setattr(ModelDrafter, "__init__", start)
+
+
+# the target as its own draft
+
+
+@fault("22", "a wrong scale in the copy", "", "copies")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = rounding.rounded
+
+    def scaled(weight: Tensor, bits: Any, *rest: Any) -> Tensor:
+        numbers = original(weight, bits, *rest)
+        scales = numbers.view(len(numbers), -1, rounding.block_bytes(bits))[..., :2]
+        scales.copy_((scales.contiguous().view(torch.float16) * 1.05).view(torch.uint8))
+        return numbers
+
+    patch.setattr(rounding, "rounded", scaled)
+
+
+@fault("23a", "the target's cache counts what the draft wrote", "", "guard")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SelfDrafter, "propose", ModelDrafter.propose)
+
+
+@fault("23b", "the draft's keys stay in the target's cache", "", "itself")
+def _(patch: pytest.MonkeyPatch) -> None:
+    propose, write = SelfDrafter.propose, KVCache.write
+    drafting: list[SelfDrafter] = []
+
+    def proposing(self: SelfDrafter, context: Context, gamma: int) -> Proposal:
+        drafting.append(self)
+        try:
+            return propose(self, context, gamma)
+        finally:
+            drafting.pop()
+
+    def written(self: KVCache, layer: int, keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        drafted = vars(self).setdefault("drafted", torch.zeros(self.keys.shape[:2] + self.keys.shape[3:4]).bool())
+        before = self.keys[layer].clone()
+        write(self, layer, keys, values, layout)
+        if drafting:
+            drafted[layer].scatter_(1, layout.positions.expand(len(before), -1), True)
+        else:
+            self.keys[layer] = torch.where(drafted[layer][:, None, :, None], before, self.keys[layer])
+        return self.keys[layer][:, :, : layout.end], self.values[layer][:, :, : layout.end]
+
+    patch.setattr(SelfDrafter, "propose", proposing)
+    patch.setattr(KVCache, "write", written)
+
+
+# windows, and drafts that are made of others
+
+
+@fault("24", "a window looks at a drafted token, and leaves it out", "", "counts")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = _Run._propose
+
+    def without_threes(self: _Run, limits: list[int]) -> Proposal:
+        proposal = original(self, limits)
+        lengths = [row.index(3) if 3 in row else len(row) for row in proposal.tokens.tolist()]
+        return replace(proposal, counts=[min(pair) for pair in zip(proposal.counts, lengths, strict=True)])
+
+    patch.setattr(_Run, "_propose", without_threes)
+
+
+@fault("25", "a hybrid's looked-up token is said to be drawn from the model", "", "counts")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = hybrid.mixed
+
+    def unmixed(looked_up: Proposal, other: Proposal, holding: Sequence[bool]) -> Proposal:
+        both = original(looked_up, other, holding)
+        return both if both.probs is None else replace(both, probs=torch.full_like(both.probs, 1 / VOCAB))
+
+    patch.setattr(hybrid, "mixed", unmixed)
+
+
+@fault("27", "a cascade keeps its helper's token, whatever the draft draws", "", "counts")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = _Proposing.take
+
+    def take(self: _Proposing, drawn: Any, rows: list[bool]) -> None:
+        tokens, probs, goes_on = drawn
+        places = [start + count for start, count in zip(self.starts, self.drawn, strict=True)]
+        offered = self.text.tokens[torch.arange(len(places)), torch.tensor(places)]
+        original(self, (torch.where(offered > 0, offered, tokens), probs, goes_on), rows)
+
+    patch.setattr(_Proposing, "take", take)
 
 
 # drafting from the text itself
