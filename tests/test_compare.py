@@ -323,7 +323,9 @@ def test_the_command_compares_every_drafter(
 
     drawn = ("--draft", folders / "draft", "--temperature", 0.8, "--top-k", 9, "--top-p", 0.9, "--min-p", 0.02)
     out = printed(*drawn, "--rule", "block", "--draft-dtype", "float32", "--window", "confident")
-    said = "temperature 0.8, top-k 9, top-p 0.9, min-p 0.02, rule block, seed 0, gamma 4, window confident, 2 prompts"
+    said = (
+        "temperature 0.8, top-k 9, top-p 0.9, min-p 0.02, rule block, seed 0, gamma auto, window confident, 2 prompts"
+    )
     assert said in out
     assert "10 new tokens, float64 (Sybil's draft float32) on" in out
     assert "every decoder drew tokens of its own" in out

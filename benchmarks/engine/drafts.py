@@ -14,10 +14,12 @@ from torch import Tensor
 
 from benchmarks.engine.bars import CPU, Bar, Result, Tick
 from sybil.decoding import Decoder
-from sybil.loading import LOOKUP, load, read
+from sybil.drafting.window import AUTO
+from sybil.drafts import LOOKUP
+from sybil.loading import load, read
 from sybil.measuring import prompts as texts
 from sybil.measuring.contenders import TRANSFORMERS, Contender, Measured, SybilContender, TransformersContender
-from sybil.measuring.drafters import AUTO, DRAFT, NONE, SELF, SHORT, Drafted
+from sybil.measuring.drafters import DRAFT, NONE, SELF, SHORT, Drafted
 from sybil.measuring.memory import weight_bytes
 from sybil.measuring.profile import DEPTH, bytes_read
 from sybil.measuring.timing import STREAM, STREAM_BYTES, Interval, forward_case, interleave, stream_case

@@ -130,10 +130,13 @@ class ModelDrafter(Drafter):
         return Cascade(self.model, self.cache, helper, self.asked, draw_at).propose(context, counts)
 
     def observe(self, outcome: Outcome) -> None:
-        """Keep what is committed and really in the cache: its last proposed token never went in."""
-        self.cache.lengths = torch.minimum(self.cache.lengths, outcome.lengths - 1)
+        self.roll_back(outcome.lengths)
         if self.helper is not None:
             self.helper.observe(outcome)
+
+    def roll_back(self, lengths: Tensor) -> None:
+        """Keep what is committed and really in the cache: its last proposed token never went in."""
+        self.cache.lengths = torch.minimum(self.cache.lengths, lengths - 1)
 
     def _processed(self, logits: Tensor, context: Context, tokens: list[Tensor]) -> Tensor:
         """The logits over the target's vocabulary (a padded one may be longer or shorter), processors applied."""

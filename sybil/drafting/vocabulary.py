@@ -20,7 +20,7 @@ from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating
 from sybil.drafting.model import DraftModel, ModelDrafter
 from sybil.drafting.reader import Reader, ReaderCache
 from sybil.drafting.surfaces import Vocabulary, same_ends, shared
-from sybil.models import Model, prefill
+from sybil.models import Model
 from sybil.sampling import Sampling
 from sybil.transfer import integers
 
@@ -90,7 +90,9 @@ class StringDrafter(Drafter):
     def propose(self, context: Context, gamma: int) -> Proposal:
         """A row is offered as many tokens as it may have, at most, of a text of as many of the draft's tokens."""
         cache, limits = self._cache, context.limits or [gamma] * len(context.tokens)
-        prefill(self._reader, cache, context.tokens, context.lengths)
+        held = cache.lengths.tolist()
+        cache.write([row[start:].tolist() for row, start in zip(context.prefixes(), held, strict=True)])
+        cache.lengths = context.lengths
         cache.make_room(int(cache.ends.max()) + gamma)
         cache.own.lengths = torch.minimum(cache.own.lengths, cache.ends - 1)
         self._writer.cache = cache.own

@@ -1,4 +1,4 @@
-"""Faults, each planted by patching Sybil: twenty of other decoders, and four suspects, numbered as in docs/quality.md.
+"""Faults, each planted by patching Sybil: those of other decoders and four suspects, numbered as in docs/quality.md.
 
 S1 to S4 are what the author of Sybil's first prototype suspected when its text became worse as it became faster.
 """
@@ -14,10 +14,22 @@ import torch
 from counting import VOCAB
 from torch import Tensor
 
-from sybil import decoding, fit, loading, verification
+from sybil import decoding, fit, verification
 from sybil.decoding import _Row, _Run
-from sybil.drafting import Context, Generating, LookupDrafter, ModelDrafter, Outcome, Proposal, SelfDrafter, hybrid
+from sybil.drafting import (
+    Context,
+    Generating,
+    LookupDrafter,
+    ModelDrafter,
+    Outcome,
+    Proposal,
+    SelfDrafter,
+    hybrid,
+    surfaces,
+)
 from sybil.drafting.cascade import _Proposing
+from sybil.drafting.reader import Reader, ReaderCache
+from sybil.drafting.vocabulary import Intersection
 from sybil.errors import VocabularyMismatch
 from sybil.models import rounding
 from sybil.models.operators import cache
@@ -433,14 +445,14 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("20a", "padding is compared as tokens", "152,064 tokens against 151,936", "vocabularies")
 def _(patch: pytest.MonkeyPatch) -> None:
-    original = loading.check_vocabularies
+    original = fit.drafter
 
-    def by_padded_size(target: Any, draft: Any, sizes: tuple[int, int]) -> None:
-        original(target, draft, sizes)
-        if sizes[0] != sizes[1]:
-            raise VocabularyMismatch(f"{sizes[0]} tokens and {sizes[1]}")
+    def by_padded_size(target: Any, draft: Any, model: Any, drafting: Any) -> Any:
+        if model.vocab_size != drafting.vocab_size:
+            raise VocabularyMismatch(f"{model.vocab_size} tokens and {drafting.vocab_size}")
+        return original(target, draft, model, drafting)
 
-    patch.setattr(loading, "check_vocabularies", by_padded_size)
+    patch.setattr(fit, "drafter", by_padded_size)
 
 
 @fault("20b", "vocabularies of one size are held for the same", "", "vocabularies")
@@ -456,6 +468,65 @@ def _(patch: pytest.MonkeyPatch) -> None:
         original(self, model, replace(generating, vocab_size=model.vocab_size), *rest)
 
     patch.setattr(ModelDrafter, "__init__", start)
+
+
+# two tokenizers
+
+
+def masses(patch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What each forward of an intersection's draft gives the tokens of both vocabularies, (batch, 1), as they come."""
+    original, seen = Reader.forward, list[Tensor]()
+
+    def forward(self: Intersection, tokens: Tensor, cache: ReaderCache) -> Tensor:
+        logits = original(self, tokens, cache)
+        seen.append(logits[:, -1].softmax(-1)[:, self._own].sum(-1, keepdim=True))
+        return logits
+
+    patch.setattr(Reader, "forward", forward)
+    return seen
+
+
+@fault("21a", "an intersection is not renormalised", "", "intersection")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original, seen = ModelDrafter.propose, masses(patch)
+
+    def propose(self: ModelDrafter, context: Context, gamma: int) -> Proposal:
+        seen.clear()
+        proposal = original(self, context, gamma)
+        return replace(proposal, probs=proposal.probs * torch.stack(seen, 1)) if seen else proposal
+
+    patch.setattr(ModelDrafter, "propose", propose)
+
+
+@fault("21b", "what only the draft has becomes token 0", "vLLM #38174", "intersection")
+def _(patch: pytest.MonkeyPatch) -> None:
+    seen = masses(patch)
+    none = torch.eye(VOCAB, dtype=torch.float64)[0]
+    drawn_through(patch, lambda probs: probs * seen[-1] + none * (1 - seen[-1]) if seen else probs)
+
+
+@fault("21c", "columns are read in another order than they were written in", "transformers 5.23", "intersection")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original, seen = ModelDrafter.propose, masses(patch)
+
+    def propose(self: ModelDrafter, context: Context, gamma: int) -> Proposal:
+        seen.clear()
+        proposal = original(self, context, gamma)
+        return replace(proposal, probs=proposal.probs.roll(1, -1)) if seen else proposal
+
+    patch.setattr(ModelDrafter, "propose", propose)
+
+
+@fault("21d", "a special token is added by every re-encoding", "transformers", "reencoding")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = surfaces.encode
+    patch.setattr(surfaces, "encode", lambda tokenizer, text, special=True: original(tokenizer, text))
+
+
+@fault("21e", "the first bytes of a character are lost", "transformers", "reencoding")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = surfaces._characters
+    patch.setattr(surfaces, "_characters", lambda data: ((text, b"") for text, _ in original(data)))
 
 
 # the target as its own draft
