@@ -242,8 +242,7 @@ class _Run:
         context, gamma = self.context, max(limits)
         context.limits = limits
         if self.rule is verification.coupled and not self.sampling.greedy:
-            noise, device = context.race_noise(gamma + 1, self.target.vocab_size), self.target.device
-            context.exponentials = noise if device.type == "cpu" else upload(noise.all(), device)
+            context.exponentials = context.race_noise(gamma + 1, self.target.vocab_size).on(self.target.device)
         if self.drafter is None or not gamma:
             return Proposal.nothing(len(self.rows))
         return self.drafter.propose(context, gamma)
@@ -278,8 +277,7 @@ class _Run:
         noise = self.context.exponentials
         if noise is None:
             noise = upload(self.context.uniforms(gamma + 1, Noise.JUDGE), logits.device)
-        if draft_probs is not None:
-            draft_probs = draft_probs.to(logits.device)
+        draft_probs = None if draft_probs is None else draft_probs.to(logits.device)
         target_probs = probabilities(logits, self.sampling)
         offer = Proposed(tokens, draft_probs, target_probs, upload(integers(proposed), logits.device))
         verdict = self.rule(offer, noise[:, : gamma + 1])
