@@ -68,6 +68,10 @@ class Decoder:
         """The same target decoding autoregressively."""
         return Decoder(self.target, None, self.tokenizer, self.eos_token_ids, self._defaults, self.chat_template)
 
+    def with_draft(self, draft: DrafterFactory) -> Decoder:
+        """The same target with another draft, which must be made for it."""
+        return Decoder(self.target, draft, self.tokenizer, self.eos_token_ids, self._defaults, self.chat_template)
+
     def without_defaults(self) -> Decoder:
         """The same models at Sybil's own defaults, whatever the target's files ask for; its end tokens stay."""
         return Decoder(self.target, self.draft, self.tokenizer, self.eos_token_ids, {}, self.chat_template)

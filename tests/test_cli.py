@@ -219,8 +219,9 @@ def test_a_draft_that_is_padded_otherwise_is_no_pair_for_transformers(
     assert "40" in err
 
 
-def test_drafts_that_are_planned(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "not there yet" in refused(capsys, "generate", "abc", "--target", folders / "target", "--draft", "skip")
+def test_senseless_drafts(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, said in {"self:7": "4, 5, 6 or 8 bits", "skip:99": "2 layers", "hybrid:lookup": "made of two"}.items():
+        assert said in refused(capsys, "generate", "abc", "--target", folders / "target", "--draft", name)
 
 
 def test_vocabularies_that_differ(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

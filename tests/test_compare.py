@@ -27,6 +27,7 @@ from sybil.measuring.contenders import (
     SybilContender,
 )
 from sybil.measuring.prompts import Prompt, encode, load, spread
+from sybil.measuring.summaries import summarise
 from sybil.measuring.task import Row, Task, read, usual_draft_dtype
 from sybil.measuring.timing import Interval, speed_up
 from sybil.reports import figures
@@ -119,7 +120,7 @@ def test_contenders_are_those_that_apply_to_the_draft(
     other = replace(task, draft=draft, draft_dtype=None, max_new_tokens=40)
     comparison = Comparison(other)
     rows = list(comparison.rows(PROMPTS))
-    summaries = compare.summarise(rows, other.contenders)
+    summaries = summarise(rows, other.contenders)
     assert tuple(summary.contender for summary in summaries) == names
     assert [each.contender for each in summaries if each.acceptance_rate is not None] == accepting
     for agreement in compare.agreements(comparison, rows, PROMPTS):
@@ -146,7 +147,7 @@ def test_a_seeds_coupled_texts_are_sybils_own_and_others_are_nobodys(task: Task)
         rows = list(drawn.rows(PROMPTS[:2]))
         assert compare.agreements(drawn, rows, PROMPTS) == []
         assert drawn.task.reference is None
-        assert len(compare.summarise(rows, drawn.task.contenders)) == 4
+        assert len(summarise(rows, drawn.task.contenders)) == 4
 
 
 def test_the_gap_of_a_draw_is_that_of_the_race(task: Task) -> None:
@@ -184,7 +185,7 @@ def test_every_contender_draws_as_it_is_asked(comparison: Comparison, task: Task
 
 
 def test_a_summary_is_what_the_rows_say(rows: list[Row]) -> None:
-    summaries = {summary.contender: summary for summary in compare.summarise(rows, CONTENDERS)}
+    summaries = {summary.contender: summary for summary in summarise(rows, CONTENDERS)}
     assert list(summaries) == list(CONTENDERS)
     spoken = [row for row in rows if row["contender"] == SPECULATIVE]
     found = summaries[SPECULATIVE]
@@ -193,8 +194,8 @@ def test_a_summary_is_what_the_rows_say(rows: list[Row]) -> None:
     assert summaries[AUTOREGRESSIVE].tokens_per_round == summaries[TRANSFORMERS].tokens_per_round == 1.0
     assert summaries[AUTOREGRESSIVE].acceptance_rate is None
     assert summaries[TRANSFORMERS].over_transformers == Interval(1.0, 1.0, 1.0)
-    assert compare.summarise(rows[:3], CONTENDERS) == []
-    assert compare.summarise(rows[:7], CONTENDERS)[0].prompts == 1  # what all have finished
+    assert summarise(rows[:3], CONTENDERS) == []
+    assert summarise(rows[:7], CONTENDERS)[0].prompts == 1  # what all have finished
 
 
 def test_rows_describe_machine_versions_and_task(rows: list[Row], task: Task) -> None:
@@ -283,7 +284,7 @@ def test_a_row_that_no_comparison_wrote_is_refused(
 
 def test_the_chart_is_a_png(rows: list[Row], tmp_path: Path) -> None:
     path = tmp_path / "chart.png"
-    figures.comparison(compare.summarise(rows, CONTENDERS), rows, "caption", path)
+    figures.comparison(summarise(rows, CONTENDERS), rows, "caption", path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert list(tmp_path.iterdir()) == [path]
 

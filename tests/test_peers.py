@@ -20,6 +20,7 @@ from sybil.measuring import compare, peers
 from sybil.measuring.compare import Comparison
 from sybil.measuring.contenders import AUTOREGRESSIVE, LLAMA_CPP, TRANSFORMERS, Measured
 from sybil.measuring.peers import LlamaCpp
+from sybil.measuring.summaries import ms_after_first, summarise
 from sybil.measuring.task import Row, Task, read
 from sybil.reports import figures
 
@@ -144,11 +145,11 @@ def test_a_peer_is_compared_and_need_not_agree(task: Task, tmp_path: Path) -> No
     ours, theirs = compare.agreements(comparison, rows, PROMPTS)
     assert (ours.contender, ours.bound, ours.same, ours.texts) == (AUTOREGRESSIVE, True, 3, 3)
     assert (theirs.contender, theirs.bound, theirs.same, theirs.texts) == (LLAMA_CPP, False, 2, 3)
-    summaries = {each.contender: each for each in compare.summarise(rows, tuple(comparison.contenders))}
+    summaries = {each.contender: each for each in summarise(rows, tuple(comparison.contenders))}
     assert summaries[LLAMA_CPP].ms_after_first == 3.25
     assert summaries[LLAMA_CPP].peak_memory is None  # ours is no measure of its
     plain = [row for row in rows if row["contender"] == AUTOREGRESSIVE]
-    assert compare.ms_after_first(plain[0]) == pytest.approx(
+    assert ms_after_first(plain[0]) == pytest.approx(
         1e3 * (plain[0]["seconds"] - plain[0]["time_to_first_token"]) / (len(plain[0]["tokens"]) - 1)
     )
     path = tmp_path / "rows.jsonl"
@@ -162,7 +163,7 @@ def test_a_peer_that_fails_on_the_way_takes_no_further_part(task: Task) -> None:
     rows = beside(comparison, fails_at=3)  # the first warms up
     assert [row["contender"] for row in rows].count(LLAMA_CPP) == 1
     assert comparison.left_out == {LLAMA_CPP: "llama.cpp failed (it fell asleep): it is left out"}
-    assert [each.prompts for each in compare.summarise(rows, tuple(comparison.contenders))] == [3, 3]
+    assert [each.prompts for each in summarise(rows, tuple(comparison.contenders))] == [3, 3]
 
 
 def test_the_command_tells_of_a_peer(

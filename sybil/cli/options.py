@@ -41,7 +41,9 @@ TargetOption = Annotated[
 DraftOption = Annotated[
     str | None,
     typer.Option(
-        help="Draft: as --target, or lookup (the text itself). The pair's own if left out; none for --target.",
+        help="Draft: a model as --target is one; self, the target's own copy in fewer bits (self:4, 5, 6 or 8); skip, "
+        "the target without some layers (skip:N, skip:N:BITS); lookup, the text itself; hybrid:lookup,DRAFT; "
+        "cascade:lookup,DRAFT. The pair's own if left out; none for --target.",
         rich_help_panel=MODELS,
     ),
 ]

@@ -19,9 +19,10 @@ from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table, print_json
 from sybil.devices import choose_device, dtype_named
 from sybil.drafting.window import GAMMA, fixed
+from sybil.drafts import is_model
 from sybil.errors import InvalidSetting
 from sybil.fit import check_assisted
-from sybil.loading import IN_BLOCKS, LOOKUP, dtype_chosen, keeps_blocks, load, read
+from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks, load, read
 from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.foreign import ForeignSubject
@@ -169,7 +170,7 @@ def verify(
             theirs = sovereign if chosen_dtype == torch.float32 else _load(chosen_target, chosen_dtype, chosen_device)
             subject = _transformers(decoder, theirs, tokenizer, chosen_draft, gamma)
         del ours  # and its weights, where it isn't what is judged
-        has_model = chosen_draft is not None and chosen_draft != LOOKUP
+        has_model = chosen_draft is not None and is_model(chosen_draft)
         helper = _load(str(chosen_draft), torch.float32, chosen_device) if has_model else None
         reference = Reference(sovereign, tokenizer, helper)
     is_known = dtype is not None or (function is None and server is None)

@@ -103,6 +103,11 @@ class DrafterFactory(Protocol):
         """Those that every drafter runs; none where it needs none."""
 
     @property
+    def weight_bytes(self) -> int:
+        """What its models' weights take beside the target's."""
+        return sum(model.weight_bytes for model in self.models)
+
+    @property
     def step_bytes(self) -> tuple[int, ...]:
         """The bytes of weights that each source reads to draft one token: 0 for one that runs no model."""
         return (sum(model.weight_bytes for model in self.models),)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.window import confidence
-from sybil.models import Model, feed
+from sybil.models import Cache, Model, feed
 from sybil.sampling import Noise, argmax, draw, probabilities, process, race
 from sybil.transfer import upload
 
@@ -40,7 +40,12 @@ class ModelDrafter(Drafter):
 
     def __init__(self, model: Model, generating: Generating) -> None:
         self.model, self.vocab_size, self.sampling = model, generating.vocab_size, generating.sampling
-        self.cache = model.new_cache(generating.batch, generating.capacity)
+        self.cache = self.cache_for(generating)
+
+    def cache_for(self, generating: Generating) -> Cache:
+        """Where the model keeps its keys and values during a generation: a cache of its own."""
+        cache: Cache = self.model.new_cache(generating.batch, generating.capacity)
+        return cache
 
     def propose(self, context: Context, gamma: int) -> Proposal:
         counts = [min(max(self.model.context - length, 0), gamma) for length in context.lengths.tolist()]

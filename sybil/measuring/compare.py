@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,8 +17,7 @@ from torch import Tensor
 
 from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
-from sybil.drafting.window import fixed
-from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong
+from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong, SybilError
 from sybil.fit import check_assisted
 from sybil.loading import IN_BLOCKS, load, read
 from sybil.measuring.contenders import (
@@ -29,19 +26,18 @@ from sybil.measuring.contenders import (
     PEERS,
     PROMPT_LOOKUP,
     SPECULATIVE,
-    TRANSFORMERS,
     Contender,
     Measured,
     SybilContender,
     TransformersContender,
 )
+from sybil.measuring.drafters import Makers
 from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
 from sybil.measuring.peers import peers
 from sybil.measuring.profile import precision
 from sybil.measuring.prompts import Prompt, encode
 from sybil.measuring.task import Row, Task
-from sybil.measuring.timing import Interval, speed_up
 from sybil.models.storage import FORMATS
 from sybil.sampling import Noise, probabilities
 from sybil.transfer import integers
@@ -49,6 +45,9 @@ from sybil.transfer import integers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+WARM_UP = 8  # tokens, uncounted
+LOOKED_UP = 10
+"""What transformers' prompt lookup proposes where Sybil's gamma is "auto": the number of transformers' own guide."""
 NEAR_TIE = FLOAT32.absolute
 """In logits: two tokens that are nearer may change places by float32's rounding."""
 
@@ -56,19 +55,6 @@ NEAR_TIE = FLOAT32.absolute
 def digest(prompts: list[Prompt]) -> str:
     """Of the prompts' ids and texts, so that rows of other prompts are known as such."""
     return hashlib.sha256(json.dumps([(prompt.id, prompt.text) for prompt in prompts]).encode()).hexdigest()[:16]
-
-
-def ms_per_token(row: Row) -> float:
-    """Milliseconds that a row's run took for each new token."""
-    return 1e3 * float(row["seconds"]) / len(row["tokens"])
-
-
-def ms_after_first(row: Row) -> float:
-    """Milliseconds for each token but the first, by the contender's own clock where it has one; NaN of one token."""
-    own, later = row.get("ms_after_first"), len(row["tokens"]) - 1
-    if own is not None:
-        return float(own)
-    return 1e3 * (float(row["seconds"]) - float(row["time_to_first_token"])) / later if later else math.nan
 
 
 class Comparison:
@@ -94,15 +80,32 @@ class Comparison:
         self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
         checkpoint = read(task.target)
         self.target = load_transformers(checkpoint, task.computed, self.device).eval()
-        self.contenders = {name: self._contender(name, decoder) for name in task.contenders}
+        self._makers = Makers(decoder)
+        self.contenders: dict[str, Contender] = {}
         self.left_out: dict[str, str] = {}
+        for name in task.contenders:
+            try:
+                self.contenders[name] = self._contender(name, decoder)
+            except SybilError as error:
+                self._leave_out(name, error)
         if self.device.type == "cpu" and task.sampling.greedy:
-            others, self.left_out = peers(checkpoint.file, self.context, decoder.eos_token_ids)
-            self.contenders.update(others)
+            others, lacking = peers(checkpoint.file, self.context, decoder.eos_token_ids)
+            self.contenders |= others
+            self.left_out |= lacking
+
+    def _leave_out(self, name: str, error: SybilError) -> None:
+        """Go on without a drafter that can't be had, or a peer that fails; anybody else's error is raised."""
+        if not isinstance(error, PeerFailed) and (name not in self.task.ways or name == self.task.plain):
+            raise error
+        self.left_out[name] = str(error)
+        self.contenders.pop(name, None)
 
     def _contender(self, name: str, decoder: Decoder) -> Contender:
         task = self.task
         ends = decoder.eos_token_ids  # config.json's where generation_config.json names none: for all the same
+        if way := task.ways.get(name):
+            gamma = {} if way.gamma is None else {"gamma": way.gamma}
+            return SybilContender(self._makers.decoder(way.drafter), **task.settings | gamma)
         if name == SPECULATIVE:
             return SybilContender(decoder, **task.settings)
         if name == AUTOREGRESSIVE:
@@ -110,7 +113,7 @@ class Comparison:
         if name == ASSISTED:
             assistant = self._assistant(str(task.draft))
             return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
-        proposed = fixed(task.gamma) if name == PROMPT_LOOKUP else None
+        proposed = (task.gamma if isinstance(task.gamma, int) else LOOKED_UP) if name == PROMPT_LOOKUP else None
         return TransformersContender(self.target, ends, prompt_lookup=proposed, sampling=task.sampling)
 
     def _assistant(self, draft: str) -> PreTrainedModel:
@@ -129,7 +132,7 @@ class Comparison:
         encoded = [integers(encode(prompt, self.decoder)) for prompt in prompts]
         self._check(prompts, encoded)
         for name in tuple(self.contenders):
-            self._run(name, encoded[0], min(8, self.task.max_new_tokens), 0)  # warm up
+            self._run(name, encoded[0], min(WARM_UP, self.task.max_new_tokens), 0)
         for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
             order = tuple(self.contenders) if index % 2 == 0 else tuple(reversed(self.contenders))
             for name in order:
@@ -148,15 +151,20 @@ class Comparison:
                     "memory_growth": None if name in PEERS else peak.growth,  # which is this process's
                     "weight_bytes": self.contenders[name].weight_bytes,
                     **about,
+                    "gamma": self.gamma_of(name),
                 }
 
+    def gamma_of(self, name: str) -> int | str:
+        """How many tokens that contender proposes in a round, where it proposes any."""
+        way = self.task.ways.get(name)
+        return self.task.gamma if way is None or way.gamma is None else way.gamma
+
     def _run(self, name: str, ids: Tensor, max_new_tokens: int, seed: int) -> Measured | None:
-        """One contender's run; None for a peer that fails, which takes no further part."""
+        """One contender's run; None for one that fails and takes no further part."""
         try:
             return self.contenders[name].run(ids, max_new_tokens, seed)
-        except PeerFailed as error:
-            self.left_out[name] = str(error)
-            del self.contenders[name]
+        except SybilError as error:
+            self._leave_out(name, error)
             return None
 
     def _check(self, prompts: list[Prompt], encoded: list[Tensor]) -> None:
@@ -230,51 +238,3 @@ def agreements(comparison: Comparison, rows: list[Row], prompts: list[Prompt]) -
                 differences.append(Difference(prompt.id, apart, gap))
         found.append(Agreement(name, texts, tuple(differences), name in task.bound))
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """One contender over all prompts. Times in ms; medians over prompts; None where it doesn't apply."""
-
-    contender: str
-    ms_per_token: float
-    tokens_per_second: float
-    over_transformers: Interval
-    over_autoregressive: Interval
-    acceptance_rate: float | None
-    tokens_per_round: float
-    ms_to_first_token: float
-    ms_after_first: float
-    peak_memory: int | None
-    prompts: int
-
-
-def summarise(rows: list[Row], contenders: Sequence[str]) -> list[Summary]:
-    """A Summary a contender, over the prompts that all of them have finished."""
-    by_contender = {name: {row["prompt"]: row for row in rows if row["contender"] == name} for name in contenders}
-    common = sorted(set.intersection(*(set(group) for group in by_contender.values())))
-    if not common:
-        return []
-    ms = {name: [ms_per_token(group[prompt]) for prompt in common] for name, group in by_contender.items()}
-    summaries = []
-    for name, group in by_contender.items():
-        chosen = [group[prompt] for prompt in common]
-        emitted = sum(len(row["tokens"]) for row in chosen)
-        proposed = sum(row["proposed"] or 0 for row in chosen)
-        growth = [row["memory_growth"] for row in chosen if row["memory_growth"] is not None]
-        summaries.append(
-            Summary(
-                contender=name,
-                ms_per_token=median(ms[name]),
-                tokens_per_second=emitted / sum(row["seconds"] for row in chosen),
-                over_transformers=speed_up(ms[TRANSFORMERS], ms[name]),
-                over_autoregressive=speed_up(ms[AUTOREGRESSIVE], ms[name]),
-                acceptance_rate=sum(row["accepted"] or 0 for row in chosen) / proposed if proposed else None,
-                tokens_per_round=emitted / sum(row["rounds"] for row in chosen),
-                ms_to_first_token=1e3 * median([row["time_to_first_token"] for row in chosen]),
-                ms_after_first=median(map(ms_after_first, chosen)),
-                peak_memory=chosen[0]["weight_bytes"] + max(growth) if growth else None,
-                prompts=len(common),
-            )
-        )
-    return summaries

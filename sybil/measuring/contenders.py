@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.loading import LOOKUP
+from sybil.drafts import LOOKUP, is_model
+from sybil.measuring.memory import weight_bytes
 from sybil.results import Stats
 from sybil.sampling import Sampling
 
@@ -28,9 +30,14 @@ GREEDY = Sampling()
 
 def contenders(draft: str | None) -> tuple[str, ...]:
     """The names of those that apply beside such a draft, in the order of a table."""
-    if draft is None:
-        return TRANSFORMERS, AUTOREGRESSIVE
-    return TRANSFORMERS, PROMPT_LOOKUP if draft == LOOKUP else ASSISTED, AUTOREGRESSIVE, SPECULATIVE
+    return (*theirs(draft), AUTOREGRESSIVE, *([] if draft is None else [SPECULATIVE]))
+
+
+def theirs(draft: str | None, drafters: Sequence[str] = ()) -> tuple[str, ...]:
+    """transformers' ways to decode beside a draft: plainly, with an assistant where the draft is another model, by looking
+    up where that is the draft or one of the drafters."""
+    looks_up = LOOKUP in (draft, *drafters)
+    return TRANSFORMERS, *[ASSISTED] * (draft is not None and is_model(draft)), *[PROMPT_LOOKUP] * looks_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,7 @@ class SybilContender:
 
     def __init__(self, decoder: Decoder, **settings: Any) -> None:
         self.decoder, self.settings = decoder.without_defaults(), settings
-        self.weight_bytes = sum(model.weight_bytes for model in decoder.models)
+        self.weight_bytes = weight_bytes(decoder)
 
     def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
         began = time.perf_counter()

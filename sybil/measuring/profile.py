@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.drafting import DrafterFactory
+from sybil.drafting import DrafterFactory, DraftSelf
 from sybil.errors import InvalidSetting
 from sybil.loading import IN_BLOCKS
 from sybil.measuring import prompts as texts
 from sybil.measuring import workload as workloads
-from sybil.measuring.memory import PeakMemory, release
+from sybil.measuring.memory import PeakMemory, release, weight_bytes
 from sybil.measuring.prompts import Prompt
 from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
 from sybil.models import Model
@@ -163,7 +163,7 @@ class Profile:
                 f"{subject.title} has a context of {context} and gamma is {gamma}: a profile needs a context of "
                 f"{max(VERIFIED) + 1} or more, and {2 * (gamma + 1)} tokens of {NEW_TOKENS} after its prompts"
             )
-        self.memory = _memory(Decoder(target, draft), model, subject.prompts[0], new_tokens, gamma)
+        self.memory = _memory(Decoder(target, draft), subject.prompts[0], new_tokens, gamma)
         self.precisions = tuple(map(_told, subject.decoder.models))
         self.bytes_read = {}
         self._cases = {STREAM: stream_case(self.device)}
@@ -193,23 +193,19 @@ class Profile:
         return {event.key: event.self_device_time_total / 1e3 for event in kernels[:10]}
 
 
-def _memory(
-    decoder: Decoder, draft: Model | None, prompt: Tensor, new_tokens: int, gamma: int
-) -> dict[str, int | None]:
+def _memory(decoder: Decoder, prompt: Tensor, new_tokens: int, gamma: int) -> dict[str, int | None]:
     """Bytes by part; peak: of weights, caches and all else in a generation, None where the system doesn't say."""
     target, capacity = decoder.target, len(prompt) + new_tokens + gamma + 1
     release()
     with PeakMemory(target.device) as peak:
         decoder.generate([prompt], max_new_tokens=new_tokens, gamma=gamma)
     held: dict[str, int | None] = {}
-    for whose, model in (("target's", target), ("draft's", draft)):
-        if model is not None:
-            held[f"{whose} weights"] = model.weight_bytes
-            held[f"{whose} cache"] = getattr(
-                model.new_cache(1, capacity), "nbytes", None
-            )  # None: transformers' caches grow
-    weights = sum(model.weight_bytes for model in decoder.models)
-    return {**held, "peak": None if peak.growth is None else weights + peak.growth}
+    for whose, model in zip(("target's", "draft's"), decoder.models, strict=False):
+        held[f"{whose} weights"] = model.weight_bytes
+        if model is target or not isinstance(decoder.draft, DraftSelf):  # which has no cache of its own
+            # None: transformers' caches grow
+            held[f"{whose} cache"] = getattr(model.new_cache(1, capacity), "nbytes", None)
+    return {**held, "peak": None if peak.growth is None else weight_bytes(decoder) + peak.growth}
 
 
 def precision(model: Model) -> Storage | None:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from sybil.devices import default_draft_dtype
+from sybil.drafts import is_model
 from sybil.errors import ResultsMismatch
-from sybil.loading import IN_BLOCKS, LOOKUP
-from sybil.measuring.contenders import AUTOREGRESSIVE, PEERS, SPECULATIVE, TRANSFORMERS, contenders
+from sybil.loading import IN_BLOCKS
+from sybil.measuring.contenders import AUTOREGRESSIVE, OURS, PEERS, TRANSFORMERS, contenders, theirs
+from sybil.measuring.drafters import NONE, Way, drafters_named, gammas_named, ways
 from sybil.measuring.files import replace
 from sybil.sampling import Sampling
 from sybil.settings import Settings
@@ -27,7 +29,8 @@ class Task:
 
     draft_dtype: what Sybil keeps the draft's weights in, None where it has none. temperature: 0 is greedy. seed: the
     n-th prompt, from 0, is decoded with seed + n. prompts: their digest. dtype: torch's name, or IN_BLOCKS.
-    transformers then has the same weights in float32."""
+    transformers then has the same weights in float32. drafters and gammas: what --drafters compares, lists with
+    commas, "" for the one draft; a row's gamma is then its own."""
 
     target: str
     draft: str | None
@@ -44,6 +47,8 @@ class Task:
     rule: str = "token"
     window: str = "constant"
     seed: int = 0
+    drafters: str = ""
+    gammas: str = ""
 
     def check(self) -> None:
         """Raises InvalidSetting for what can't be decoded."""
@@ -74,29 +79,48 @@ class Task:
         return usual_draft_dtype(self.draft, self.dtype, self.device)
 
     @property
+    def ways(self) -> dict[str, Way]:
+        """What --drafters compares, by the names of rows."""
+        if not self.drafters:
+            return {}
+        found = ways(drafters_named(self.drafters, self.draft), gammas_named(self.gammas))
+        return {way.name: way for way in found}
+
+    @property
     def contenders(self) -> tuple[str, ...]:
-        """Who takes part."""
-        return contenders(self.draft)
+        """Who takes part, in the order of the table."""
+        drafters = [way.drafter for way in self.ways.values()]
+        return (*theirs(self.draft, drafters), *self.ways) if drafters else contenders(self.draft)
+
+    @property
+    def plain(self) -> str:
+        """Sybil without a draft, which speed-ups are told over."""
+        return NONE if self.drafters else AUTOREGRESSIVE
+
+    @property
+    def ours(self) -> tuple[str, ...]:
+        """The contenders that are Sybil."""
+        return tuple(name for name in self.contenders if name in (*OURS, *self.ways))
 
     @property
     def reference(self) -> str | None:
-        """Whose tokens must be the others': transformers' where all are greedy; Sybil's without a draft where the
-        coupled rule draws, for which a seed's tokens are the same with any. None where each draws its own."""
+        """Whose tokens must be the others': where all are greedy transformers' beside one draft, plain decoding's
+        beside several; plain decoding's, too, where the coupled rule draws, for which a seed's tokens are the same
+        with any draft. None where each draws its own."""
         if self.sampling.greedy:
-            return TRANSFORMERS
-        return AUTOREGRESSIVE if self.rule == "coupled" and self.draft is not None else None
+            return NONE if self.drafters else TRANSFORMERS
+        return self.plain if self.rule == "coupled" and (self.drafters or self.draft is not None) else None
 
     @property
     def bound(self) -> tuple[str, ...]:
-        """Those who must give the reference's tokens."""
-        if self.reference is None:
-            return ()
-        return self.contenders[1:] if self.reference == TRANSFORMERS else (SPECULATIVE,)
+        """Those who must give the reference's tokens: everybody where all are greedy, Sybil where it draws."""
+        who = self.contenders if self.sampling.greedy else self.ours
+        return tuple(name for name in who if name != self.reference) if self.reference else ()
 
 
 def usual_draft_dtype(draft: str | None, dtype: str, device: str) -> str | None:
     """A Task's draft_dtype where nothing is said."""
-    if draft is None or draft == LOOKUP:
+    if draft is None or not is_model(draft):
         return None
     return str(default_draft_dtype(_computed(dtype), torch.device(device))).removeprefix("torch.")
 
@@ -140,6 +164,8 @@ def read(path: Path, task: Task) -> list[Row]:
 def _task_of(row: Row, task: Task) -> Task:
     """A row's own task; what an older row doesn't say is what was done then."""
     said = {each.name: row[each.name] for each in fields(Task) if each.name in row}
+    if said.get("drafters"):
+        said["gamma"] = task.gamma  # a row has its own
     unsaid = {"draft_dtype": task.usual_draft_dtype}  # of rows that are task's
     return Task(**{**unsaid, **said})
 

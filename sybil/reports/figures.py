@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sybil.measuring.compare import Summary, ms_per_token
 from sybil.measuring.contenders import (
     ASSISTED,
     AUTOREGRESSIVE,
@@ -20,9 +19,12 @@ from sybil.measuring.contenders import (
     SPECULATIVE,
     TRANSFORMERS,
 )
+from sybil.measuring.drafters import NONE, Way
 from sybil.measuring.files import replace
 from sybil.measuring.profile import DRAFT_STEP, Report
+from sybil.measuring.summaries import Summary, ms_per_token
 from sybil.measuring.task import Row
+from sybil.measuring.timing import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,6 +89,44 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
     right.set_ylabel("Sybil's speed-up over transformers")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, caption, path)
+
+
+def drafters(
+    summaries: Sequence[Summary],
+    domains: Mapping[str, Mapping[str, Interval]],
+    ways: Mapping[str, Way],
+    caption: str,
+    path: Path,
+) -> None:
+    """Tokens a second by drafter, other systems first; and by kind of prompt how many times as fast as none."""
+    plt = _pyplot()
+    rows = sorted(summaries, key=lambda summary: summary.contender in ways)  # which keeps their order else
+    ours = [name for name in ways if name != NONE and any(name in each for each in domains.values())] or [NONE]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.6 + 0.34 * len(rows)), layout="constrained")
+    for place, summary in enumerate(rows):
+        colour = COLOURS.get(summary.contender, COLOURS[SPECULATIVE])
+        colour = COLOURS[AUTOREGRESSIVE] if summary.contender == NONE else colour
+        left.barh(place, summary.tokens_per_second, color=colour, alpha=0.85)
+        label = f" {summary.tokens_per_second:.0f} ({summary.over_autoregressive.value:.2f}x)"
+        left.text(summary.tokens_per_second, place, label, va="center", fontsize=9)
+    left.set_yticks(range(len(rows)), [summary.contender for summary in rows])
+    left.invert_yaxis()
+    left.set_xlim(0, 1.3 * max(summary.tokens_per_second for summary in rows))
+    left.set_xlabel("tokens a second (in brackets: over none, median of prompts)")
+    left.spines[["top", "right"]].set_visible(False)
+
+    over = np.array([[each[name].value if name in each else np.nan for each in domains.values()] for name in ours])
+    most = max(2.0, float(np.nanmax(over)))
+    right.imshow(np.log2(over), cmap="PuOr_r", vmin=-np.log2(most), vmax=np.log2(most), aspect="auto")
+    for place, column in np.ndindex(over.shape):
+        if not np.isnan(over[place, column]):
+            right.text(column, place, f"{over[place, column]:.2f}", ha="center", va="center", fontsize=9)
+    right.set_xticks(range(len(domains)), list(domains))
+    right.set_yticks(range(len(ours)), ours)
+    right.set_title("over none, by kind of prompt", fontsize=9)
+    right.spines[:].set_visible(False)
+    right.tick_params(length=0)
     _save(figure, caption, path)
 
 
