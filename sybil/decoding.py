@@ -22,8 +22,9 @@ from sybil.drafting.auto import Known, window_for
 from sybil.errors import CacheOutOfStep, InvalidSetting, NumericalFailure
 from sybil.inputs import Inputs, prompts_of
 from sybil.models import Model, prefill
+from sybil.noise import Noise
 from sybil.results import FinishReason, Generation, Stats, Step
-from sybil.sampling import Noise, likeliest, probabilities, process
+from sybil.sampling import likeliest, probabilities, process
 from sybil.settings import BY_ROW, MOST, Settings, blamed, chosen
 from sybil.shaping import sampling
 from sybil.stopping import Stops
@@ -196,8 +197,7 @@ class _Run:
             self._prefill()
             clock.lap("prefill")
             while any(row.room for row in self.rows):
-                step = self._round(clock)
-                yield step
+                yield (step := self._round(clock))
                 self.prefilled = ()
                 clock.restart()
                 self.window.observe(step)
@@ -210,8 +210,8 @@ class _Run:
     def _round(self, clock: Clock) -> Step:
         """Propose, verify, judge, commit. limits: how many tokens each row may be offered; proposed: how many it was;
         accepted: how many of those the rule kept."""
-        rooms = [max(row.room - 1, 0) for row in self.rows]
-        limits = self.window.sizes(self.drafter.sources(self.context) if self.drafter else [0] * len(rooms), rooms)
+        sources = self.drafter.sources(self.context) if self.drafter else [0] * len(self.rows)
+        limits = self.window.sizes(sources, [max(row.room - 1, 0) for row in self.rows])
         proposal = self._propose(limits)
         proposed = [min(pair) for pair in zip(limits, proposal.counts, strict=True)]
         clock.lap("draft")
@@ -241,7 +241,8 @@ class _Run:
         context, gamma = self.context, max(limits)
         context.limits = limits
         if self.rule is verification.coupled and not self.sampling.greedy:
-            context.exponentials = upload(context.race_noise(gamma + 1, self.target.vocab_size), self.target.device)
+            noise, device = context.race_noise(gamma + 1, self.target.vocab_size), self.target.device
+            context.exponentials = noise if device.type == "cpu" else upload(noise.all(), device)
         if self.drafter is None or not gamma:
             return Proposal.nothing(len(self.rows))
         return self.drafter.propose(context, gamma)

@@ -11,18 +11,19 @@ first part drafts for the second, and the second for the target."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sybil.arguments import described
 from sybil.decoding import Decoder
-from sybil.drafting import DrafterFactory, DraftLookup, DraftSelf
+from sybil.drafting import DrafterFactory, DraftHybrid, DraftLookup, DraftModel, DraftSelf
 from sybil.errors import InvalidSetting
 from sybil.models import Model, copies, skipping
 from sybil.models.folders import Checkpoint
+from sybil.models.storage import Bits
 from sybil.text import encode
 from sybil.transfer import integers
 
@@ -38,7 +39,7 @@ NEW_TOKENS = 16
 class Self:
     """A copy of the target; bits: None for what fits it best."""
 
-    bits: int | None = None
+    bits: Bits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Skip:
     """The target, or its copy in so many bits, without some layers; layers: None for as many as pay."""
 
     layers: int | None = None
-    bits: int | None = None
+    bits: Bits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,11 @@ def is_model(name: str) -> bool:
     return isinstance(parse(name), Source)
 
 
+def looks_up(draft: Draft) -> bool:
+    """Whether lookup is a part of it."""
+    return isinstance(draft, Lookup | Hybrid) or (isinstance(draft, Cascade) and looks_up(draft.helper))
+
+
 class _Senseless(Exception):
     """What is wrong with a part of a name."""
 
@@ -131,10 +137,11 @@ def _parsed(name: str) -> Draft:
     return Source(name)
 
 
-def _bits(text: str) -> int:
-    if text not in map(str, copies.BITS):
-        raise _Senseless(f"a copy has {', '.join(map(str, copies.BITS[:-1]))} or {copies.BITS[-1]} bits")
-    return int(text)
+def _bits(text: str) -> Bits:
+    for bits in copies.BITS:
+        if text == str(bits):
+            return bits
+    raise _Senseless(f"a copy has {', '.join(map(str, copies.BITS[:-1]))} or {copies.BITS[-1]} bits")
 
 
 def _count(text: str) -> int:
@@ -157,53 +164,61 @@ class Maker:
 
     checkpoint: Checkpoint
     model: Model
-    source: Callable[[str], DrafterFactory]
-    lookup: DrafterFactory = field(default_factory=DraftLookup)
+    source: Callable[[Any], DrafterFactory]
+    lookup: DraftLookup = field(default_factory=DraftLookup)
+    _made: dict[Draft, DrafterFactory] = field(default_factory=dict)
 
     def make(self, draft: Draft) -> DrafterFactory:
-        """The factory of a tree. Raises the errors of sybil.errors."""
+        """The factory of a tree; what several trees have in common, such as a copy, is made once. Raises the errors of
+        sybil.errors."""
+        if draft not in self._made:
+            self._made[draft] = self._make(draft)
+        return self._made[draft]
+
+    def _make(self, draft: Draft) -> DrafterFactory:
         if isinstance(draft, Lookup):
             return self.lookup
         if isinstance(draft, Hybrid):
-            return _hybrid(self.lookup, self.make(draft.other))
+            return DraftHybrid(self.lookup, self.make(draft.other))
         if isinstance(draft, Cascade):
-            return _helped(self.make(draft.draft), self.make(draft.helper))
+            made = self.make(draft.draft)
+            if not isinstance(made, DraftModel):
+                raise InvalidSetting(
+                    "draft is a cascade whose second has another tokenizer than the target: give it a draft of the "
+                    "target's own tokens, or leave the cascade out"
+                )
+            return replace(made, helper=self.make(draft.helper))
         if isinstance(draft, Source):
             return self.source(draft.name)
         if isinstance(draft, Skip):
             return self._skipping(draft)
         return DraftSelf(self._rounded("self", draft.bits))
 
-    def _rounded(self, name: str, bits: int | None) -> copies.Ours:
+    def _rounded(self, name: str, bits: Bits | None) -> copies.Ours:
         model = copies.ours(self.model, self.checkpoint.name, name)
-        return copies.rounded(self.checkpoint, model, bits or copies.best_bits(model))
+        return copies.rounded(self.checkpoint, model, bits or copies.best_bits(model), self.text)
 
-    def _skipping(self, draft: Skip) -> DrafterFactory:
-        model = cast(skipping.Layered, copies.ours(self.model, self.checkpoint.name, "skip"))
+    def _skipping(self, draft: Skip) -> DraftSelf:
+        model = copies.ours(self.model, self.checkpoint.name, "skip")
         if (draft.layers or 1) >= model.shape.layers:
             raise InvalidSetting(
                 f"draft is skip:{draft.layers or 1} and {self.checkpoint.name} has {model.shape.layers} layers: "
                 "leave out fewer"
             )
-        kept = skipping.kept(model, self._text(), draft.layers)
-        whole = model if draft.bits is None else cast(skipping.Layered, self._rounded("skip", draft.bits))
+        kept = skipping.kept(model, self.text(), draft.layers)
+        whole = model if draft.bits is None else self._rounded("skip", draft.bits)
         return DraftSelf(whole.with_layers(kept), shares=draft.bits is None)
 
-    def _text(self) -> Tensor:
+    def text(self) -> Tensor:
         """The target's own text, (rows, tokens): what it says greedily after a few beginnings."""
         tokenizer, size = self.checkpoint.tokenizer, self.model.vocab_size
         spread = [index * size // len(BEGINNINGS) for index in range(len(BEGINNINGS))]
-        firsts = spread if tokenizer is None else [encode(tokenizer, text)[0] for text in BEGINNINGS]
+        begun = [] if tokenizer is None else [encode(tokenizer, text) for text in BEGINNINGS]
+        firsts = (
+            [ids[0] for ids in begun] if begun and all(begun) else spread
+        )  # a small vocabulary may lack their letters
         count = min(NEW_TOKENS, self.model.context - 1)
         said = Decoder(self.model).generate([[first] for first in firsts], max_new_tokens=count, eos_token_id=[])
         return torch.stack(
             [torch.cat([integers([first]), row]) for first, row in zip(firsts, said.tokens, strict=True)]
         )
-
-
-def _hybrid(lookup: DrafterFactory, other: DrafterFactory) -> DrafterFactory:
-    raise InvalidSetting("draft is a hybrid, which isn't there yet: name one of its two parts")
-
-
-def _helped(draft: DrafterFactory, helper: DrafterFactory) -> DrafterFactory:
-    raise InvalidSetting("draft is a cascade, which isn't there yet: name one of its two parts")

@@ -46,7 +46,7 @@ class Small(DraftModel):
 DRAFTERS: dict[str, DrafterFactory] = {
     "model": Small(in_sybil(perturbed(TARGET, 0.12))),
     "transformers": Small(foreign(llama(seed=3, vocab=VOCAB, layers=1, width=8))),
-    "lookup": DraftLookup(),
+    "lookup": DraftLookup(least=0.0),
     "short": Small(in_sybil(gpt2(seed=4, vocab=VOCAB, layers=1, width=8, context=6))),  # ends before the text does
 }
 PROCESSORS: dict[str, tuple[dict[str, object], LogitsProcessorList]] = {

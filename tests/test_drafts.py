@@ -9,7 +9,7 @@ import pytest
 from tiny import gpt2, letters, save
 
 import sybil
-from sybil.drafting import DraftLookup, DraftSelf
+from sybil.drafting import DraftLookup, DraftModel, DraftSelf
 from sybil.drafts import Cascade, Draft, Hybrid, Lookup, Self, Skip, Source, is_model, parse
 from sybil.errors import InvalidSetting
 from sybil.measuring.memory import weight_bytes
@@ -113,3 +113,23 @@ def test_a_copy_of_a_model_object(folder: Path) -> None:
 
 def test_the_draft_of_lookup(folder: Path) -> None:
     assert isinstance(sybil.load(folder, "lookup", device="cpu").draft, DraftLookup)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hybrid:lookup,self:8", "cascade:lookup,self:8", "cascade:self:4,self:8", "hybrid:lookup,cascade:lookup,self:5"],
+)
+def test_mixtures_are_plain_decodings_text(folder: Path, name: str) -> None:
+    decoder = sybil.load(folder, name, dtype="float32", device="cpu")
+    settings: dict[str, Any] = {"max_new_tokens": 40, "eos_token_id": []}
+    plain = decoder.without_draft().generate(["abcabcab", "q"], **settings)
+    found = decoder.generate(["abcabcab", "q"], gamma=6, **settings)
+    assert [row.tolist() for row in found.tokens] == [row.tolist() for row in plain.tokens]
+    assert found.stats.accepted > 0
+    assert weight_bytes(decoder) == sum(model.weight_bytes for model in decoder.models)
+
+
+def test_a_model_helped_by_the_text(folder: Path) -> None:
+    decoder = sybil.load(folder, f"cascade:lookup,{folder}", device="cpu")
+    assert isinstance(decoder.draft, DraftModel)
+    assert isinstance(decoder.draft.helper, DraftLookup)

@@ -20,6 +20,7 @@ FLOORS = (
     ("sybil.inputs", "sybil.shaping", "sybil.chat", "sybil.sandbox"),
     ("sybil.defaults", "sybil.drafting", "sybil.verification", "sybil.settings", "sybil.stopping"),
     ("sybil.models", "sybil.sampling"),
+    ("sybil.filters", "sybil.noise"),
     ("sybil.arguments", "sybil.pieces"),
     ("sybil.errors",),
 )

@@ -1,5 +1,5 @@
-"""The engine's bars, measured: `python -m benchmarks.engine flat`, `step`, `replay`, `bits`, `real` or `widths`, on an
-idle machine.
+"""The engine's bars, measured: `python -m benchmarks.engine flat`, `step`, `replay`, `bits`, `real`, `widths`,
+`acceptance`, `drafts`, `copies` or `replay-copy`, on an idle machine.
 
 Each prints what was found beside what was asked for, and appends it all to the file that --out names.
 """
@@ -9,14 +9,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
+from benchmarks.engine import acceptance as of_acceptance
 from benchmarks.engine import bars
 from benchmarks.engine import blocks as of_blocks
+from benchmarks.engine import drafts as of_drafts
 from benchmarks.engine import real as reals
 from benchmarks.engine import widths as widths_of
 from sybil.cli.terminal import make_console, make_progress, make_table
@@ -31,15 +34,19 @@ console = make_console()
 
 OutOption = Annotated[Path, typer.Option(help="JSONL file to append the result to.")]
 PassesOption = Annotated[int, typer.Option(min=2, help="How often everything is measured.")]
+QUARTILES = "quartiles"
 OUT, ROWS = Path("sybil-engine.jsonl"), Path("sybil-widths.jsonl")
 
 
-def _measure(command: str, runs: int, measure: Callable[[bars.Tick], bars.Result], out: Path) -> None:
-    """Measure under a progress bar of so many runs, print the bars, append the record."""
+def _measure(
+    command: str, runs: int, measure: Callable[[bars.Tick], bars.Result], out: Path, spread: str = "95 % interval"
+) -> None:
+    """Measure under a progress bar of so many runs, print the bars, append the record. spread: what a bar's interval
+    is."""
     with make_progress(console) as progress:
         task = progress.add_task(command, total=runs)
         result = measure(lambda what: progress.update(task, advance=1, description=what))
-    table = make_table(console, command, "found", "95 % interval", "bar", "")
+    table = make_table(console, command, "found", spread, "bar", "")
     for bar in result.bars:
         found, bound = bar.found, bar.at_least if bar.at_most is None else bar.at_most
         asked = "" if bound is None else f"at {'least' if bar.at_most is None else 'most'} {bound:g}"
@@ -72,6 +79,30 @@ def flat(passes: PassesOption = 30, out: OutOption = OUT) -> None:
 def blocks(passes: PassesOption = 20, out: OutOption = OUT) -> None:
     """Weights in a file's blocks, each format and SmolLM2's mix: 5 tokens cost at most 1.8 times 1, 9 at most 2.6."""
     _measure("blocks", passes, lambda tick: of_blocks.measure(passes, tick), out)
+
+
+@app.command()
+def acceptance(
+    pair: Annotated[str, typer.Option(help="The pair whose target drafts for itself.")] = SMOLLM2,
+    drafts: Annotated[list[str] | None, typer.Option("--draft", help="A name of --draft; several times.")] = None,
+    shifted: Annotated[
+        list[int] | None, typer.Option(help="Bits of a copy with shifted blocks; several times.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts, decoded together.")] = 6,
+    new_tokens: Annotated[int, typer.Option(min=8, help="New tokens a prompt.")] = 48,
+    out: OutOption = OUT,
+) -> None:
+    """What a target's copies are worth as its draft: bits, acceptance, tokens a round."""
+    names = drafts or ["self:8", "self:6", "self:5", "self:4", "skip"]
+    chosen = PAIRS[pair]
+    table = make_table(console, f"{pair} drafts for itself", "setting", "accepted", "tokens a round", "MB a step")
+    rows = of_acceptance.measure(chosen.source, chosen.prompts, names, shifted or [], prompts, new_tokens)
+    found = []
+    for row in rows:
+        found.append(asdict(row))
+        table.add_row(row.copy, row.setting, f"{row.accepted:.3f}", f"{row.tokens:.2f}", f"{row.megabytes:.1f}")
+    console.print(table)
+    _append("acceptance", {"pair": pair, "prompts": prompts, "new_tokens": new_tokens, "found": found}, out)
 
 
 @app.command()
@@ -149,6 +180,46 @@ def real(
     """SmolLM2 from its file, beside llama.cpp (and Gemma 3); verifying, loading, memory; beside a busy process."""
     runs = 2 * prompts * (2 if gemma else 1) + passes + max(passes // 6, 2) + 2 * max(passes // 3, 2)
     _measure("real", runs, lambda tick: reals.real(passes, prompts, gemma, tick), out)
+
+
+@app.command()
+def drafts(
+    what: Annotated[str, typer.Argument(help=f"One of {', '.join(of_drafts.COMPARISONS)}.")] = SMOLLM2,
+    prompts: Annotated[int, typer.Option(min=4, help="Prompts, as many of each kind.")] = 24,
+    gamma: Annotated[str, typer.Option(help="auto, or tokens a round.")] = "auto",
+    out: OutOption = OUT,
+) -> None:
+    """Drafters without a second model over plain decoding, by kind of prompt."""
+    if what not in of_drafts.COMPARISONS:
+        raise typer.BadParameter(f"use one of {', '.join(of_drafts.COMPARISONS)}")
+    asked = of_drafts.COMPARISONS[what]
+    runs = prompts * (1 + len(asked.drafters) + bool(asked.over_transformers))
+    size = int(gamma) if gamma.isdecimal() else gamma
+    _measure(f"drafts {what}", runs, lambda tick: of_drafts.compare(what, prompts, size, tick), out, QUARTILES)
+
+
+@app.command()
+def copies(
+    pair: Annotated[str, typer.Argument(help="The pair whose target is copied.")] = SMOLLM2,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts, as many of each kind.")] = 12,
+    passes: PassesOption = 30,
+    out: OutOption = OUT,
+) -> None:
+    """Copies of a target in 4 to 8 bits: a step costs at most 1.3 times its bytes at the streaming rate."""
+    runs = passes + prompts * (1 + 3 * len(of_drafts.BITS))
+    _measure(f"copies {pair}", runs, lambda tick: of_drafts.copies(pair, prompts, passes, tick), out, QUARTILES)
+
+
+@app.command()
+def replay_copy(
+    bits: Annotated[int, typer.Option(help="The copy's: 4, 5, 6 or 8.")] = 4,
+    repetitions: Annotated[int, typer.Option(min=1, help="Runs by each decoder, at each gamma.")] = 5,
+    out: OutOption = OUT,
+) -> None:
+    """GPT-2 Medium's shape, drafted for by a copy of itself that replays it at 75 % acceptance: at least 2.83."""
+    gammas = (4, 6, 8)
+    runs = 2 * repetitions * len(gammas)
+    _measure("replay-copy", runs, lambda tick: of_drafts.replay(bits, gammas, repetitions, tick), out, QUARTILES)
 
 
 @app.command()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sybil.drafting.contract import Context, Drafter, Generating, Outcome, Proposal
+from torch import Tensor
+
+from sybil.drafting.contract import Context, Drafter, Generating, Proposal
 from sybil.drafting.model import DraftModel, ModelDrafter
 from sybil.models import Cache
 
@@ -15,14 +17,15 @@ class DraftSelf(DraftModel):
 
     shares: whether the model's weights are the target's own memory."""
 
-    shares: bool = False
+    shares: bool = field(default=False, kw_only=True)
 
     @property
     def weight_bytes(self) -> int:
-        return 0 if self.shares else self.model.weight_bytes
+        helpers = 0 if self.helper is None else self.helper.weight_bytes
+        return helpers + (0 if self.shares else self.model.weight_bytes)
 
     def __call__(self, generating: Generating) -> Drafter:
-        return SelfDrafter(self.model, generating)
+        return SelfDrafter(self.model, generating, self.helper)
 
 
 class SelfDrafter(ModelDrafter):
@@ -42,4 +45,5 @@ class SelfDrafter(ModelDrafter):
         finally:  # Ctrl-C may fall into a forward
             self.cache.lengths = held
 
-    def observe(self, outcome: Outcome) -> None: ...
+    def roll_back(self, lengths: Tensor) -> None:
+        """The loop's own affair."""

@@ -34,10 +34,10 @@ def contenders(draft: str | None) -> tuple[str, ...]:
 
 
 def theirs(draft: str | None, drafters: Sequence[str] = ()) -> tuple[str, ...]:
-    """transformers' ways to decode beside a draft: plainly, with an assistant where the draft is another model, by looking
+    """transformers' ways to decode beside a draft: plainly, with an assistant where the draft is a model, by looking
     up where that is the draft or one of the drafters."""
-    looks_up = LOOKUP in (draft, *drafters)
-    return TRANSFORMERS, *[ASSISTED] * (draft is not None and is_model(draft)), *[PROMPT_LOOKUP] * looks_up
+    assisted, looks_up = draft is not None and is_model(draft), LOOKUP in (draft, *drafters)
+    return TRANSFORMERS, *[ASSISTED] * assisted, *[PROMPT_LOOKUP] * looks_up
 
 
 @dataclass(frozen=True, slots=True)

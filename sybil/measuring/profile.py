@@ -23,7 +23,8 @@ from sybil.measuring.memory import PeakMemory, release, weight_bytes
 from sybil.measuring.prompts import Prompt
 from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
 from sybil.models import Model
-from sybil.models.storage import FORMATS, Kept, Storage
+from sybil.models.rounding import BLOCK, block_bytes
+from sybil.models.storage import FORMATS, Kept, Rounding, Storage
 from sybil.pairs import default_draft_dtype
 from sybil.results import Step
 from sybil.transfer import integers
@@ -209,11 +210,14 @@ def _memory(decoder: Decoder, prompt: Tensor, new_tokens: int, gamma: int) -> di
 
 
 def precision(model: Model) -> Storage | None:
-    """What the products' weights are kept in; None where it can't be told, or where they stay in a file's blocks."""
+    """What the products' weights are kept in, int8 where they are rounded to few bits; None where it can't be told, or
+    where they stay in a file's blocks."""
     ours: Kept | None = getattr(model, "storage", None)
     words: dict[object, Storage] = {kept.dtype: word for word, kept in FORMATS.items()}
     if ours == "stored":
         return None
+    if isinstance(ours, Rounding):
+        return "int8"
     return ours or words.get(getattr(getattr(model, "model", None), "dtype", None))  # of a HuggingFaceModel's model
 
 
@@ -226,13 +230,15 @@ def bytes_read(model: Model) -> int:
     """What a step has to read of the weights: every product's once, norms and the rows looked up left out.
 
     For a foreign model all weights."""
-    shape, storage = getattr(model, "shape", None), precision(model)
+    shape, storage, kept = getattr(model, "shape", None), precision(model), getattr(model, "storage", None)
     if shape is None or storage is None:
         return model.weight_bytes
     heads, projected = shape.heads * shape.head_size, shape.embedding_width != shape.width
     query_key_value = shape.width * (heads + 2 * shape.kv_heads * shape.head_size)
     layer = query_key_value + heads * shape.width + (3 if shape.gated else 2) * shape.width * shape.inner
     ends = shape.vocab_size * shape.embedding_width + 2 * projected * shape.width * shape.embedding_width
+    if isinstance(kept, Rounding):
+        return int((shape.layers * layer + ends) * block_bytes(kept.bits) / BLOCK)
     return int((shape.layers * layer + ends) * FORMATS[storage].dtype.itemsize)
 
 

@@ -18,9 +18,10 @@ REMEDY = 'give JSON lines such as {"text": "def main("}, or {"messages": [{"role
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """domain: "code", "prose" or "structured" for those of stdlib; "code", "conversation" or "summarization" for the
-    English ones. messages: role and content of each, for a model that has a chat
-    template; text: for a model that has none."""
+    """domain: "code", "prose" or "structured" for those of stdlib; "code", "conversation", "summarization" or
+    "editing" for the English ones, the last of which give a file to be repeated with one change, each one that SmolLM2
+    does repeat. messages: role and content of each, for a model that has a chat template; text: for a model that has
+    none."""
 
     id: str
     domain: str

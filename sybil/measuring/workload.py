@@ -23,7 +23,7 @@ from sybil.models import Model
 from sybil.models.building import build
 from sybil.models.checkpoints.families import understand
 from sybil.models.checkpoints.sources import Source
-from sybil.models.storage import storage_of
+from sybil.models.storage import Kept, storage_of
 from sybil.transfer import count_to
 
 if TYPE_CHECKING:
@@ -38,10 +38,11 @@ class RandomModel:
     name: str
     config: Mapping[str, Any]
 
-    def build(self, dtype: torch.dtype, device: torch.device) -> Model:
-        """In Sybil; dtype may be int8. No more than a tensor is in memory beside the model."""
+    def build(self, dtype: torch.dtype, device: torch.device, kept: Kept | None = None) -> Model:
+        """In Sybil; dtype may be int8. kept: a copy of the weights of dtype that is kept so. No more than a tensor is
+        in memory beside the model."""
         _, shape = understand(self.config)
-        return build(shape, _Weights(self, dtype, device), storage_of(dtype), device)
+        return build(shape, _Weights(self, dtype, device), kept or storage_of(dtype), device)
 
     def twin(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
         """The very same weights in transformers; no token ends a text."""

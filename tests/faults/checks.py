@@ -14,25 +14,31 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from counting import ALPHA, DECODED, DRAFTERS, VOCAB, Case, ChiSquare, p_values
+from counting import ALPHA, DECODED, DRAFTERS, TARGET, VOCAB, Case, ChiSquare, p_values
 from counting import PROMPTS as COUNTED
 from proof import BELOW_ONE, Problem, error
 from tiny import gpt2, in_sybil, letters, perturbed, prompts, save
 from tiny import greedy as by_transformers
-from tokenizers import Tokenizer, models
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import GPT2LMHeadModel, NoRepeatNGramLogitsProcessor, PreTrainedModel, StoppingCriteria
+from translating import drafting, letters_of, with_turned_ids
+from vocabularies import byte_level, bytes_alone, turned
 
 import sybil
 from sybil import Decoder, verification
-from sybil.drafting import Context, Drafter, DraftModel, Generating, Outcome, Proposal
+from sybil.drafting import Context, Drafter, DraftLookup, DraftModel, Generating, Outcome, Proposal
+from sybil.drafting.reencoding import Row
+from sybil.drafting.surfaces import Vocabulary
 from sybil.errors import CacheOutOfStep, VocabularyMismatch
+from sybil.fit import way_of
 from sybil.losslessness.evidence import Reference
 from sybil.losslessness.judge import Plan
 from sybil.losslessness.judge import verify as judge
 from sybil.losslessness.samples import Request
 from sybil.losslessness.subjects import SybilSubject
-from sybil.sampling import Noise, Sampling, probabilities
+from sybil.noise import Noise
+from sybil.sampling import Sampling, probabilities
 from sybil.verification import Proposed
 
 Check = Callable[[int], None]
@@ -43,6 +49,11 @@ MODELS = (13, 20, 2)  # random weights whose greedy text varies: a text of one t
 ROUNDING = 1e-9  # of logits and probabilities in float64
 SEQUENCES = 3_000  # counted for each case: shows a relative error of 23 % (root mean square, 63 cells) 99 times in 100
 SAMPLED: dict[str, Any] = {"max_new_tokens": COUNT, "do_sample": True, "top_k": 0, "eos_token_id": []}
+
+# beside the matrix of counting.py, for texts in Python take their time
+DRAFTERS["intersection"] = drafting(
+    "intersection", TARGET, gpt2(9, vocab=4, layers=1, width=8), letters(VOCAB), letters_of("c?!a")
+)
 
 
 def check(function: Check) -> Check:
@@ -200,6 +211,22 @@ def rows(seed: int) -> None:
             assert together[0] == said(drafted(seed), inputs[first : first + 1], **settings)[0], f"row {first}"
 
 
+@check
+def lookups(seed: int) -> None:
+    """What is looked up follows the row's own kept tokens, whatever stands after them and beside it."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(20):
+        lengths = torch.randint(1, 15, (3,), generator=generator)
+        tokens = torch.randint(0, 3, (3, 20), generator=generator)
+        found = []
+        for other in (tokens, tokens.where(torch.arange(20) < lengths[:, None], 3 - tokens)):
+            generating = Generating(3, 20, VOCAB, Sampling(), DECODED.new_cache(3, 20))
+            drafter = DraftLookup(least=0.0)(generating)
+            found.append(drafter.propose(Context(other, lengths, Noise(seed)), 4))
+        assert found[0].counts == found[1].counts, f"numbers of tokens after {lengths.tolist()} kept ones"
+        assert found[0].tokens.equal(found[1].tokens), f"tokens after {lengths.tolist()} kept ones"
+
+
 class AtEleven(StoppingCriteria):
     """Stops a row of exactly eleven tokens: whoever passes it by is not asked again."""
 
@@ -321,26 +348,54 @@ def processors(seed: int) -> None:
 
 @check
 def vocabularies(seed: int) -> None:
-    """Drafts with other tokens are refused, as many of them or not; padding beyond the same tokens is taken."""
-    reversed_ids = Tokenizer(models.BPE({letter: 30 - index for letter, index in letters().get_vocab().items()}, []))
+    """Drafts with other tokens, as many of them or not, are known; padding beyond the same tokens is none. The text is
+    the target's, and that of the very target under other ids is always right."""
+    reversed_ids = turned(letters())
     with TemporaryDirectory() as name:
         folder = Path(name)
         target = save(model(seed), folder / "target")
         exact: dict[str, Any] = {"dtype": torch.float64, "draft_dtype": torch.float64, "device": "cpu"}
-        for tokenizer, size in ((letters(24), 24), (letters(24), 31), (reversed_ids, 31)):
-            other = save(gpt2(seed, vocab=size), folder / f"{size} {tokenizer.get_vocab_size()}", tokenizer)
-            try:
-                sybil.load(target, other, **exact)
-            except VocabularyMismatch:
-                continue
-            raise AssertionError(f"a draft of {tokenizer.get_vocab_size()} other tokens was taken")
-        padded = save(gpt2(seed, vocab=40), folder / "padded", letters())
-        try:
-            decoder = sybil.load(target, padded, **exact)
-        except VocabularyMismatch as error:
-            raise AssertionError(f"padding was taken for tokens: {error}") from error
         wanted = plain(seed)[0][:6]
-        assert said(decoder, texts(seed)[:1], max_new_tokens=6, eos_token_id=[]) == [wanted]
+        others = {
+            "fewer": (gpt2(seed, vocab=24), letters(24)),
+            "padded fewer": (gpt2(seed, vocab=31), letters(24)),
+            "turned": (with_turned_ids(model(seed)), reversed_ids),
+            "padded": (gpt2(seed, vocab=40), letters()),
+        }
+        for what, (other, tokenizer) in others.items():
+            try:
+                decoder = sybil.load(target, save(other, folder / what, tokenizer), **exact)
+            except VocabularyMismatch as error:
+                raise AssertionError(f"{what}: {error}") from error
+            assert (way_of(decoder.draft) is None) == (what == "padded"), f"{what}: {way_of(decoder.draft)}"
+            out = decoder.generate(texts(seed)[:1], max_new_tokens=6, eos_token_id=[])
+            assert [row.tolist() for row in out.tokens] == [wanted], what
+            assert what != "turned" or out.stats.acceptance_rate == 1, f"{out.stats.acceptance_rate} accepted"
+
+
+@check
+def intersection(seed: int) -> None:
+    """What the loop samples with a draft of another tokenizer, counted, follows the target's exact distribution."""
+    for counted, p_value in p_values(Case(drafter="intersection"), seed, SEQUENCES).items():
+        assert p_value > ALPHA, f"{counted}: p = {p_value:.1g}"
+
+
+@check
+def reencoding(seed: int) -> None:
+    """A text that grows by a byte at a time is, in the draft's tokens, what its tokenizer makes of the whole text; the
+    first bytes of a character are tokens of their own."""
+    own = byte_level()
+    begin = own.token_to_id("<s>")
+    own.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    theirs, draft = Vocabulary(bytes_alone()), Vocabulary(own)
+    text = ["日本 stop 😀", "é<s>stopped", "User: 日日\n\n"][seed % 3]
+    row, data = Row(theirs, draft), text.encode()
+    for place in range(len(data)):
+        row.write(place, [theirs.ids[data[place : place + 1]]])
+        characters = data[: place + 1].decode(errors="ignore")
+        rest = data[len(characters.encode()) : place + 1]
+        wanted = own.encode(characters, add_special_tokens=False).ids + [draft.ids[bytes([byte])] for byte in rest]
+        assert row.own == wanted, f"after {place + 1} bytes of {text!r}"
 
 
 @check

@@ -1,4 +1,4 @@
-"""Faults, each planted by patching Sybil: twenty of other decoders, and four suspects, numbered as in docs/quality.md.
+"""Faults, each planted by patching Sybil: those of other decoders and four suspects, numbered as in docs/quality.md.
 
 S1 to S4 are what the author of Sybil's first prototype suspected when its text became worse as it became faster.
 """
@@ -11,17 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from counting import VOCAB
 from torch import Tensor
 
-from sybil import decoding, fit, loading, verification
+from sybil import decoding, fit, verification
 from sybil.decoding import _Row, _Run
-from sybil.drafting import Context, ModelDrafter, Outcome, Proposal
+from sybil.drafting import Context, Generating, LookupDrafter, ModelDrafter, Outcome, Proposal, surfaces
+from sybil.drafting.reader import Reader, ReaderCache
+from sybil.drafting.vocabulary import Intersection
 from sybil.errors import VocabularyMismatch
 from sybil.models.operators import cache
 from sybil.models.operators.cache import KVCache, Layout
 from sybil.models.operators.transformer import Transformer
+from sybil.noise import Exponentials, Noise
 from sybil.results import FinishReason
-from sybil.sampling import Noise, Sampling, draw
+from sybil.sampling import draw
 from sybil.stopping import Stops
 from sybil.verification import Proposed, Rule, Verdict
 
@@ -145,9 +149,10 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("3d", "shared noise keyed by place in the block", "vLLM", "seeds")
 def _(patch: pytest.MonkeyPatch) -> None:
-    def race_noise(self: Context, count: int, vocab: int) -> Tensor:
-        positions = torch.arange(count).expand(len(self.lengths), -1)
-        return self.noise.exponentials(torch.arange(len(self.lengths)), positions, vocab)
+    def race_noise(self: Context, count: int, vocab: int) -> Exponentials:
+        return replace(original(self, count, vocab), positions=torch.arange(count).expand(len(self.lengths), -1))
+
+    original = Context.race_noise
 
     patch.setattr(Context, "race_noise", race_noise)
 
@@ -273,8 +278,8 @@ def broken_off(proposed: Proposed, noise: Tensor) -> Verdict:
 @fault("19", "residual 0/0 where both distributions agree", "gpt-fast", "equal")
 def _(patch: pytest.MonkeyPatch) -> None:
     def unguarded(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
-        left = (target_probs - draft_probs).clamp(min=0)
-        return left / left.sum(-1, keepdim=True)
+        left = (target_probs - draft_probs).clip(0)
+        return left / left.sum(-1)[:, None]
 
     patch.setattr(verification, "residual", unguarded)
 
@@ -428,14 +433,14 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("20a", "padding is compared as tokens", "152,064 tokens against 151,936", "vocabularies")
 def _(patch: pytest.MonkeyPatch) -> None:
-    original = loading.check_vocabularies
+    original = fit.drafter
 
-    def by_padded_size(target: Any, draft: Any, sizes: tuple[int, int]) -> None:
-        original(target, draft, sizes)
-        if sizes[0] != sizes[1]:
-            raise VocabularyMismatch(f"{sizes[0]} tokens and {sizes[1]}")
+    def by_padded_size(target: Any, draft: Any, model: Any, drafting: Any) -> Any:
+        if model.vocab_size != drafting.vocab_size:
+            raise VocabularyMismatch(f"{model.vocab_size} tokens and {drafting.vocab_size}")
+        return original(target, draft, model, drafting)
 
-    patch.setattr(loading, "check_vocabularies", by_padded_size)
+    patch.setattr(fit, "drafter", by_padded_size)
 
 
 @fault("20b", "vocabularies of one size are held for the same", "", "vocabularies")
@@ -447,10 +452,82 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     original = ModelDrafter.__init__
 
-    def start(self: ModelDrafter, model: Any, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> None:
-        original(self, model, batch, capacity, model.vocab_size, sampling)
+    def start(self: ModelDrafter, model: Any, generating: Generating, *rest: Any) -> None:
+        original(self, model, replace(generating, vocab_size=model.vocab_size), *rest)
 
     patch.setattr(ModelDrafter, "__init__", start)
+
+
+# two tokenizers
+
+
+def masses(patch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What each forward of an intersection's draft gives the tokens of both vocabularies, (batch, 1), as they come."""
+    original, seen = Reader.forward, list[Tensor]()
+
+    def forward(self: Intersection, tokens: Tensor, cache: ReaderCache) -> Tensor:
+        logits = original(self, tokens, cache)
+        seen.append(logits[:, -1].softmax(-1)[:, self._own].sum(-1, keepdim=True))
+        return logits
+
+    patch.setattr(Reader, "forward", forward)
+    return seen
+
+
+@fault("21a", "an intersection is not renormalised", "", "intersection")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original, seen = ModelDrafter.propose, masses(patch)
+
+    def propose(self: ModelDrafter, context: Context, gamma: int) -> Proposal:
+        seen.clear()
+        proposal = original(self, context, gamma)
+        return replace(proposal, probs=proposal.probs * torch.stack(seen, 1)) if seen else proposal
+
+    patch.setattr(ModelDrafter, "propose", propose)
+
+
+@fault("21b", "what only the draft has becomes token 0", "vLLM #38174", "intersection")
+def _(patch: pytest.MonkeyPatch) -> None:
+    seen = masses(patch)
+    none = torch.eye(VOCAB, dtype=torch.float64)[0]
+    drawn_through(patch, lambda probs: probs * seen[-1] + none * (1 - seen[-1]) if seen else probs)
+
+
+@fault("21c", "columns are read in another order than they were written in", "transformers 5.23", "intersection")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original, seen = ModelDrafter.propose, masses(patch)
+
+    def propose(self: ModelDrafter, context: Context, gamma: int) -> Proposal:
+        seen.clear()
+        proposal = original(self, context, gamma)
+        return replace(proposal, probs=proposal.probs.roll(1, -1)) if seen else proposal
+
+    patch.setattr(ModelDrafter, "propose", propose)
+
+
+@fault("21d", "a special token is added by every re-encoding", "transformers", "reencoding")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = surfaces.encode
+    patch.setattr(surfaces, "encode", lambda tokenizer, text, special=True: original(tokenizer, text))
+
+
+@fault("21e", "the first bytes of a character are lost", "transformers", "reencoding")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = surfaces._characters
+    patch.setattr(surfaces, "_characters", lambda data: ((text, b"") for text, _ in original(data)))
+
+
+# drafting from the text itself
+
+
+@fault("26", "an automaton looks beyond the row's end", "", "lookups")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = LookupDrafter._read
+
+    def read(self: LookupDrafter, context: Context) -> list[list[int]]:
+        return original(self, replace(context, lengths=context.lengths + 1))
+
+    patch.setattr(LookupDrafter, "_read", read)
 
 
 # the prototype's suspects

@@ -93,7 +93,8 @@ class Maker:
         gate, up = self.weights[f"{name}.weight"].chunk(2)
         biases = self.bias(name)
         gate_bias, up_bias = (None, None) if biases is None else biases.chunk(2)
-        return self.linear(name, gate, gate_bias, self.shape.activation), self.linear(name, up, up_bias)
+        self.weight_bytes += nbytes(up, self.way)  # its inputs are the gate's
+        return self.linear(name, gate, gate_bias, self.shape.activation), linear(up, up_bias, way=self.way)
 
 
 class Passing(Mapping[int, Block]):
