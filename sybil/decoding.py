@@ -50,8 +50,7 @@ class Decoder:
         chat_template: ChatTemplate | None = None,
     ) -> None:
         self.target, self.draft, self.tokenizer, self.eos_token_ids = target, draft, tokenizer, eos_token_ids
-        self.chat_template = chat_template
-        self._defaults = dict(defaults)
+        self.chat_template, self._defaults = chat_template, dict(defaults)
         self.costs: Known = {}
 
     @property

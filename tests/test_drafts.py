@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,24 @@ def test_a_model_helped_by_the_text(folder: Path) -> None:
     decoder = sybil.load(folder, f"cascade:lookup,{folder}", device="cpu")
     assert isinstance(decoder.draft, DraftModel)
     assert isinstance(decoder.draft.helper, DraftLookup)
+
+
+@pytest.mark.parametrize("name", ["self", "self:4", "skip", "hybrid:lookup,self", "cascade:lookup,skip"])
+def test_a_model_that_runs_by_its_own_forward_is_not_copied(name: str) -> None:
+    hooked = copy.deepcopy(gpt2())
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.raises(InvalidSetting, match="give a draft model, or lookup"):
+        sybil.load(hooked, name, tokenizer=letters())
+
+
+def test_layers_are_left_out(folder: Path) -> None:
+    """Of the target itself, whose memory is counted once, and of its copy."""
+    for name, shares in {"skip": True, "skip:1": True, "skip:1:8": False}.items():
+        decoder = sybil.load(folder, name, dtype="float32", device="cpu")
+        assert isinstance(decoder.draft, DraftSelf)
+        assert decoder.draft.shares == shares
+        assert (weight_bytes(decoder) == decoder.target.weight_bytes) == shares
+        plain = decoder.without_draft().generate("abc", max_new_tokens=30, eos_token_id=[])
+        assert decoder.generate("abc", max_new_tokens=30, eos_token_id=[], gamma=3).text == plain.text
+    with pytest.raises(InvalidSetting, match="2 layers: leave out fewer"):
+        sybil.load(folder, "skip:2", device="cpu")
