@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -181,13 +181,7 @@ class Maker:
         if isinstance(draft, Hybrid):
             return DraftHybrid(self.lookup, self.make(draft.other))
         if isinstance(draft, Cascade):
-            made = self.make(draft.draft)
-            if not isinstance(made, DraftModel):
-                raise InvalidSetting(
-                    "draft is a cascade whose second has another tokenizer than the target: give it a draft of the "
-                    "target's own tokens, or leave the cascade out"
-                )
-            return replace(made, helper=self.make(draft.helper))
+            return _helped(self.make(draft.draft), self.make(draft.helper))
         if isinstance(draft, Source):
             return self.source(draft.name)
         if isinstance(draft, Skip):
@@ -196,7 +190,7 @@ class Maker:
 
     def _rounded(self, name: str, bits: Bits | None) -> copies.Ours:
         model = copies.ours(self.model, self.checkpoint.name, name)
-        return copies.rounded(self.checkpoint, model, bits or copies.best_bits(model), self.text)
+        return copies.rounded(self.checkpoint, model, bits or copies.best_bits(self.checkpoint), self.text)
 
     def _skipping(self, draft: Skip) -> DraftSelf:
         model = copies.ours(self.model, self.checkpoint.name, "skip")
@@ -222,3 +216,10 @@ class Maker:
         return torch.stack(
             [torch.cat([integers([first]), row]) for first, row in zip(firsts, said.tokens, strict=True)]
         )
+
+
+def _helped(draft: DrafterFactory, helper: DrafterFactory) -> DrafterFactory:
+    """The draft, drafted for by the helper. Raises InvalidSetting where they don't speak of the same tokens."""
+    if type(draft) not in (DraftModel, DraftSelf):
+        raise InvalidSetting("draft is a cascade and its second has another tokenizer than the target: name it alone")
+    return replace(cast(DraftModel, draft), helper=helper)

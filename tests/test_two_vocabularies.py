@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ import sybil
 from sybil import Decoder, fit, verification
 from sybil.chat import ChatTemplate
 from sybil.conversation import Conversation
-from sybil.drafting import Context, Generating
+from sybil.drafting import Context, DraftLookup, Generating
 from sybil.drafting.reader import Reader
 from sybil.drafting.reencoding import Row
 from sybil.drafting.surfaces import NOWHERE, Vocabulary, same_ends, shared
-from sybil.errors import VocabularyMismatch
+from sybil.errors import InvalidSetting, VocabularyMismatch
 from sybil.noise import Noise
 from sybil.pieces import Pieces
 from sybil.sampling import Sampling, probabilities
@@ -186,7 +187,9 @@ def test_the_same_model_under_other_ids_is_always_right(way: str) -> None:
         assert [tokens.tolist() for tokens in out.tokens] == wanted
         assert out.stats.acceptance_rate == 1
     for rule in ("token", "block", "coupled") if way == "intersection" else ():
-        out = decoder(way).generate(inputs, max_new_tokens=20, do_sample=True, rule=rule, seed=1, eos_token_id=[])
+        out = decoder(way).generate(
+            inputs, max_new_tokens=20, gamma=4, do_sample=True, rule=rule, seed=1, eos_token_id=[]
+        )
         assert out.stats.acceptance_rate == 1
 
 
@@ -208,6 +211,20 @@ def test_whatever_is_drafted_the_text_is_the_targets(way: str, draft: GPT2LMHead
         assert found.text == plain.text
 
 
+def test_a_cascade_over_the_intersection_proposes_the_same() -> None:
+    """Lookup drafts for the draft, in the target's tokens."""
+    inputs = prompts([3, 8])
+    drafted = decoder("intersection", gpt2(7, vocab=29), letters_of(OTHER))
+    helped = drafted.with_draft(replace(drafted.draft, helper=DraftLookup()))  # type: ignore[type-var]
+    for chosen in ({}, {"do_sample": True, "rule": "token"}, {"do_sample": True, "rule": "block"}):
+        one, other = (
+            each.generate(inputs, max_new_tokens=16, gamma=4, seed=1, eos_token_id=[], **chosen)
+            for each in (drafted, helped)
+        )
+        assert one.text == other.text
+        assert one.stats.accepted == other.stats.accepted
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_row_is_the_same_alone(way: str) -> None:
     inputs = prompts([3, 8, 1, 5])
@@ -215,8 +232,8 @@ def test_a_row_is_the_same_alone(way: str) -> None:
     for rule in ("token", "block"):
         asked = {"max_new_tokens": 12, "do_sample": True, "seed": 3, "rule": rule, "eos_token_id": []}
         for first in range(4):
-            together = drafted.generate(inputs[first:] + inputs[:first], window="heuristic", **asked).text[0]
-            assert together == drafted.generate(inputs[first : first + 1], window="heuristic", **asked).text[0]
+            together = drafted.generate(inputs[first:] + inputs[:first], gamma=3, window="heuristic", **asked).text[0]
+            assert together == drafted.generate(inputs[first : first + 1], gamma=3, window="heuristic", **asked).text[0]
 
 
 @torch.no_grad()
@@ -297,6 +314,9 @@ def test_the_way_is_chosen_by_what_both_have(tmp_path: Path) -> None:
             with pytest.raises(VocabularyMismatch, match=r"31 tokens .* 2, and they share none"):
                 sybil.load(target, draft, **exact)
             continue
+        if name == "half":
+            with pytest.raises(InvalidSetting, match="another tokenizer: give the model alone"):
+                sybil.load(target, f"cascade:lookup,{draft}", **exact)
         drafted = sybil.load(target, draft, **exact)
         ways[name] = fit.way_of(drafted.draft)
         prompt = prompts([4])
@@ -336,7 +356,7 @@ def test_a_conversations_draft_reads_its_new_tokens_only(way: str, monkeypatch: 
     for text in ("abc" * 30, "de", "fgh"):
         asked = [*chat.messages, {"role": "user", "content": text}]
         fed.clear()
-        answer = chat.ask(text, max_new_tokens=10).text
+        answer = chat.ask(text, max_new_tokens=10, gamma=3).text
         assert len(asked) == 1 or max(fed) < 20
         assert answer == drafted.generate(asked, max_new_tokens=10).text
 

@@ -118,7 +118,7 @@ class ReaderCache:
         batch, capacity = self.ids.shape
         if count <= capacity:
             return
-        larger = min(max(count, 2 * capacity), self._model.context)
+        larger = max(count, min(2 * capacity, self._model.context))
         ids, own = self.ids.new_zeros(batch, larger), self._model.new_cache(batch, larger)
         ids[:, :capacity] = self.ids
         own.take_over(self.own)

@@ -97,12 +97,12 @@ class StringDrafter(Drafter):
         cache.own.lengths = torch.minimum(cache.own.lengths, cache.ends - 1)
         self._writer.cache = cache.own
         least = context.least_confidence
-        written = self._writer.propose(Context(cache.ids, cache.ends, context.noise, least_confidence=least), gamma)
+        told = Context(cache.ids, cache.ends, context.noise, least_confidence=least, limits=limits)
+        written = self._writer.propose(told, gamma)
         own = written.tokens.tolist()
         cache.expect([row[:-1] for row in own])
         found = [
-            self._spelled(row[: min(count, limit)])[:limit]
-            for row, count, limit in zip(own, written.counts, limits, strict=True)
+            self._spelled(row[:count])[:limit] for row, count, limit in zip(own, written.counts, limits, strict=True)
         ]
         counts = [len(tokens) for tokens in found]
         tokens = integers([row + [0] * (max(counts) - len(row)) for row in found])

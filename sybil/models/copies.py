@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from statistics import median
 from typing import get_args
 
 import torch
@@ -16,7 +17,7 @@ from sybil.models.folders import Checkpoint
 from sybil.models.native import NativeTransformer
 from sybil.models.operators.transformer import Transformer
 from sybil.models.shape import Shape
-from sybil.models.storage import Bits, Rounding
+from sybil.models.storage import BLOCKS, Bits, Rounding
 
 BITS: tuple[Bits, ...] = get_args(Bits)
 HEAD: Mapping[Bits, Bits] = {4: 6, 5: 6, 6: 8, 8: 8}
@@ -35,9 +36,14 @@ def ours(model: Model, name: str, draft: str) -> Ours:
     )
 
 
-def best_bits(model: Ours) -> Bits:
-    """The bits of a copy that drafts best for a model, where nobody has named them."""
-    return 8
+def best_bits(checkpoint: Checkpoint) -> Bits:
+    """The bits of a copy that drafts best, where nobody has named them: 6 (docs/performance.md has the table); fewer
+    where most of the checkpoint's weights lie in a file's blocks of fewer already, which such a copy meets again."""
+    stored = checkpoint.stored
+    lying = [] if stored is None else [stored.blocks(name) for name, size in stored.shapes.items() if len(size) == 2]
+    sizes = [BLOCKS[each.storage] for each in lying if each is not None]
+    usual = median(8 * nbytes / inputs for inputs, nbytes in sizes) if 2 * len(sizes) > len(lying) else 32
+    return 4 if usual <= 5 else 5 if usual <= 6 else 6
 
 
 def rounded(checkpoint: Checkpoint, model: Ours, bits: Bits, text: Callable[[], Tensor]) -> Ours:
