@@ -1,4 +1,4 @@
-"""What it costs to make distributions of logits, and tokens of distributions, over the vocabularies of GPT-2 and Gemma 3."""
+"""What it costs to make distributions of logits, and tokens of distributions, over GPT-2's vocabulary and Gemma 3's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import Measure, spread_logits
 
-from sybil.noise import Noise
+from sybil.noise import Exponentials, Noise
 from sybil.sampling import Sampling, draw, likeliest, probabilities, race
 from sybil.transfer import upload
 
