@@ -1,4 +1,4 @@
-"""What a rule costs: a proposal of 4 tokens judged, over GPT-2's vocabulary."""
+"""What a rule costs: a proposal of 4 tokens judged, over the vocabularies of GPT-2 and Gemma 3."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from sybil.verification import RULES, Proposed
 
 pytestmark = pytest.mark.benchmark(group="rules")
 VOCAB, GAMMA, LENGTH = 50_257, 4, 128
+LARGEST = 262_144  # Gemma 3's
 
 
+@pytest.mark.parametrize("vocab", [VOCAB, LARGEST], ids="vocabulary {}".format)
 @pytest.mark.parametrize("batch", [1, 8], ids="batch {}".format)
 @pytest.mark.parametrize("name", RULES)
-def test_rule(name: str, batch: int, measure: Measure, device: torch.device) -> None:
+def test_rule(name: str, batch: int, vocab: int, measure: Measure, device: torch.device) -> None:
     """One verdict on a batch; the draft's distributions are like the target's, as a good draft's are."""
-    logits = spread_logits(batch, GAMMA + 1, VOCAB)
-    near = logits[:, :GAMMA] + 0.2 * spread_logits(batch, GAMMA, VOCAB, seed=1)
+    logits = spread_logits(batch, GAMMA + 1, vocab)
+    near = logits[:, :GAMMA] + 0.2 * spread_logits(batch, GAMMA, vocab, seed=1)
     target, draft = (probabilities(each.to(device), Sampling(temperature=1.0)) for each in (logits, near))
     context = Context(torch.zeros(batch, LENGTH, dtype=torch.int64), torch.full((batch,), LENGTH), Noise(0))
     if name == "coupled":
-        noise = context.race_noise(GAMMA + 1, VOCAB).to(device)
+        noise = context.race_noise(GAMMA + 1, vocab).on(device)
         tokens = race(draft, noise[:, :GAMMA])
     else:
         noise = context.uniforms(GAMMA + 1, Noise.JUDGE).to(device)

@@ -1,4 +1,4 @@
-"""What it costs to make distributions of logits, and tokens of distributions, over GPT-2's vocabulary."""
+"""What it costs to make distributions of logits, and tokens of distributions, over GPT-2's vocabulary and Gemma 3's."""
 
 from __future__ import annotations
 
@@ -6,48 +6,55 @@ import pytest
 import torch
 from conftest import Measure, spread_logits
 
-from sybil.noise import Noise
+from sybil.noise import Exponentials, Noise
 from sybil.sampling import Sampling, draw, likeliest, probabilities, race
 from sybil.transfer import upload
 
 VOCAB, POSITION = 50_257, 128
+LARGEST = 262_144  # Gemma 3's
 SAMPLINGS = {
     "temperature": Sampling(0.8),
     "top-k": Sampling(0.8, top_k=50),
     "top-p": Sampling(0.8, top_p=0.95),
     "min-p": Sampling(0.8, min_p=0.05),
+    "all": Sampling(0.8, top_k=50, top_p=0.95, min_p=0.05),
 }
 by_rows = pytest.mark.parametrize("rows", [1, 5], ids="rows {}".format)  # a draft step's, a verification's
+by_vocab = pytest.mark.parametrize("vocab", [VOCAB, LARGEST], ids="vocabulary {}".format)
 
 
+@by_vocab
 @by_rows
 @pytest.mark.parametrize("name", SAMPLINGS)
 @pytest.mark.benchmark(group="probabilities")
-def test_probabilities(name: str, rows: int, measure: Measure, device: torch.device) -> None:
+def test_probabilities(name: str, rows: int, vocab: int, measure: Measure, device: torch.device) -> None:
     """Rows of logits into the distributions that are sampled from."""
-    logits = spread_logits(rows, VOCAB).to(device)
+    logits = spread_logits(rows, vocab).to(device)
     probs = measure(lambda: probabilities(logits, SAMPLINGS[name]), rounds=30)
     torch.testing.assert_close(probs.sum(-1).cpu(), torch.ones(rows))
     measure.tokens(rows, "one whose distribution is made")
 
 
+@by_vocab
 @by_rows
 @pytest.mark.benchmark(group="draws")
-def test_draw(rows: int, measure: Measure, device: torch.device) -> None:
+def test_draw(rows: int, vocab: int, measure: Measure, device: torch.device) -> None:
     """A token of each distribution, by inverting its sums."""
-    probs = probabilities(spread_logits(rows, VOCAB).to(device), Sampling(0.8))
+    probs = probabilities(spread_logits(rows, vocab).to(device), Sampling(0.8))
     uniforms = upload(Noise(0).uniforms(torch.arange(1), torch.tensor([POSITION]), rows, Noise.JUDGE)[0], device)
     tokens = measure(lambda: draw(probs, uniforms), rounds=30)
     assert probs.gather(-1, tokens[:, None]).min() > 0
     measure.tokens(rows, "one drawn")
 
 
+@by_vocab
 @by_rows
 @pytest.mark.benchmark(group="draws")
-def test_race(rows: int, measure: Measure, device: torch.device) -> None:
-    """A token of each distribution, by a race whose exponentials are there."""
-    probs = probabilities(spread_logits(rows, VOCAB).to(device), Sampling(0.8))
-    noise = upload(Noise(0).exponentials(torch.arange(1), POSITION + torch.arange(rows)[None], VOCAB)[0], device)
+def test_race(rows: int, vocab: int, measure: Measure, device: torch.device) -> None:
+    """A token of each distribution, by a race that makes what it must of its noise."""
+    probs = probabilities(spread_logits(rows, vocab).to(device), Sampling(0.8))
+    positions = POSITION + torch.arange(rows)
+    noise = Exponentials(Noise(0), torch.zeros_like(positions), positions, vocab).on(device)
     tokens = measure(lambda: race(probs, noise), rounds=30)
     assert probs.gather(-1, tokens[:, None]).min() > 0
     measure.tokens(rows, "one drawn")
@@ -56,7 +63,7 @@ def test_race(rows: int, measure: Measure, device: torch.device) -> None:
 @by_rows
 @pytest.mark.benchmark(group="draws")
 def test_exponentials(rows: int, measure: Measure, device: torch.device) -> None:
-    """The exponentials of a race: one a token of the vocabulary, made on the CPU and sent to the device."""
+    """All exponentials of a race, made on the CPU and sent to the device, as a GPU takes them."""
     noise, row, positions = Noise(0), torch.arange(1), POSITION + torch.arange(rows)[None]
     made = measure(lambda: upload(noise.exponentials(row, positions, VOCAB), device), rounds=30)
     assert made.shape == (1, rows, VOCAB)
