@@ -58,7 +58,8 @@ def count(
     target, helpers, draft = Counted(decoder.target), [Counted(model) for model in decoder.models[1:]], decoder.draft
     counted = Decoder(target, draft and draft.over(*helpers), decoder.tokenizer, decoder.eos_token_ids)
     parts = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
-    said = [counted.generate(part, eos_token_id=[], seed=0, **settings) for part in parts]
+    fixed = {"gamma": 4, "eos_token_id": [], "seed": 0}
+    said = [counted.generate(part, **{**fixed, **settings}) for part in parts]
     stats = [each.stats for each in said]
     texts = [row.tolist() for each in said for row in each.tokens] if with_texts else None
     return {
@@ -83,6 +84,9 @@ def cases() -> Iterator[tuple[str, Counters]]:
         for settings in ({"gamma": 2}, {"gamma": 8}, {"window": "heuristic"}, {"window": "confident"}):
             found = count(decoders["draft model"], prompts, 1, max_new_tokens=new_tokens, **settings)
             yield f"{name}, draft model, greedy, {' '.join(map(str, *settings.items()))}", found
+        for rule in ("token", "block"):  # seeded, so that costs are by sizes; greedily they are by the clock
+            drawn = {"max_new_tokens": new_tokens, "do_sample": True, "rule": rule, "gamma": "auto"}
+            yield f"{name}, draft model, {rule}, gamma auto", count(decoders["draft model"], prompts, 3, **drawn)
 
 
 def real_cases() -> Iterator[tuple[str, Counters]]:

@@ -18,12 +18,13 @@ from sybil.arguments import check_streamer, strings
 from sybil.chat import ChatTemplate
 from sybil.clock import Clock
 from sybil.drafting import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
-from sybil.drafting.window import Window, window_named
+from sybil.drafting.auto import Known, window_for
 from sybil.errors import CacheOutOfStep, InvalidSetting, NumericalFailure
 from sybil.inputs import Inputs, prompts_of
 from sybil.models import Model, prefill
+from sybil.noise import Noise
 from sybil.results import FinishReason, Generation, Stats, Step
-from sybil.sampling import Noise, likeliest, probabilities, process
+from sybil.sampling import likeliest, probabilities, process
 from sybil.settings import BY_ROW, MOST, Settings, blamed, chosen
 from sybil.shaping import sampling
 from sybil.stopping import Stops
@@ -51,6 +52,7 @@ class Decoder:
         self.target, self.draft, self.tokenizer, self.eos_token_ids = target, draft, tokenizer, eos_token_ids
         self.chat_template = chat_template
         self._defaults = dict(defaults)
+        self.costs: Known = {}
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -154,7 +156,7 @@ class _Run:
         self.sampling = sampling(settings, prompts, decoder.target.vocab_size, decoder.target.device)
         # plain sampling is the coupled rule without a proposal: the same tokens for the same seed
         self.rule: Rule = verification.rule_named(settings.rule if decoder.draft else "coupled")
-        self.window: Window = window_named(settings.window)(len(prompts), settings.gamma if decoder.draft else 0)
+        self.window = window_for(settings, decoder.target, decoder.draft, prompts, decoder.costs)
         self.stops = _stops(decoder, settings)
         self.rows = []
         for prompt in prompts:
@@ -195,9 +197,11 @@ class _Run:
             self._prefill()
             clock.lap("prefill")
             while any(row.room for row in self.rows):
-                yield self._round(clock)
+                step = self._round(clock)
+                yield step
                 self.prefilled = ()
                 clock.restart()
+                self.window.observe(step)
 
     @torch.inference_mode()
     def _prefill(self) -> None:
@@ -207,7 +211,8 @@ class _Run:
     def _round(self, clock: Clock) -> Step:
         """Propose, verify, judge, commit. limits: how many tokens each row may be offered; proposed: how many it was;
         accepted: how many of those the rule kept."""
-        limits = [min(size, max(row.room - 1, 0)) for size, row in zip(self.window.sizes, self.rows, strict=True)]
+        rooms = [max(row.room - 1, 0) for row in self.rows]
+        limits = self.window.sizes(self.drafter.sources(self.context) if self.drafter else [0] * len(rooms), rooms)
         proposal = self._propose(limits)
         proposed = [min(pair) for pair in zip(limits, proposal.counts, strict=True)]
         clock.lap("draft")
@@ -220,7 +225,6 @@ class _Run:
 
         kept = self._commit(blocks)
         accepted = [len(block) - 1 for block in blocks]
-        self.window.observe(accepted, proposed)
         if self.drafter:
             self.drafter.observe(Outcome(accepted, self.context.lengths))
         clock.lap("other")
@@ -238,7 +242,8 @@ class _Run:
         context, gamma = self.context, max(limits)
         context.limits = limits
         if self.rule is verification.coupled and not self.sampling.greedy:
-            context.exponentials = upload(context.race_noise(gamma + 1, self.target.vocab_size), self.target.device)
+            noise, device = context.race_noise(gamma + 1, self.target.vocab_size), self.target.device
+            context.exponentials = noise if device.type == "cpu" else upload(noise.all(), device)
         if self.drafter is None or not gamma:
             return Proposal.nothing(len(self.rows))
         return self.drafter.propose(context, gamma)

@@ -1,17 +1,27 @@
-"""Do a target and a draft fit each other? The one place where vocabularies are compared."""
+"""Do a target and a draft fit each other, and by which way? The one place where vocabularies are compared."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
+from sybil.defaults import Defaults
+from sybil.drafting import DrafterFactory, DraftIntersection, DraftModel, DraftStrings
+from sybil.drafting.reader import Reader
+from sybil.drafting.surfaces import Vocabulary, share_of
+from sybil.drafting.vocabulary import Intersection
 from sybil.errors import VocabularyMismatch
-from sybil.models.folders import Checkpoint
+from sybil.models import Model
+from sybil.models.folders import Checkpoint, embedded_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SAID = 0.95
+"""Of a text's tokens, the share that both vocabularies must have for the draft to draw among those alone."""
+SAMPLE = "prompts/english.jsonl"
 PADDED_TO, PADDING = 64, 1024  # logits are padded to a multiple of the one, by less than the other
 
 
@@ -20,20 +30,40 @@ def differing_tokens(one: Tokenizer, other: Tokenizer) -> int:
     return len(one.get_vocab(with_added_tokens=True).items() ^ other.get_vocab(with_added_tokens=True).items())
 
 
-def check_vocabularies(target: Checkpoint, draft: Checkpoint, sizes: tuple[int, int]) -> None:
-    """Same tokens, or VocabularyMismatch. Padding beyond a shared tokenizer is no difference.
+def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model) -> DrafterFactory:
+    """What drafts with the one model for the other. Raises VocabularyMismatch.
 
-    sizes: how many logits the target's and the draft's model have."""
+    Padding beyond a shared tokenizer is no difference. With two tokenizers it is the intersection of both vocabularies
+    where they share SAID of what is said, for at each place that they don't share the draft is bound to be wrong.
+    Elsewhere the draft's text is encoded again."""
     if target.tokenizer is None or draft.tokenizer is None:
-        return check_sizes((target.name, draft.name), sizes)
-    differing = differing_tokens(target.tokenizer, draft.tokenizer)
-    if differing:
+        check_sizes((target.name, draft.name), (model.vocab_size, drafting.vocab_size))
+        return DraftModel(drafting)
+    if not differing_tokens(target.tokenizer, draft.tokenizer):
+        return DraftModel(drafting)
+    theirs, own = (_vocabulary(each) for each in (target, draft))
+    share = share_of(theirs, own, _sample())
+    if not share:
         raise VocabularyMismatch(
             f"target {target.name} has {target.tokenizer.get_vocab_size()} tokens and draft {draft.name} "
-            f"{draft.tokenizer.get_vocab_size()}, {differing} of them not the same: choose a draft with the target's "
-            "tokenizer"
+            f"{draft.tokenizer.get_vocab_size()}, and they share none that an English text is made of: choose a draft "
+            "whose tokenizer writes the same letters, or draft='lookup'"
         )
-    return None
+    if share >= SAID:
+        return DraftIntersection(Intersection(drafting, theirs, own, model))
+    return DraftStrings(Reader(drafting, theirs, own, model.context))
+
+
+def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
+    ends = Defaults.of(checkpoint.generation, checkpoint.config, checkpoint.name).end_tokens
+    assert checkpoint.tokenizer is not None
+    return Vocabulary(checkpoint.tokenizer, sorted(ends))
+
+
+def _sample() -> str:
+    """What is said: English, a conversation's and a newspaper's, and code."""
+    lines = embedded_folder(SAMPLE).read_text(encoding="utf-8").splitlines()
+    return "\n".join(said["content"] for line in lines for said in json.loads(line)["messages"])
 
 
 def check_sizes(names: tuple[str, str], sizes: tuple[int, int]) -> None:

@@ -10,25 +10,24 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sybil import fit
 from sybil.arguments import described, token_ids
 from sybil.chat import ChatTemplate
 from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
-from sybil.drafting import DraftLookup, DraftModel
+from sybil.drafting import DrafterFactory
+from sybil.drafts import Maker, is_model, parse
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
-from sybil.fit import check_vocabularies
-from sybil.models import building, folders
+from sybil.models import Model, building, folders
 from sybil.models.checkpoints.templates import SPECIAL
 from sybil.models.checkpoints.weights import in_blocks
 from sybil.models.folders import Checkpoint
 from sybil.models.storage import Kept, storage_of
 from sybil.pairs import PAIRS
 
-LOOKUP = "lookup"
 IN_BLOCKS = "blocks"
 """What reports say in a dtype's place: the weights stay in the blocks of their GGUF file."""
-PLANNED_DRAFTS = ("int8", "skip", "hybrid")
 
 
 def load(
@@ -44,8 +43,9 @@ def load(
 
     A GGUF file may be named as a local Ollama has it: "ollama:smollm2:135m".
 
-    A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding, and "lookup" proposes what
-    followed the last tokens where they stood before. dtype: torch's or its name, as transformers takes them; "auto" is
+    A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding. draft: a model as target is
+    one, or what drafts.py has by name: "self", the target's own copy in fewer bits; "lookup", what followed the last
+    tokens where they stood before; others. dtype: torch's or its name, as transformers takes them; "auto" is
     the checkpoint's own, None float32 on a CPU and float16 on a GPU. draft_dtype: None is int8 on a CPU, where our own
     forward knows the draft (the rule makes up for what it costs in agreement), and dtype elsewhere. On a CPU the
     weights of a GGUF file stay in the file's own blocks where no dtype is named. They are multiplied as the float32
@@ -72,20 +72,34 @@ def load(
     defaults = Defaults.of(main.generation, main.config, main.name)
     model = building.load(main, _storage(main, asked, kept), kept, chosen)
     defaults.warn(main.name)
-    rest = main.tokenizer, defaults.end_tokens, defaults.values, _chat_template(main)
+    decoder = Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values, _chat_template(main))
     if draft is None:
-        return Decoder(model, None, *rest)
-    if draft == LOOKUP:
-        return Decoder(model, DraftLookup(), *rest)
-    helper = read(draft, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
-    draft_kept = default_draft_dtype(kept, chosen) if draft_asked is None else dtype_of(helper, draft_asked, chosen)
-    if draft_kept == torch.int8 and chosen.type != "cpu":
-        raise InvalidSetting(f"draft_dtype is int8 on {chosen}: int8 is for CPUs, use {kept} or leave it out")
-    _check_as_it_is(helper, draft_asked, None, "draft_dtype")
-    foreign = kept if draft_asked is None else draft_kept
-    drafting = building.load(helper, _storage(helper, draft_asked, draft_kept), foreign, chosen)
-    check_vocabularies(main, helper, (model.vocab_size, drafting.vocab_size))
-    return Decoder(model, DraftModel(drafting), *rest)
+        return decoder
+    making = maker(main, model, kept, draft_asked, tokenizer)
+    return decoder.with_draft(making.make(parse(draft)) if isinstance(draft, str) else making.source(draft))
+
+
+def maker(
+    checkpoint: Checkpoint,
+    model: Model,
+    dtype: torch.dtype,
+    draft_dtype: torch.dtype | Literal["auto"] | None = None,
+    tokenizer: Any = None,
+) -> Maker:
+    """Makes what drafts for the checkpoint's model, which was loaded in dtype. The rest, and errors, as of load()."""
+
+    def source(named: str | Path | nn.Module) -> DrafterFactory:
+        device = model.device
+        helper = read(named, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
+        own = default_draft_dtype(dtype, device) if draft_dtype is None else dtype_of(helper, draft_dtype, device)
+        if own == torch.int8 and device.type != "cpu":
+            raise InvalidSetting(f"draft_dtype is int8 on {device}: int8 is for CPUs, use {dtype} or leave it out")
+        _check_as_it_is(helper, draft_dtype, None, "draft_dtype")
+        foreign = dtype if draft_dtype is None else own
+        drafting = building.load(helper, _storage(helper, draft_dtype, own), foreign, device)
+        return fit.drafter(checkpoint, helper, model, drafting)
+
+    return Maker(checkpoint, model, source)
 
 
 def _chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
@@ -125,10 +139,8 @@ def read(source: str | Path | nn.Module, tokenizer: Any = None) -> Checkpoint:
         from sybil.models.objects import of_model
 
         return of_model(source, tokenizer)
-    if source == LOOKUP:
+    if isinstance(source, str) and not is_model(source):
         raise InvalidSetting(f"{source!r} is no model, and this needs one: give a hub id, a folder, or a pair's name")
-    if source in PLANNED_DRAFTS:
-        raise InvalidSetting(f"draft is {source!r}, which is planned and not there yet: give a draft model, or none")
     with _remedied(source):
         return folders.read(source)
 

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 
 BEFORE = "abcdef"  # what a token is put behind, so that a decoder treats it as one in the middle of a text
 HEX = frozenset("0123456789abcdefABCDEF")
+METASPACE = "\u2581"  # a space, as SentencePiece writes it
+SENTENCEPIECE = ["Replace", "ByteFallback", "Fuse"]  # its decoder, but for a Strip
 Piece = str | bytes
 
 
@@ -41,6 +43,13 @@ def _printable() -> dict[str, int]:
 BYTES = _printable()
 
 
+def _is_sentencepiece(steps: Sequence[dict[str, Any]]) -> bool:
+    """Whether a decoder is that of SentencePiece's models; of a Strip nothing is seen in the middle of a text."""
+    kinds = [step["type"] for step in steps]
+    spaces = {"pattern": {"String": METASPACE}, "content": " "}.items()
+    return kinds[:3] == SENTENCEPIECE and kinds[3:] in ([], ["Strip"]) and steps[0].items() >= spaces
+
+
 class Pieces:
     """A tokenizer's tokens as pieces: bytes where a token may end inside a character, text elsewhere.
 
@@ -48,9 +57,11 @@ class Pieces:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._decoder = tokenizer, tokenizer.decoder
-        kinds = {stage["type"] for stage in stages(self._decoder) or ()}
+        steps = stages(self._decoder) or []
+        kinds = {step["type"] for step in steps}
         self._fallback = "ByteFallback" in kinds
         self._level = "ByteLevel" in kinds and not self._fallback
+        self._plain = _is_sentencepiece(steps)
         before = tokenizer.encode(BEFORE, add_special_tokens=False).ids
         self._before = [str(tokenizer.id_to_token(token)) for token in before]
         self._known: dict[int, Piece | None] = {}
@@ -59,8 +70,18 @@ class Pieces:
         """A token's piece."""
         if token not in self._known:
             name = self._tokenizer.id_to_token(token)
-            self._known[token] = None if name is None else self._piece(name)
+            self._known[token] = None if name is None else self.named(name)
         return self._known[token]
+
+    def named(self, name: str) -> Piece:
+        """The piece of a token of that name."""
+        if self._level and all(letter in BYTES for letter in name):
+            return bytes(BYTES[letter] for letter in name)
+        if self._fallback and len(name) == 6 and name.startswith("<0x") and name.endswith(">") and {*name[3:5]} <= HEX:
+            return bytes.fromhex(name[3:5])
+        if self._plain:  # what the decoder would say, for a vocabulary of hundreds of thousands
+            return name.replace(METASPACE, " ").encode()
+        return self._in_kind(self._added(name))
 
     def complete(self, strings: Sequence[str], tokens: Sequence[int]) -> bool:
         """Whether the last of tokens holds the end of one of strings, or all of it, and those before it the rest.
@@ -82,13 +103,6 @@ class Pieces:
 
     def _in_kind(self, text: str) -> Piece:
         return text.encode() if self._level or self._fallback else text
-
-    def _piece(self, name: str) -> Piece:
-        if self._level and all(letter in BYTES for letter in name):
-            return bytes(BYTES[letter] for letter in name)
-        if self._fallback and len(name) == 6 and name.startswith("<0x") and name.endswith(">") and {*name[3:5]} <= HEX:
-            return bytes.fromhex(name[3:5])
-        return self._in_kind(self._added(name))
 
     def _added(self, name: str) -> str:
         """What the decoder adds for a token in the middle of a text."""

@@ -16,7 +16,11 @@ from torch import Tensor
 
 from sybil.arguments import callables, described, integer, number
 from sybil.errors import InvalidSetting
+from sybil.filters import LARGE, filtered
+from sybil.noise import Exponentials
+from sybil.transfer import integers
 
+BLOCK = 512  # tokens whose probabilities draw() sums up first
 COLDEST = 1e-6  # a temperature below it would take logits beyond what float32 holds
 Processor = Callable[[Tensor, Tensor], Tensor]
 """transformers' LogitsProcessor: (prefix (1, n), logits (1, vocab)) -> logits (1, vocab). One that must know whose
@@ -71,19 +75,23 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         chosen = likeliest(logits)[..., None]
         one_hot = torch.zeros_like(logits).scatter_(-1, chosen.clamp(min=0), 1.0)
         return torch.where(chosen >= 0, one_hot, math.nan)
-    scaled = logits / sampling.temperature
-    if 0 < sampling.top_k < scaled.shape[-1]:
-        least = scaled.topk(sampling.top_k, dim=-1).values[..., -1:]
+    top_k = sampling.top_k if sampling.top_k < logits.shape[-1] else 0
+    top_p, min_p = sampling.top_p, sampling.min_p
+    if (top_k or top_p < 1 or min_p) and logits.device.type == "cpu" and logits.shape[-1] >= LARGE:
+        return filtered(logits, sampling.temperature, top_k, top_p, min_p)
+    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
+    if top_k:
+        least = scaled.topk(top_k, dim=-1).values[..., -1:]
         scaled = scaled.masked_fill(scaled < least, -math.inf)
-    if sampling.top_p < 1:
-        ascending, order = scaled.sort(dim=-1)
-        below = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+    if top_p < 1:
+        ascending, order = scaled.sort(dim=-1, stable=True)
+        below = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
         below[..., -1] = False  # the likeliest token always stays
         scaled = scaled.masked_fill(below.scatter(-1, order, below), -math.inf)
     probs = scaled.softmax(-1)
-    if sampling.min_p > 0:
-        probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
-        probs = probs / probs.sum(-1, keepdim=True)
+    if min_p:
+        probs = probs.masked_fill_(probs < min_p * probs.amax(-1, keepdim=True), 0.0)
+        probs /= probs.sum(-1, keepdim=True)
     return probs
 
 
@@ -148,6 +156,10 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
 
     A token without mass is never drawn, and -1 where a row is NaN or has none at all; rows need not be
     normalised. The sums run in float64."""
+    vocab = probs.shape[-1]
+    if probs.device.type == "cpu" and vocab >= LARGE:
+        rows = zip(probs.numpy().reshape(-1, vocab), uniforms.double().numpy().reshape(-1), strict=True)
+        return integers([_draw(row, uniform) for row, uniform in rows]).reshape(uniforms.shape)
     cdf = probs.double().cumsum(-1)
     total = cdf[..., -1]
     point = uniforms.double().to(probs.device) * total
@@ -155,57 +167,28 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     return torch.where(total > 0, token, -1)
 
 
-def race(probs: Tensor, exponentials: Tensor) -> Tensor:
+def _draw(row: np.ndarray, uniform: float) -> int:
+    """draw() of one row (vocab,): the sums of blocks say in which of them the token is, whose own sums say where."""
+    blocks = np.add.reduceat(row, np.arange(0, len(row), BLOCK), dtype=np.float64).cumsum()
+    if not blocks[-1] > 0:
+        return -1
+    point = uniform * blocks[-1]
+    place = int(np.searchsorted(blocks, point, side="right"))
+    block = row[place * BLOCK : (place + 1) * BLOCK]
+    sums = (blocks[place - 1] if place else 0.0) + block.cumsum(dtype=np.float64)
+    inside = int(np.searchsorted(sums, point, side="right"))
+    # the block's sum may be larger by its rounding
+    return place * BLOCK + (inside if inside < len(block) else int(np.flatnonzero(block)[-1]))
+
+
+def race(probs: Tensor, exponentials: Tensor | Exponentials) -> Tensor:
     """Draws by exponential races: the tokens (...) of probs (..., vocab) whose exponential / probability comes first;
     -1 where a row is NaN.
 
     With exponentials of mean 1 that is the Gumbel-max draw, argmax(log prob + Gumbel), without its logarithms. The
     same exponentials make two distributions draw the same token as often as can be without asking each other."""
+    if isinstance(exponentials, Exponentials):
+        if exponentials.in_columns and probs.device.type == "cpu":
+            return exponentials.first(probs)
+        exponentials = exponentials.all()
     return likeliest(probs / exponentials.to(probs.device))
-
-
-class Noise:
-    """Random numbers keyed by (seed, row, position, index, use), and by nothing else.
-
-    A row's noise does not depend on the rows beside it or on the rounds before it. Uniforms are keyed by the
-    position at which a round begins and the index in the round, so none is asked for twice; exponentials, by the
-    position of the very token that they draw, so every round finds the same there. The keys are hashed with
-    SplitMix64's finaliser (Steele, Lea, Flood 2014), twice a word.
-    """
-
-    PROPOSE, JUDGE, RACE = range(3)
-
-    def __init__(self, seed: int) -> None:
-        self._key = _mix(np.array([seed % 2**64], dtype=np.uint64))
-        self._indices: dict[tuple[int, int], np.ndarray] = {}
-
-    def uniforms(self, rows: Tensor, positions: Tensor, count: int, use: int) -> Tensor:
-        """(batch, count) float64 in [0, 1) on the CPU; rows and positions are (batch,) int64."""
-        bits = self._bits(rows.numpy(), positions.numpy(), count, use)
-        return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
-
-    def exponentials(self, rows: Tensor, positions: Tensor, vocab: int) -> Tensor:
-        """(batch, n, vocab) float64 of mean 1, above 0, on the CPU; rows (batch,), positions (batch, n), int64."""
-        bits = self._bits(rows.numpy()[:, None], positions.numpy(), vocab, self.RACE)
-        uniforms = (bits >> np.uint64(12)).astype(np.float64)
-        uniforms += 0.5  # neither 0 nor 1: both logarithm and quotient stay finite
-        uniforms *= 2.0**-52
-        return torch.from_numpy(-np.log(uniforms, out=uniforms))
-
-    def _bits(self, rows: np.ndarray, positions: np.ndarray, count: int, use: int) -> np.ndarray:
-        """64 bits for each index below count, (..., count)."""
-        key = self._key
-        for word in (rows, positions):
-            key = _mix(key ^ _mix(word.astype(np.uint64) + np.uint64(1)))
-        if (count, use) not in self._indices:
-            index = np.arange(count, dtype=np.uint64) * np.uint64(3) + np.uint64(use)
-            self._indices[count, use] = _mix(index + np.uint64(0x632BE59BD9B4E019))
-        return _mix(key[..., None] ^ self._indices[count, use])
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = x ^ (x >> np.uint64(31))
-    return mixed

@@ -9,13 +9,14 @@ from functools import partial
 from typing import Any
 
 from sybil.arguments import callables, described, flag, integer, number, strings, token_ids
-from sybil.drafting.window import window_named
+from sybil.drafting.window import AUTO, window_named
 from sybil.errors import InvalidSetting
 from sybil.sampling import Processor, Sampling
 from sybil.stopping import Criterion
 from sybil.verification import rule_named
 
 MOST = 2**31 - 1  # rows, tokens of a round, tokens of a batch
+PLAIN = ', or "auto"; load the model without a draft for plain decoding'
 NEW_TOKENS = 128  # where neither max_new_tokens nor max_length is said
 STATEFUL = {  # of transformers' processors
     "DiaEOSDelayPatternLogitsProcessor",
@@ -52,6 +53,10 @@ def check_processors(processors: Iterable[Any]) -> None:
 class Settings:
     """Keywords of generate and stream. Names, defaults and meanings are transformers', but for gamma, rule, window
     and seed, which are ours; None switches a setting off, as it does there.
+
+    gamma is how many tokens are proposed in a round, or "auto": as many as pay, none where drafting doesn't. What
+    pays is told by the clock; where a seed is given and the text is sampled by the rules token or block, by the
+    models' sizes, so that the seed repeats. The windows heuristic and confident take "auto" for 4.
 
     A row ends after max_new_tokens; or, where that is None, when it has max_length tokens, prompt included; or after
     128. It ends earlier with a token of eos_token_id, with the token that completes one of stop_strings, or when a
@@ -95,7 +100,7 @@ class Settings:
     renormalize_logits: bool = False
     watermarking_config: Any = None
 
-    gamma: int = 4
+    gamma: int | str = AUTO
     rule: str = "token"
     window: str = "constant"
     seed: int | None = None
@@ -188,7 +193,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
         ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"),
         partial(integer, least=0),
     ),
-    "gamma": partial(integer, least=1, most=MOST, remedy="; load the model without a draft for plain decoding"),
+    "gamma": lambda name, value: AUTO if _equal(value, AUTO) else integer(name, value, 1, MOST, PLAIN),
     "seed": partial(integer, least=-(2**63), most=2**64 - 1, remedy=", or None for a fresh one"),
     "top_k": integer,
     **dict.fromkeys(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sybil.arguments import described
 from sybil.errors import InvalidSetting
+from sybil.noise import Exponentials
 from sybil.sampling import draw, race
 
 
@@ -47,7 +48,7 @@ class Rule(Protocol):
     """noise: (batch, gamma + 1) independent uniforms in [0, 1), the first of a row for its next token and one more for
     each proposed token; for `coupled`, what it says."""
 
-    def __call__(self, proposed: Proposed, noise: Tensor) -> Verdict: ...
+    def __call__(self, proposed: Proposed, noise: Any) -> Verdict: ...
 
 
 def token(proposed: Proposed, noise: Tensor) -> Verdict:
@@ -84,7 +85,7 @@ def block(proposed: Proposed, noise: Tensor) -> Verdict:
     inner = weight[:, 1:gamma]
     rows = torch.arange(len(counts), dtype=torch.int64, device=counts.device)[:, None]
     drafts = _draft_rows(proposed, rows, _places(proposed)[:-1])
-    left = (inner[..., None] * proposed.target_probs[:, 1:gamma] - drafts).clamp_(min=0).sum(-1)
+    left = drafts.neg_().addcmul_(inner[..., None], proposed.target_probs[:, 1:gamma]).clamp_(min=0).sum(-1)
     whole = left + 1 - inner
     passing = weight[:, 1:].clone()
     passing[:, :-1] = torch.where(
@@ -97,7 +98,7 @@ def block(proposed: Proposed, noise: Tensor) -> Verdict:
     return Verdict(accepted, _next_token(proposed, accepted, at_end, noise[:, 0]))
 
 
-def coupled(proposed: Proposed, noise: Tensor) -> Verdict:
+def coupled(proposed: Proposed, noise: Tensor | Exponentials) -> Verdict:
     """Drafter-invariant speculative decoding by Gumbel sampling, Daliri et al. 2024 (arXiv 2408.07978).
 
     noise: (batch, gamma + 1, vocab), the exponentials of each token's own position, which the drafter has drawn with
@@ -151,7 +152,7 @@ def _draft_rows(proposed: Proposed, rows: Tensor, places: Tensor) -> Tensor:
     """What the tokens at these places were drawn from, (..., vocab): one-hot where they were determined, nothing where
     the draft has no numbers (NaN), whose tokens are always rejected, so that the target itself is what is left."""
     if proposed.draft_probs is not None:
-        return proposed.draft_probs[rows, places].nan_to_num(0.0)
+        return proposed.draft_probs[rows, places].nan_to_num_(0.0)
     one_hot = torch.zeros_like(proposed.target_probs[rows, places])
     return one_hot.scatter_(-1, proposed.tokens[rows, places][..., None], 1.0)
 

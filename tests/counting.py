@@ -36,11 +36,18 @@ TARGET = gpt2(seed=5, vocab=VOCAB, layers=2, width=8)
 DECODED = in_sybil(TARGET)
 PROMPTS = ((1, 3, 2, 1), (0,), (3, 3, 0, 1, 2, 0, 3))
 
+
+class Small(DraftModel):
+    """A draft that says it is small, so that gamma="auto" drafts by it."""
+
+    step_bytes = (1,)
+
+
 DRAFTERS: dict[str, DrafterFactory] = {
-    "model": DraftModel(in_sybil(perturbed(TARGET, 0.12))),
-    "transformers": DraftModel(foreign(llama(seed=3, vocab=VOCAB, layers=1, width=8))),
-    "lookup": DraftLookup(),
-    "short": DraftModel(in_sybil(gpt2(seed=4, vocab=VOCAB, layers=1, width=8, context=6))),  # ends before the text does
+    "model": Small(in_sybil(perturbed(TARGET, 0.12))),
+    "transformers": Small(foreign(llama(seed=3, vocab=VOCAB, layers=1, width=8))),
+    "lookup": DraftLookup(least=0.0),
+    "short": Small(in_sybil(gpt2(seed=4, vocab=VOCAB, layers=1, width=8, context=6))),  # ends before the text does
 }
 PROCESSORS: dict[str, tuple[dict[str, object], LogitsProcessorList]] = {
     "none": ({}, LogitsProcessorList()),
@@ -56,7 +63,7 @@ PROCESSORS: dict[str, tuple[dict[str, object], LogitsProcessorList]] = {
 LEVELS = {
     "rule": ("token", "block", "coupled"),
     "drafter": tuple(DRAFTERS),
-    "window": ("constant", "heuristic", "confident"),
+    "window": ("constant", "heuristic", "confident", "auto"),
     "batch": ("alike", "mixed"),
     "processors": tuple(PROCESSORS),
     "stop": ("none", "end token"),
@@ -143,9 +150,9 @@ def sampled(
             [torch.tensor(prompt) for prompt in chosen],
             max_new_tokens=TOKENS,
             do_sample=True,
-            gamma=3 if case.window == "confident" else 2,
+            gamma={"confident": 3, "auto": "auto"}.get(case.window, 2),
             rule=case.rule,
-            window=case.window,
+            window="constant" if case.window == "auto" else case.window,
             seed=1000 * seed + batch,
             eos_token_id=[END] if case.stop == "end token" else [],
             **{"top_k": 0, **PROCESSORS[case.processors][0]},

@@ -20,8 +20,11 @@ from shapes import random_weights
 from torch import Tensor
 
 from sybil.models.native import NativeTransformer, compiler, structs
+from sybil.models.native.structs import BLOCK_PRODUCTS
 from sybil.models.shape import Attention, Rotary, Shape
+from sybil.models.storage import Bits, Rounding
 
+BITS: tuple[Bits, ...] = (4, 5, 6, 8)
 DRIVER = Path(__file__).parent / "native" / "driver.c"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 FLAGS = ("-O1", "-g", "-std=gnu11", "-pthread", "-Wno-psabi")
@@ -212,12 +215,24 @@ def random_shape(chance: random.Random) -> Shape:
     )
 
 
+def random_rounding(shape: Shape, chance: random.Random) -> Rounding:
+    """Of any bits, and others for some products."""
+    names = (
+        "token_embedding",
+        "head",
+        *(f"{layer}.{name}" for layer in range(shape.layers) for name in BLOCK_PRODUCTS),
+    )
+    few = chance.sample(names, len(names) // 3)
+    return Rounding(chance.choice(BITS), {name: chance.choice(BITS) for name in few})
+
+
 def random_case(seed: int, lanes: int) -> tuple[Case, list[Tensor]]:
     """A random model, its tokens put in by random cuts into a cache of random room, and the logits of each cut."""
     chance = random.Random(seed)
-    shape, storage = random_shape(chance), chance.choice(("float32", "bfloat16", "int8", "stored", "stored"))
+    shape, storage = random_shape(chance), chance.choice(("float32", "bfloat16", "rounded", "stored", "stored"))
     weights = Lying(shape, seed=seed) if storage == "stored" else random_weights(shape, seed)
-    return cut_case(NativeTransformer(shape, weights, storage, 1, lanes), chance)
+    kept = random_rounding(shape, chance) if storage == "rounded" else storage
+    return cut_case(NativeTransformer(shape, weights, kept, 1, lanes), chance)
 
 
 def cut_case(model: NativeTransformer, chance: random.Random) -> tuple[Case, list[Tensor]]:

@@ -326,7 +326,7 @@ def test_sampling_and_settings_by_themselves() -> None:
     assert Sampling(np.float32(0.5), np.int8(3)) == Sampling(0.5, 3)  # type: ignore[arg-type]
     with pytest.raises(SybilError, match="gamma is"):
         Settings(gamma=[3])  # type: ignore[arg-type]
-    assert Settings(gamma=None).gamma == 4  # type: ignore[arg-type]
+    assert Settings(gamma=None).gamma == "auto"  # type: ignore[arg-type]
 
 
 def test_custom_generate_refuses_what_generate_refuses() -> None:

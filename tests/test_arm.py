@@ -18,7 +18,7 @@ from shapes import SHAPES, assert_same_bits, random_weights
 from torch import Tensor
 
 from sybil.models.native import STORAGES, NativeTransformer, library
-from sybil.models.storage import BLOCKS, BlockStorage
+from sybil.models.storage import BLOCKS, BlockStorage, Kept, Rounding
 
 pytestmark = pytest.mark.arm
 
@@ -56,8 +56,8 @@ def test_random_models_have_the_same_bits(drivers: tuple[Path, Path]) -> None:
     compare(drivers, [random_case(seed, LANES)[0] for seed in range(150)])
 
 
-@pytest.mark.parametrize("storage", STORAGES)
-def test_models_of_every_family_have_the_same_bits(storage: str, drivers: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("storage", [*STORAGES, *map(Rounding, (4, 5, 6, 8))], ids=str)
+def test_models_of_every_family_have_the_same_bits(storage: Kept, drivers: tuple[Path, Path]) -> None:
     chance = random.Random(0)
     models = [NativeTransformer(shape, random_weights(shape), storage, 1, LANES) for shape in SHAPES.values()]
     compare(drivers, [cut_case(model, chance)[0] for model in models for _ in range(3)])

@@ -40,7 +40,7 @@ def pair(folders: Path) -> tuple[object, ...]:
 def test_generate_prints_the_prompt_its_continuation_and_one_line(
     folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sybil("generate", "abc", *pair(folders), "--max-new-tokens", 12) == 0
+    assert sybil("generate", "abc", *pair(folders), "--max-new-tokens", 12, "--gamma", 4) == 0
     out = capsys.readouterr().out
     wanted = letters().decode(greedy(gpt2(), torch.tensor([1, 2, 3]), 12, eos_token_id=0))
     text, line = out.rstrip("\n").rsplit("\n", 1)
@@ -219,8 +219,9 @@ def test_a_draft_that_is_padded_otherwise_is_no_pair_for_transformers(
     assert "40" in err
 
 
-def test_drafts_that_are_planned(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "not there yet" in refused(capsys, "generate", "abc", "--target", folders / "target", "--draft", "skip")
+def test_senseless_drafts(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, said in {"self:7": "4, 5, 6 or 8 bits", "skip:99": "2 layers", "hybrid:lookup": "made of two"}.items():
+        assert said in refused(capsys, "generate", "abc", "--target", folders / "target", "--draft", name)
 
 
 def test_vocabularies_that_differ(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,7 +272,7 @@ def test_compare_prints_a_table_and_leaves_rows_and_a_chart(
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:5]))
     assert sybil(*arguments, "--resume", rows) == 0
     assert len(rows.read_text().splitlines()) == 12
-    assert "gamma=4" in refused(capsys_cleared(capsys), *arguments, "--resume", rows, "--gamma", 2)
+    assert "gamma='auto'" in refused(capsys_cleared(capsys), *arguments, "--resume", rows, "--gamma", 2)
 
 
 def test_compare_check_fails_on_a_token_that_no_near_tie_explains(

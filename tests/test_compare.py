@@ -30,8 +30,9 @@ from sybil.measuring.prompts import Prompt, encode, load, spread
 from sybil.measuring.summaries import summarise
 from sybil.measuring.task import Row, Task, read, usual_draft_dtype
 from sybil.measuring.timing import Interval, speed_up
+from sybil.noise import Noise
 from sybil.reports import figures
-from sybil.sampling import Noise, probabilities, race
+from sybil.sampling import probabilities, race
 
 PROMPTS = [Prompt("a", "code", "abc"), Prompt("b", "prose", "hello w"), Prompt("c", "prose", "zyx")]
 CONTENDERS = (TRANSFORMERS, ASSISTED, AUTOREGRESSIVE, SPECULATIVE)
@@ -322,7 +323,9 @@ def test_the_command_compares_every_drafter(
 
     drawn = ("--draft", folders / "draft", "--temperature", 0.8, "--top-k", 9, "--top-p", 0.9, "--min-p", 0.02)
     out = printed(*drawn, "--rule", "block", "--draft-dtype", "float32", "--window", "confident")
-    said = "temperature 0.8, top-k 9, top-p 0.9, min-p 0.02, rule block, seed 0, gamma 4, window confident, 2 prompts"
+    said = (
+        "temperature 0.8, top-k 9, top-p 0.9, min-p 0.02, rule block, seed 0, gamma auto, window confident, 2 prompts"
+    )
     assert said in out
     assert "10 new tokens, float64 (Sybil's draft float32) on" in out
     assert "every decoder drew tokens of its own" in out
@@ -373,7 +376,7 @@ def test_what_a_check_of_draws_sees(
         (("--draft", "lookup", "--gamma", 0), ["gamma is 0"]),
         (("--draft", "lookup", "--draft-dtype", "int4"), ["draft_dtype is 'int4'"]),
         (("--max-new-tokens", 0), ["max_new_tokens is 0"]),
-        (("--draft", "skip"), ["not there yet"]),
+        (("--draft", "self:7"), ["4, 5, 6 or 8 bits"]),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ from tiny import fixed, foreign, gpt2, in_sybil, letters, llama, perturbed
 
 from sybil import Conversation, Decoder
 from sybil.chat import ChatTemplate
-from sybil.drafting import DraftLookup, DraftModel
+from sybil.drafting import DraftLookup, DraftModel, DraftSelf
 from sybil.errors import InvalidSetting, PromptTooLong
 from sybil.models import Model
 from sybil.text import encode
@@ -36,6 +36,7 @@ DRAFTS: dict[str, Callable[[Model], Any]] = {
     "itself": DraftModel,
     "model": lambda model: DraftModel(in_sybil(perturbed(gpt2(context=512), 0.05))),
     "lookup": lambda model: DraftLookup(),
+    "in the target's cache": DraftSelf,
 }
 
 

@@ -136,7 +136,7 @@ def test_a_real_models_cases_are_left_out_where_it_is_not_installed_and_that_is_
 
 def test_counting_changes_nothing() -> None:
     decoders, prompts = counters._tiny()
-    plain = decoders["draft model"].generate(prompts[:2], max_new_tokens=20, eos_token_id=[])
+    plain = decoders["draft model"].generate(prompts[:2], max_new_tokens=20, eos_token_id=[], gamma=4)
     counted = counters.count(decoders["draft model"], prompts[:2], 2, max_new_tokens=20)
     assert counted["proposed"] == plain.stats.proposed
     assert counted["accepted"] == plain.stats.accepted

@@ -15,11 +15,12 @@ FLOORS = (
     ("sybil.reports",),
     ("sybil.measuring", "sybil.losslessness", "sybil.interop"),
     ("sybil.loading",),
-    ("sybil.fit", "sybil.pairs"),
+    ("sybil.fit", "sybil.pairs", "sybil.drafts"),
     ("sybil.decoding", "sybil.conversation"),
     ("sybil.inputs", "sybil.shaping", "sybil.chat", "sybil.sandbox"),
     ("sybil.defaults", "sybil.drafting", "sybil.verification", "sybil.settings", "sybil.stopping"),
     ("sybil.models", "sybil.sampling"),
+    ("sybil.filters", "sybil.noise"),
     ("sybil.arguments", "sybil.pieces"),
     ("sybil.errors",),
 )

@@ -349,9 +349,10 @@ def test_the_draft_is_used_and_gamma_with_it() -> None:
 
     alone = forwards(draft=None)
     assert alone == 1 + COUNT  # the prompt but for its last token, then a token at a time
-    drafted, short = forwards(draft=NEAR_GPT2), forwards(draft=NEAR_GPT2, gamma=1)
+    drafted, short = forwards(draft=NEAR_GPT2, gamma=4), forwards(draft=NEAR_GPT2, gamma=1)
     assert drafted == forwards(draft=NEAR_GPT2, gamma=4, rule="token")
     assert drafted < short < alone
+    assert short <= forwards(draft=NEAR_GPT2) <= alone  # gamma auto, where nothing is said
 
 
 def test_several_sequences_for_a_prompt() -> None:

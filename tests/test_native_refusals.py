@@ -96,9 +96,13 @@ def test_c_refuses_what_no_shape_says() -> None:
     model = NativeTransformer(shape, random_weights(shape))
     library, struct, tokens = model._library, model._model, torch.tensor([[1]])
     fields = ("activation", "norm", "gated", "normed", "parallel", "query_key_norm", "layers", "block_count")
-    for part, field in [*((struct, field) for field in fields), (struct.blocks[1], "rotary_size")]:
+    for part, field in [
+        *((struct, field) for field in fields),
+        (struct.blocks[1], "rotary_size"),
+        (struct.blocks[1], "layer"),
+    ]:
         kept = getattr(part, field)
-        for value in (-1, 7, 2**31 - 1, -(2**31)):
+        for value in (-1, 1 if field == "layers" else 7, 2**31 - 1, -(2**31)):
             setattr(part, field, value)
             assert library.sybil_refusal(model._address)
             with pytest.raises(IndexError, match="sound"):

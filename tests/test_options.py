@@ -80,7 +80,7 @@ def test_another_default_or_help_would_show() -> None:
 def test_defaults_are_those_of_the_library() -> None:
     """Of what Settings and Sampling have, too; a command that says nothing is a call that says nothing."""
     settings, sampling = Settings(), Sampling()
-    assert (settings.gamma, settings.rule, settings.window) == (options.GAMMA, options.RULE, options.WINDOW)
+    assert (settings.rule, settings.window) == (options.RULE, options.WINDOW)
     assert options.sampling(None, options.TOP_K, options.TOP_P, options.MIN_P) == sampling
     assert options.sampling(None, options.TOP_K, options.TOP_P, options.MIN_P).greedy
     assert options.sampling(0.0, options.TOP_K, options.TOP_P, options.MIN_P) == sampling
@@ -116,7 +116,7 @@ def test_generate_does_what_its_options_say(
         return json.loads(capsys.readouterr().out)["tokens"], asked.pop()
 
     greedy, said = generated()
-    assert (said["do_sample"], said["gamma"], said["rule"], said["window"]) == (False, 4, "token", "constant")
+    assert (said["do_sample"], said["gamma"], said["rule"], said["window"]) == (False, "auto", "token", "constant")
     assert generated("--temperature", 0)[0] == greedy
     drawn = ("--temperature", 2, "--seed", 1)
     assert generated(*drawn)[0] != greedy

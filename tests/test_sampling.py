@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from transformers import (
@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from sybil.errors import InvalidSetting
-from sybil.sampling import Noise, Sampling, draw, likeliest, probabilities, process
+from sybil.noise import Noise
+from sybil.sampling import Sampling, draw, likeliest, probabilities, process
 
 logit = st.one_of(st.floats(-30, 30), st.sampled_from([0.0, 1.0, -math.inf]))
 
@@ -44,6 +45,46 @@ def test_probabilities_are_those_of_transformers_warpers(
     wanted = warpers(None, row.clone()).softmax(-1)
     found = probabilities(row, Sampling(temperature, top_k, top_p, min_p))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@st.composite
+def large_rows(draw: st.DrawFn) -> torch.Tensor:
+    """A row (vocab,) of more than LARGE logits, float64: flat, spread, peaked or rounded to few values; some -inf."""
+    vocab = draw(st.sampled_from([4_096, 4_999, 12_345, 40_000]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    row = draw(st.sampled_from([0.0, 0.3, 2.0, 6.0])) * torch.randn(vocab, dtype=torch.float64, generator=generator)
+    spacing = draw(st.sampled_from([0.0, 0.01, 0.5]))
+    row = (row / spacing).round() * spacing if spacing else row
+    row[: draw(st.sampled_from([0, 1, 3_000, vocab - 2]))] = -math.inf
+    row += draw(st.sampled_from([0.0, -50.0, 700.0]))
+    return row[torch.randperm(vocab, generator=generator)]
+
+
+@settings(max_examples=150)
+@given(
+    row=large_rows(),
+    temperature=st.sampled_from([0.3, 1.0, 2.5]),
+    top_k=st.sampled_from([0, 1, 7, 50, 900, 100_000]),
+    top_p=st.one_of(st.just(1.0), st.floats(0.01, 0.9999)),
+    min_p=st.sampled_from([0.0, 0.03, 0.51, 1.0]),
+)
+def test_large_rows_keep_what_sorting_keeps(
+    row: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    """The kept tokens are those of the rows that are sorted, which are transformers' (above); so are their numbers."""
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sybil.sampling.LARGE", math.inf)
+        wanted = probabilities(row, sampling)
+        unshaped = probabilities(row, Sampling(temperature, top_k)).sort().values.cumsum(-1)
+    # another order of summing may say otherwise of a token whose sum is the border but for rounding
+    assume(top_p == 1 or float((unshaped - (1 - top_p)).abs().min()) > 1e-9)
+    for found in (probabilities(row, sampling), probabilities(row.expand(2, 3, -1), sampling)[1, 2]):
+        assert torch.equal(found > 0, wanted > 0)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
+    single = probabilities(row.float(), sampling)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(float(single.sum(dtype=torch.float64)), 1.0, rtol=0, atol=1e-5)
 
 
 def test_half_precision_logits_give_float32_probabilities() -> None:

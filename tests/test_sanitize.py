@@ -24,6 +24,7 @@ from shapes import SHAPES, random_weights
 
 from sybil.models.native import STORAGES, NativeTransformer, compiler, library, structs
 from sybil.models.native.records import WORDS
+from sybil.models.storage import Rounding
 
 pytestmark = pytest.mark.sanitize
 
@@ -63,7 +64,7 @@ def test_models_of_every_family_stay_in_their_memory(lanes: int, drivers: dict[i
     models = [
         NativeTransformer(shape, random_weights(shape), storage, 1, lanes)
         for shape in SHAPES.values()
-        for storage in STORAGES
+        for storage in (*STORAGES, Rounding(5))
     ]
     check(drivers[lanes], [cut_case(model, chance) for model in models for _ in range(3)])
 
@@ -75,7 +76,7 @@ def test_threads_stay_in_theirs(tmp_path: Path) -> None:
 def hostile(lanes: int) -> list[Case]:
     """Models and calls with one number that isn't theirs."""
     models = [
-        NativeTransformer(SHAPES[name], random_weights(SHAPES[name]), "int8", 1, lanes)
+        NativeTransformer(SHAPES[name], random_weights(SHAPES[name]), Rounding(8), 1, lanes)
         for name in ("qwen3, windowed", "opt-350m")
     ]
     return [case for model in models for each in (spoilt_models, spoilt_calls) for case in each(model)]
@@ -100,7 +101,7 @@ def spoilt_models(model: NativeTransformer) -> Iterator[Case]:
 
     for field in (name for name, kind in model._model._fields_ if kind is ctypes.c_int32 and name != "sound"):
         yield from (case(setting("m", field, value)) for value in NUMBERS)
-    for field in ("rotary_size", "window"):
+    for field in ("rotary_size", "window", "layer"):
         yield from (case(setting("blocks", field, value)) for value in NUMBERS)
     products = ("m.token_embedding", "m.head", "blocks.query_key_value", "blocks.attention_out", "blocks.mlp_in")
     for path in (*products, "blocks.mlp_out"):
@@ -111,7 +112,7 @@ def spoilt_models(model: NativeTransformer) -> Iterator[Case]:
                 yield from (case(setting(f"{path}.parts.{part}", field, value)) for value in NUMBERS)
         yield case(setting(f"{path}.parts.0", "storage", WORDS.index("q6_k"), "bytes", 0))  # of 24 inputs no block
     tables = ("blocks.cosines", "m.positions", "m.final_norm.weight", "blocks.attention_norm.weight")
-    tables += ("blocks.mlp_in.parts.0.scale", "blocks.mlp_in.parts.1.scale")
+    tables += ("blocks.mlp_in.parts.0.bias", "blocks.mlp_in.parts.1.bias")
     for path in tables:
         yield from (case(setting(path, "count", value)) for value in LONG)
     yield from (case(setting("m", "block_count", value)) for value in LONG)
@@ -182,7 +183,7 @@ PLANTED = {
     "a token too many": ("refusal.h", "0, cache->capacity - count)", "0, cache->places)"),
     "whole panels of outputs": ("products.h", "kept = smaller(PANEL, part->outputs - panel * PANEL);", "kept = PANEL;"),
     "an input too many": ("products.h", "int64_t input = 0; input < inputs;", "int64_t input = 0; input <= inputs;"),
-    "a block of any size": ("refusal.h", "inputs % record.inputs == 0 &&", ""),
+    "a block of any size": ("refusal.h", "(inputs % record.inputs == 0 || is_rounded(part->storage)) &&", ""),
     "bytes of any number": ("refusal.h", "part->bytes == times(padded / PANEL, panel) &&", ""),
     "a window of any sign": ("refusal.h", "NEED(within(block->window, 0, INT32_MAX));", ""),
     "working memory of any size": ("forward.c", "floats >= sybil_scratch(", "floats >= 0 * sybil_scratch("),

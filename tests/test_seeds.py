@@ -20,7 +20,7 @@ DRAFTERS: dict[str, DrafterFactory] = {
     "model": DraftModel(in_sybil(perturbed(MODEL, 0.05))),
     "itself": DraftModel(TARGET),
     "transformers": DraftModel(foreign(llama(seed=1, layers=1, context=128))),
-    "lookup": DraftLookup(),
+    "lookup": DraftLookup(least=0.0),
     "short": DraftModel(in_sybil(gpt2(seed=4, context=16))),
 }
 SETTINGS: tuple[dict[str, Any], ...] = (

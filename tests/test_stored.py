@@ -19,7 +19,7 @@ from sybil.models.checkpoints.families import understand
 from sybil.models.checkpoints.weights import State, arrange, in_blocks
 from sybil.models.folders import Checkpoint
 from sybil.models.operators.transformer import Transformer
-from sybil.models.storage import Blocks, BlockStorage, dequantised
+from sybil.models.storage import Blocks, BlockStorage, Rounding, dequantised
 
 CPU = torch.device("cpu")
 LLAMA = LlamaConfig(
@@ -117,7 +117,7 @@ def test_loading_leaves_weights_in_their_blocks_unless_a_dtype_is_named(
     decoder = sybil.load("model.gguf", "model.gguf", dtype=dtype)
     assert [model.storage for model in decoder.models] == ["stored", "stored"]
     wanted = sybil.load("model.gguf", dtype="float32", draft_dtype="int8", draft="model.gguf")
-    assert [model.storage for model in wanted.models] == ["float32", "int8"]
+    assert [model.storage for model in wanted.models] == ["float32", Rounding(8)]
     tokens = [
         each.generate([torch.tensor([1, 2, 3])], max_new_tokens=20).tokens[0].tolist()
         for each in (decoder, decoder.without_draft(), wanted)

@@ -18,6 +18,7 @@ from sybil.decoding import Decoder
 from sybil.drafting import DraftLookup, DraftModel
 from sybil.models.native import NativeTransformer
 from sybil.models.operators.transformer import Transformer
+from sybil.models.storage import Rounding
 
 MAKERS = {
     "zeros",
@@ -103,7 +104,7 @@ def decoders() -> dict[str, Decoder]:
     with contextlib.suppress(sybil.errors.UnsupportedModel):
         found |= {
             storage: Decoder(
-                NativeTransformer(shape, weights, storage), DraftModel(NativeTransformer(shape, draft, "int8"))
+                NativeTransformer(shape, weights, storage), DraftModel(NativeTransformer(shape, draft, Rounding(8)))
             )
             for storage in ("float32", "bfloat16")
         }
@@ -134,7 +135,7 @@ def test_models_are_made_the_same_under_every_default(default: str) -> None:
 
     def logits() -> list[torch.Tensor]:
         made = [
-            NativeTransformer(shape, weights, "int8"),
+            NativeTransformer(shape, weights, Rounding(8)),
             Transformer(shape, weights),
             Transformer(shape, weights, "int8"),
         ]

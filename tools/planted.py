@@ -94,7 +94,7 @@ def everything(clone: Path) -> str:
     imports = "from sybil.settings import Settings\n\nif TYPE_CHECKING"
     reading = "    main = read(target, tokenizer)\n"
     loaded = "    check_vocabularies(main, helper, (model.vocab_size, drafting.vocab_size))\n"
-    continuation = "            return known[best : best + count]\n"
+    continuation = "        start, here = match.end + 1, len(self.tokens)\n"
     gather = "        said = self._said.gather(1, places.clamp(max=self._said.shape[1] - 1))"
     edits: Edits = [
         ("sybil/__init__.py", imports, imports.replace("\n\n", "\n\nimport time\n\ntime.sleep(1.0)\n\n")),
@@ -106,7 +106,7 @@ def everything(clone: Path) -> str:
         ),
         *_work(100),
         _late_draft(),
-        ("sybil/drafting/lookup.py", continuation, "            return known[best - 1 : best - 1 + count]\n"),
+        ("sybil/drafting/automaton.py", continuation, continuation.replace("end + 1", "end")),
         ("sybil/measuring/workload.py", gather, gather.replace("places.clamp", "(places + 1).clamp")),
     ]
     return plant(clone, "Planted: everything is worse", edits)

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from benchmarks.engine.bars import CPU, Bar, Result, Tick
 from sybil.decoding import Decoder
-from sybil.loading import LOOKUP, load, read
+from sybil.drafting.window import AUTO
+from sybil.drafts import LOOKUP
+from sybil.loading import load, read
 from sybil.measuring import prompts as texts
 from sybil.measuring.contenders import TRANSFORMERS, Contender, Measured, SybilContender, TransformersContender
-from sybil.measuring.drafters import AUTO, DRAFT, NONE, SELF, SHORT, Makers
+from sybil.measuring.drafters import DRAFT, NONE, SELF, SHORT, Drafted
+from sybil.measuring.memory import weight_bytes
 from sybil.measuring.profile import DEPTH, bytes_read
 from sybil.measuring.timing import STREAM, STREAM_BYTES, Interval, forward_case, interleave, stream_case
 from sybil.measuring.workload import Replay, record, workload
@@ -86,11 +89,11 @@ COMPARISONS: Mapping[str, Comparison] = {
 def compare(name: str, count: int, gamma: str | int, tick: Tick) -> Result:
     """One of COMPARISONS over so many of its pair's prompts, each prompt through all decoders before the next."""
     asked = COMPARISONS[name]
-    decoder, makers = _loaded(asked.pair, asked.dtype)
+    decoder, making = _loaded(asked.pair, asked.dtype)
     chosen = texts.spread(texts.load(shipped=PAIRS[asked.pair].prompts), count)
     encoded = [integers(texts.encode(prompt, decoder)) for prompt in chosen]
     contenders: dict[str, Contender] = {
-        each: SybilContender(makers.decoder(each), gamma=gamma, eos_token_id=[]) for each in (NONE, *asked.drafters)
+        each: SybilContender(making.by(each), gamma=gamma, eos_token_id=[]) for each in (NONE, *asked.drafters)
     }
     if asked.over_transformers:
         contenders[TRANSFORMERS] = _transformers(asked)
@@ -142,11 +145,11 @@ def quartiles(baseline: Sequence[float], other: Sequence[float]) -> Interval:
 def copies(pair: str, count: int, passes: int, tick: Tick) -> Result:
     """Copies of a pair's float32 target by their bits: the step over its bytes at the streaming rate, what they take,
     what is accepted, and the speed-up at gamma auto."""
-    decoder, makers = _loaded(pair, "float32")
+    decoder, making = _loaded(pair, "float32")
     result, drafted = Result(), {}
     for bits in BITS:
         began = time.perf_counter()
-        drafted[bits] = makers.decoder(f"self:{bits}")
+        drafted[bits] = making.by(f"self:{bits}")
         made, size = time.perf_counter() - began, _beyond(drafted[bits])
         result.bars.append(Bar(f"{pair}, {bits} bits: seconds to make", _exactly(made)))
         result.bars.append(Bar(f"{pair}, {bits} bits: MB beside {decoder.target.weight_bytes / 1e6:.0f}", size))
@@ -210,10 +213,10 @@ def copied(bits: int) -> Kept:
     return "int8"
 
 
-def _loaded(pair: str, dtype: str) -> tuple[Decoder, Makers]:
+def _loaded(pair: str, dtype: str) -> tuple[Decoder, Drafted]:
     """The pair's target, and what makes drafters for it."""
     decoder = load(pair, dtype=dtype, device=CPU)
-    return decoder, Makers(decoder, read(PAIRS[pair].source), getattr(torch, dtype))
+    return decoder, Drafted(decoder, read(PAIRS[pair].source), getattr(torch, dtype))
 
 
 def _transformers(asked: Comparison) -> Contender:
@@ -224,7 +227,7 @@ def _transformers(asked: Comparison) -> Contender:
 
 
 def _beyond(decoder: Decoder) -> Interval:
-    return _exactly(sum(model.weight_bytes for model in decoder.models[1:]) / 1e6)
+    return _exactly((weight_bytes(decoder) - decoder.target.weight_bytes) / 1e6)
 
 
 def _counted(what: str, rows: Sequence[Measured], plain: Sequence[Measured]) -> list[Bar]:

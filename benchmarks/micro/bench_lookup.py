@@ -7,7 +7,7 @@ import torch
 from conftest import Measure
 
 from sybil.drafting import Context, LookupDrafter
-from sybil.sampling import Noise
+from sybil.noise import Noise
 
 pytestmark = pytest.mark.benchmark(group="lookup")
 VOCAB, GAMMA = 50_257, 4

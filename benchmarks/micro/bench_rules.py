@@ -7,7 +7,8 @@ import torch
 from conftest import Measure, spread_logits
 
 from sybil.drafting import Context
-from sybil.sampling import Noise, Sampling, draw, probabilities, race
+from sybil.noise import Noise
+from sybil.sampling import Sampling, draw, probabilities, race
 from sybil.verification import RULES, Proposed
 
 pytestmark = pytest.mark.benchmark(group="rules")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import Measure, spread_logits
 
-from sybil.sampling import Noise, Sampling, draw, likeliest, probabilities, race
+from sybil.noise import Noise
+from sybil.sampling import Sampling, draw, likeliest, probabilities, race
 from sybil.transfer import upload
 
 VOCAB, POSITION = 50_257, 128

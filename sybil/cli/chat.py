@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from sybil.cli import options
 from sybil.cli.streaming import counted, ending, shown
 from sybil.conversation import Conversation
+from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting, PromptTooLong, SybilError, one_line
 from sybil.loading import load
 from sybil.measuring import files
@@ -40,7 +41,7 @@ def chat(
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
-    gamma: options.GammaOption = options.GAMMA,
+    gamma: options.GammaOption = None,
     rule: options.RuleOption = options.RULE,
     window: options.WindowOption = options.WINDOW,
     temperature: options.TemperatureOption = None,
@@ -60,7 +61,7 @@ def chat(
     options.announce(pair, target)
     settings = {
         "max_new_tokens": ANSWER_TOKENS if max_new_tokens is None else max_new_tokens, **sampling.keywords,
-        "gamma": gamma, "rule": rule, "window": window, "seed": seed,
+        "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
     }  # fmt: skip
     chosen(decoder.defaults, settings)  # wrong settings are refused before a message is typed
     talk = _Talk(Conversation(decoder, system), decoder.tokenizer, decoder.target.context, settings)

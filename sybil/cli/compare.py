@@ -14,11 +14,12 @@ from sybil.cli import comparison as printing
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress
 from sybil.devices import choose_device, dtype_named
+from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting
 from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks
 from sybil.measuring import compare as measuring
 from sybil.measuring import files, prompts
-from sybil.measuring.drafters import AUTO, drafters_named, gammas_named
+from sybil.measuring.drafters import drafters_named, gammas_named
 from sybil.measuring.summaries import by_domain, summarise
 from sybil.measuring.task import Row, Task, read, usual_draft_dtype
 from sybil.reports import figures
@@ -42,7 +43,7 @@ def compare(
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
-    gamma: options.GammaOption = options.GAMMA,
+    gamma: options.GammaOption = None,
     gammas: Annotated[
         str | None,
         typer.Option(
@@ -91,7 +92,7 @@ def compare(
     sampling = options.sampling(temperature, top_k, top_p, min_p)
     if drafters is None and gammas is not None:
         raise InvalidSetting(f"gammas is {gammas} and there are no --drafters: add them, or use --gamma")
-    if drafters is not None and gamma != options.GAMMA:
+    if drafters is not None and gamma is not None:
         raise InvalidSetting(f"gamma is {gamma} beside --drafters: use --gammas {gamma}")
     several = "" if drafters is None else ",".join(drafters_named(drafters, chosen_draft))
     proposing = "" if drafters is None else ",".join(map(str, gammas_named(gammas or AUTO)))
@@ -105,7 +106,7 @@ def compare(
         target=chosen_target,
         draft=chosen_draft,
         max_new_tokens=usual_length if max_new_tokens is None else max_new_tokens,
-        gamma=gamma,
+        gamma=AUTO if gamma is None else gamma,
         dtype=kept,
         device=str(chosen_device),
         prompts=measuring.digest(chosen),

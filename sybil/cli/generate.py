@@ -11,6 +11,7 @@ import typer
 from sybil.cli import options
 from sybil.cli.streaming import counted, ending, shown
 from sybil.cli.terminal import print_json
+from sybil.drafting.window import AUTO
 from sybil.errors import EmptyPrompt, InvalidSetting
 from sybil.loading import load
 from sybil.pairs import default_pair
@@ -26,7 +27,7 @@ def generate(
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
-    gamma: options.GammaOption = options.GAMMA,
+    gamma: options.GammaOption = None,
     rule: options.RuleOption = options.RULE,
     window: options.WindowOption = options.WINDOW,
     temperature: options.TemperatureOption = None,
@@ -65,8 +66,8 @@ def generate(
         options.check_chats(decoder, pair, target, ", which --chat needs")
     options.announce(pair, target)
     settings = {
-        "max_new_tokens": max_new_tokens, **sampling.keywords, "gamma": gamma, "rule": rule, "window": window,
-        "seed": seed,
+        "max_new_tokens": max_new_tokens, **sampling.keywords,
+        "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
     }  # fmt: skip
     assert decoder.tokenizer is not None  # a folder without one is refused by load
     said = [] if system is None else [{"role": "system", "content": system}]

@@ -5,7 +5,7 @@ A default of None is a command's own affair, and the help says what each makes o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from sybil.settings import Settings
 MODELS, SPECULATION, SAMPLING, AMOUNT, OUTPUT = "Models", "Speculation", "Sampling", "How much", "Output"  # in --help
 CHAT = "Chat"
 
-GAMMA, RULE, WINDOW = Settings().gamma, Settings().rule, Settings().window
+RULE, WINDOW = Settings().rule, Settings().window
 TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
 
 PairOption = Annotated[
@@ -41,7 +41,9 @@ TargetOption = Annotated[
 DraftOption = Annotated[
     str | None,
     typer.Option(
-        help="Draft: as --target, or lookup (the text itself). The pair's own if left out; none for --target.",
+        help="Draft: a model as --target is one; self, the target's own copy in fewer bits (self:4, 5, 6 or 8); skip, "
+        "the target without some layers (skip:N, skip:N:BITS); lookup, the text itself; hybrid:lookup,DRAFT; "
+        "cascade:lookup,DRAFT. The pair's own if left out; none for --target.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -74,7 +76,24 @@ SystemOption = Annotated[
     ),
 ]
 
-GammaOption = Annotated[int, typer.Option(help="Tokens the draft proposes in a round.", rich_help_panel=SPECULATION)]
+
+def _gamma(text: str) -> int | str:
+    """An integer where it is one; Settings refuses what is neither that nor auto."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+GammaOption = Annotated[
+    Any,
+    typer.Option(
+        parser=_gamma,
+        metavar="auto|N",
+        help="Tokens the draft proposes in a round; auto: as many as pay. If left out: auto; 4 in verify and profile.",
+        rich_help_panel=SPECULATION,
+    ),
+]
 RuleOption = Annotated[
     str,
     typer.Option(

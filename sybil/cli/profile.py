@@ -13,6 +13,7 @@ from rich.console import Console
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table
 from sybil.devices import choose_device, default_dtype, dtype_named
+from sybil.drafting.window import AUTO, GAMMA
 from sybil.errors import InvalidSetting
 from sybil.loading import load
 from sybil.measuring import files
@@ -42,7 +43,7 @@ def profile(
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
-    gamma: options.GammaOption = options.GAMMA,
+    gamma: options.GammaOption = None,
     passes: Annotated[
         int,
         typer.Option(help="How often everything is measured; the medians are told.", rich_help_panel=options.AMOUNT),
@@ -53,7 +54,10 @@ def profile(
     console = make_console()
     if passes < 1:
         raise InvalidSetting(f"passes is {passes}: use an integer of 1 or more")
+    gamma = GAMMA if gamma is None else gamma
     Settings(gamma=gamma)  # refused here, before anything is loaded
+    if gamma == AUTO:
+        raise InvalidSetting("gamma is 'auto', and a profile measures rounds of one length: use an integer")
     token_rate(acceptance, gamma)
     out = options.out_folder(out, "profile")
     files.check_folder(out)

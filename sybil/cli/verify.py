@@ -18,9 +18,11 @@ from sybil.agreement import FLOAT32, HALF
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table, print_json
 from sybil.devices import choose_device, dtype_named
+from sybil.drafting.window import GAMMA, fixed
+from sybil.drafts import is_model
 from sybil.errors import InvalidSetting
 from sybil.fit import check_assisted
-from sybil.loading import IN_BLOCKS, LOOKUP, dtype_chosen, keeps_blocks, load, read
+from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks, load, read
 from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.foreign import ForeignSubject
@@ -73,7 +75,7 @@ def verify(
             rich_help_panel=JUDGED,
         ),
     ] = TIMEOUT,
-    gamma: options.GammaOption = options.GAMMA,
+    gamma: options.GammaOption = None,
     rule: options.RuleOption = options.RULE,
     window: options.WindowOption = options.WINDOW,
     temperature: options.TemperatureOption = None,
@@ -122,6 +124,7 @@ def verify(
     sequences = sequences if repeats is None else repeats
     length = length if max_new_tokens is None else max_new_tokens
     temperature, seed = 1.0 if temperature is None else temperature, seed or 0
+    gamma = GAMMA if gamma is None else gamma
     out = options.out_folder(out, "verify")
     bound = bound if resolution is None else resolution
     request = Request(max_new_tokens=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -167,7 +170,7 @@ def verify(
             theirs = sovereign if chosen_dtype == torch.float32 else _load(chosen_target, chosen_dtype, chosen_device)
             subject = _transformers(decoder, theirs, tokenizer, chosen_draft, gamma)
         del ours  # and its weights, where it isn't what is judged
-        has_model = chosen_draft is not None and chosen_draft != LOOKUP
+        has_model = chosen_draft is not None and is_model(chosen_draft)
         helper = _load(str(chosen_draft), torch.float32, chosen_device) if has_model else None
         reference = Reference(sovereign, tokenizer, helper)
     is_known = dtype is not None or (function is None and server is None)
@@ -222,10 +225,10 @@ def _load(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
 
 
 def _transformers(
-    decoder: str | None, model: PreTrainedModel, tokenizer: Tokenizer, draft: str | None, gamma: int
+    decoder: str | None, model: PreTrainedModel, tokenizer: Tokenizer, draft: str | None, gamma: int | str
 ) -> TransformersSubject:
     if decoder == PROMPT_LOOKUP:
-        return TransformersSubject(model, tokenizer, prompt_lookup=gamma)
+        return TransformersSubject(model, tokenizer, prompt_lookup=fixed(gamma))
     if decoder == TRANSFORMERS:
         return TransformersSubject(model, tokenizer)
     if draft is None:

@@ -1,18 +1,31 @@
 """What proposes tokens, and how many."""
 
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
+from sybil.drafting.datastore import Answers, Datastore
+from sybil.drafting.hybrid import DraftHybrid, HybridDrafter
 from sybil.drafting.lookup import DraftLookup, LookupDrafter
 from sybil.drafting.model import DraftModel, ModelDrafter
+from sybil.drafting.self_draft import DraftSelf, SelfDrafter
+from sybil.drafting.vocabulary import DraftIntersection, DraftStrings, StringDrafter
 
 __all__ = [
+    "Answers",
     "Context",
+    "Datastore",
+    "DraftHybrid",
+    "DraftIntersection",
     "DraftLookup",
     "DraftModel",
+    "DraftSelf",
+    "DraftStrings",
     "Drafter",
     "DrafterFactory",
     "Generating",
+    "HybridDrafter",
     "LookupDrafter",
     "ModelDrafter",
     "Outcome",
     "Proposal",
+    "SelfDrafter",
+    "StringDrafter",
 ]

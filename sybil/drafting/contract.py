@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sybil.models import Cache, Model
-from sybil.sampling import Noise, Sampling
+from sybil.noise import Exponentials, Noise
+from sybil.sampling import Sampling
 from sybil.transfer import count_to
 
 
@@ -21,23 +22,27 @@ class Context:
     tokens: (batch, capacity) int64, a row's first lengths[row] of them committed; lengths: (batch,).
     exponentials: where the rule is coupled, the noise of the next gamma + 1 positions, (batch, gamma + 1, vocab), with
     which the target is going to draw. least_confidence: a token that the draft gives less ends its row's proposal.
-    limits: how many tokens each row may be offered, gamma where it is None."""
+    limits: how many tokens each row may be offered, gamma where it is None. drafted: how many of each row's last tokens
+    are a draft's that may yet be dropped, none where it is None: what keeps the tokens that it reads keeps none of
+    these."""
 
     tokens: Tensor
     lengths: Tensor
     noise: Noise
-    exponentials: Tensor | None = None
+    exponentials: Tensor | Exponentials | None = None
     least_confidence: float = 0.0
     limits: list[int] | None = None
+    drafted: list[int] | None = None
 
     def uniforms(self, count: int, use: int) -> Tensor:
         """(batch, count) uniforms for the round that begins at these lengths."""
         return self.noise.uniforms(count_to(len(self.lengths)), self.lengths, count, use)
 
-    def race_noise(self, count: int, vocab: int) -> Tensor:
+    def race_noise(self, count: int, vocab: int) -> Exponentials:
         """(batch, count, vocab) exponentials of the next count positions."""
         positions = self.lengths[:, None] + count_to(count)
-        return self.noise.exponentials(count_to(len(self.lengths)), positions, vocab)
+        rows = count_to(len(self.lengths))[:, None].expand_as(positions)
+        return Exponentials(self.noise, rows, positions, vocab)
 
     def prefixes(self) -> list[Tensor]:
         """The committed tokens of each row, 1-d."""
@@ -101,6 +106,11 @@ class DrafterFactory(Protocol):
     @property
     def models(self) -> tuple[Model, ...]:
         """Those that every drafter runs; none where it needs none."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """What its models' weights take beside the target's."""
+        return sum(model.weight_bytes for model in self.models)
 
     @property
     def step_bytes(self) -> tuple[int, ...]:

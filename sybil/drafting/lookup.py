@@ -1,59 +1,145 @@
-"""Drafting from the text itself, without a model."""
+"""Drafting from text that is there, without a model: the row's own, earlier answers, a datastore."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import torch
+from torch import Tensor
 
+from sybil.drafting.automaton import Automaton, Match
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
+from sybil.drafting.datastore import Answers, Datastore, Reader
+from sybil.drafting.survival import Survival
 from sybil.models import Model
 from sybil.transfer import integers
+
+LEAST = 0.25
+"""The likelihood of being kept below which a token isn't worth its verification: what it costs beside a target forward
+is less (docs/performance.md), but the tokens before it may be rejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftLookup(DrafterFactory):
-    """Makes a LookupDrafter for each generation."""
+    """Makes a LookupDrafter for each generation.
+
+    least: the likelihood of being kept below which a token isn't proposed; 0 proposes whatever is found. datastore:
+    texts that are looked into beside the row's own. answers: where earlier answers are kept and looked up, None for
+    nowhere. They are looked up only where the text can't depend on what is proposed: when decoding greedily or by the
+    rule `coupled`. Under the rules `token` and `block` a seeded text would depend on earlier calls."""
+
+    least: float = LEAST
+    datastore: Datastore | None = None
+    answers: Answers | None = field(default=None, compare=False)
 
     @property
     def models(self) -> tuple[Model, ...]:
         return ()
 
+    @property
+    def step_bytes(self) -> tuple[int, ...]:
+        return (0,)
+
     def over(self, *models: Model) -> DraftLookup:
         return self
 
-    def __call__(self, generating: Generating) -> Drafter:
-        return LookupDrafter()
+    def __call__(self, generating: Generating) -> LookupDrafter:
+        return LookupDrafter(self, generating)
 
 
 class LookupDrafter(Drafter):
-    """Prompt lookup (Saxena 2023): proposes what followed the last few tokens where they stood before.
+    """Prompt lookup (Saxena 2023) by a suffix automaton, as suffix decoding has it (arXiv 2411.04975).
 
-    The longest ending that is found wins, and of its places the latest among those with most tokens behind them."""
+    Proposes what followed the longest ending of the text that stood before, where it stood last; as many tokens as are
+    likely to be kept, by how well matches of that length have held in this text. The row's own text comes first where
+    its match is as long as another's."""
 
-    LONGEST = 3
+    def __init__(self, factory: DraftLookup, generating: Generating) -> None:
+        self.least = factory.least
+        stores = [] if factory.datastore is None else [factory.datastore]
+        self._rows = [_Row(stores) for _ in range(generating.batch)]
+        self._past: Datastore | None = None
+        if factory.answers is not None:
+            self._past = factory.answers.store()
+            factory.answers.keep([row.answer for row in self._rows])
+        self._is_greedy = generating.sampling.greedy
+
+    def likelihood(self, context: Context) -> list[float]:
+        """Of each row, how likely the first token that it would propose is to be kept; 0 where there is none."""
+        return [row.likelihood(drafted) for row, drafted in zip(self._rows, self._read(context), strict=True)]
 
     def propose(self, context: Context, gamma: int) -> Proposal:
-        limits = context.limits or [gamma] * len(context.tokens)  # a row's own: its neighbours' room is none of its
-        rows = zip(context.prefixes(), limits, strict=True)
-        found = [_continuation(prefix.tolist(), self.LONGEST, limit) for prefix, limit in rows]
-        counts = [len(tokens) for tokens in found]
-        tokens = torch.zeros(len(found), max(counts), dtype=torch.int64, device="cpu")
-        for row, continuation in enumerate(found):
-            tokens[row, : len(continuation)] = integers(continuation)
-        return Proposal(tokens, None, counts)
+        limits = context.limits or [gamma] * len(context.tokens)
+        rows = zip(self._rows, self._read(context), limits, strict=True)
+        found = [row.continuation(drafted, limit, self.least) for row, drafted, limit in rows]
+        return Proposal(padded(found), None, [len(tokens) for tokens in found])
 
     def observe(self, outcome: Outcome) -> None: ...
 
+    def _read(self, context: Context) -> list[list[int]]:
+        """Take in what is committed, nothing that lies beyond; each row's drafted tokens that stand after it."""
+        if self._past and (self._is_greedy or context.exponentials is not None):
+            for row in self._rows:
+                row.look_into(self._past)
+            self._past = None
+        drafted = context.drafted or [0] * len(self._rows)
+        tails = []
+        for row, tokens, length, count in zip(
+            self._rows, context.tokens, context.lengths.tolist(), drafted, strict=True
+        ):
+            fresh = tokens[row.read : length].tolist()
+            cut = len(fresh) - count
+            row.extend(fresh[:cut])
+            tails.append(fresh[cut:])
+        return tails
 
-def _continuation(known: list[int], longest: int, count: int) -> list[int]:
-    """At most count tokens that followed the ending of known where it stood before; [] where it never did."""
-    if not count:
-        return []
-    for size in range(min(longest, len(known) - 1), 0, -1):
-        ending = known[-size:]
-        places = [end for end in range(size, len(known)) if known[end - size : end] == ending]
-        if places:
-            best = max(places, key=lambda end: (min(len(known) - end, count), end))
-            return known[best : best + count]
-    return []
+
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of unequal lengths as (batch, longest) int64, zeros after a row's own."""
+    width = max(map(len, rows))
+    return integers([[*row, *[0] * (width - len(row))] for row in rows])
+
+
+class _Row:
+    """One row's text, and where it is looked for. read: how many of its tokens are known; answer: those after the
+    prompt."""
+
+    def __init__(self, stores: Sequence[Datastore]) -> None:
+        self.read = 0
+        self.answer: list[int] = []
+        self._sources: list[tuple[Automaton | Reader, Survival]] = [(Automaton(), Survival())]
+        for store in stores:
+            self.look_into(store)
+
+    def look_into(self, store: Datastore) -> None:
+        self._sources.append((Reader(store), Survival()))
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Take in committed tokens, of which the first are the prompt."""
+        if self.read:
+            self.answer += tokens
+            for token in tokens:
+                for source, survival in self._sources:
+                    if match := source.match:
+                        survival.learn(match.length, source.continuation(match, (), 1) == [token])
+                    source.extend([token])
+        else:
+            for source, _ in self._sources:
+                source.extend(tokens)
+        self.read += len(tokens)
+
+    def likelihood(self, drafted: Sequence[int]) -> float:
+        _, survival, match = self._best(drafted)
+        return survival.next(match.length) if match else 0.0
+
+    def continuation(self, drafted: Sequence[int], most: int, least: float) -> list[int]:
+        """At most so many tokens after the text and the drafted tokens, each of which is that likely to be kept."""
+        source, survival, match = self._best(drafted)
+        if not match or most <= 0:
+            return []
+        return source.continuation(match, drafted, survival.worth(match.length, most, least))
+
+    def _best(self, drafted: Sequence[int]) -> tuple[Automaton | Reader, Survival, Match]:
+        """The longest match, the row's own before another's that is as long."""
+        found = [(source, survival, source.after(drafted)) for source, survival in self._sources]
+        return max(found, key=lambda each: each[2].length)

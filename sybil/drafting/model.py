@@ -3,50 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sybil.drafting.cascade import Cascade, Drawn
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.window import confidence
-from sybil.models import Model, feed
-from sybil.sampling import Noise, argmax, draw, probabilities, process, race
+from sybil.models import Cache, Model, feed
+from sybil.noise import Noise
+from sybil.sampling import argmax, draw, probabilities, process, race
 from sybil.transfer import upload
+
+ASKED = 4
+"""Tokens that a helper is asked for at once, where it costs something."""
+Draws = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class DraftModel(DrafterFactory):
-    """Makes a ModelDrafter for each generation."""
+    """Makes a ModelDrafter for each generation. helper: drafts for the model itself (a cascade); None for nobody."""
 
     model: Model
+    helper: DrafterFactory | None = field(default=None, kw_only=True)
 
     @property
     def models(self) -> tuple[Model, ...]:
-        return (self.model,)
+        return (self.model, *(() if self.helper is None else self.helper.models))
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.model.weight_bytes + (0 if self.helper is None else self.helper.weight_bytes)
+
+    @property
+    def step_bytes(self) -> tuple[int, ...]:
+        return (self.model.weight_bytes,)
 
     def over(self, *models: Model) -> Self:
-        (model,) = models
-        return replace(self, model=model)
+        model, *rest = models
+        return replace(self, model=model, helper=None if self.helper is None else self.helper.over(*rest))
 
     def __call__(self, generating: Generating) -> Drafter:
-        return ModelDrafter(self.model, generating)
+        return ModelDrafter(self.model, generating, self.helper)
 
 
 class ModelDrafter(Drafter):
     """A smaller model that draws from its own distribution, under the target's sampling settings."""
 
-    def __init__(self, model: Model, generating: Generating) -> None:
+    def __init__(self, model: Model, generating: Generating, helper: DrafterFactory | None = None) -> None:
         self.model, self.vocab_size, self.sampling = model, generating.vocab_size, generating.sampling
-        self.cache = model.new_cache(generating.batch, generating.capacity)
+        self.cache = self.cache_for(generating)
+        self.helper = None if helper is None else helper(replace(generating, cache=self.cache))
+        self.asked = ASKED if helper is not None and any(helper.step_bytes) else generating.capacity
+
+    def cache_for(self, generating: Generating) -> Cache:
+        """Where the model keeps its keys and values during a generation: a cache of its own."""
+        cache: Cache = self.model.new_cache(generating.batch, generating.capacity)
+        return cache
 
     def propose(self, context: Context, gamma: int) -> Proposal:
-        counts = [min(max(self.model.context - length, 0), gamma) for length in context.lengths.tolist()]
+        limits = context.limits or [gamma] * len(context.tokens)
+        counts = [
+            min(max(self.model.context - length, 0), limit)
+            for length, limit in zip(context.lengths.tolist(), limits, strict=True)
+        ]
         gamma = max(counts)
         if not gamma:
             return Proposal.nothing(len(counts))
+        if self.helper is not None:
+            return self._helped(self.helper, context, counts)
         known = context.tokens
         if self.model.vocab_size < self.vocab_size:  # the target's padding may hold a token more
             known = known.clamp(max=self.model.vocab_size - 1)
@@ -71,19 +99,41 @@ class ModelDrafter(Drafter):
                     break
         return Proposal(torch.cat(tokens, 1), torch.stack(probs, 1) if probs else None, counts)
 
-    def _draws(self, context: Context, gamma: int, device: torch.device) -> Callable[[Tensor, int], Tensor] | None:
-        """What draws tokens (batch,) from (probs (batch, vocab), index in the round); None where nothing is drawn."""
+    def _draws(self, context: Context, gamma: int, device: torch.device) -> Draws | None:
+        """What draws tokens (batch,) from (probs (batch, vocab), index in the round, one or (batch,)); None where
+        nothing is drawn."""
         if self.sampling.greedy:
             return None
+        rows = torch.arange(len(context.tokens), dtype=torch.int64, device=device)
         if context.exponentials is not None:
             shared = context.exponentials
-            return lambda probs, index: race(probs, shared[:, index])
+            return lambda probs, index: race(probs, shared[rows, index])
         uniforms = upload(context.uniforms(gamma, Noise.PROPOSE), device)
-        return lambda probs, index: draw(probs, uniforms[:, index])
+        return lambda probs, index: draw(probs, uniforms[rows, index])
+
+    def _helped(self, helper: Drafter, context: Context, counts: list[int]) -> Proposal:
+        """propose() with somebody who drafts for the model."""
+        gamma = max(counts)
+        draws = self._draws(context, gamma, self.model.device)
+
+        def draw_at(logits: Tensor, text: Context, places: Tensor) -> Drawn:
+            logits = self._processed(logits, text, [])
+            probs = None if draws is None else probabilities(logits, self.sampling)
+            if draws is None or probs is None:
+                tokens = argmax(logits)
+            else:
+                tokens = draws(probs, upload(places.clamp(max=gamma - 1), probs.device)).clamp(min=0)
+            if not context.least_confidence:
+                return tokens, probs, [True] * len(tokens)
+            return tokens, probs, (confidence(logits, tokens) >= context.least_confidence).tolist()
+
+        return Cascade(self.model, self.cache, helper, self.asked, draw_at).propose(context, counts)
 
     def observe(self, outcome: Outcome) -> None:
         """Keep what is committed and really in the cache: its last proposed token never went in."""
         self.cache.lengths = torch.minimum(self.cache.lengths, outcome.lengths - 1)
+        if self.helper is not None:
+            self.helper.observe(outcome)
 
     def _processed(self, logits: Tensor, context: Context, tokens: list[Tensor]) -> Tensor:
         """The logits over the target's vocabulary (a padded one may be longer or shorter), processors applied."""

@@ -13,20 +13,23 @@ from torch import Tensor
 
 from sybil.arguments import described
 from sybil.errors import InvalidSetting
+from sybil.results import Step
 
 
 class Window(Protocol):
-    """Lives as long as one generation; rows keep to themselves."""
+    """Lives as long as one generation."""
 
-    sizes: list[int]
-    """Of each row, the most tokens to propose in the next round."""
     most: int
     """What no size will ever exceed."""
     least_confidence: float
     """A drafted token whose draft probability is below it is the last of its row's proposal; 0 asks for none."""
 
-    def observe(self, accepted: Sequence[int], proposed: Sequence[int]) -> None:
-        """How a round went; rows that proposed nothing have 0 of both."""
+    def sizes(self, sources: Sequence[int], rooms: Sequence[int]) -> list[int]:
+        """Of each row, the most tokens to propose now: no more than its room. sources: which of the drafter's sources
+        would propose them."""
+
+    def observe(self, step: Step) -> None:
+        """How the round went. Rows that proposed nothing have 0 proposed and accepted."""
 
 
 class Constant:
@@ -35,9 +38,12 @@ class Constant:
     least_confidence = 0.0
 
     def __init__(self, batch: int, gamma: int) -> None:
-        self.sizes, self.most = [gamma] * batch, gamma
+        self._sizes, self.most = [gamma] * batch, gamma
 
-    def observe(self, accepted: Sequence[int], proposed: Sequence[int]) -> None: ...
+    def sizes(self, sources: Sequence[int], rooms: Sequence[int]) -> list[int]:
+        return [min(pair) for pair in zip(self._sizes, rooms, strict=True)]
+
+    def observe(self, step: Step) -> None: ...
 
 
 class Heuristic(Constant):
@@ -48,11 +54,11 @@ class Heuristic(Constant):
         super().__init__(batch, gamma)
         self.most = 4 * gamma
 
-    def observe(self, accepted: Sequence[int], proposed: Sequence[int]) -> None:
-        for row, (kept, asked) in enumerate(zip(accepted, proposed, strict=True)):
+    def observe(self, step: Step) -> None:
+        for row, (kept, asked) in enumerate(zip(step.accepted, step.proposed, strict=True)):
             if asked:
-                size = self.sizes[row]
-                self.sizes[row] = min(size + 2, self.most) if kept == asked else max(size - 1, 1)
+                size = self._sizes[row]
+                self._sizes[row] = min(size + 2, self.most) if kept == asked else max(size - 1, 1)
 
 
 class Confident(Constant):
@@ -62,6 +68,14 @@ class Confident(Constant):
 
 
 WINDOWS: dict[str, type[Constant]] = {"constant": Constant, "heuristic": Heuristic, "confident": Confident}
+AUTO = "auto"
+GAMMA = 4
+"""What stands for AUTO where a number is needed."""
+
+
+def fixed(gamma: int | str) -> int:
+    """gamma as a number."""
+    return GAMMA if isinstance(gamma, str) else gamma
 
 
 def window_named(name: str) -> type[Constant]:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sybil.decoding import Decoder
+from sybil.drafting.window import GAMMA
 from sybil.errors import InvalidSetting, NotJudgeable, one_line
 from sybil.losslessness.child import Unfit, answer_of, error_line
 from sybil.losslessness.samples import Request, Sample
@@ -49,7 +50,7 @@ class SybilSubject:
     """Sybil's decoder under one of its rules, several prompts side by side."""
 
     def __init__(
-        self, decoder: Decoder, gamma: int = 4, rule: str = "token", window: str = "constant", batch: int = 8
+        self, decoder: Decoder, gamma: int | str = GAMMA, rule: str = "token", window: str = "constant", batch: int = 8
     ) -> None:
         alone = any(getattr(model, "counts_slots", False) for model in decoder.models)
         self.decoder, self.batch = decoder.without_defaults(), 1 if alone else batch  # a request says all

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
+from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong, SybilError
 from sybil.fit import check_assisted
 from sybil.loading import IN_BLOCKS, load, read
@@ -31,7 +32,7 @@ from sybil.measuring.contenders import (
     SybilContender,
     TransformersContender,
 )
-from sybil.measuring.drafters import Makers
+from sybil.measuring.drafters import Drafted
 from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
 from sybil.measuring.peers import peers
@@ -39,7 +40,8 @@ from sybil.measuring.profile import precision
 from sybil.measuring.prompts import Prompt, encode
 from sybil.measuring.task import Row, Task
 from sybil.models.storage import FORMATS
-from sybil.sampling import Noise, probabilities
+from sybil.noise import Noise
+from sybil.sampling import probabilities
 from sybil.transfer import integers
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class Comparison:
         self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
         checkpoint = read(task.target)
         self.target = load_transformers(checkpoint, task.computed, self.device).eval()
-        self._makers = Makers(decoder, checkpoint, task.computed)
+        self._drafted = Drafted(decoder, checkpoint, task.computed)
         self.contenders: dict[str, Contender] = {}
         self.left_out: dict[str, str] = {}
         for name in task.contenders:
@@ -105,7 +107,7 @@ class Comparison:
         ends = decoder.eos_token_ids  # config.json's where generation_config.json names none: for all the same
         if way := task.ways.get(name):
             gamma = {} if way.gamma is None else {"gamma": way.gamma}
-            return SybilContender(self._makers.decoder(way.drafter), **task.settings | gamma)
+            return SybilContender(self._drafted.by(way.drafter), **task.settings | gamma)
         if name == SPECULATIVE:
             return SybilContender(decoder, **task.settings)
         if name == AUTOREGRESSIVE:
@@ -113,7 +115,7 @@ class Comparison:
         if name == ASSISTED:
             assistant = self._assistant(str(task.draft))
             return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
-        proposed = (task.gamma if isinstance(task.gamma, int) else LOOKED_UP) if name == PROMPT_LOOKUP else None
+        proposed = (LOOKED_UP if task.gamma == AUTO else int(task.gamma)) if name == PROMPT_LOOKUP else None
         return TransformersContender(self.target, ends, prompt_lookup=proposed, sampling=task.sampling)
 
     def _assistant(self, draft: str) -> PreTrainedModel:

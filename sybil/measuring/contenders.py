@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.loading import LOOKUP
+from sybil.drafts import LOOKUP, is_model
+from sybil.measuring.memory import weight_bytes
 from sybil.results import Stats
 from sybil.sampling import Sampling
 
@@ -35,8 +36,8 @@ def contenders(draft: str | None) -> tuple[str, ...]:
 def theirs(draft: str | None, drafters: Sequence[str] = ()) -> tuple[str, ...]:
     """transformers' ways to decode beside a draft: plainly, with an assistant where the draft is a model, by looking
     up where that is the draft or one of the drafters."""
-    looks_up = LOOKUP in (draft, *drafters)
-    return TRANSFORMERS, *[ASSISTED] * (draft not in (None, LOOKUP)), *[PROMPT_LOOKUP] * looks_up
+    assisted, looks_up = draft is not None and is_model(draft), LOOKUP in (draft, *drafters)
+    return TRANSFORMERS, *[ASSISTED] * assisted, *[PROMPT_LOOKUP] * looks_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class SybilContender:
 
     def __init__(self, decoder: Decoder, **settings: Any) -> None:
         self.decoder, self.settings = decoder.without_defaults(), settings
-        self.weight_bytes = sum(model.weight_bytes for model in decoder.models)
+        self.weight_bytes = weight_bytes(decoder)
 
     def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
         began = time.perf_counter()

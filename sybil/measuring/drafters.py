@@ -10,12 +10,13 @@ import torch
 
 from sybil.arguments import described
 from sybil.decoding import Decoder
-from sybil.drafting import DrafterFactory, DraftLookup
+from sybil.drafting.window import AUTO
+from sybil.drafts import LOOKUP, parse
 from sybil.errors import InvalidSetting
-from sybil.loading import LOOKUP
+from sybil.loading import maker
 from sybil.models.folders import Checkpoint
 
-NONE, DRAFT, SELF, ALL, AUTO = "none", "draft", "self", "all", "auto"
+NONE, DRAFT, SELF, ALL = "none", "draft", "self", "all"
 SHORT = {"hybrid": "hybrid:lookup,self", "cascade": "cascade:lookup,self"}
 EVERY = (NONE, DRAFT, "self:4", "self:8", "skip", LOOKUP, *SHORT.values())
 """What ALL stands for, in the order of the table; DRAFT where there is one."""
@@ -71,27 +72,19 @@ def ways(drafters: Sequence[str], gammas: Sequence[int | str]) -> tuple[Way, ...
     )
 
 
-class Makers:
-    """Makes the drafters of one target, each once.
-
-    decoder: the target with the pair's own draft, if it has one. checkpoint: what the target was built of, in dtype."""
+class Drafted:
+    """One target with any drafter. decoder: the target with the pair's own draft, if it has one; checkpoint: what the
+    target was built of, in dtype. What several drafters have in common, such as a copy of the target, is made once."""
 
     def __init__(self, decoder: Decoder, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-        self._decoder, self._checkpoint, self._dtype = decoder, checkpoint, dtype
-        self._made: dict[str, DrafterFactory | None] = {NONE: None}
+        self._decoder, self._maker = decoder, maker(checkpoint, decoder.target, dtype)
 
-    def decoder(self, drafter: str) -> Decoder:
-        """The target with that drafter; raises the errors of sybil.errors where it can't be had."""
-        if drafter not in self._made:
-            self._made[drafter] = self._make(drafter)
-        factory = self._made[drafter]
-        return self._decoder.without_draft() if factory is None else self._decoder.with_draft(factory)
-
-    def _make(self, drafter: str) -> DrafterFactory:
-        if drafter == DRAFT:
-            if self._decoder.draft is None:
-                raise InvalidSetting("there is no draft beside this target: name one by --draft")
-            return self._decoder.draft
-        if drafter == LOOKUP:
-            return DraftLookup()
-        raise InvalidSetting(f"drafter is {described(drafter)}, which isn't there")
+    def by(self, drafter: str) -> Decoder:
+        """The target with the drafter of that name; raises the errors of sybil.errors where it can't be had."""
+        if drafter == NONE:
+            return self._decoder.without_draft()
+        if drafter != DRAFT:
+            return self._decoder.with_draft(self._maker.make(parse(drafter)))
+        if self._decoder.draft is None:
+            raise InvalidSetting("there is no draft beside this target: name one by --draft")
+        return self._decoder

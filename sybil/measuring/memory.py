@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from sybil.decoding import Decoder
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -55,3 +57,8 @@ def _resident(field: str) -> int | None:
         return int(rows[field].split()[0]) * 1024
     except (OSError, KeyError):
         return None
+
+
+def weight_bytes(decoder: Decoder) -> int:
+    """What all weights take. Those that the draft shares with the target count once."""
+    return decoder.target.weight_bytes + (0 if decoder.draft is None else decoder.draft.weight_bytes)

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.drafting import DrafterFactory
+from sybil.drafting import DrafterFactory, DraftSelf
 from sybil.errors import InvalidSetting
 from sybil.loading import IN_BLOCKS
 from sybil.measuring import prompts as texts
 from sybil.measuring import workload as workloads
-from sybil.measuring.memory import PeakMemory, release
+from sybil.measuring.memory import PeakMemory, release, weight_bytes
 from sybil.measuring.prompts import Prompt
 from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
 from sybil.models import Model
-from sybil.models.storage import FORMATS, Kept, Storage
+from sybil.models.rounding import BLOCK, block_bytes
+from sybil.models.storage import FORMATS, Kept, Rounding, Storage
 from sybil.pairs import default_draft_dtype
 from sybil.results import Step
 from sybil.transfer import integers
@@ -163,7 +164,7 @@ class Profile:
                 f"{subject.title} has a context of {context} and gamma is {gamma}: a profile needs a context of "
                 f"{max(VERIFIED) + 1} or more, and {2 * (gamma + 1)} tokens of {NEW_TOKENS} after its prompts"
             )
-        self.memory = _memory(Decoder(target, draft), model, subject.prompts[0], new_tokens, gamma)
+        self.memory = _memory(Decoder(target, draft), subject.prompts[0], new_tokens, gamma)
         self.precisions = tuple(map(_told, subject.decoder.models))
         self.bytes_read = {}
         self._cases = {STREAM: stream_case(self.device)}
@@ -193,31 +194,30 @@ class Profile:
         return {event.key: event.self_device_time_total / 1e3 for event in kernels[:10]}
 
 
-def _memory(
-    decoder: Decoder, draft: Model | None, prompt: Tensor, new_tokens: int, gamma: int
-) -> dict[str, int | None]:
+def _memory(decoder: Decoder, prompt: Tensor, new_tokens: int, gamma: int) -> dict[str, int | None]:
     """Bytes by part; peak: of weights, caches and all else in a generation, None where the system doesn't say."""
     target, capacity = decoder.target, len(prompt) + new_tokens + gamma + 1
     release()
     with PeakMemory(target.device) as peak:
         decoder.generate([prompt], max_new_tokens=new_tokens, gamma=gamma)
     held: dict[str, int | None] = {}
-    for whose, model in (("target's", target), ("draft's", draft)):
-        if model is not None:
-            held[f"{whose} weights"] = model.weight_bytes
-            held[f"{whose} cache"] = getattr(
-                model.new_cache(1, capacity), "nbytes", None
-            )  # None: transformers' caches grow
-    weights = sum(model.weight_bytes for model in decoder.models)
-    return {**held, "peak": None if peak.growth is None else weights + peak.growth}
+    for whose, model in zip(("target's", "draft's"), decoder.models, strict=False):
+        held[f"{whose} weights"] = model.weight_bytes
+        if model is target or not isinstance(decoder.draft, DraftSelf):  # which has no cache of its own
+            # None: transformers' caches grow
+            held[f"{whose} cache"] = getattr(model.new_cache(1, capacity), "nbytes", None)
+    return {**held, "peak": None if peak.growth is None else weight_bytes(decoder) + peak.growth}
 
 
 def precision(model: Model) -> Storage | None:
-    """What the products' weights are kept in; None where it can't be told, or where they stay in a file's blocks."""
+    """What the products' weights are kept in, int8 where they are rounded to few bits; None where it can't be told, or
+    where they stay in a file's blocks."""
     ours: Kept | None = getattr(model, "storage", None)
     words: dict[object, Storage] = {kept.dtype: word for word, kept in FORMATS.items()}
     if ours == "stored":
         return None
+    if isinstance(ours, Rounding):
+        return "int8"
     return ours or words.get(getattr(getattr(model, "model", None), "dtype", None))  # of a HuggingFaceModel's model
 
 
@@ -230,13 +230,15 @@ def bytes_read(model: Model) -> int:
     """What a step has to read of the weights: every product's once, norms and the rows looked up left out.
 
     For a foreign model all weights."""
-    shape, storage = getattr(model, "shape", None), precision(model)
+    shape, storage, kept = getattr(model, "shape", None), precision(model), getattr(model, "storage", None)
     if shape is None or storage is None:
         return model.weight_bytes
     heads, projected = shape.heads * shape.head_size, shape.embedding_width != shape.width
     query_key_value = shape.width * (heads + 2 * shape.kv_heads * shape.head_size)
     layer = query_key_value + heads * shape.width + (3 if shape.gated else 2) * shape.width * shape.inner
     ends = shape.vocab_size * shape.embedding_width + 2 * projected * shape.width * shape.embedding_width
+    if isinstance(kept, Rounding):
+        return int((shape.layers * layer + ends) * block_bytes(kept.bits) / BLOCK)
     return int((shape.layers * layer + ends) * FORMATS[storage].dtype.itemsize)
 
 

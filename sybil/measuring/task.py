@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from sybil.devices import default_draft_dtype
+from sybil.drafts import is_model
 from sybil.errors import ResultsMismatch
-from sybil.loading import IN_BLOCKS, LOOKUP
+from sybil.loading import IN_BLOCKS
 from sybil.measuring.contenders import AUTOREGRESSIVE, OURS, PEERS, TRANSFORMERS, contenders, theirs
 from sybil.measuring.drafters import NONE, Way, drafters_named, gammas_named, ways
 from sybil.measuring.files import replace
@@ -119,7 +120,7 @@ class Task:
 
 def usual_draft_dtype(draft: str | None, dtype: str, device: str) -> str | None:
     """A Task's draft_dtype where nothing is said."""
-    if draft is None or draft == LOOKUP:
+    if draft is None or not is_model(draft):
         return None
     return str(default_draft_dtype(_computed(dtype), torch.device(device))).removeprefix("torch.")
 

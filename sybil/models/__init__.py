@@ -54,7 +54,7 @@ def feed(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> Tensor:
     if count > 2:  # more than a round leaves: a prompt, whose logits nobody asked for
         prefill(model, cache, tokens, until - 1)
         count = 1
-    starts, block = _missing(cache, tokens, ends, count)
+    starts, block = missing(cache, tokens, ends, count)
     logits = model.forward(block, cache)
     cache.lengths = until
     last = [end - start - 1 for start, end in zip(starts, ends, strict=True)]
@@ -69,12 +69,12 @@ def prefill(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> None:
     ends = until.tolist()
     count = max(map(operator.sub, ends, cache.lengths.tolist()))
     if count > 0:
-        _, block = _missing(cache, tokens, ends, count)
+        _, block = missing(cache, tokens, ends, count)
         model.prefill(block, cache)
         cache.lengths = until
 
 
-def _missing(cache: Cache, tokens: Tensor, ends: list[int], count: int) -> tuple[list[int], Tensor]:
+def missing(cache: Cache, tokens: Tensor, ends: list[int], count: int) -> tuple[list[int], Tensor]:
     """Where each row goes on, and the `count` tokens (batch, count) that bring the last of them up to date."""
     starts = [max(end - count, 0) for end in ends]
     cache.lengths = integers(starts)
@@ -83,4 +83,4 @@ def _missing(cache: Cache, tokens: Tensor, ends: list[int], count: int) -> tuple
     return starts, tokens.gather(1, cache.lengths[:, None] + count_to(count))
 
 
-__all__ = ["Cache", "Model", "feed", "prefill"]
+__all__ = ["Cache", "Model", "feed", "missing", "prefill"]

@@ -14,7 +14,7 @@ from sybil.models.checkpoints.weights import Stored, arrange
 from sybil.models.folders import Checkpoint
 from sybil.models.operators.transformer import Transformer
 from sybil.models.shape import Shape
-from sybil.models.storage import FORMATS, Kept, Storage, storage_of
+from sybil.models.storage import FORMATS, Kept, Rounding, Storage, storage_of
 
 
 def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, device: torch.device) -> Model:
@@ -26,7 +26,7 @@ def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, devi
         if storage == "stored" and not _has_native(device):
             storage = storage_of(foreign_dtype)
             _warn_of_memory(checkpoint.name, checkpoint.stored, storage)
-        read_as = torch.float32 if storage == "stored" else FORMATS[storage].read_as
+        read_as = FORMATS[storage].read_as if isinstance(storage, str) and storage != "stored" else torch.float32
         shape, weights = arrange(
             checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, read_as, device
         )
@@ -43,10 +43,14 @@ def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, devi
 def build(shape: Shape, weights: Mapping[str, Tensor], storage: Kept, device: torch.device) -> Model:
     """The forward for a shape: in one call on a CPU where the C forward can be built, by torch's operators elsewhere.
 
-    weights: as the storage has them read; they may be made as they are asked for, each once."""
-    if storage in (*native.STORAGES, "stored") and _has_native(device):
+    weights: as the storage has them read; they may be made as they are asked for, each once. The C forward takes 8 bits
+    in blocks for int8, and the operators int8 for any bits."""
+    if storage == "int8" and _has_native(device):
+        storage = Rounding(8)
+    rounded = isinstance(storage, Rounding)
+    if (rounded or storage in (*native.STORAGES, "stored")) and _has_native(device):
         return native.NativeTransformer(shape, weights, storage)
-    return Transformer(shape, weights, "int8" if storage == "int8" else None)
+    return Transformer(shape, weights, "int8" if rounded or storage == "int8" else None)
 
 
 def _has_native(device: torch.device) -> bool:

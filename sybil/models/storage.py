@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sybil.errors import InvalidSetting
+
 Storage = Literal["float64", "float32", "float16", "bfloat16", "int8"]
-Kept = Storage | Literal["stored"]
-"""How a model keeps its products' weights: all in one storage, or each as it is stored in its file."""
+Bits = Literal[4, 5, 6, 8]
+"""Of a weight that is rounded: rounding.py says how."""
 BlockStorage = Literal[
     "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "f16", "bf16", "f32"
 ]
 """What a weight of a GGUF file is kept in there: ggml's names of its types, in small letters."""
 AT_ONCE = 1 << 20
 """Numbers of a weight that are dequantised together. The library gguf takes several times their memory for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """A copy in few bits, for drafts: rounding.py's blocks of so many bits hold every product's weight. exceptions:
+    other bits for products by name ("token_embedding", "head", "3.mlp_out")."""
+
+    bits: Bits
+    exceptions: Mapping[str, Bits] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises InvalidSetting for bits that there are no blocks of."""
+        for name, bits in (("every product", self.bits), *self.exceptions.items()):
+            if bits not in get_args(Bits):
+                raise InvalidSetting(f"{name} is to be rounded to {bits!r} bits: use one of 4, 5, 6, 8")
+
+    def bits_of(self, product: str) -> Bits:
+        """The bits of a product's weight."""
+        return self.exceptions.get(product, self.bits)
+
+
+Kept = Storage | Literal["stored"] | Rounding
+"""How a model keeps its products' weights: all in one storage, each as it is stored in its file, or rounded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,14 +25,15 @@ from transformers import GPT2LMHeadModel, NoRepeatNGramLogitsProcessor, PreTrain
 
 import sybil
 from sybil import Decoder, verification
-from sybil.drafting import Context, Drafter, DraftModel, Generating, Outcome, Proposal
+from sybil.drafting import Context, Drafter, DraftLookup, DraftModel, Generating, Outcome, Proposal
 from sybil.errors import CacheOutOfStep, VocabularyMismatch
 from sybil.losslessness.evidence import Reference
 from sybil.losslessness.judge import Plan
 from sybil.losslessness.judge import verify as judge
 from sybil.losslessness.samples import Request
 from sybil.losslessness.subjects import SybilSubject
-from sybil.sampling import Noise, Sampling, probabilities
+from sybil.noise import Noise
+from sybil.sampling import Sampling, probabilities
 from sybil.verification import Proposed
 
 Check = Callable[[int], None]
@@ -198,6 +199,22 @@ def rows(seed: int) -> None:
         for first in range(len(inputs)):  # a sampled row's noise is keyed by its place
             together = said(drafted(seed), inputs[first:] + inputs[:first], **settings)
             assert together[0] == said(drafted(seed), inputs[first : first + 1], **settings)[0], f"row {first}"
+
+
+@check
+def lookups(seed: int) -> None:
+    """What is looked up follows the row's own kept tokens, whatever stands after them and beside it."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(20):
+        lengths = torch.randint(1, 15, (3,), generator=generator)
+        tokens = torch.randint(0, 3, (3, 20), generator=generator)
+        found = []
+        for other in (tokens, tokens.where(torch.arange(20) < lengths[:, None], 3 - tokens)):
+            generating = Generating(3, 20, VOCAB, Sampling(), DECODED.new_cache(3, 20))
+            drafter = DraftLookup(least=0.0)(generating)
+            found.append(drafter.propose(Context(other, lengths, Noise(seed)), 4))
+        assert found[0].counts == found[1].counts, f"numbers of tokens after {lengths.tolist()} kept ones"
+        assert found[0].tokens.equal(found[1].tokens), f"tokens after {lengths.tolist()} kept ones"
 
 
 class AtEleven(StoppingCriteria):

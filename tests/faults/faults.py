@@ -15,13 +15,14 @@ from torch import Tensor
 
 from sybil import decoding, fit, loading, verification
 from sybil.decoding import _Row, _Run
-from sybil.drafting import Context, ModelDrafter, Outcome, Proposal
+from sybil.drafting import Context, Generating, LookupDrafter, ModelDrafter, Outcome, Proposal
 from sybil.errors import VocabularyMismatch
 from sybil.models.operators import cache
 from sybil.models.operators.cache import KVCache, Layout
 from sybil.models.operators.transformer import Transformer
+from sybil.noise import Exponentials, Noise
 from sybil.results import FinishReason
-from sybil.sampling import Noise, Sampling, draw
+from sybil.sampling import draw
 from sybil.stopping import Stops
 from sybil.verification import Proposed, Rule, Verdict
 
@@ -145,9 +146,10 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("3d", "shared noise keyed by place in the block", "vLLM", "seeds")
 def _(patch: pytest.MonkeyPatch) -> None:
-    def race_noise(self: Context, count: int, vocab: int) -> Tensor:
-        positions = torch.arange(count).expand(len(self.lengths), -1)
-        return self.noise.exponentials(torch.arange(len(self.lengths)), positions, vocab)
+    def race_noise(self: Context, count: int, vocab: int) -> Exponentials:
+        return replace(original(self, count, vocab), positions=torch.arange(count).expand(len(self.lengths), -1))
+
+    original = Context.race_noise
 
     patch.setattr(Context, "race_noise", race_noise)
 
@@ -447,10 +449,23 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     original = ModelDrafter.__init__
 
-    def start(self: ModelDrafter, model: Any, batch: int, capacity: int, vocab_size: int, sampling: Sampling) -> None:
-        original(self, model, batch, capacity, model.vocab_size, sampling)
+    def start(self: ModelDrafter, model: Any, generating: Generating, *rest: Any) -> None:
+        original(self, model, replace(generating, vocab_size=model.vocab_size), *rest)
 
     patch.setattr(ModelDrafter, "__init__", start)
+
+
+# drafting from the text itself
+
+
+@fault("26", "an automaton looks beyond the row's end", "", "lookups")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = LookupDrafter._read
+
+    def read(self: LookupDrafter, context: Context) -> list[list[int]]:
+        return original(self, replace(context, lengths=context.lengths + 1))
+
+    patch.setattr(LookupDrafter, "_read", read)
 
 
 # the prototype's suspects

@@ -50,7 +50,6 @@ static void place_product(Product *product, void **arrays) {
     for (int each = 0; each < PARTS; each++) {
         Part *part = &product->parts[each];
         part->weight = at(part->weight, arrays);
-        place_floats(&part->scale, arrays);
         place_floats(&part->bias, arrays);
     }
 }

@@ -4,7 +4,7 @@ from sybil.models.native import library
 from sybil.models.native.transformer import NativeTransformer
 from sybil.models.storage import Storage
 
-STORAGES: tuple[Storage, ...] = ("float32", "bfloat16", "int8")
+STORAGES: tuple[Storage, ...] = ("float32", "bfloat16")
 """The storages in which it takes any weights."""
 
 __all__ = ["STORAGES", "NativeTransformer", "library"]

@@ -24,10 +24,11 @@ typedef struct { /* of a panel; bytes: scales included */
 
 static inline Record record_of(int32_t storage) {
     static const struct { int32_t inputs, scales, numbers; } output[STORAGES] = { /* bytes of one output */
-        [FLOAT32] = {1, 0, 4},    [BFLOAT16] = {1, 0, 2},   [INT8] = {1, 0, 1},      [F16] = {1, 0, 2},
+        [FLOAT32] = {1, 0, 4},    [BFLOAT16] = {1, 0, 2},   [F16] = {1, 0, 2},
         [Q8_0] = {32, 2, 32},     [Q4_0] = {32, 2, 16},     [Q4_1] = {32, 4, 16},    [Q5_0] = {32, 2, 20},
         [Q5_1] = {32, 4, 20},     [Q4_K] = {256, 20, 128},  [Q5_K] = {256, 20, 160}, [Q6_K] = {256, 18, 192},
-        [IQ4_NL] = {32, 2, 16},   [MXFP4] = {32, 1, 16},
+        [IQ4_NL] = {32, 2, 16},   [MXFP4] = {32, 1, 16},    [R4] = {32, 4, 16},      [R5] = {32, 4, 20},
+        [R6] = {32, 4, 24},       [R8] = {32, 4, 32},
     };
     const int32_t scales = whole(output[storage].scales * PANEL, 4 * LANES);
     return (Record){output[storage].inputs, scales, scales + output[storage].numbers * PANEL};
@@ -217,7 +218,6 @@ static inline __attribute__((always_inline)) void take_apart(const uint8_t *reco
 
 /* An input's weights of the outputs from this one on, as many as a vector holds. */
 static inline Lanes of_row(const uint8_t *row, int output, const int storage) {
-    if (storage == INT8) return as_float(signed_bytes(row + output));
     if (storage == F16) return from_float16(row + 2 * output);
     return (Lanes)(halves(row + 2 * output) << 16);
 }
@@ -265,7 +265,7 @@ static const float *in_float32(const uint8_t *panel, int32_t first, int32_t inpu
 #define TAKEN_APART(storage) case storage: EACH_RUN(storage, room + input * PANEL, NULL) break;
     switch (storage) {
     default: return (const float *)panel + (int64_t)first * PANEL;
-    WIDENED_ROWS(BFLOAT16) WIDENED_ROWS(INT8) WIDENED_ROWS(F16)
+    WIDENED_ROWS(BFLOAT16) WIDENED_ROWS(F16)
     BLOCKS(TAKEN_APART)
     }
     return room;
@@ -284,7 +284,7 @@ static int multiply_directly(const uint8_t *panel, int32_t inputs, int32_t stora
     case DIRECT * storage + 3: multiply_widened(panel, inputs, x, inputs, 3, all_sums, storage); return 1;
 #define OF_ONE_ROW(storage) case DIRECT * storage + 1: EACH_RUN(storage, NULL, x + input) return 1;
     switch (rows > DIRECT ? 0 : DIRECT * storage + rows) {
-    OF_ROWS(BFLOAT16) OF_ROWS(INT8) OF_ROWS(F16)
+    OF_ROWS(BFLOAT16) OF_ROWS(F16)
     BLOCKS(OF_ONE_ROW)
     default: return 0;
     }

@@ -29,8 +29,11 @@ const char *sybil_refusal(Model *m) {
 }
 
 #define PRODUCT(which, from, to, residual, activation, gated)                                                \
-    EACH(panel, panels_of(which, gated),                                                                     \
-         product(share, which, panel, from, to, residual, rows, activation, gated))
+    {                                                                                                        \
+        const Inputs given = inputs_of(which, from, rows, rounded);                                          \
+        EACH(panel, panels_of(which, gated),                                                                 \
+             product(share, which, panel, &given, to, residual, rows, activation, gated))                    \
+    }
 #define ALONE(item, items, ...) EACH(item, items, if (publish(share)) __VA_ARGS__) /* what is quickly done */
 
 /* A call, and its working memory that threads share. */
@@ -49,9 +52,13 @@ static int64_t widest(const Model *m) {
     return most > (int64_t)m->heads * m->head_size ? most : (int64_t)m->heads * m->head_size;
 }
 
-/* Floats that each thread has for itself: normalised rows; a head; scores. */
+static int64_t roundings(const Model *m, int64_t rows) {
+    return whole(rounded_floats(rows, widest(m) > m->inner ? widest(m) : m->inner), 16);
+}
+
+/* Floats that each thread has for itself: rounded rows of any product; normalised rows; a head; scores. */
 static int64_t private(const Model *m, int64_t rows, int64_t capacity) {
-    return whole(rows * m->width + whole(m->head_size, LANES) + capacity + 2 * LANES, 16);
+    return whole(roundings(m, rows) + rows * m->width + whole(m->head_size, LANES) + capacity + 2 * LANES, 16);
 }
 
 /* How many floats a forward of so many rows needs to work in; 0 where the numbers are out of range. */
@@ -105,7 +112,7 @@ static void compute(const void *job, void *own, Share *share) {
     const int in = m->normed == OF_INPUT || m->normed == OF_BOTH; /* norms before attention and the MLP */
     const int apart = m->normed == OF_OUTPUT || m->normed == OF_BOTH || m->residual_scale != 1; /* what they give isn't added yet */
     float *x = call->x, *mixed = call->mixed, *aside = call->aside, *heads = call->heads, *inner = call->inner;
-    float *normed = own, *rest = normed + (int64_t)rows * width;
+    float *rounded = own, *normed = rounded + roundings(m, rows), *rest = normed + (int64_t)rows * width;
 
     float *first = m->project_in.outputs ? mixed : x;
     ALONE(row, rows, {
@@ -120,8 +127,9 @@ static void compute(const void *job, void *own, Share *share) {
         for (int32_t at = 0; at < width; at++) x[row * width + at] += learned[at];
     })
 
-    for (int32_t layer = 0; layer < m->layers; layer++) {
-        const Block *block = &m->blocks[layer];
+    for (int64_t number = 0; number < m->block_count; number++) {
+        const Block *block = &m->blocks[number];
+        const int64_t layer = block->layer;
         if (in) norm_rows(m, block->attention_norm, x, normed, rows);
         if (m->parallel) ALONE(row, rows, norm_rows(m, block->mlp_norm, x + row * width, aside + row * width, 1))
         PRODUCT(&block->query_key_value, in ? normed : x, heads, NULL, NONE, 0)

@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-enum { FLOAT32, BFLOAT16, INT8, F16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4, STORAGES };
+/* R4 to R8: rounded for drafts, see integers.h */
+enum { FLOAT32, BFLOAT16, F16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4, R4, R5, R6, R8, STORAGES };
 enum { NONE, GELU_TANH, GELU, RELU, SILU, ACTIVATIONS };
 enum { LAYER, RMS, NORMS };
 enum { OF_INPUT, OF_OUTPUT, OF_BOTH, OF_SUM, NORMED }; /* x + f(norm(x)), x + norm(f(x)), both, norm(x + f(x)) */
@@ -15,10 +16,10 @@ typedef struct { /* so many floats lie there; NULL: none */
     int64_t count;
 } Floats;
 
-typedef struct { /* x @ weight.T * scale + bias; scale and bias may be none, and are padded to whole panels */
+typedef struct { /* x @ weight.T + bias; the bias may be none, and is padded to whole panels */
     const void *weight;
     int64_t bytes; /* of the weight */
-    Floats scale, bias;
+    Floats bias;
     int32_t outputs, storage;
 } Part;
 
@@ -36,7 +37,7 @@ typedef struct {
 typedef struct {
     Norm attention_norm, mlp_norm, attention_out_norm, mlp_out_norm, query_norm, key_norm;
     Floats cosines, sines; /* (context, rotary_size / 2) or none */
-    int32_t rotary_size, window;
+    int32_t rotary_size, window, layer; /* layer: of the cache */
     Product query_key_value, attention_out, mlp_in, mlp_out;
 } Block;
 
@@ -46,7 +47,7 @@ typedef struct {
     int32_t sound; /* whether sybil_refusal() has found nothing against it */
     float epsilon, attention_scale, attention_cap, embedding_scale, residual_scale, logit_divisor, logit_cap;
     const Block *blocks;
-    int64_t block_count;
+    int64_t block_count; /* as many as layers, or fewer: a draft leaves some out */
     Norm final_norm;
     Product token_embedding, head, project_in, project_out; /* the last two: no outputs where there is none */
     Floats positions; /* (context + offset, width) or none */

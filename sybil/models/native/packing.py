@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sybil.errors import WeightsMismatch
-from sybil.models.native.records import LAYOUTS, SAME, WIDE, WORDS, Word, fill, panel_bytes
+from sybil.models.native.records import LAYOUTS, ROUNDED, SAME, WIDE, WORDS, Word, fill, panel_bytes
 from sybil.models.native.structs import PARTS, Floats, Part, Product
-from sybil.models.storage import Blocks, Storage, keep
+from sybil.models.rounding import rounded
+from sybil.models.storage import FORMATS, Bits, Blocks, Storage
 
 
 class Arena:
@@ -51,21 +52,25 @@ class Arena:
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Some outputs of a product before they are packed. numbers: (outputs, bytes of a row) uint8, as the storage's
-    records take them; scale: (outputs,) float32, or None."""
+    records take them."""
 
     storage: Word
     numbers: Tensor
     inputs: int
-    scale: Tensor | None = None
 
     @classmethod
-    def rounded(cls, weight: Tensor, storage: Storage) -> Piece:
+    def kept(cls, weight: Tensor, storage: Storage) -> Piece:
         """A weight (outputs, inputs) as that storage keeps it. Raises WeightsMismatch."""
-        if weight.ndim != 2:
-            raise WeightsMismatch(f"a product has weights of shape {tuple(weight.shape)}, and a weight has two sides")
-        scale, numbers = keep(weight.detach(), storage)
+        _check_sides(weight)
         word = cast(Word, storage)  # building.py asks for no other
-        return cls(word, numbers.contiguous().view(torch.uint8), weight.shape[1], scale)
+        numbers = weight.detach().to(FORMATS[storage].dtype).contiguous()
+        return cls(word, numbers.view(torch.uint8), weight.shape[1])
+
+    @classmethod
+    def in_bits(cls, weight: Tensor, bits: Bits) -> Piece:
+        """A weight (outputs, inputs) in blocks of so many bits. Raises WeightsMismatch."""
+        _check_sides(weight)
+        return cls(ROUNDED[bits], rounded(weight, bits), weight.shape[1])
 
     @classmethod
     def lying(cls, blocks: Blocks) -> Piece:
@@ -73,23 +78,26 @@ class Piece:
         return cls(SAME.get(blocks.storage, blocks.storage), blocks.numbers, blocks.inputs)
 
     def rows(self, first: int, last: int) -> Piece:
-        scale = None if self.scale is None else self.scale[first:last]
-        return replace(self, numbers=self.numbers[first:last], scale=scale)
+        return replace(self, numbers=self.numbers[first:last])
+
+
+def _check_sides(weight: Tensor) -> None:
+    if weight.ndim != 2:
+        raise WeightsMismatch(f"a product has weights of shape {tuple(weight.shape)}, and a weight has two sides")
 
 
 @dataclass(frozen=True, slots=True)
 class PackedPart:
-    """Outputs of a product in panels. weight: bytes; scale, bias: (outputs in whole panels,) float32, or None."""
+    """Outputs of a product in panels. weight: bytes; bias: (outputs in whole panels,) float32, or None."""
 
     weight: Tensor
-    scale: Tensor | None
     bias: Tensor | None
     outputs: int
     storage: Word
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return tuple(each for each in (self.weight, self.scale, self.bias) if each is not None)
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +107,14 @@ class Packed:
     parts: tuple[PackedPart, ...]
     inputs: int
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for part in self.parts for tensor in part.tensors)
+
     def copied(self, copy: Callable[[Tensor], Tensor]) -> Packed:
         """The same with each tensor as copy() gives it back."""
-
-        def optional(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else copy(tensor)
-
         parts = (
-            replace(part, weight=copy(part.weight), scale=optional(part.scale), bias=optional(part.bias))
+            replace(part, weight=copy(part.weight), bias=None if part.bias is None else copy(part.bias))
             for part in self.parts
         )
         return Packed(tuple(parts), self.inputs)
@@ -118,7 +126,6 @@ class Packed:
             product.parts[place] = Part(
                 weight=part.weight.data_ptr(),
                 bytes=part.weight.nbytes,
-                scale=floats(part.scale),
                 bias=floats(part.bias),
                 outputs=part.outputs,
                 storage=WORDS.index(part.storage),
@@ -151,8 +158,10 @@ def pack(pieces: Sequence[Piece], bias: Tensor | None, lanes: int, gated: bool, 
 def _is_whole(piece: Piece) -> bool:
     """Whether a row is as many whole blocks as its inputs take."""
     layout = LAYOUTS[piece.storage]
-    blocks = piece.inputs // layout.inputs
-    return piece.inputs % layout.inputs == 0 and piece.numbers.shape[1:] == (blocks * layout.nbytes,)
+    blocks, rest = divmod(piece.inputs, layout.inputs)
+    if piece.storage in ROUNDED.values():
+        blocks, rest = blocks + (rest > 0), 0
+    return not rest and piece.numbers.shape[1:] == (blocks * layout.nbytes,)
 
 
 def _halves(pieces: Sequence[Piece], outputs: int) -> list[Piece]:
@@ -175,13 +184,11 @@ def _merged(pieces: Sequence[Piece]) -> list[Piece]:
 def _pack(piece: Piece, bias: Tensor | None, lanes: int, arena: Arena) -> PackedPart:
     panel, outputs = WIDE * lanes, len(piece.numbers)
     panels = -(-outputs // panel)
-
-    def whole_panels(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else arena.take(F.pad(tensor.float(), (0, panels * panel - outputs)))
-
     weight = arena.room(panels * panel_bytes(piece.storage, piece.inputs, lanes))
     fill(weight.numpy(), piece.storage, piece.numbers.numpy(), lanes)
-    return PackedPart(weight, whole_panels(piece.scale), whole_panels(bias), outputs, piece.storage)
+    if bias is not None:
+        bias = arena.take(F.pad(bias.float(), (0, panels * panel - outputs)))
+    return PackedPart(weight, bias, outputs, piece.storage)
 
 
 def floats(tensor: Tensor | None) -> Floats:

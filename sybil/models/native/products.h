@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "formats.h"
+#include "integers.h"
 #include "stages.h"
 
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -54,14 +54,26 @@ static void multiply_tile(const float *weights, const float *x, int64_t row_size
 
 static inline int64_t panel_bytes(const Part *part, int64_t inputs) {
     const Record record = record_of(part->storage);
-    return inputs / record.inputs * record.bytes;
+    return whole(inputs, record.inputs) / record.inputs * record.bytes;
 }
 
-/* sums (rows) = x (rows, inputs) @ one panel. */
-static void panel_sums(const Part *part, int32_t panel, const float *x, int32_t inputs, int32_t rows, Lanes (*sums)[WIDE]) {
+/* Rows of inputs as a product finds them: in float32, and rounded where a part of it asks for that. */
+typedef struct {
+    const float *x; /* (rows, inputs) */
+    Rounded rounded;
+} Inputs;
+
+/* sums (rows) = rows of x (rows, inputs), from that row on, @ one panel. */
+static void panel_sums(const Part *part, int32_t panel, const Inputs *given, int64_t row, int32_t inputs, int32_t rows,
+                       Lanes (*sums)[WIDE]) {
     const int32_t tiles = (rows + TILE - 1) / TILE, tile = (rows + tiles - 1) / tiles;
     const int64_t bytes = panel_bytes(part, inputs);
     const uint8_t *weight = (const uint8_t *)part->weight + panel * bytes;
+    if (is_rounded(part->storage)) {
+        rounded_sums(weight, part->storage, &given->rounded, row, rows, sums);
+        return;
+    }
+    const float *x = given->x + row * inputs;
     const int32_t stride = bytes / inputs / tiles;
     memset(sums, 0, rows * sizeof(sums[0]));
     if (multiply_directly(weight, inputs, part->storage, x, rows, sums)) return;
@@ -77,9 +89,18 @@ static void panel_sums(const Part *part, int32_t panel, const float *x, int32_t 
 }
 
 static inline Lanes finish(const Part *part, int32_t panel, int32_t at, Lanes value) {
-    if (part->scale.at) value *= load(part->scale.at + panel * PANEL + at * LANES);
     if (part->bias.at) value += load(part->bias.at + panel * PANEL + at * LANES);
     return value;
+}
+
+/* A product's inputs for its panels, rounded into memory of the thread's own: cheaper than to wait for others to share
+   that work. */
+static Inputs inputs_of(const Product *p, const float *x, int32_t rows, float *own) {
+    Inputs given = {x, rounded_in(own, rows, p->inputs)};
+    int asked = 0;
+    for (int part = 0; part < PARTS; part++) asked |= is_rounded(p->parts[part].storage);
+    for (int32_t row = 0; asked && row < rows; row++) round_row(x + (int64_t)row * p->inputs, p->inputs, &given.rounded, row);
+    return given;
 }
 
 /* How many panels of outputs there are to compute: those of all parts, or of the gates. */
@@ -91,8 +112,8 @@ static int32_t panels_of(const Product *p, int32_t gated) {
 
 /* out (rows, outputs) = activation(x @ weight.T + bias) + residual, one panel of it, stored if it may be published.
    gated: out (rows, outputs / 2) = activation(gate) * value, gates being the first part and values the second. */
-static void product(Share *share, const Product *p, int32_t panel, const float *x, float *out, const float *residual, int32_t rows,
-                    int32_t activation, int32_t gated) {
+static void product(Share *share, const Product *p, int32_t panel, const Inputs *x, float *out, const float *residual,
+                    int32_t rows, int32_t activation, int32_t gated) {
     const Part *part = p->parts;
     int32_t before = 0;
     for (; panel * (int64_t)PANEL >= part->outputs; part++) {
@@ -103,8 +124,8 @@ static void product(Share *share, const Product *p, int32_t panel, const float *
     Lanes sums[MOST_ROWS][WIDE], opened[MOST_ROWS][WIDE];
     for (int32_t first = 0; first < rows; first += MOST_ROWS) {
         int32_t some = smaller(MOST_ROWS, rows - first);
-        panel_sums(part, panel, x + (int64_t)first * p->inputs, p->inputs, some, sums);
-        if (gated) panel_sums(part + 1, panel, x + (int64_t)first * p->inputs, p->inputs, some, opened);
+        panel_sums(part, panel, x, first, p->inputs, some, sums);
+        if (gated) panel_sums(part + 1, panel, x, first, p->inputs, some, opened);
         for (int32_t row = 0; row < some; row++)
             for (int32_t at = 0; at < WIDE; at++) {
                 sums[row][at] = activate(finish(part, panel, at, sums[row][at]), activation);
@@ -126,17 +147,20 @@ static void unpack(const Product *p, int64_t output, float *out) {
     const Part *part = p->parts;
     const Record record = record_of(part->storage);
     const uint8_t *panel = (const uint8_t *)part->weight + output / PANEL * panel_bytes(part, p->inputs);
-    const float scale = part->scale.at ? part->scale.at[output] : 1.0f;
     const int32_t place = output % PANEL, lane = place % LANES;
     _Alignas(64) float room[STRETCH * PANEL];
+    if (is_rounded(part->storage)) {
+        unpack_rounded(panel, part->storage, place, p->inputs, out);
+        return;
+    }
     if (record.inputs == 1 && part->storage != FLOAT32) {
         for (int64_t input = 0; input < p->inputs; input++)
-            out[input] = of_row(panel + input * record.bytes, place - lane, part->storage)[lane] * scale;
+            out[input] = of_row(panel + input * record.bytes, place - lane, part->storage)[lane];
         return;
     }
     for (int32_t first = 0; first < p->inputs; first += STRETCH) {
         const int32_t some = smaller(STRETCH, p->inputs - first);
         const float *weights = in_float32(panel, first, some, part->storage, room) + place;
-        for (int32_t input = 0; input < some; input++) out[first + input] = weights[(int64_t)input * PANEL] * scale;
+        for (int32_t input = 0; input < some; input++) out[first + input] = weights[(int64_t)input * PANEL];
     }
 }

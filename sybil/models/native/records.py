@@ -10,16 +10,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sybil.models.storage import BLOCKS, BlockStorage
+from sybil.models.rounding import BLOCK, block_bytes
+from sybil.models.storage import BLOCKS, Bits, BlockStorage
 
-Word = Literal["float32", "bfloat16", "int8"] | BlockStorage
+RoundedWord = Literal["r4", "r5", "r6", "r8"]
+Word = Literal["float32", "bfloat16"] | BlockStorage | RoundedWord
 WORDS: tuple[Word, ...] = (
-    *("float32", "bfloat16", "int8", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"),
-    *("q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4"),
+    *("float32", "bfloat16", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"),
+    *("q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "r4", "r5", "r6", "r8"),
 )
 """Storages, in model.h's order."""
 WIDE = 3
 """Vectors of outputs in a panel."""
+ROUNDED: Mapping[Bits, RoundedWord] = {4: "r4", 5: "r5", 6: "r6", 8: "r8"}
+"""The word for a weight that is rounded to so many bits. Its last block may be filled up."""
 SAME: Mapping[BlockStorage, Word] = {"f32": "float32", "bf16": "bfloat16"}
 """Other words for the same storage."""
 
@@ -64,10 +68,13 @@ def _plain(size: int) -> Layout:
     return Layout(1, size, (), (Field(0, size, 1),))
 
 
+def _rounded(bits: Bits) -> Layout:
+    return Layout(BLOCK, block_bytes(bits), (Field(0, 2, 2),), (Field(4, 4, bits),))
+
+
 LAYOUTS: Mapping[Word, Layout] = {
     "float32": _plain(4),
     "bfloat16": _plain(2),
-    "int8": _plain(1),
     "f16": _plain(2),
     "q8_0": _blocks("q8_0", (Field(0, 2, 1),), (Field(2, 1, 32),)),
     "q4_0": _blocks("q4_0", (Field(0, 2, 1),), (Field(2, 4, 4),)),
@@ -79,14 +86,15 @@ LAYOUTS: Mapping[Word, Layout] = {
     "q6_k": _blocks("q6_k", (Field(208, 2, 1), Field(192, 1, 16)), (Field(128, 4, 16), Field(0, 4, 32))),
     "iq4_nl": _blocks("iq4_nl", (Field(0, 2, 1),), (Field(2, 4, 4),)),
     "mxfp4": _blocks("mxfp4", (Field(0, 1, 1),), (Field(1, 4, 4),)),
+    **{word: _rounded(bits) for bits, word in ROUNDED.items()},
 }
 _DTYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 def panel_bytes(word: Word, inputs: int, lanes: int) -> int:
-    """The bytes of a panel of a weight of so many inputs, which are whole blocks."""
+    """The bytes of a panel of a weight of so many inputs."""
     layout = LAYOUTS[word]
-    return inputs // layout.inputs * layout.record_bytes(lanes)
+    return -(-inputs // layout.inputs) * layout.record_bytes(lanes)
 
 
 def fill(records: NDArray[np.uint8], word: Word, numbers: NDArray[np.uint8], lanes: int) -> None:

@@ -32,13 +32,13 @@ static int is_scale(float value, float least) { return isfinite(value) && value 
 static int is_part(const Part *part, int64_t inputs) {
     if (!part->weight || !within(part->storage, 0, STORAGES - 1) || !within(part->outputs, 1, MOST_LONG)) return 0;
     const Record record = record_of(part->storage);
-    const int64_t padded = whole(part->outputs, PANEL), panel = times(inputs / record.inputs, record.bytes);
-    return inputs % record.inputs == 0 && part->bytes == times(padded / PANEL, panel) && holds(part->scale, padded)
+    const int64_t padded = whole(part->outputs, PANEL), panel = times(whole(inputs, record.inputs) / record.inputs, record.bytes);
+    return (inputs % record.inputs == 0 || is_rounded(part->storage)) && part->bytes == times(padded / PANEL, panel)
            && holds(part->bias, padded);
 }
 
 static int is_no_part(const Part *part) {
-    return !part->weight && !part->bytes && !part->scale.at && !part->bias.at && !part->outputs;
+    return !part->weight && !part->bytes && !part->bias.at && !part->outputs;
 }
 
 /* gated: of two parts of as many outputs, gates and what they open. */
@@ -56,7 +56,8 @@ static int is_product(const Product *p, int64_t inputs, int64_t outputs, int gat
 static const char *model_refusal(const Model *m) {
     NEED(within(m->vocab_size, 1, MOST_LONG));
     NEED(within(m->context, 1, MOST_LONG));
-    NEED(within(m->layers, 0, MOST_LAYERS) && m->blocks && m->block_count == m->layers);
+    NEED(within(m->layers, 0, MOST_LAYERS) && m->blocks);
+    NEED(within(m->block_count, 0, m->layers));
     NEED(within(m->width, 1, MOST_WIDE));
     NEED(within(m->inner, 1, MOST_WIDE));
     NEED(within(m->heads, 1, MOST_WIDE) && within(m->kv_heads, 1, MOST_WIDE) && m->heads % m->kv_heads == 0);
@@ -75,13 +76,14 @@ static const char *model_refusal(const Model *m) {
     const int64_t width = m->width, queries = (int64_t)m->heads * m->head_size, keys = (int64_t)m->kv_heads * m->head_size;
     const int64_t joined = queries + 2 * keys, embedded = m->token_embedding.inputs;
     const int whole_heads = m->query_key_norm == WHOLE;
-    for (int32_t layer = 0; layer < m->layers; layer++) {
-        const Block *block = &m->blocks[layer];
+    for (int64_t each = 0; each < m->block_count; each++) {
+        const Block *block = &m->blocks[each];
         const int64_t half = block->rotary_size / 2;
         NEED(!in || (is_norm(block->attention_norm, width) && is_norm(block->mlp_norm, width)));
         NEED(!out || (is_norm(block->attention_out_norm, width) && is_norm(block->mlp_out_norm, width)));
         NEED(!m->query_key_norm || is_norm(block->query_norm, whole_heads ? queries : m->head_size));
         NEED(!m->query_key_norm || is_norm(block->key_norm, whole_heads ? keys : m->head_size));
+        NEED(within(block->layer, 0, m->layers - 1));
         NEED(within(block->window, 0, INT32_MAX));
         NEED(within(block->rotary_size, 0, m->head_size) && block->rotary_size % 2 == 0);
         NEED(!half || (block->cosines.at && holds(block->cosines, times(m->context, half))));

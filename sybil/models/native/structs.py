@@ -48,7 +48,6 @@ class Part(Struct):
     _fields_ = [
         ("weight", ctypes.c_void_p),
         ("bytes", ctypes.c_int64),
-        ("scale", Floats),
         ("bias", Floats),
         ("outputs", ctypes.c_int32),
         ("storage", ctypes.c_int32),
@@ -76,6 +75,7 @@ class Block(Struct):
         ("sines", Floats),
         ("rotary_size", ctypes.c_int32),
         ("window", ctypes.c_int32),
+        ("layer", ctypes.c_int32),
         *((name, Product) for name in BLOCK_PRODUCTS),
     ]
 

@@ -9,14 +9,14 @@ Without a compiler everything goes through Transformer instead.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from sybil.allocation import taking
-from sybil.errors import UnsupportedModel
+from sybil.errors import InvalidSetting, UnsupportedModel
 from sybil.models import forking
 from sybil.models.native import library, workers
 from sybil.models.native.cache import NativeCache
@@ -24,7 +24,7 @@ from sybil.models.native.packing import Arena, Packed, Piece, floats, pack
 from sybil.models.native.rotations import Rotations
 from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, SCALES, Block, Model, Norm, Product
 from sybil.models.shape import Shape
-from sybil.models.storage import Kept, StoredWeights
+from sybil.models.storage import Kept, Rounding, StoredWeights
 from sybil.transfer import CPU
 
 ONE_THREAD_BYTES = 1 << 20
@@ -40,8 +40,9 @@ _WHOLE = ("token_embedding", "head", "project_in", "project_out")
 class NativeTransformer:
     """Transformer's contract and arguments, computed in float32 by forward.c.
 
-    storage: what the products' weights are kept in: float32, bfloat16, or int8 with a scale an output (for drafts);
-    "stored": each as it lies in its file, in the blocks that weights.blocks() gives (float32 where it gives none).
+    storage: what the products' weights are kept in: float32 or bfloat16; "stored": each as it lies in its file, in the
+    blocks that weights.blocks() gives (float32 where it gives none); a Rounding: few bits, for drafts, whose inputs
+    are rounded as well. A model of another storage, or of fewer layers, may go on in this one's cache.
     threads: how many compute; None is torch's number at each call, or one for a model so small that two would wait for
     each other.
     lanes: floats in a vector; None is what library.load() chooses. Copies and pickles of it keep the lanes.
@@ -60,14 +61,14 @@ class NativeTransformer:
     ) -> None:
         """Raises UnsupportedModel where there is no compiler, or forward.c refuses the shape or its weights; KeyError
         for a weight that the shape asks for and that isn't there."""
-        self._open(shape, storage, threads, lanes)
+        self._open(shape, storage, threads, lanes, range(shape.layers))
         arena = Arena()
         self._products: dict[str, Packed] = {}
         self._floats: dict[str, Tensor] = {}
 
         def take_product(name: str, stored: str) -> None:
             gated = shape.gated and name.endswith("mlp_in")
-            pieces = _pieces(weights, stored, storage)
+            pieces = _pieces(weights, name, stored, storage)
             self._products[name] = pack(pieces, weights.get(f"{name}.bias"), self._lanes, gated, arena)
 
         def take_floats(name: str, tensor: Tensor | None) -> None:
@@ -82,24 +83,39 @@ class NativeTransformer:
             take_floats(f"{name}.bias", weights.get(f"{name}.bias"))
         if shape.position_offset is not None:
             take_floats("positions", weights["position_embedding"])
-        self._bind(arena.used)
+        self._rotations = Rotations(shape)
+        self._bind()
 
-    def _open(self, shape: Shape, storage: Kept, threads: int | None, lanes: int | None) -> None:
+    def _open(self, shape: Shape, storage: Kept, threads: int | None, lanes: int | None, layers: Sequence[int]) -> None:
         built = library.load(lanes)
         if built is None:
             raise UnsupportedModel("the C forward isn't built here: install a C compiler, or load through Transformer")
         self.shape, self.vocab_size, self.context, self.storage = shape, shape.vocab_size, shape.context, storage
         self._library, self._asked_threads = built, threads
-        self._lanes = built.sybil_lanes()
+        self._lanes, self.layers = built.sybil_lanes(), tuple(layers)
 
-    def _bind(self, weight_bytes: int) -> None:
+    def with_layers(self, layers: Sequence[int]) -> NativeTransformer:
+        """A model of this one's memory that runs only those layers, numbered from 0 and in their order. Its caches are
+        this one's: each layer writes its keys and values where it writes them here. Raises InvalidSetting."""
+        if list(layers) != sorted(set(layers) & set(self.layers)) or not layers:
+            raise InvalidSetting(f"layers {[*layers]} of a model that has {[*self.layers]}: name some, in their order")
+        left_out = tuple(f"{layer}." for layer in set(self.layers) - set(layers))
+        model = object.__new__(NativeTransformer)
+        model.__dict__.update(self.__dict__)
+        model.layers = tuple(layers)
+        model._products = {name: each for name, each in self._products.items() if not name.startswith(left_out)}
+        model._floats = {name: each for name, each in self._floats.items() if not name.startswith(left_out)}
+        model._bind()
+        return model
+
+    def _bind(self) -> None:
         """The structs that forward.c reads, of the shape and the tensors that are kept."""
-        shape = self.shape
-        with taking(ctypes.sizeof(Block) * shape.layers, f"a model of {shape.layers} layers", CPU):
-            self._blocks = (Block * shape.layers)()
-        self._rotations = Rotations(shape)
-        for layer, (block, attention) in enumerate(zip(self._blocks, shape.attentions, strict=True)):
-            block.window = attention.window or 0
+        shape, count = self.shape, len(self.layers)
+        with taking(ctypes.sizeof(Block) * count, f"a model of {count} layers", CPU):
+            self._blocks = (Block * count)()
+        for layer, block in zip(self.layers, self._blocks, strict=True):
+            attention = shape.attentions[layer]
+            block.window, block.layer = attention.window or 0, layer
             if attention.rotary:
                 block.rotary_size = attention.rotary.size
                 block.cosines, block.sines = map(floats, self._rotations[attention.rotary])
@@ -126,7 +142,8 @@ class NativeTransformer:
         refusal = self._library.sybil_refusal(self._address)
         if refusal is not None:
             raise UnsupportedModel(f"the C forward refuses the model: {refusal.decode()} doesn't hold of it")
-        self.weight_bytes = weight_bytes
+        tensors = [*self._floats.values(), *(each for packed in self._products.values() for each in packed.tensors)]
+        self.weight_bytes = sum(tensor.nbytes for tensor in tensors)
 
     @property
     def threads(self) -> int:
@@ -194,7 +211,7 @@ class NativeTransformer:
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle of it holds: the weights as they lie, without the memory around them."""
         return {
-            "opened": (self.shape, self.storage, self._asked_threads, self._lanes),
+            "opened": (self.shape, self.storage, self._asked_threads, self._lanes, self.layers),
             "products": {name: packed.copied(torch.clone) for name, packed in self._products.items()},
             "floats": {name: tensor.clone() for name, tensor in self._floats.items()},
         }
@@ -204,7 +221,8 @@ class NativeTransformer:
         arena, products, floating = Arena(), state["products"], state["floats"]
         self._products = {name: products.pop(name).copied(arena.take) for name in list(products)}
         self._floats = {name: arena.take(floating.pop(name)) for name in list(floating)}
-        self._bind(arena.used)
+        self._rotations = Rotations(self.shape)
+        self._bind()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NativeTransformer:
         copy = object.__new__(NativeTransformer)
@@ -212,12 +230,15 @@ class NativeTransformer:
         return copy
 
 
-def _pieces(weights: Mapping[str, Tensor] | StoredWeights, name: str, storage: Kept) -> list[Piece]:
-    """What a product is packed of: its blocks, or its weight in a storage, float32 where none is said."""
+def _pieces(weights: Mapping[str, Tensor] | StoredWeights, product: str, name: str, storage: Kept) -> list[Piece]:
+    """What a product is packed of, its weight being stored under that name: its blocks, or its weight in a storage,
+    float32 where none is said."""
+    if isinstance(storage, Rounding):
+        return [Piece.in_bits(weights[name], storage.bits_of(product))]
     if storage != "stored":
-        return [Piece.rounded(weights[name], storage)]
+        return [Piece.kept(weights[name], storage)]
     blocks = cast(StoredWeights, weights).blocks(name)
-    return [Piece.rounded(weights[name], "float32")] if blocks is None else [Piece.lying(each) for each in blocks]
+    return [Piece.kept(weights[name], "float32")] if blocks is None else [Piece.lying(each) for each in blocks]
 
 
 def _products(shape: Shape) -> list[str]:

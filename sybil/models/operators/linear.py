@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sybil.models.shape import Activation
-from sybil.models.storage import quantise
+from sybil.models.storage import FORMATS, quantise
 
 Way = Literal["packed", "int8", "plain"]
 Linear = Callable[[Tensor], Tensor]
@@ -54,6 +54,11 @@ def linear(
     if way == "packed":
         return PackedLinear(weight, bias, activation)
     return Int8Linear(weight, bias, activation) if way == "int8" else PlainLinear(weight, bias, activation)
+
+
+def nbytes(weight: Tensor, way: Way | None) -> int:
+    """What a weight takes as it is multiplied by."""
+    return FORMATS["int8"].nbytes(*weight.shape) if way == "int8" else weight.nbytes
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -105,12 +110,15 @@ class Int8Linear:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # its making is deprecated, its product isn't
             quantised = torch._make_per_channel_quantized_tensor(rounded, scales, zeros, 0)
-            self.packed = torch.ops.quantized.linear_prepack(quantised, bias)
+            self.packed = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.float())
         self.activation = activation
 
     def __call__(self, x: Tensor) -> Tensor:
+        dtype, x = x.dtype, x.float()
         if math.isfinite(x.sum()):
-            return activate(torch.ops.quantized.linear_dynamic(x, self.packed, True), self.activation)
-        rows = x.isfinite().all(-1, keepdim=True)  # torch would round what is no number to one
-        out = torch.ops.quantized.linear_dynamic(torch.where(rows, x, 0.0), self.packed, True)
-        return activate(torch.where(rows, out, math.nan), self.activation)
+            out = torch.ops.quantized.linear_dynamic(x, self.packed, True)
+        else:
+            rows = x.isfinite().all(-1, keepdim=True)  # torch would round what is no number to one
+            out = torch.ops.quantized.linear_dynamic(torch.where(rows, x, 0.0), self.packed, True)
+            out = torch.where(rows, out, math.nan)
+        return activate(out.to(dtype), self.activation)

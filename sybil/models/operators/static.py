@@ -42,23 +42,27 @@ class StaticCache:
         self.store.copy(other.store, int(other.lengths.max()))
         self.lengths = other.lengths
 
-    def forward(self, compute: Compute, tokens: Tensor, windows: Windows) -> Tensor:
-        """Logits of tokens (batch, count) at the rows' lengths, good until the next call of the model."""
+    def forward(self, model: object, compute: Compute, tokens: Tensor, windows: Windows) -> Tensor:
+        """Logits of tokens (batch, count) at the rows' lengths, good until the next call of the model that computes."""
         count, held, longest = tokens.shape[1], self._held, int(self.lengths.max())
         check_fit(longest, count, self.capacity)
         keys = -(-(longest + count) // BUCKET) * BUCKET
-        if (count, keys) not in held.forwards:
-            held.forwards[count, keys] = StaticForward(held, count, keys, windows)
-        return held.forwards[count, keys](compute, tokens, self.lengths)
+        forwards = held.forwards.setdefault(model, {})
+        if (count, keys) not in forwards:
+            forwards[count, keys] = StaticForward(held, count, keys, windows)
+        return forwards[count, keys](compute, tokens, self.lengths)
 
 
 class Held:
-    """Keys and values, the forwards over them by (count, keys), and what their graphs share: memory and a stream."""
+    """Keys and values, the forwards over them, and what their graphs share: memory and a stream.
+
+    forwards: by (count, keys), those of each model. A model and its copies may compute over the same cache."""
 
     def __init__(self, store: KVCache) -> None:
         self.store = store
         self.capacity = store.keys.shape[-2]
-        self.forwards: dict[tuple[int, int], StaticForward] = {}
+        self.forwards: weakref.WeakKeyDictionary[object, dict[tuple[int, int], StaticForward]]
+        self.forwards = weakref.WeakKeyDictionary()
         self.pool: Any = None
         self.stream: Any = None
         if store.keys.device.type == "cuda":

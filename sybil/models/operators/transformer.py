@@ -5,50 +5,23 @@ Shapes: batch B, tokens in the call n, keys so far K, heads H, heads of keys and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sybil.errors import InvalidSetting
 from sybil.models import forking
+from sybil.models.operators.blocks import Block, Maker, Norm, Observe, Passing
 from sybil.models.operators.cache import KVCache, Layout, check_fit
-from sybil.models.operators.linear import Linear, Way, can_pack, linear
+from sybil.models.operators.linear import Way, can_pack
 from sybil.models.operators.static import LONGEST, StaticCache, StaticCaches
-from sybil.models.shape import Activation, Rotary, Shape
-from sybil.models.storage import FORMATS, Storage, storage_of
+from sybil.models.shape import Rotary, Shape
+from sybil.models.storage import Storage, storage_of
 from sybil.transfer import upload
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """Layer normalisation over the last dimension, or root mean square normalisation (rms); in the weight's dtype."""
-
-    weight: Tensor
-    bias: Tensor | None
-    epsilon: float
-    rms: bool
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.rms:
-            return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.epsilon).to(x.dtype)
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One layer's weights."""
-
-    norms: Mapping[str, Norm]
-    """By the names that Shape.norms() has."""
-    query_key_value: Linear
-    attention_out: Linear
-    mlp_in: Linear
-    """With its activation."""
-    mlp_up: Linear | None
-    """What the activation of a gated layer is multiplied by."""
-    mlp_out: Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,55 +45,23 @@ class Transformer:
     {layer}.mlp_out, [final_norm], [head.weight]."""
 
     def __init__(
-        self, shape: Shape, weights: Mapping[str, Tensor], way: Way | None = None, static: bool | None = None
+        self,
+        shape: Shape,
+        weights: Mapping[str, Tensor],
+        way: Way | None = None,
+        static: bool | None = None,
+        observe: Observe | None = None,
     ) -> None:
-        """way: of the products, see models.linear; static: fixed shapes, see models.static; None is on a GPU."""
+        """way: of the products, see operators.linear; static: fixed shapes, see operators.static; None is on a GPU.
+        observe: what is told the inputs of each product. The model is then for one pass: it reads a layer's weights as
+        it comes to them, and drops them."""
         self.shape = shape
         self.vocab_size, self.context = shape.vocab_size, shape.context
-        self.weight_bytes = 0
-
-        def take(name: str) -> Tensor:
-            tensor = weights[name]
-            self.weight_bytes += tensor.nbytes
-            return tensor
-
-        def take_product(name: str) -> Tensor:
-            weight = weights[name]
-            self.weight_bytes += FORMATS["int8"].nbytes(*weight.shape) if way == "int8" else weight.nbytes
-            return weight
-
-        def bias(name: str) -> Tensor | None:
-            return take(f"{name}.bias") if f"{name}.bias" in weights else None
-
-        def norm(name: str) -> Norm:
-            return Norm(take(f"{name}.weight"), bias(name), shape.epsilon, shape.norm == "rms")
-
-        def product(name: str, activation: Activation = "none") -> Linear:
-            return linear(take_product(f"{name}.weight"), bias(name), activation, way)
-
-        def gate_and_up(name: str) -> tuple[Linear, Linear | None]:
-            if not shape.gated:
-                return product(name, shape.activation), None
-            gate, up = take_product(f"{name}.weight").chunk(2)
-            biases = bias(name)
-            gate_bias, up_bias = (None, None) if biases is None else biases.chunk(2)
-            return linear(gate, gate_bias, shape.activation, way), linear(up, up_bias, way=way)
-
-        def block(layer: int) -> Block:
-            mlp_in, mlp_up = gate_and_up(f"{layer}.mlp_in")
-            return Block(
-                norms={name: norm(f"{layer}.{name}") for name in shape.norms()},
-                query_key_value=product(f"{layer}.query_key_value"),
-                attention_out=product(f"{layer}.attention_out"),
-                mlp_in=mlp_in,
-                mlp_up=mlp_up,
-                mlp_out=product(f"{layer}.mlp_out"),
-            )
-
-        self.token_embedding = take("token_embedding")  # (vocab, embedding width)
+        maker = Maker(shape, weights, way, observe)
+        self.token_embedding = maker.take("token_embedding")  # (vocab, embedding width)
         self.device, self.dtype = self.token_embedding.device, self.token_embedding.dtype
         self.storage: Storage = "int8" if way == "int8" else storage_of(self.dtype)
-        self.position_embedding = None if shape.position_offset is None else take("position_embedding")
+        self.position_embedding = None if shape.position_offset is None else maker.take("position_embedding")
         self.embedding_scale = torch.tensor(shape.embedding_scale, dtype=self.dtype, device=self.device)
         self.windows = tuple({attention.window: None for attention in shape.attentions})
         self.rotations = {
@@ -129,20 +70,36 @@ class Transformer:
             if attention.rotary
         }
         projected = shape.embedding_width != shape.width
-        self.project_in = product("project_in") if projected else None
-        self.blocks = [block(layer) for layer in range(shape.layers)]
-        self.final_norm = norm("final_norm") if shape.final_norm else None
-        self.project_out = product("project_out") if projected else None
+        self.project_in = maker.product("project_in") if projected else None
+        self.blocks: Mapping[int, Block] = Passing(maker) if observe else {}
+        self._block_bytes: dict[int, int] = {}
+        if isinstance(self.blocks, dict):
+            for layer in range(shape.layers):
+                before = maker.weight_bytes
+                self.blocks[layer] = maker.block(layer)
+                self._block_bytes[layer] = maker.weight_bytes - before
+        self.final_norm = maker.norm("final_norm") if shape.final_norm else None
+        self.project_out = maker.product("project_out") if projected else None
         if shape.tied_head:
-            self.head = linear(self.token_embedding, way=way)
-            if way == "int8":  # a copy beside the one that is looked up in
-                self.weight_bytes += FORMATS["int8"].nbytes(*self.token_embedding.shape)
-            elif way == "packed" or (way is None and can_pack(self.token_embedding)):
-                self.weight_bytes += self.token_embedding.nbytes
+            before = maker.weight_bytes
+            self.head = maker.linear("token_embedding", self.token_embedding, None)
+            if way == "plain" or (way is None and not can_pack(self.token_embedding)):
+                maker.weight_bytes = before  # it is the one that is looked up in, and no copy beside it
         else:
-            self.head = product("head")
+            self.head = maker.product("head")
+        self.weight_bytes = maker.weight_bytes
 
         self._static = StaticCaches() if static or (static is None and self.device.type == "cuda") else None
+
+    def with_layers(self, layers: Sequence[int]) -> Transformer:
+        """A model of this one's memory that runs only those layers, numbered from 0 and in their order. Its caches are
+        this one's. Raises InvalidSetting."""
+        if list(layers) != sorted(set(layers) & set(self.blocks)) or not layers:
+            raise InvalidSetting(f"layers {[*layers]} of a model that has {[*self.blocks]}: name some, in their order")
+        model = copy.copy(self)
+        model.blocks = {layer: self.blocks[layer] for layer in layers}
+        model.weight_bytes -= sum(self._block_bytes[layer] for layer in self.blocks if layer not in layers)
+        return model
 
     def _cache(self, batch: int, capacity: int) -> KVCache:
         shape = self.shape
@@ -156,7 +113,7 @@ class Transformer:
     def forward(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
         """tokens (B, n) -> logits (B, n, vocab); writes the tokens at each row's length, advances it by n."""
         if isinstance(cache, StaticCache) and tokens.shape[1] <= LONGEST:
-            logits = cache.forward(self._logits, tokens, self.windows)
+            logits = cache.forward(self, self._logits, tokens, self.windows)
             cache.lengths = cache.lengths + tokens.shape[1]
             return logits
         return self._finish(self._at_lengths(tokens, cache))
@@ -199,7 +156,7 @@ class Transformer:
         )
 
         x = self._embed(tokens, positions)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in self.blocks.items():
             x = self._layer(layer, block, x, call)
         return x
 

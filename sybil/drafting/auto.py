@@ -1,0 +1,226 @@
+"""The window of gamma="auto": as many tokens as pay, by what was kept so far and what a round costs.
+
+It maximises the tokens that a round is expected to emit over what the round costs (DESIGN's formula, vLLM's adaptive
+verification has the like): (1 + s_1 + ... + s_k) / (d(k) + T(k + 1)) over k >= 0, with s_i the chance that the i-th
+proposed token is kept. k = 0 is plain decoding: where drafting doesn't pay it isn't done, but for a rare probe.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sybil.drafting.contract import DrafterFactory
+from sybil.drafting.costs import ClockedCosts, SizedCosts
+from sybil.drafting.window import AUTO, Constant, Window, fixed, window_named
+from sybil.models import Model
+from sybil.results import Step
+from sybil.settings import Settings
+
+MOST, MOST_FOR_NOTHING = 16, 32  # tokens of a proposal: by a model, and by what reads no weights
+HOPE, HOPED = 0.75, 1.5  # before anything was seen: the chance that a token is kept, and how many tokens' word that is
+PLACE = 5.0  # how many tokens' word the place before it and all together have on a place
+FADE = 0.85  # what a record still weighs a round later
+NEGLIGIBLE = 0.01  # a chance below it ends the search for longer proposals
+PROBES = 0.02  # of the time, what probes may take, about
+SOONEST, LATEST = 4, 512  # rounds without a draft before a probe
+
+
+Known = dict[tuple[int, str | bool], ClockedCosts]
+"""Costs by the number of rows, and by the rule that tokens are sampled by (False: none)."""
+
+
+class _Record:
+    """How one source's proposals for one row went, place by place, the last ones weighing most.
+
+    Only places that were judged count: one is if all before it were kept, and if it was offered."""
+
+    __slots__ = ("_all_kept", "_all_tried", "_kept", "_tried")
+
+    def __init__(self, most: int) -> None:
+        self._kept, self._tried = [0.0] * most, [0.0] * most
+        self._all_kept = self._all_tried = 0.0
+
+    def observe(self, accepted: int, proposed: int) -> None:
+        judged = min(accepted + 1, proposed)
+        for place in range(judged):
+            self._kept[place] = FADE * self._kept[place] + (place < accepted)
+            self._tried[place] = FADE * self._tried[place] + 1
+        self._all_kept = FADE * self._all_kept + accepted
+        self._all_tried = FADE * self._all_tried + judged
+
+    def fade(self, rounds: int) -> None:
+        """So many rounds went by without a proposal."""
+        weight = FADE ** (rounds / 4)
+        self._kept, self._tried = [weight * each for each in self._kept], [weight * each for each in self._tried]
+        self._all_kept, self._all_tried = weight * self._all_kept, weight * self._all_tried
+
+    def expected(self, most: int) -> list[float]:
+        """How many tokens of a proposal will be kept, by its length from 0 on: s_1 + ... + s_k. It ends at most, or
+        before, where longer ones gain next to nothing."""
+        anywhere = (self._all_kept + HOPE * HOPED) / (self._all_tried + HOPED)
+        here = anywhere
+        chance, total, sums = 1.0, 0.0, [0.0]
+        for kept, tried in zip(self._kept[:most], self._tried, strict=False):
+            here = (kept + PLACE * (here + anywhere) / 2) / (tried + PLACE)
+            chance *= here
+            if chance < NEGLIGIBLE:
+                break
+            total += chance
+            sums.append(total)
+        return sums
+
+
+@dataclass(slots=True)
+class _Pause:
+    """A source that doesn't pay. idle: rounds without it; wait: how many of them before a probe, 0 while it pays;
+    failed: probes in vain."""
+
+    idle: int = 0
+    wait: int = 0
+    failed: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self.idle >= self.wait
+
+    def begin(self, wait: int) -> None:
+        self.idle, self.wait = 0, wait
+
+
+class Auto:
+    """The lengths that pay most, for all rows together, since a round lasts as long as its longest row; for each row
+    alone where together is False, so that a row's text doesn't depend on its neighbours.
+
+    unread: tokens of the longest prompt, which no source has read yet."""
+
+    least_confidence = 0.0
+
+    def __init__(self, batch: int, costs: SizedCosts, unread: int, together: bool) -> None:
+        self.most, self._costs = costs.most, costs
+        self._groups = [list(range(batch))] if together else [[row] for row in range(batch)]
+        self._records: dict[tuple[int, int], _Record] = defaultdict(lambda: _Record(self.most))
+        self._pauses: dict[tuple[int, int], _Pause] = defaultdict(_Pause)
+        self._lags = [unread] * len(costs.steps)
+        self._sources: Sequence[int] = [0] * batch
+
+    def sizes(self, sources: Sequence[int], rooms: Sequence[int]) -> list[int]:
+        self._sources, sizes = sources, [0] * len(rooms)
+        for number, group in enumerate(self._groups):
+            rows = [row for row in group if rooms[row]]
+            by_source: dict[int, list[int]] = {}
+            for row in rows:
+                by_source.setdefault(sources[row], []).append(row)
+            offers = {
+                source: [self._records[row, source].expected(min(rooms[row], self.most)) for row in its]
+                for source, its in by_source.items()
+                if not self._pauses[number, source].wait
+            }
+            lengths = longest_that_pay(offers, len(rows), self._costs)
+            for source, its in by_source.items():
+                pause = self._pauses[number, source]
+                length = self._probe(pause, its, source) if pause.wait else lengths[source]
+                if not length and not pause.wait:
+                    pause.begin(self._wait(source, pause.failed))
+                for row in its:
+                    sizes[row] = min(length, rooms[row])
+        return sizes
+
+    def _probe(self, pause: _Pause, rows: Sequence[int], source: int) -> int:
+        """Of a source that pauses: 1 where it is time to try it, else 0."""
+        if pause.is_over:
+            return 1
+        pause.idle += 1
+        if pause.is_over:
+            for row in rows:
+                self._records[row, source].fade(pause.idle)
+        return 0
+
+    def _wait(self, source: int, failed: int) -> int:
+        """How many rounds to go without a source, so that probes take a small part of the time."""
+        costs, plain = self._costs, self._costs.verify[1]
+        probe = (costs.draft[source][1] + costs.verify[2] - plain) / plain
+        spare = PROBES - costs.catching_up(source, 1) / plain
+        wait = probe * 2.0 ** (failed - 1) / spare if spare > 0 else LATEST
+        return round(min(max(wait, SOONEST), LATEST))
+
+    def observe(self, step: Step) -> None:
+        kept: dict[tuple[int, int], int] = defaultdict(int)
+        drafted: dict[int, int] = defaultdict(int)
+        for number, group in enumerate(self._groups):
+            for row in group:
+                source, proposed = self._sources[row], step.proposed[row]
+                if proposed:
+                    self._records[row, source].observe(step.accepted[row], proposed)
+                    kept[number, source] += step.accepted[row]
+                    drafted[source] = max(drafted[source], proposed)
+        for (number, source), count in kept.items():
+            self._end_probe(self._pauses[number, source], source, count)
+        self._learn_costs(step, drafted)
+
+    def _end_probe(self, pause: _Pause, source: int, kept: int) -> None:
+        if pause.wait and kept:
+            pause.begin(0)
+            pause.failed //= 2
+        elif pause.wait:
+            pause.failed += 1
+            pause.begin(self._wait(source, pause.failed))
+
+    def _learn_costs(self, step: Step, drafted: Mapping[int, int]) -> None:
+        """drafted: by source, the tokens of the longest proposal. The seconds are the costliest source's."""
+        times, verified = step.timings, max(step.proposed) + 1
+        self._costs.verified(verified, times.verify + times.sample + times.other)
+        if drafted:
+            source = max(drafted, key=self._costs.steps.__getitem__)
+            self._costs.drafted(source, drafted[source], times.draft, self._lags[source])
+        emitted = max(map(len, step.tokens))
+        self._lags = [0 if each in drafted else lag + emitted for each, lag in enumerate(self._lags)]
+
+
+def longest_that_pay(offers: Mapping[int, Sequence[list[float]]], rows: int, costs: SizedCosts) -> dict[int, int]:
+    """Of each source, the length at which a round of so many rows emits most tokens for what it costs. offers: by
+    source, what each of its rows is expected to keep, by length.
+
+    One length for all is found first, then each source's own beside those of the others."""
+    kept = {source: _added(each) for source, each in offers.items()}
+    best, lengths = rows / costs.verify[1], dict.fromkeys(offers, 0)
+    for varied in [list(kept), *([[source] for source in kept] if len(kept) > 1 else [])]:
+        for length in range(max((len(kept[source]) for source in varied), default=0)):
+            tried = lengths | {source: min(length, len(kept[source]) - 1) for source in varied}
+            emitted = rows + sum(kept[source][each] for source, each in tried.items())
+            drafting = sum(costs.draft[source][each] for source, each in tried.items())
+            rate = emitted / (drafting + costs.verify[max(tried.values()) + 1])
+            if rate > best:
+                best, lengths = rate, tried
+    return lengths
+
+
+def _added(rows: Sequence[list[float]]) -> list[float]:
+    """What all rows of a source are expected to keep, by length; a row whose own list ends keeps no more."""
+    if len(rows) == 1:
+        return rows[0]
+    return [sum(sums[min(length, len(sums) - 1)] for sums in rows) for length in range(max(map(len, rows)))]
+
+
+def window_for(
+    settings: Settings, target: Model, draft: DrafterFactory | None, prompts: Sequence[list[int]], known: Known
+) -> Window:
+    """The window that settings ask for. known: the costs that earlier generations measured, by what they depend on."""
+    if draft is None:
+        return Constant(len(prompts), 0)
+    if settings.gamma != AUTO or settings.window != "constant":
+        return window_named(settings.window)(len(prompts), fixed(settings.gamma))
+    repeats = settings.seed is not None and settings.do_sample and settings.rule != "coupled"
+    by_ranks = getattr(target, "is_shared_by_ranks", False)  # whose clocks differ, and whose lengths must not
+    if repeats or by_ranks:
+        costs = SizedCosts(*_sizes(target, draft))
+    else:
+        key = len(prompts), settings.do_sample and settings.rule
+        costs = known.get(key) or known.setdefault(key, ClockedCosts(*_sizes(target, draft)))
+    return Auto(len(prompts), costs, max(map(len, prompts)), together=not repeats)
+
+
+def _sizes(target: Model, draft: DrafterFactory) -> tuple[int, int, tuple[int, ...]]:
+    """The arguments of SizedCosts."""
+    return (MOST if all(draft.step_bytes) else MOST_FOR_NOTHING), target.weight_bytes, draft.step_bytes

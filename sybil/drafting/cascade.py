@@ -1,0 +1,180 @@
+"""A draft that is itself drafted for, as the second level of ML-SpecQD (arXiv 2503.13565) is.
+
+Nested rounds, in the draft's own proposal: a helper offers tokens, the draft reads them in one forward, draws its own
+token at each place, and goes on from the first that isn't the one offered. Each token is drawn from the same
+distribution by the same noise as without a helper, so the proposal is the same, bit for bit, where a token's logits
+don't depend on what is read beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sybil.drafting.contract import Context, Drafter, Outcome, Proposal
+from sybil.models import Cache, Model, prefill
+from sybil.noise import Noise
+from sybil.transfer import count_to, integers
+
+Drawn = tuple[Tensor, Tensor | None, list[bool]]
+"""Tokens (batch,); what they were drawn from, (batch, vocab), None when greedy; whether a row's proposal goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """model, cache: the draft's. helper: drafts for it. asked: the most tokens that the helper is asked for at once.
+    draw: from logits (batch, vocab), the text so far, and the place in the proposal of each row, (batch,)."""
+
+    model: Model
+    cache: Cache
+    helper: Drafter
+    asked: int
+    draw: Callable[[Tensor, Context, Tensor], Drawn]
+
+    def propose(self, context: Context, counts: list[int]) -> Proposal:
+        """The draft's proposal of at most counts tokens a row."""
+        state = _Proposing(context, counts)
+        while state.is_open:
+            self._round(state)
+        return state.proposal()
+
+    def _round(self, state: _Proposing) -> None:
+        """The helper offers, the draft reads and draws."""
+        inner = state.asking(self.asked)
+        gamma, offered = max(inner.limits or [0]), [list[int]() for _ in state.counts]
+        if gamma:
+            proposal = self.helper.propose(inner, gamma)
+            sizes = map(min, proposal.counts, inner.limits or [])
+            offered = [row[:size] for row, size in zip(proposal.tokens.tolist(), sizes, strict=True)]
+        logits, firsts = self._read(state, offered)
+        agreeing = state.going()
+        asked_for = torch.tensor(agreeing, device=inner.lengths.device)
+        for place in range(max(map(len, offered)) + 1):
+            at = [first + min(place, len(row)) for first, row in zip(firsts, offered, strict=True)]
+            here = logits[count_to(len(at)), integers(at).clamp(max=logits.shape[1] - 1)]  # rows that are done: any
+            drawn = self.draw(here, state.text, integers(state.drawn))
+            state.take(drawn, agreeing)
+            agreeing = [
+                agrees and state.is_going(row) and place < len(its) and its[place] == state.last(row)
+                for row, (agrees, its) in enumerate(zip(agreeing, offered, strict=True))
+            ]
+            if not any(agreeing):
+                break
+        self.cache.lengths = state.text.lengths - 1
+        if gamma:
+            gained = state.text.lengths - inner.lengths - 1
+            accepted = torch.where(asked_for, gained, 0)
+            self.helper.observe(Outcome(accepted.tolist(), inner.lengths + accepted + 1))
+
+    def _read(self, state: _Proposing, offered: list[list[int]]) -> tuple[Tensor, list[int]]:
+        """Forward over what the cache lacks of the text, and what is offered after it; the logits (batch, n, vocab),
+        and at which place those after the text are, a row each.
+
+        A row never writes before its last committed token, where that is all that its cache lacks: in a cache that is
+        the target's too, the keys of what is before are the target's own."""
+        ends = state.text.lengths.tolist()
+        if max(end - held for end, held in zip(ends, self.cache.lengths.tolist(), strict=True)) > 2:
+            prefill(self.model, self.cache, state.readable(self.model), state.text.lengths - 1)
+        held = self.cache.lengths.tolist()
+        count = max(end - start + len(row) for end, start, row in zip(ends, held, offered, strict=True))
+        latest = [start + state.gamma - 1 - count for start in state.starts]
+        begin = [max(min(pair), 0) for pair in zip(held, latest, strict=True)]
+        state.offer(offered)
+        self.cache.lengths = integers(begin)
+        block = state.readable(self.model).gather(1, self.cache.lengths[:, None] + count_to(count))
+        return self.model.forward(block, self.cache), [end - 1 - first for end, first in zip(ends, begin, strict=True)]
+
+
+class _Proposing:
+    """A proposal under way. text: what is committed and drawn, as a Context; drawn: how many tokens of each row are."""
+
+    def __init__(self, context: Context, counts: list[int]) -> None:
+        self.context, self.counts, self.gamma = context, counts, max(counts)
+        self.starts = context.lengths.tolist()
+        self.text = replace(context, tokens=context.tokens.clone())
+        self.drawn = [0] * len(counts)
+        self._probs: Tensor | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return any(self.going())
+
+    def going(self) -> list[bool]:
+        """Which rows draw on."""
+        return list(map(self.is_going, range(len(self.counts))))
+
+    def is_going(self, row: int) -> bool:
+        return self.drawn[row] < self.counts[row]
+
+    def last(self, row: int) -> int:
+        """The token drawn last."""
+        return int(self.text.tokens[row, self.starts[row] + self.drawn[row] - 1])
+
+    def asking(self, most: int) -> Context:
+        """What the helper sees. A row that is done is shown as it began; none is asked for so much that a row would
+        run beyond the place of its last proposed token."""
+        drawn = [count if self.is_going(row) else 0 for row, count in enumerate(self.drawn)]
+        most = min(most, self.gamma - 1 - max(drawn))
+        limits = [
+            max(min(most, count - taken - 1), 0) if self.is_going(row) else 0
+            for row, (count, taken) in enumerate(zip(self.counts, drawn, strict=True))
+        ]
+        lengths = self.context.lengths + integers(drawn)
+        before = self.context.drafted or [0] * len(drawn)
+        inner = replace(self.text, lengths=lengths, limits=limits, least_confidence=0.0)
+        inner.drafted = [one + other for one, other in zip(before, drawn, strict=True)]
+        inner.noise = _Later(self.context.noise, integers(drawn))
+        if self.context.exponentials is not None:
+            places = integers(drawn)[:, None] + count_to(max(limits))
+            rows = count_to(len(drawn))[:, None]
+            inner.exponentials = self.context.exponentials[rows, places.clamp(max=self.gamma)]
+        return inner
+
+    def readable(self, model: Model) -> Tensor:
+        """The text's tokens as the model has them: the target's padding may hold a token more."""
+        return self.text.tokens.clamp(max=model.vocab_size - 1)
+
+    def offer(self, offered: list[list[int]]) -> None:
+        """Write what is offered after the text, to be read."""
+        for row, tokens in enumerate(offered):
+            start = self.starts[row] + self.drawn[row]
+            self.text.tokens[row, start : start + len(tokens)] = integers(tokens)
+
+    def take(self, drawn: Drawn, rows: list[bool]) -> None:
+        """Append what was drawn to those rows."""
+        tokens, probs, goes_on = drawn
+        if probs is not None and self._probs is None:
+            self._probs = probs.new_zeros(len(rows), self.gamma, probs.shape[-1])
+        for row, token in enumerate(tokens.tolist()):
+            if not rows[row]:
+                continue
+            place = self.drawn[row]
+            self.text.tokens[row, self.starts[row] + place] = token
+            if self._probs is not None and probs is not None:
+                self._probs[row, place] = probs[row]
+            self.drawn[row] += 1
+            if not goes_on[row]:
+                self.counts[row] = min(self.counts[row], place + 1)
+        self.text.lengths = self.context.lengths + integers(self.drawn)
+
+    def proposal(self) -> Proposal:
+        width = max(self.drawn)
+        tokens = self.text.tokens.gather(1, self.context.lengths[:, None] + count_to(width))
+        return Proposal(tokens, None if self._probs is None else self._probs[:, :width], self.counts)
+
+
+class _Later(Noise):
+    """The noise of a round at later places: what the draft will draw with there, its helper draws with too."""
+
+    def __init__(self, noise: Noise, places: Tensor) -> None:
+        self._noise, self._places = noise, places
+
+    def uniforms(self, rows: Tensor, positions: Tensor, count: int, use: int) -> Tensor:
+        whole = self._noise.uniforms(rows, positions - self._places, count + int(self._places.max()), use)
+        return whole.gather(1, self._places[:, None] + count_to(count))
+
+    def exponentials(self, rows: Tensor, positions: Tensor, vocab: int) -> Tensor:
+        return self._noise.exponentials(rows, positions, vocab)

@@ -1,0 +1,150 @@
+"""Texts to look into beside a row's own, indexed once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sybil.drafting.automaton import Match
+
+END = -1
+"""Stands after every text, so that no match and no continuation crosses from one to the next."""
+DEPTH = 16
+"""Tokens of an ending by which its places are ordered; a match that is followed grows beyond."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Datastore:
+    """tokens: (n,) int32, of all texts, END after each. order: their places, in the order of what ends there, read
+    backwards; of those that agree in DEPTH tokens the earlier first."""
+
+    tokens: np.ndarray
+    order: np.ndarray
+
+    @classmethod
+    def of(cls, texts: Iterable[Sequence[int]]) -> Datastore:
+        """Of texts as token ids, by prefix doubling (Manber and Myers 1993): O(n log n) in numpy's own sort."""
+        whole = [END]
+        for text in texts:
+            whole += [*text, END]
+        tokens = np.array(whole, dtype=np.int32)
+        order = tokens.argsort(kind="stable")
+        rank = _ranks(tokens[order])[order.argsort()]
+        size = 1
+        while size < DEPTH:
+            before = np.concatenate([np.zeros(min(size, len(rank)), dtype=np.int64), rank[:-size]])
+            keys = rank * (len(rank) + 1) + before
+            order = keys.argsort(kind="stable")
+            rank = np.empty_like(rank)
+            rank[order] = _ranks(keys[order])
+            size *= 2
+        return cls(tokens, order.astype(np.int32))
+
+    def search(self, ending: Sequence[int]) -> Match:
+        """The longest suffix of an ending that stands in a text, up to DEPTH tokens; the latest of two such places."""
+        backwards = list(ending[: -DEPTH - 1 : -1])
+        low, high = 0, len(self.order)
+        while low < high:
+            middle = (low + high) // 2
+            if self._ended(middle) <= backwards:
+                low = middle + 1
+            else:
+                high = middle
+        best = Match()
+        for index in (low, low - 1):  # what agrees most stands next to where the ending would
+            if 0 <= index < len(self.order):
+                length = _agreeing(self._ended(index), backwards)
+                if length > best.length:
+                    best = Match(0, length, int(self.order[index]))
+        return best
+
+    def _ended(self, index: int) -> list[int]:
+        """What ends at the place of that index, backwards."""
+        place = int(self.order[index])
+        ended: list[int] = self.tokens[max(place - DEPTH + 1, 0) : place + 1][::-1].tolist()
+        return ended
+
+    def after(self, place: int, count: int) -> list[int]:
+        """The tokens after a place, up to the end of its text."""
+        found: list[int] = self.tokens[place + 1 : place + 1 + count].tolist()
+        return found[: found.index(END)] if END in found else found
+
+
+def _ranks(ascending: np.ndarray) -> np.ndarray:
+    """1 for the least of ascending keys, the same for equal ones."""
+    steps = np.empty(len(ascending), dtype=np.int64)
+    steps[0], steps[1:] = 1, ascending[1:] != ascending[:-1]
+    ranks: np.ndarray = steps.cumsum()
+    return ranks
+
+
+def _agreeing(one: list[int], other: list[int]) -> int:
+    for length, (mine, its) in enumerate(zip(one, other, strict=False)):
+        if mine != its or mine == END:
+            return length
+    return min(len(one), len(other))
+
+
+class Reader:
+    """A row's reading of a datastore: where its text's ending stands there."""
+
+    def __init__(self, store: Datastore) -> None:
+        self.store = store
+        self.match = Match()  # the one that is being followed; none until one is looked for
+        self._ending: list[int] = []
+
+    def extend(self, more: Sequence[int]) -> None:
+        """Read more tokens."""
+        self.match = self._followed(more)
+        self._ending = [*self._ending, *more][-DEPTH:]
+
+    def after(self, tokens: Sequence[int]) -> Match:
+        """The match of the text and these tokens after it, which are not read: they may yet be dropped."""
+        found = self._followed(tokens)
+        if not found:
+            found = self.store.search([*self._ending, *tokens][-DEPTH:])
+        if not tokens:
+            self.match = found
+        return found
+
+    def continuation(self, match: Match, tokens: Sequence[int], count: int) -> list[int]:
+        """At most count tokens after a match of the text and these tokens after it."""
+        return self.store.after(match.end, count) if match else []
+
+    def _followed(self, tokens: Sequence[int]) -> Match:
+        length, end = self.match.length, self.match.end
+        for token in tokens:
+            if not length or self.store.tokens[end + 1] != token:
+                return Match()
+            length, end = length + 1, end + 1
+        return Match(0, length, end)
+
+
+class Answers:
+    """What a decoder has said before, MOST tokens of it at most, the oldest dropped. Each answer lacks its last round.
+
+    Lists that grow while they are generated are held: an answer is looked up by generations that begin later."""
+
+    MOST = 1 << 14
+
+    def __init__(self) -> None:
+        self._texts: deque[list[int]] = deque()
+
+    def keep(self, texts: Sequence[list[int]]) -> None:
+        """Hold more texts, which may still grow."""
+        self._texts.extend(texts)
+
+    def store(self) -> Datastore | None:
+        """All that is kept, as it is now; None where that is nothing."""
+        kept: list[list[int]] = []
+        room = self.MOST
+        for text in reversed(list(self._texts)):
+            if room <= 0:
+                self._texts.popleft()
+            elif text and text not in kept:
+                kept.append(text[-room:])
+                room -= len(text)
+        return Datastore.of(reversed(kept)) if kept else None

@@ -1,0 +1,118 @@
+"""Drafting from the text where it repeats, and by something else where it doesn't."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
+from sybil.drafting.lookup import DraftLookup, LookupDrafter
+from sybil.models import Model
+from sybil.transfer import CPU, count_to, integers
+
+HOLDING = 0.7
+"""How likely a lookup's first token must be to be kept, for the other to be left aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftHybrid(DrafterFactory):
+    """Makes a HybridDrafter for each generation. Its first source is the lookup, the others are the other's."""
+
+    lookup: DraftLookup
+    other: DrafterFactory
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return self.other.models
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.other.weight_bytes
+
+    @property
+    def step_bytes(self) -> tuple[int, ...]:
+        return (*self.lookup.step_bytes, *self.other.step_bytes)
+
+    def over(self, *models: Model) -> DraftHybrid:
+        return replace(self, other=self.other.over(*models))
+
+    def __call__(self, generating: Generating) -> HybridDrafter:
+        return HybridDrafter(self.lookup(generating), self.other(generating))
+
+
+class HybridDrafter(Drafter):
+    """A row's proposal is looked up where it has a match that has been holding, and the other's elsewhere.
+
+    Which of them it is depends on the row's own kept tokens, and on nothing else."""
+
+    def __init__(self, lookup: LookupDrafter, other: Drafter) -> None:
+        self.lookup, self.other = lookup, other
+        self._unused: list[tuple[int, int]] = []
+        """Rows, and their tokens then, whose last proposal isn't the other's."""
+
+    def sources(self, context: Context) -> Sequence[int]:
+        holding = self._holding(context)
+        if all(holding):
+            return [0] * len(holding)
+        others = self.other.sources(context)
+        return [0 if held else 1 + other for held, other in zip(holding, others, strict=True)]
+
+    def propose(self, context: Context, gamma: int) -> Proposal:
+        holding = self._holding(context)
+        limits = context.limits or [gamma] * len(holding)
+        found = self._part(self.lookup, context, [limit * held for limit, held in zip(limits, holding, strict=True)])
+        made = self._part(
+            self.other, context, [limit * (not held) for limit, held in zip(limits, holding, strict=True)]
+        )
+        lengths = context.lengths.tolist()
+        self._unused = [(row, lengths[row]) for row, held in enumerate(holding) if held]
+        return mixed(found, made, holding)
+
+    def observe(self, outcome: Outcome) -> None:
+        """The other is told that nothing of its own was kept where its proposal wasn't used."""
+        self.lookup.observe(outcome)
+        accepted, lengths = list(outcome.accepted), outcome.lengths.clone()
+        for row, length in self._unused:
+            accepted[row] = 0
+            lengths[row] = min(length + 1, int(lengths[row]))
+        self._unused = []
+        self.other.observe(Outcome(accepted, lengths))
+
+    def _holding(self, context: Context) -> list[bool]:
+        return [likelihood >= HOLDING for likelihood in self.lookup.likelihood(context)]
+
+    @staticmethod
+    def _part(drafter: Drafter, context: Context, limits: list[int]) -> Proposal:
+        """What a drafter proposes to the rows that have limits above 0; it isn't asked where there are none."""
+        if not any(limits):
+            return Proposal.nothing(len(limits))
+        return drafter.propose(replace(context, limits=limits), max(limits))
+
+
+def mixed(looked_up: Proposal, other: Proposal, holding: Sequence[bool]) -> Proposal:
+    """One proposal of two: the rows that hold are the first's, the rest the second's.
+
+    A token that was determined is drawn from a one-hot distribution; probs are None only where all tokens are."""
+    counts = [one if held else two for one, two, held in zip(looked_up.counts, other.counts, holding, strict=True)]
+    width = max(counts)
+    if not any(other.counts):
+        return Proposal(looked_up.tokens[:, :width], None, counts)
+    first, device = torch.tensor(holding, device=CPU)[:, None], other.tokens.device
+    tokens = torch.where(first.to(device), _wide(looked_up.tokens.to(device), width), _wide(other.tokens, width))
+    if other.probs is None:
+        return Proposal(tokens, None, counts)
+    probs = torch.zeros(*tokens.shape, other.probs.shape[-1], dtype=other.probs.dtype, device=other.probs.device)
+    probs[:, : other.probs.shape[1]] = other.probs[:, :width]
+    determined = first | (count_to(width) >= integers(counts)[:, None])
+    rows, places = determined.to(device).nonzero(as_tuple=True)
+    probs[rows, places] = 0
+    probs[rows, places, tokens[rows, places]] = 1
+    return Proposal(tokens, probs, counts)
+
+
+def _wide(tokens: Tensor, width: int) -> Tensor:
+    """(batch, width): cut, or filled up with zeros."""
+    return torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]))

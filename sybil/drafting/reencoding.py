@@ -1,0 +1,95 @@
+"""A text in the target's tokens, kept in the draft's own as it grows and is taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sybil.drafting.surfaces import NOWHERE, Vocabulary
+
+BACK = 8  # tokens of the draft before a change that are encoded again with it
+
+
+class Row:
+    """The text of a row of the target's tokens, encoded by the draft's tokenizer.
+
+    own: its tokens, those of the whole text encoded at once. Only the end is encoded again when the text changes: a
+    tokenizer looks at what stands near. Where the first token of that end comes out another than it was, the change
+    reaches further back, and twice as much is encoded."""
+
+    def __init__(self, target: Vocabulary, draft: Vocabulary) -> None:
+        self._target, self._draft = target, draft
+        self._text = bytearray()
+        self._until: list[int] = []  # where in the text each token of the target ends
+        self.own: list[int] = []
+        self._ends: list[int] = []  # where in the text each own token ends, or NOWHERE
+
+    def write(self, at: int, tokens: Sequence[int]) -> int:
+        """The row's first `at` tokens of the target are followed by these, and by no others; how many of its own tokens
+        stay as they were."""
+        del self._until[at:]
+        start = self._until[-1] if self._until else 0
+        del self._text[start:]
+        for place, token in enumerate(tokens, at):
+            self._text += self._surface(place, token)
+            self._until.append(len(self._text))
+        return self._encode_from(start)
+
+    def expect(self, own: Sequence[int]) -> None:
+        """These tokens of its own are in the draft's cache behind the text's: the next write may find them there."""
+        self.own += own
+        self._ends += [NOWHERE] * len(own)
+
+    def _surface(self, place: int, token: int) -> bytes:
+        """What a token adds to the text. What the target puts before a text is none, and neither is a first token by
+        the name of the draft's own. A special token's text is its name."""
+        target, draft = self._target, self._draft
+        surface = target.surfaces[token] if token < len(target.surfaces) else b""
+        begins = target.before[place : place + 1] == [token]
+        if begins or (not place and surface in [draft.surfaces[each] for each in draft.before]):
+            surface = b""
+        if self._text or not surface or token in target.special:
+            return surface
+        if target.opens:
+            surface = surface.removeprefix(b" ")
+        return b" " + surface if draft.opens else surface
+
+    def _encode_from(self, changed: int) -> int:
+        """Encode the text's end, from a little before that place; how many own tokens stay."""
+        settled, back = self._settled(changed), BACK
+        while True:
+            place = self._beginning(settled - back, changed)
+            start = self._ends[place - 1] if place else 0
+            ids, ends = self._draft.spelled(bytes(self._text[start:]))
+            if not place or ids[:1] == self.own[place : place + 1]:
+                break
+            back *= 2
+        kept = place + common(self.own[place:], ids)
+        self.own[place:] = ids
+        self._ends[place:] = [end if end == NOWHERE else start + end for end in ends]
+        return kept
+
+    def _settled(self, changed: int) -> int:
+        """How many own tokens end before the change."""
+        count = len(self.own)
+        while count and not 0 <= self._ends[count - 1] <= changed:
+            count -= 1
+        return count
+
+    def _beginning(self, place: int, changed: int) -> int:
+        """The last own token, up to that place, from which the text can be encoded by itself: it begins with a whole
+        character, and before any token to be looked for that the change may complete."""
+        latest = changed - self._draft.reach
+        while place > 0:
+            end = self._ends[place - 1]
+            if 0 <= end <= latest and (end == len(self._text) or self._text[end] & 0xC0 != 0x80):
+                return place
+            place -= 1
+        return 0
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens two sequences share."""
+    for place, (mine, its) in enumerate(zip(one, other, strict=False)):
+        if mine != its:
+            return place
+    return min(len(one), len(other))

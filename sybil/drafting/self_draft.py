@@ -1,0 +1,48 @@
+"""Drafting by the target itself: by a copy of it in fewer bits, or by some of its layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sybil.drafting.contract import Context, Drafter, Generating, Outcome, Proposal
+from sybil.drafting.model import DraftModel, ModelDrafter
+from sybil.models import Cache
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSelf(DraftModel):
+    """Makes a SelfDrafter for each generation. model: one that computes over the target's caches.
+
+    shares: whether the model's weights are the target's own memory."""
+
+    shares: bool = field(default=False, kw_only=True)
+
+    @property
+    def weight_bytes(self) -> int:
+        helping = 0 if self.helper is None else self.helper.weight_bytes
+        return helping + (0 if self.shares else self.model.weight_bytes)
+
+    def __call__(self, generating: Generating) -> Drafter:
+        return SelfDrafter(self.model, generating, self.helper)
+
+
+class SelfDrafter(ModelDrafter):
+    """A copy of the target that drafts in the target's own cache (QuantSpec, arXiv 2502.10424, shares it likewise).
+
+    It reads the target's own keys of all that is committed, and needs no prefill. Its keys of what it drafts go beyond
+    each row's length, where they are garbage: the lengths are put back before the proposal is handed over, and the
+    target's forward writes the same places again."""
+
+    def cache_for(self, generating: Generating) -> Cache:
+        return generating.cache
+
+    def propose(self, context: Context, gamma: int) -> Proposal:
+        held = self.cache.lengths
+        try:
+            return super().propose(context, gamma)
+        finally:  # Ctrl-C may fall into a forward
+            self.cache.lengths = held
+
+    def observe(self, outcome: Outcome) -> None:
+        if self.helper is not None:
+            self.helper.observe(outcome)

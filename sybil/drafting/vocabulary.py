@@ -1,0 +1,122 @@
+"""Drafts whose tokens aren't the target's, by two ways of Timor et al. 2025 (arXiv 2502.05202).
+
+Token-level intersection: the draft draws among the tokens that both vocabularies have. String-level exact match: the
+draft writes a text in its own tokens, and the text is proposed in the target's. In both ways the draft reads in its
+own tokens what is committed.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import ClassVar, Self, cast
+
+import torch
+from torch import Tensor
+
+from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
+from sybil.drafting.model import DraftModel, ModelDrafter
+from sybil.drafting.reader import Reader, ReaderCache
+from sybil.drafting.surfaces import Vocabulary, same_ends, shared
+from sybil.models import Model, prefill
+from sybil.sampling import Sampling
+from sybil.transfer import integers
+
+
+@dataclass(frozen=True, slots=True)
+class DraftIntersection(DraftModel):
+    """Token-level intersection (Algorithm 4): a ModelDrafter over the tokens of both vocabularies.
+
+    model: an Intersection, a draft that seems to have the target's vocabulary. So every setting, processor and rule is
+    applied as to any other draft, and the probs handed on are those that the tokens were drawn from."""
+
+    way: ClassVar[str] = "intersection"
+
+
+class Intersection(Reader):
+    """A draft's logits over the target's vocabulary: -inf for what only one of both vocabularies has.
+
+    Their softmax is q'(x) = q(x) [x in I] / sum over I of q, I being the intersection."""
+
+    def __init__(self, model: Model, target: Vocabulary, draft: Vocabulary, like: Model) -> None:
+        """like: the target."""
+        super().__init__(model, target, draft, like.context)
+        pairs = zip(*shared(target, draft), strict=True)
+        kept = [(theirs, own) for theirs, own in pairs if theirs < like.vocab_size and own < model.vocab_size]
+        self.vocab_size = like.vocab_size
+        self._theirs, self._own = integers(kept).T.to(model.device)
+
+    def forward(self, tokens: Tensor, cache: ReaderCache) -> Tensor:
+        """See Reader; (batch, n, the target's vocabulary)."""
+        logits = super().forward(tokens, cache)
+        over = logits.new_full((*logits.shape[:2], self.vocab_size), float("-inf"))
+        return over.index_copy_(-1, self._theirs, logits.index_select(-1, self._own))
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStrings(DrafterFactory):
+    """String-level exact match (Algorithm 2): makes a StringDrafter for each generation."""
+
+    model: Reader
+    way: ClassVar[str] = "strings"
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return (self.model,)
+
+    def over(self, *models: Model) -> Self:
+        (model,) = models
+        return replace(self, model=cast(Reader, model))
+
+    def __call__(self, generating: Generating) -> Drafter:
+        return StringDrafter(self.model, generating)
+
+
+class StringDrafter(Drafter):
+    """Proposes what a draft writes in its own tokens, encoded in the target's.
+
+    The draft writes what it finds likeliest, however the target draws: the proposal follows from what is committed, and
+    no other text is kept more often."""
+
+    def __init__(self, reader: Reader, generating: Generating) -> None:
+        self._reader, self._cache = reader, reader.new_cache(generating.batch, generating.capacity)
+        self._size = generating.vocab_size
+        self._ends = {own: theirs for theirs, own in same_ends(reader.target, reader.draft).items()}
+        own = replace(generating, capacity=1, vocab_size=reader.model.vocab_size, sampling=Sampling())
+        self._writer = ModelDrafter(reader.model, own)  # whose cache is the reader's
+
+    def propose(self, context: Context, gamma: int) -> Proposal:
+        """A row is offered as many tokens as it may have, at most, of a text of as many of the draft's tokens."""
+        cache, limits = self._cache, context.limits or [gamma] * len(context.tokens)
+        prefill(self._reader, cache, context.tokens, context.lengths)
+        cache.make_room(int(cache.ends.max()) + gamma)
+        cache.own.lengths = torch.minimum(cache.own.lengths, cache.ends - 1)
+        self._writer.cache = cache.own
+        least = context.least_confidence
+        written = self._writer.propose(Context(cache.ids, cache.ends, context.noise, least_confidence=least), gamma)
+        own = written.tokens.tolist()
+        cache.expect([row[:-1] for row in own])
+        found = [
+            self._spelled(row[: min(count, limit)])[:limit]
+            for row, count, limit in zip(own, written.counts, limits, strict=True)
+        ]
+        counts = [len(tokens) for tokens in found]
+        tokens = integers([row + [0] * (max(counts) - len(row)) for row in found])
+        return Proposal(tokens, None, counts)
+
+    def observe(self, outcome: Outcome) -> None: ...
+
+    def _spelled(self, own: Sequence[int]) -> list[int]:
+        """The target's tokens for a text of the draft's, up to a special token, an end token being the target's. A
+        character that isn't whole at the end is left out."""
+        target, draft = self._reader.target, self._reader.draft
+        length = next((place for place, token in enumerate(own) if token in draft.special), len(own))
+        text = b"".join(draft.surfaces[token] for token in own[:length] if token < len(draft.surfaces))
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(text)
+        half, _ = decoder.getstate()
+        ids, _ = target.spelled(text[: len(text) - len(half)])
+        ids += [self._ends[token] for token in own[length : length + 1] if token in self._ends]
+        return [*takewhile(lambda token: token < self._size, ids)]

@@ -1,0 +1,211 @@
+"""What --draft may name: a copy of the target, some of its layers, the text itself, mixtures of these, or a model.
+
+The grammar, BITS being 4, 5, 6 or 8, N a number of layers, SOURCE a model's name, folder or file:
+
+    draft = self | self:BITS | skip | skip:N | skip:N:BITS | lookup | hybrid:lookup,draft |
+            cascade:lookup,draft | cascade:self:BITS,self:BITS | SOURCE
+
+A hybrid takes what the text itself proposes where that has been holding, and else its second part. In a cascade the
+first part drafts for the second, and the second for the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from sybil.arguments import described
+from sybil.decoding import Decoder
+from sybil.drafting import DrafterFactory, DraftHybrid, DraftLookup, DraftModel, DraftSelf
+from sybil.errors import InvalidSetting
+from sybil.models import Model, copies, skipping
+from sybil.models.folders import Checkpoint
+from sybil.text import encode
+from sybil.transfer import integers
+
+LOOKUP = "lookup"
+USAGE = "self, self:BITS (4, 5, 6 or 8), skip, skip:N, skip:N:BITS, lookup, hybrid:lookup,DRAFT, cascade:FIRST,DRAFT"
+"""The names, for help and messages."""
+BEGINNINGS = ("The", "def", "In", "How", "1")
+NEW_TOKENS = 16
+"""How many tokens of its own text a target is asked for after each beginning, where layers are chosen by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Self:
+    """A copy of the target; bits: None for what fits it best."""
+
+    bits: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """The target, or its copy in so many bits, without some layers; layers: None for as many as pay."""
+
+    layers: int | None = None
+    bits: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """The text itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model: a hub id, a folder or a GGUF file."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hybrid:
+    """lookup where it has a match that has been holding, else the other."""
+
+    other: Self | Skip | Cascade | Source
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """helper drafts for draft, which drafts for the target."""
+
+    helper: Self | Lookup
+    draft: Self | Skip | Source
+
+
+Draft = Self | Skip | Lookup | Hybrid | Cascade | Source
+
+
+def parse(name: str) -> Draft:
+    """The tree that a name stands for. A name that the grammar doesn't know is a model's source. Raises
+    InvalidSetting."""
+    try:
+        return _parsed(name)
+    except _Senseless as error:
+        raise InvalidSetting(f"draft is {described(name)}: {error}") from None
+
+
+def is_model(name: str) -> bool:
+    """Whether a draft's name is a model's source, and nothing of the grammar's. Raises InvalidSetting."""
+    return isinstance(parse(name), Source)
+
+
+class _Senseless(Exception):
+    """What is wrong with a part of a name."""
+
+
+def _parsed(name: str) -> Draft:
+    word, colon, rest = name.partition(":")
+    if word == "self":
+        return Self(_bits(rest) if colon else None)
+    if word == "skip":
+        count, more, bits = rest.partition(":")
+        return Skip(_count(count) if colon else None, _bits(bits) if more else None)
+    if word == LOOKUP and not colon:
+        return Lookup()
+    if word == "hybrid":
+        first, second = _two(word, rest)
+        if not isinstance(first, Lookup):
+            raise _Senseless(
+                "the first of a hybrid's two is what is tried first, and that is lookup: hybrid:lookup,..."
+            )
+        if isinstance(second, Lookup | Hybrid):
+            raise _Senseless(
+                "a hybrid's second is what drafts where lookup finds nothing: self, skip, cascade or a model"
+            )
+        return Hybrid(second)
+    if word == "cascade":
+        first, second = _two(word, rest)
+        if not isinstance(first, Lookup | Self):
+            raise _Senseless("the first of a cascade's two drafts for the second: it is lookup, or self with its bits")
+        if not isinstance(second, Self | Skip | Source):
+            raise _Senseless("a cascade's second is a model that drafts for the target: self, skip or a model")
+        if isinstance(first, Self) and not (
+            isinstance(second, Self) and first.bits and second.bits and first.bits < second.bits
+        ):
+            raise _Senseless("a copy drafts for a copy of more bits, both named: cascade:self:4,self:8")
+        return Cascade(first, second)
+    return Source(name)
+
+
+def _bits(text: str) -> int:
+    if text not in map(str, copies.BITS):
+        raise _Senseless(f"a copy has {', '.join(map(str, copies.BITS[:-1]))} or {copies.BITS[-1]} bits")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0 and len(text) < 9):
+        raise _Senseless("skip takes how many layers are left out, 1 or more: skip:4, or skip alone")
+    return int(text)
+
+
+def _two(word: str, text: str) -> tuple[Draft, Draft]:
+    first, comma, second = text.partition(",")
+    if not (first and comma and second):
+        raise _Senseless(f"a {word} is made of two: {word}:lookup,self")
+    return _parsed(first), _parsed(second)
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Makes what drafts for a target. checkpoint: what the model was built of; source: the drafter that is a model;
+    lookup: the drafter that "lookup" stands for."""
+
+    checkpoint: Checkpoint
+    model: Model
+    source: Callable[[Any], DrafterFactory]
+    lookup: DraftLookup = field(default_factory=DraftLookup)
+    _made: dict[Draft, DrafterFactory] = field(default_factory=dict)
+
+    def make(self, draft: Draft) -> DrafterFactory:
+        """The factory of a tree; what several trees have in common, such as a copy, is made once. Raises the errors of
+        sybil.errors."""
+        if draft not in self._made:
+            self._made[draft] = self._make(draft)
+        return self._made[draft]
+
+    def _make(self, draft: Draft) -> DrafterFactory:
+        if isinstance(draft, Lookup):
+            return self.lookup
+        if isinstance(draft, Hybrid):
+            return DraftHybrid(self.lookup, self.make(draft.other))
+        if isinstance(draft, Cascade):
+            return replace(cast(DraftModel, self.make(draft.draft)), helper=self.make(draft.helper))
+        if isinstance(draft, Source):
+            return self.source(draft.name)
+        if isinstance(draft, Skip):
+            return self._skipping(draft)
+        return DraftSelf(self._rounded("self", draft.bits))
+
+    def _rounded(self, name: str, bits: int | None) -> copies.Ours:
+        model = copies.ours(self.model, self.checkpoint.name, name)
+        return copies.rounded(self.checkpoint, model, bits or copies.best_bits(model))
+
+    def _skipping(self, draft: Skip) -> DraftSelf:
+        model = cast(skipping.Layered, copies.ours(self.model, self.checkpoint.name, "skip"))
+        if (draft.layers or 1) >= model.shape.layers:
+            raise InvalidSetting(
+                f"draft is skip:{draft.layers or 1} and {self.checkpoint.name} has {model.shape.layers} layers: "
+                "leave out fewer"
+            )
+        kept = skipping.kept(model, self._text(), draft.layers)
+        whole = model if draft.bits is None else cast(skipping.Layered, self._rounded("skip", draft.bits))
+        return DraftSelf(whole.with_layers(kept), shares=draft.bits is None)
+
+    def _text(self) -> Tensor:
+        """The target's own text, (rows, tokens): what it says greedily after a few beginnings."""
+        tokenizer, size = self.checkpoint.tokenizer, self.model.vocab_size
+        spread = [index * size // len(BEGINNINGS) for index in range(len(BEGINNINGS))]
+        begun = [] if tokenizer is None else [encode(tokenizer, text) for text in BEGINNINGS]
+        firsts = (
+            [ids[0] for ids in begun] if begun and all(begun) else spread
+        )  # a small vocabulary may lack their letters
+        count = min(NEW_TOKENS, self.model.context - 1)
+        said = Decoder(self.model).generate([[first] for first in firsts], max_new_tokens=count, eos_token_id=[])
+        return torch.stack(
+            [torch.cat([integers([first]), row]) for first, row in zip(firsts, said.tokens, strict=True)]
+        )

@@ -1,0 +1,126 @@
+"""One layer's weights, and how they are made of a mapping of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sybil.models.operators.linear import Linear, Way, linear, nbytes
+from sybil.models.shape import Activation, Shape
+
+Observe = Callable[[str, Tensor], None]
+"""Told a product's name, and its inputs each time that it computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Layer normalisation over the last dimension, or root mean square normalisation (rms); in the weight's dtype."""
+
+    weight: Tensor
+    bias: Tensor | None
+    epsilon: float
+    rms: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.rms:
+            return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.epsilon).to(x.dtype)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One layer's weights."""
+
+    norms: Mapping[str, Norm]
+    """By the names that Shape.norms() has."""
+    query_key_value: Linear
+    attention_out: Linear
+    mlp_in: Linear
+    """With its activation."""
+    mlp_up: Linear | None
+    """What the activation of a gated layer is multiplied by."""
+    mlp_out: Linear
+
+
+class Maker:
+    """Makes products, norms and blocks of weights by name, and counts the bytes that they take.
+
+    way: of the products, see operators.linear. observe: what is told the inputs of each product."""
+
+    def __init__(
+        self, shape: Shape, weights: Mapping[str, Tensor], way: Way | None = None, observe: Observe | None = None
+    ) -> None:
+        self.shape, self.weights, self.way, self.observe = shape, weights, way, observe
+        self.weight_bytes = 0
+
+    def take(self, name: str) -> Tensor:
+        tensor = self.weights[name]
+        self.weight_bytes += tensor.nbytes
+        return tensor
+
+    def bias(self, name: str) -> Tensor | None:
+        return self.take(f"{name}.bias") if f"{name}.bias" in self.weights else None
+
+    def norm(self, name: str) -> Norm:
+        return Norm(self.take(f"{name}.weight"), self.bias(name), self.shape.epsilon, self.shape.norm == "rms")
+
+    def product(self, name: str, activation: Activation = "none") -> Linear:
+        return self.linear(name, self.weights[f"{name}.weight"], self.bias(name), activation)
+
+    def linear(self, name: str, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Linear:
+        """The product of that name, or a part of it."""
+        self.weight_bytes += nbytes(weight, self.way)
+        product = linear(weight, bias, activation, self.way)
+        return product if self.observe is None else _Observed(product, name, self.observe)
+
+    def block(self, layer: int) -> Block:
+        mlp_in, mlp_up = self._gate_and_up(f"{layer}.mlp_in")
+        return Block(
+            norms={name: self.norm(f"{layer}.{name}") for name in self.shape.norms()},
+            query_key_value=self.product(f"{layer}.query_key_value"),
+            attention_out=self.product(f"{layer}.attention_out"),
+            mlp_in=mlp_in,
+            mlp_up=mlp_up,
+            mlp_out=self.product(f"{layer}.mlp_out"),
+        )
+
+    def _gate_and_up(self, name: str) -> tuple[Linear, Linear | None]:
+        if not self.shape.gated:
+            return self.product(name, self.shape.activation), None
+        gate, up = self.weights[f"{name}.weight"].chunk(2)
+        biases = self.bias(name)
+        gate_bias, up_bias = (None, None) if biases is None else biases.chunk(2)
+        self.weight_bytes += nbytes(up, self.way)  # its inputs are the gate's
+        return self.linear(name, gate, gate_bias, self.shape.activation), linear(up, up_bias, way=self.way)
+
+
+class Passing(Mapping[int, Block]):
+    """A model's blocks, each made when it is asked for and not kept: for one pass over a model as large as memory."""
+
+    def __init__(self, maker: Maker) -> None:
+        self._maker = maker
+
+    def __getitem__(self, layer: int) -> Block:
+        return self._maker.block(layer)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._maker.shape.layers))
+
+    def __len__(self) -> int:
+        return self._maker.shape.layers
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """A product that tells what it is given."""
+
+    product: Linear
+    name: str
+    observe: Observe
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.observe(self.name, x)
+        return self.product(x)

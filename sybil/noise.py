@@ -1,0 +1,164 @@
+"""Random numbers that depend on their key alone, and on nothing that was asked before. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sybil.transfer import integers
+
+COLUMN = 64  # tokens in a column; a power of two
+LARGE = 4096  # tokens: from here on, exponentials come in columns
+FEW = 8  # columns that most often hold a race's first
+Array = np.ndarray
+
+
+class Noise:
+    """Random numbers keyed by (seed, row, position, index, use), and by nothing else.
+
+    A row's noise does not depend on the rows beside it or on the rounds before it. Uniforms are keyed by the
+    position at which a round begins and the index in the round, so none is asked for twice; exponentials, by the
+    position of the very token that they draw, so every round finds the same there. The keys are hashed with
+    SplitMix64's finaliser (Steele, Lea, Flood 2014), twice a word.
+    """
+
+    PROPOSE, JUDGE, RACE = range(3)
+
+    def __init__(self, seed: int) -> None:
+        self._key = _mix(np.array([seed % 2**64], dtype=np.uint64))
+        self._words: dict[tuple[int, int], Array] = {}
+
+    def uniforms(self, rows: Tensor, positions: Tensor, count: int, use: int) -> Tensor:
+        """(batch, count) float64 in [0, 1) on the CPU; rows and positions are (batch,) int64."""
+        bits = _mix(self.keys(rows.numpy(), positions.numpy())[..., None] ^ self.words(count, use))
+        return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+    def exponentials(self, rows: Tensor, positions: Tensor, vocab: int) -> Tensor:
+        """(batch, n, vocab) float64 of mean 1, above 0, on the CPU; rows (batch,), positions (batch, n), int64."""
+        return Exponentials(self, rows[:, None].expand_as(positions), positions, vocab).all()
+
+    def keys(self, rows: Array, positions: Array) -> Array:
+        """What the noise of rows and positions is hashed from, uint64 of their common shape."""
+        key = self._key
+        for word in (rows, positions):
+            key = _mix(key ^ _mix(word.astype(np.uint64) + np.uint64(1)))
+        return key
+
+    def words(self, count: int, use: int) -> Array:
+        """What indices below count add to a key, (count,) uint64."""
+        if (count, use) not in self._words:
+            index = np.arange(count, dtype=np.uint64) * np.uint64(3) + np.uint64(use)
+            self._words[count, use] = _mix(index + np.uint64(0x632BE59BD9B4E019))
+        return self._words[count, use]
+
+
+@dataclass(frozen=True, slots=True)
+class Exponentials:
+    """An exponential of mean 1 for each token (vocab) at each of some places, made when it is asked for.
+
+    rows and positions: of each place, of one shape, int64. Of a large vocabulary, column c are the tokens c,
+    c + width, c + 2 width, ... (COLUMN of them, some perhaps beyond the vocabulary). A column's least exponential
+    is drawn first, one of mean 1 / COLUMN, and the token that has it; every other token's is that and an exponential
+    of its own, for exponentials have no memory. So the tokens are as independent as if each were drawn by itself, and
+    where a column's least, at its largest probability, comes after another token, its other exponentials aren't made.
+    """
+
+    noise: Noise
+    rows: Tensor
+    positions: Tensor
+    vocab: int
+
+    def __getitem__(self, places: Any) -> Exponentials:
+        """Those of some places."""
+        return replace(self, rows=self.rows[places], positions=self.positions[places])
+
+    @property
+    def in_columns(self) -> bool:
+        return self.vocab >= LARGE
+
+    def all(self) -> Tensor:
+        """(..., vocab), float64 on the CPU."""
+        keys = self._keys()[..., None]
+        own = _exponentials(_mix(keys ^ self._words()[: self.vocab]))
+        if self.in_columns:
+            least, holder = self._columns(keys)
+            place, column = np.divmod(np.arange(self.vocab), self._width)
+            own[holder[..., column] == place] = 0.0
+            own += least[..., column]
+        return torch.from_numpy(own)
+
+    def first(self, probs: Tensor) -> Tensor:
+        """The tokens (...) of probs (..., vocab) on the CPU whose exponential / probability is least; -1 where a row is
+        NaN. The vocabulary is one in columns."""
+        keys = self._keys().reshape(-1, 1)
+        places = zip(probs.numpy().reshape(-1, self.vocab), keys, *self._columns(keys), strict=True)
+        return integers([self._first(*place) for place in places]).reshape(probs.shape[:-1])
+
+    def _first(self, row: Array, key: Array, least: Array, holder: Array) -> int:
+        """The token of one place: row (vocab,), key (1,), and what _columns() says of it."""
+
+        def best(some: Array) -> tuple[float, int]:
+            """The largest probability / exponential in some columns, and its token."""
+            tokens = some + self._width * np.arange(COLUMN)[:, None]
+            own = _exponentials(_mix(key ^ self._words()[tokens]))
+            own[holder[some], np.arange(len(some))] = 0.0
+            own += least[some]
+            quotients = row.take(tokens, mode="clip") / own
+            quotients[-1, tokens[-1] >= self.vocab] = -1.0
+            place = int(quotients.argmax())
+            return float(quotients.flat[place]), int(tokens.flat[place])
+
+        largest = _largest(row, self._width)
+        bound = largest / least  # nothing in a column comes with more
+        if not np.isfinite(bound.max()):
+            return -1
+        few = np.argpartition(bound, -FEW)[-FEW:]
+        found = best(few)
+        bound[few] = -1.0
+        others = np.flatnonzero(bound >= found[0])
+        return max(found, best(others))[1] if len(others) else found[1]
+
+    @property
+    def _width(self) -> int:
+        return -(-self.vocab // COLUMN)
+
+    def _keys(self) -> Array:
+        return self.noise.keys(self.rows.numpy(), self.positions.numpy())
+
+    def _words(self) -> Array:
+        """Those of the tokens, and after them those of the columns."""
+        return self.noise.words(self.vocab + self._width, Noise.RACE)
+
+    def _columns(self, keys: Array) -> tuple[Array, Array]:
+        """Each column's least exponential, and which of its tokens has it, (..., width), of keys (..., 1)."""
+        bits = _mix(keys ^ self._words()[self.vocab :])
+        return _exponentials(bits) / COLUMN, (bits % np.uint64(COLUMN)).astype(np.int64)
+
+
+def _largest(row: Array, width: int) -> Array:
+    """The largest number of each column, (width,), of a row (vocab,)."""
+    height = len(row) // width
+    largest: Array = row[: height * width].reshape(height, width).max(0)
+    rest = row[height * width :]
+    np.maximum(largest[: len(rest)], rest, out=largest[: len(rest)])
+    return largest
+
+
+def _exponentials(bits: Array) -> Array:
+    """Exponentials of mean 1, float64 above 0, by the upper 52 of 64 random bits each."""
+    uniforms = (bits >> np.uint64(12)).astype(np.float64)
+    uniforms += 0.5  # neither 0 nor 1: both logarithm and quotient stay finite
+    uniforms *= 2.0**-52
+    return -np.log(uniforms, out=uniforms)
+
+
+def _mix(x: Array) -> Array:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Array = x ^ (x >> np.uint64(31))
+    return mixed
