@@ -23,6 +23,7 @@ from sybil.drafting import DrafterFactory, DraftHybrid, DraftLookup, DraftModel,
 from sybil.errors import InvalidSetting
 from sybil.models import Model, copies, skipping
 from sybil.models.folders import Checkpoint
+from sybil.models.storage import Bits
 from sybil.text import encode
 from sybil.transfer import integers
 
@@ -38,7 +39,7 @@ NEW_TOKENS = 16
 class Self:
     """A copy of the target; bits: None for what fits it best."""
 
-    bits: int | None = None
+    bits: Bits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Skip:
     """The target, or its copy in so many bits, without some layers; layers: None for as many as pay."""
 
     layers: int | None = None
-    bits: int | None = None
+    bits: Bits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,11 @@ def is_model(name: str) -> bool:
     return isinstance(parse(name), Source)
 
 
+def looks_up(draft: Draft) -> bool:
+    """Whether lookup is a part of it."""
+    return isinstance(draft, Lookup | Hybrid) or (isinstance(draft, Cascade) and looks_up(draft.helper))
+
+
 class _Senseless(Exception):
     """What is wrong with a part of a name."""
 
@@ -131,10 +137,11 @@ def _parsed(name: str) -> Draft:
     return Source(name)
 
 
-def _bits(text: str) -> int:
-    if text not in map(str, copies.BITS):
-        raise _Senseless(f"a copy has {', '.join(map(str, copies.BITS[:-1]))} or {copies.BITS[-1]} bits")
-    return int(text)
+def _bits(text: str) -> Bits:
+    for bits in copies.BITS:
+        if text == str(bits):
+            return bits
+    raise _Senseless(f"a copy has {', '.join(map(str, copies.BITS[:-1]))} or {copies.BITS[-1]} bits")
 
 
 def _count(text: str) -> int:
@@ -174,29 +181,29 @@ class Maker:
         if isinstance(draft, Hybrid):
             return DraftHybrid(self.lookup, self.make(draft.other))
         if isinstance(draft, Cascade):
-            return replace(cast(DraftModel, self.make(draft.draft)), helper=self.make(draft.helper))
+            return _helped(self.make(draft.draft), self.make(draft.helper))
         if isinstance(draft, Source):
             return self.source(draft.name)
         if isinstance(draft, Skip):
             return self._skipping(draft)
         return DraftSelf(self._rounded("self", draft.bits))
 
-    def _rounded(self, name: str, bits: int | None) -> copies.Ours:
+    def _rounded(self, name: str, bits: Bits | None) -> copies.Ours:
         model = copies.ours(self.model, self.checkpoint.name, name)
-        return copies.rounded(self.checkpoint, model, bits or copies.best_bits(model))
+        return copies.rounded(self.checkpoint, model, bits or copies.best_bits(self.checkpoint), self.text)
 
     def _skipping(self, draft: Skip) -> DraftSelf:
-        model = cast(skipping.Layered, copies.ours(self.model, self.checkpoint.name, "skip"))
+        model = copies.ours(self.model, self.checkpoint.name, "skip")
         if (draft.layers or 1) >= model.shape.layers:
             raise InvalidSetting(
                 f"draft is skip:{draft.layers or 1} and {self.checkpoint.name} has {model.shape.layers} layers: "
                 "leave out fewer"
             )
-        kept = skipping.kept(model, self._text(), draft.layers)
-        whole = model if draft.bits is None else cast(skipping.Layered, self._rounded("skip", draft.bits))
+        kept = skipping.kept(model, self.text(), draft.layers)
+        whole = model if draft.bits is None else self._rounded("skip", draft.bits)
         return DraftSelf(whole.with_layers(kept), shares=draft.bits is None)
 
-    def _text(self) -> Tensor:
+    def text(self) -> Tensor:
         """The target's own text, (rows, tokens): what it says greedily after a few beginnings."""
         tokenizer, size = self.checkpoint.tokenizer, self.model.vocab_size
         spread = [index * size // len(BEGINNINGS) for index in range(len(BEGINNINGS))]
@@ -209,3 +216,10 @@ class Maker:
         return torch.stack(
             [torch.cat([integers([first]), row]) for first, row in zip(firsts, said.tokens, strict=True)]
         )
+
+
+def _helped(draft: DrafterFactory, helper: DrafterFactory) -> DrafterFactory:
+    """The draft, drafted for by the helper. Raises InvalidSetting where they don't speak of the same tokens."""
+    if type(draft) not in (DraftModel, DraftSelf):
+        raise InvalidSetting("draft is a cascade and its second has another tokenizer than the target: name it alone")
+    return replace(cast(DraftModel, draft), helper=helper)

@@ -21,6 +21,19 @@ all together, less than 1 - top_p of the mass, so none of it stays; most often, 
 Array = np.ndarray
 
 
+def softmax(logits: Tensor, temperature: float) -> Tensor:
+    """Logits (..., vocab), float32 or float64 on the CPU, into distributions, in the same way."""
+    rows = logits.numpy().reshape(-1, logits.shape[-1])
+    probs = np.empty(rows.shape, rows.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for row, made in zip(rows, probs, strict=True):
+            np.divide(row, temperature, out=made)
+            made -= made.max()  # NaN in all of a row that makes no distribution
+            np.exp(made, out=made)
+            made /= made.sum()
+    return torch.from_numpy(probs).reshape(logits.shape)
+
+
 def filtered(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
     """Logits (..., vocab), float32 or float64 on the CPU, into the distributions that at least one filter leaves.
 

@@ -38,9 +38,10 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
     Elsewhere the draft's text is encoded again."""
     if target.tokenizer is None or draft.tokenizer is None:
         check_sizes((target.name, draft.name), (model.vocab_size, drafting.vocab_size))
+    if same_tokens(target, draft):
         return DraftModel(drafting)
-    if not differing_tokens(target.tokenizer, draft.tokenizer):
-        return DraftModel(drafting)
+    assert target.tokenizer is not None
+    assert draft.tokenizer is not None
     theirs, own = (_vocabulary(each) for each in (target, draft))
     share = share_of(theirs, own, _sample())
     if not share:
@@ -52,6 +53,16 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
     if share >= SAID:
         return DraftIntersection(Intersection(drafting, theirs, own, model))
     return DraftStrings(Reader(drafting, theirs, own, model.context))
+
+
+def way_of(draft: DrafterFactory | None) -> str | None:
+    """By which way a draft with another tokenizer drafts; None for any other."""
+    return draft.way if isinstance(draft, DraftIntersection | DraftStrings) else None
+
+
+def same_tokens(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two models share a tokenizer, as far as theirs are known."""
+    return one.tokenizer is None or other.tokenizer is None or not differing_tokens(one.tokenizer, other.tokenizer)
 
 
 def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,8 @@ from sybil.chat import ChatTemplate
 from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
-from sybil.drafting import DrafterFactory
-from sybil.drafts import Maker, is_model, parse
+from sybil.drafting import Answers, DrafterFactory, DraftLookup
+from sybil.drafts import Maker, is_model, looks_up, parse
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.models import Model, building, folders
 from sybil.models.checkpoints.templates import SPECIAL
@@ -25,6 +25,7 @@ from sybil.models.checkpoints.weights import in_blocks
 from sybil.models.folders import Checkpoint
 from sybil.models.storage import Kept, storage_of
 from sybil.pairs import PAIRS
+from sybil.texts import datastore as indexed
 
 IN_BLOCKS = "blocks"
 """What reports say in a dtype's place: the weights stay in the blocks of their GGUF file."""
@@ -38,6 +39,8 @@ def load(
     draft_dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     tokenizer: Any = None,
+    datastore: Sequence[str | Path] = (),
+    keep_answers: bool = False,
 ) -> Decoder:
     """A Decoder for a pair's name, a hub id, a folder, a GGUF file or a transformers model.
 
@@ -50,7 +53,9 @@ def load(
     forward knows the draft (the rule makes up for what it costs in agreement), and dtype elsewhere. On a CPU the
     weights of a GGUF file stay in the file's own blocks where no dtype is named. They are multiplied as the float32
     numbers that the blocks stand for. device: None is the GPU where there is one. tokenizer: for models passed as
-    objects, transformers' or tokenizers' own.
+    objects, transformers' or tokenizers' own. datastore: files of text (pathlib.Path) and texts that "lookup" looks
+    into beside the text itself, 16 MiB together at most. keep_answers: whether it looks into earlier answers too, where
+    that can change no text: when decoding greedily, and by the rule `coupled`.
 
     A model object keeps its place, dtype and modes. Our own forward stands in for its forward where it is sure to be
     the same (models/objects.py), with its weights as they are now: load again after changing them. Elsewhere, as with
@@ -73,9 +78,16 @@ def load(
     model = building.load(main, _storage(main, asked, kept), kept, chosen)
     defaults.warn(main.name)
     decoder = Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values, _chat_template(main))
+    stored = indexed(datastore, main.tokenizer)
+    if (stored or keep_answers) and not (isinstance(draft, str) and looks_up(parse(draft))):
+        given = "datastore is given" if stored else "keep_answers is True"
+        raise InvalidSetting(
+            f"{given} and draft is {described(draft)}, which looks nothing up: use 'lookup', or 'hybrid:lookup,self'"
+        )
     if draft is None:
         return decoder
-    making = maker(main, model, kept, draft_asked, tokenizer)
+    lookup = DraftLookup(datastore=stored, answers=Answers() if keep_answers else None)
+    making = maker(main, model, kept, draft_asked, tokenizer, lookup)
     return decoder.with_draft(making.make(parse(draft)) if isinstance(draft, str) else making.source(draft))
 
 
@@ -85,8 +97,10 @@ def maker(
     dtype: torch.dtype,
     draft_dtype: torch.dtype | Literal["auto"] | None = None,
     tokenizer: Any = None,
+    lookup: DraftLookup | None = None,
 ) -> Maker:
-    """Makes what drafts for the checkpoint's model, which was loaded in dtype. The rest, and errors, as of load()."""
+    """Makes what drafts for the checkpoint's model, which was loaded in dtype. lookup: what "lookup" stands for. The
+    rest, and errors, as of load()."""
 
     def source(named: str | Path | nn.Module) -> DrafterFactory:
         device = model.device
@@ -99,7 +113,7 @@ def maker(
         drafting = building.load(helper, _storage(helper, draft_dtype, own), foreign, device)
         return fit.drafter(checkpoint, helper, model, drafting)
 
-    return Maker(checkpoint, model, source)
+    return Maker(checkpoint, model, source, lookup or DraftLookup())
 
 
 def _chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:

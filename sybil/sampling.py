@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sybil.arguments import callables, described, integer, number
 from sybil.errors import InvalidSetting
-from sybil.filters import LARGE, filtered
+from sybil.filters import LARGE, filtered, softmax
 from sybil.noise import Exponentials
 from sybil.transfer import integers
 
@@ -77,8 +77,10 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         return torch.where(chosen >= 0, one_hot, math.nan)
     top_k = sampling.top_k if sampling.top_k < logits.shape[-1] else 0
     top_p, min_p = sampling.top_p, sampling.min_p
-    if (top_k or top_p < 1 or min_p) and logits.device.type == "cpu" and logits.shape[-1] >= LARGE:
-        return filtered(logits, sampling.temperature, top_k, top_p, min_p)
+    if logits.device.type == "cpu" and logits.shape[-1] >= LARGE:
+        if top_k or top_p < 1 or min_p:
+            return filtered(logits, sampling.temperature, top_k, top_p, min_p)
+        return softmax(logits, sampling.temperature)
     scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
     if top_k:
         least = scaled.topk(top_k, dim=-1).values[..., -1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,26 @@ def integers(values: Sequence[Any]) -> Tensor:
 def count_to(end: int) -> Tensor:
     """0 .. end - 1, likewise."""
     return torch.arange(end, dtype=torch.int64, device=CPU)
+
+
+def native(tensor: Tensor) -> Any:
+    """The tensor as numpy's array where it is on the CPU, itself elsewhere: for what both say alike.
+
+    At the size of a vocabulary torch's operators call threads, which cost more than they bring there, and look out for
+    more work for milliseconds, in the way of the model's; numpy's keep to their own."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def where(condition: Any, one: Any, other: Any) -> Any:
+    """numpy's or torch's."""
+    return np.where(condition, one, other) if isinstance(condition, np.ndarray) else torch.where(condition, one, other)
+
+
+def stacked(rows: Sequence[Tensor]) -> Tensor:
+    """torch.stack(rows, 1)."""
+    if rows[0].device.type == "cpu":
+        return torch.from_numpy(np.stack([row.numpy() for row in rows], 1))
+    return torch.stack(list(rows), 1)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

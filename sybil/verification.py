@@ -17,6 +17,7 @@ from sybil.arguments import described
 from sybil.errors import InvalidSetting
 from sybil.noise import Exponentials
 from sybil.sampling import draw, race
+from sybil.transfer import native, where
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ def block(proposed: Proposed, noise: Tensor) -> Verdict:
     # Z_i = sum_x max(w_i * target(x) - draft(x), 0), h_i = Z_i / (Z_i + 1 - w_i) with 0/0 = 1; at the block's end, w_i
     inner = weight[:, 1:gamma]
     rows = torch.arange(len(counts), dtype=torch.int64, device=counts.device)[:, None]
-    drafts = _draft_rows(proposed, rows, _places(proposed)[:-1])
-    left = drafts.neg_().addcmul_(inner[..., None], proposed.target_probs[:, 1:gamma]).clamp_(min=0).sum(-1)
+    weighed = native(inner)[..., None] * native(proposed.target_probs)[:, 1:gamma]
+    left = torch.as_tensor(_above(weighed, _draft_rows(proposed, rows, _places(proposed)[:-1])).sum(-1))
     whole = left + 1 - inner
     passing = weight[:, 1:].clone()
     passing[:, :-1] = torch.where(
@@ -120,23 +121,29 @@ def greedy(proposed: Sequence[int], chosen: Sequence[int]) -> tuple[int, int]:
     return accepted, chosen[accepted]
 
 
-def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
+def residual(target_probs: Any, draft_probs: Any) -> Any:
     """max(target - draft, 0), (batch, vocab), not normalised; the target where they agree everywhere.
 
     They agree only where a rejection has probability 0 but for rounding, so what stands there is harmless."""
-    left = (target_probs - draft_probs).clamp_(min=0)
-    return torch.where(left.sum(-1, keepdim=True) == 0, target_probs, left)
+    left = _above(target_probs, draft_probs)
+    return where((left.sum(-1) == 0)[:, None], target_probs, left)
+
+
+def _above(target_probs: Any, draft_probs: Any) -> Any:
+    """max(target - draft, 0), (..., vocab)."""
+    return (target_probs - draft_probs).clip(0)
 
 
 def _next_token(proposed: Proposed, accepted: Tensor, weight: Tensor | float, uniforms: Tensor) -> Tensor:
     """(batch,) from norm(max(weight * target - draft, 0)) where a proposed token was rejected, else from the target."""
     rows = torch.arange(len(accepted), dtype=torch.int64, device=accepted.device)
-    probs = proposed.target_probs[rows, accepted]  # (batch, vocab)
+    probs = native(proposed.target_probs)[native(rows), native(accepted)]  # (batch, vocab)
     gamma = proposed.tokens.shape[1]
     if gamma:
-        left = residual(weight * probs, _draft_rows(proposed, rows, accepted.clamp(max=gamma - 1)))
-        probs = torch.where((accepted < proposed.counts)[:, None], left, probs)
-    return draw(probs, uniforms)
+        weighed = (native(weight) if isinstance(weight, Tensor) else weight) * probs
+        left = residual(weighed, _draft_rows(proposed, rows, accepted.clamp(max=gamma - 1)))
+        probs = where(native(accepted < proposed.counts)[:, None], left, probs)
+    return draw(torch.as_tensor(probs), uniforms)
 
 
 def _at_tokens(proposed: Proposed) -> tuple[Tensor, Tensor]:
@@ -148,13 +155,14 @@ def _at_tokens(proposed: Proposed) -> tuple[Tensor, Tensor]:
     return target_at, proposed.draft_probs.gather(-1, tokens).squeeze(-1)
 
 
-def _draft_rows(proposed: Proposed, rows: Tensor, places: Tensor) -> Tensor:
+def _draft_rows(proposed: Proposed, rows: Tensor, places: Tensor) -> Any:
     """What the tokens at these places were drawn from, (..., vocab): one-hot where they were determined, nothing where
     the draft has no numbers (NaN), whose tokens are always rejected, so that the target itself is what is left."""
     if proposed.draft_probs is not None:
-        return proposed.draft_probs[rows, places].nan_to_num_(0.0)
-    one_hot = torch.zeros_like(proposed.target_probs[rows, places])
-    return one_hot.scatter_(-1, proposed.tokens[rows, places][..., None], 1.0)
+        drawn = native(proposed.draft_probs)[native(rows), native(places)]
+        return where(drawn > 0, drawn, 0.0)
+    tokens = torch.arange(proposed.target_probs.shape[-1], dtype=torch.int64, device=places.device)
+    return where(native(tokens) == native(proposed.tokens[rows, places])[..., None], 1.0, 0.0)
 
 
 def _places(proposed: Proposed) -> Tensor:

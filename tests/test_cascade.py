@@ -15,9 +15,18 @@ from torch import Tensor
 from transformers import NoRepeatNGramLogitsProcessor
 
 from sybil import Decoder
-from sybil.drafting import Context, Drafter, DrafterFactory, DraftLookup, DraftModel, Generating, Outcome, Proposal
+from sybil.drafting import (
+    Context,
+    Drafter,
+    DrafterFactory,
+    DraftLookup,
+    DraftModel,
+    DraftSelf,
+    Generating,
+    Outcome,
+    Proposal,
+)
 from sybil.drafting.model import ModelDrafter
-from sybil.models import Cache
 from sybil.models.native.transformer import NativeTransformer
 from sybil.noise import Noise
 from sybil.sampling import Sampling
@@ -64,29 +73,6 @@ class _Guesser(Drafter):
         return Proposal(torch.where(spoilt, (tokens + 1) % 31, tokens), None, counts)
 
     def observe(self, outcome: Outcome) -> None: ...
-
-
-class InTargets(ModelDrafter):
-    """Drafts in the target's own cache, as a copy of the target does."""
-
-    def cache_for(self, generating: Generating) -> Cache:
-        return generating.cache
-
-    def propose(self, context: Context, gamma: int) -> Proposal:
-        held = self.cache.lengths
-        proposal = super().propose(context, gamma)
-        self.cache.lengths = held
-        return proposal
-
-    def observe(self, outcome: Outcome) -> None:
-        if self.helper is not None:
-            self.helper.observe(outcome)
-
-
-@dataclass(frozen=True, slots=True)
-class DraftInTargets(DraftModel):
-    def __call__(self, generating: Generating) -> Drafter:
-        return InTargets(self.model, generating, self.helper)
 
 
 def context_of(vocab: int, lengths: list[int], gamma: int, sampling: Sampling, coupled: bool, least: float) -> Context:
@@ -169,9 +155,9 @@ def test_in_the_target_s_own_cache_the_text_is_plain_s(name: str, how: dict[str,
     inputs = prompts([5, 1, 9, 3], vocab=target.vocab_size)
     asked: dict[str, Any] = dict(max_new_tokens=30, eos_token_id=[], **how)
     plain = Decoder(target).generate(inputs, **asked).tokens
-    alone = Decoder(target, DraftInTargets(copy)).generate(inputs, gamma=5, **asked)
-    for helper in (DraftInTargets(rougher), DraftModel(rougher), DraftLookup(least=0.0)):
-        helped = Decoder(target, DraftInTargets(copy, helper=helper)).generate(inputs, gamma=5, **asked)
+    alone = Decoder(target, DraftSelf(copy)).generate(inputs, gamma=5, **asked)
+    for helper in (DraftSelf(rougher), DraftModel(rougher), DraftLookup(least=0.0)):
+        helped = Decoder(target, DraftSelf(copy, helper=helper)).generate(inputs, gamma=5, **asked)
         assert [row.tolist() for row in helped.tokens] == [row.tolist() for row in plain]
         counters = (helped.stats.proposed, helped.stats.accepted, helped.stats.rounds)
         assert counters == (alone.stats.proposed, alone.stats.accepted, alone.stats.rounds)

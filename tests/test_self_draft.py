@@ -20,6 +20,7 @@ from sybil.models.native import NativeTransformer, library
 from sybil.models.native.cache import NativeCache
 from sybil.models.operators.transformer import Transformer
 from sybil.models.shape import Shape
+from sybil.models.storage import Rounding
 from sybil.noise import Noise
 from sybil.sampling import Sampling, draw, probabilities
 from sybil.transfer import integers
@@ -29,10 +30,10 @@ TEXTS = prompts([3, 8, 1, 5])
 
 
 def of_shape(kind: str, shape: Shape, rounded: bool = False) -> Model:
-    """Random weights by that forward; rounded: to int8."""
+    """Random weights by that forward; rounded: to 5 bits, or int8 by operators."""
     weights = random_weights(shape)
     if kind == "native":
-        return NativeTransformer(shape, weights, "int8" if rounded else "float32", 1)
+        return NativeTransformer(shape, weights, Rounding(5) if rounded else "float32", 1)
     return Transformer(shape, weights, "int8" if rounded else None)
 
 
@@ -177,7 +178,7 @@ def test_no_cache_is_made_for_the_copy() -> None:
     copy.new_cache = none
     decoder = Decoder(target, DraftSelf(copy))
     assert decoder.models == (target, copy)
-    assert decoder.generate(TEXTS, max_new_tokens=8).stats.accepted > 0
+    assert decoder.generate(TEXTS, max_new_tokens=8, gamma=4).stats.accepted > 0
 
 
 def test_one_cache_is_replayed_by_each_model_itself() -> None:

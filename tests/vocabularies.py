@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 SPECIAL = ("<|im_end|>", "<s>")
 ADDED = ("<think>", "ab ")
@@ -144,3 +145,54 @@ KINDS = {
     "replaced": replaced(),
 }
 STREAMED = {**KINDS, "few letters": few_letters(), "odd": odd()}
+
+
+CORPUS = [
+    "The stop sign stood at the corner, and nobody stopped. Don't stop the stopping of the stopped!",
+    "def main(arguments):\n    return [each for each in arguments if each]\n\n\n    # 12345 of 678",
+    "naïve café, déjà vu; 日本語のテキスト, 日本 and 中文文本; 😀😀 smile 😁 😂   spaces    and\ttabs\r\n",
+    "international internationalization of nations, national and irrational rationales",
+] * 3
+
+
+def _trained_byte_level() -> Tokenizer:
+    """GPT-2's kind with merges of its own, words cut by its expression."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=480, initial_alphabet=alphabet, show_progress=False)  # type: ignore[call-arg]
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return _finished(tokenizer)
+
+
+def _trained_sentencepiece(prefix: bool = False) -> Tokenizer:
+    """Llama's kind, or Gemma's, which puts no space before a text: merges over whole texts, a token for each byte."""
+    learned = Tokenizer(models.BPE())
+    learned.normalizer = normalizers.Replace(" ", "▁")
+    trainer = trainers.BpeTrainer(vocab_size=320, show_progress=False, max_token_length=16)  # type: ignore[call-arg]
+    learned.train_from_iterator(CORPUS, trainer)
+    state = json.loads(learned.to_str())["model"]
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(state["vocab"], key=state["vocab"].get)]
+    ids, merges = {word: token for token, word in enumerate(words)}, [(left, right) for left, right in state["merges"]]
+    tokenizer = Tokenizer(models.BPE(ids, merges, byte_fallback=True, unk_token="<unk>"))
+    spaces, steps = normalizers.Replace(" ", "▁"), [decoders.Replace("▁", " "), decoders.ByteFallback()]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
+    ending = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Fuse(), *ending])
+    return _finished(tokenizer)
+
+
+def turned(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokens under other ids: the last comes first."""
+    state = json.loads(tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    state["model"]["vocab"] = {word: len(vocabulary) - 1 - token for word, token in vocabulary.items()}
+    return Tokenizer.from_str(json.dumps(state))
+
+
+TRAINED: dict[str, Callable[[], Tokenizer]] = {
+    "trained byte-level": _trained_byte_level,
+    "trained byte fallback": _trained_sentencepiece,
+    "trained byte fallback with a space": lambda: _trained_sentencepiece(prefix=True),
+}

@@ -1,5 +1,5 @@
 """The engine's bars, measured: `python -m benchmarks.engine flat`, `step`, `replay`, `bits`, `real`, `widths`,
-`drafts`, `copies` or `replay-copy`, on an idle machine.
+`acceptance`, `drafts`, `copies` or `replay-copy`, on an idle machine.
 
 Each prints what was found beside what was asked for, and appends it all to the file that --out names.
 """
@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
+from benchmarks.engine import acceptance as of_acceptance
 from benchmarks.engine import bars
 from benchmarks.engine import blocks as of_blocks
 from benchmarks.engine import drafts as of_drafts
@@ -77,6 +79,30 @@ def flat(passes: PassesOption = 30, out: OutOption = OUT) -> None:
 def blocks(passes: PassesOption = 20, out: OutOption = OUT) -> None:
     """Weights in a file's blocks, each format and SmolLM2's mix: 5 tokens cost at most 1.8 times 1, 9 at most 2.6."""
     _measure("blocks", passes, lambda tick: of_blocks.measure(passes, tick), out)
+
+
+@app.command()
+def acceptance(
+    pair: Annotated[str, typer.Option(help="The pair whose target drafts for itself.")] = SMOLLM2,
+    drafts: Annotated[list[str] | None, typer.Option("--draft", help="A name of --draft; several times.")] = None,
+    shifted: Annotated[
+        list[int] | None, typer.Option(help="Bits of a copy with shifted blocks; several times.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts, decoded together.")] = 6,
+    new_tokens: Annotated[int, typer.Option(min=8, help="New tokens a prompt.")] = 48,
+    out: OutOption = OUT,
+) -> None:
+    """What a target's copies are worth as its draft: bits, acceptance, tokens a round."""
+    names = drafts or ["self:8", "self:6", "self:5", "self:4", "skip"]
+    chosen = PAIRS[pair]
+    table = make_table(console, f"{pair} drafts for itself", "setting", "accepted", "tokens a round", "MB a step")
+    rows = of_acceptance.measure(chosen.source, chosen.prompts, names, shifted or [], prompts, new_tokens)
+    found = []
+    for row in rows:
+        found.append(asdict(row))
+        table.add_row(row.copy, row.setting, f"{row.accepted:.3f}", f"{row.tokens:.2f}", f"{row.megabytes:.1f}")
+    console.print(table)
+    _append("acceptance", {"pair": pair, "prompts": prompts, "new_tokens": new_tokens, "found": found}, out)
 
 
 @app.command()

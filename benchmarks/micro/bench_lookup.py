@@ -1,4 +1,4 @@
-"""What it costs to look for a text's ending where it stood before."""
+"""What it costs to read a text for lookup, and to look for its ending in it and in a datastore."""
 
 from __future__ import annotations
 
@@ -6,26 +6,70 @@ import pytest
 import torch
 from conftest import Measure
 
-from sybil.drafting import Context, LookupDrafter
+from sybil.drafting import Context, Datastore, DraftLookup, Generating, LookupDrafter
+from sybil.drafting.automaton import Automaton
 from sybil.noise import Noise
+from sybil.sampling import Sampling
 
-pytestmark = pytest.mark.benchmark(group="lookup")
-VOCAB, GAMMA = 50_257, 4
+pytestmark = [
+    pytest.mark.benchmark(group="lookup"),
+    pytest.mark.parametrize("device", [torch.device("cpu")], ids=str),  # a search asks no other
+]
+VOCAB, GAMMA, ROUNDS = 50_257, 4, 200
 
 
-@pytest.mark.parametrize("length", [1024, 16_384], ids="context {}".format)
-@pytest.mark.parametrize("ending", ["found", "nowhere"])
-@pytest.mark.parametrize("device", [torch.device("cpu")], ids=str)  # a search asks no other
-def test_lookup(ending: str, length: int, measure: Measure) -> None:
-    """A proposal of 4 tokens, or of none, which takes a search by three, two and one token."""
-    tokens = torch.randint(VOCAB - 1, (1, length), generator=torch.Generator().manual_seed(0))
-    if ending == "found":
-        tokens[0, -LookupDrafter.LONGEST :] = tokens[0, length // 2 : length // 2 + LookupDrafter.LONGEST]
-    else:
-        tokens[0, -1] = VOCAB - 1  # no other token is the last one
-    context, drafter = Context(tokens, torch.tensor([length]), Noise(0)), LookupDrafter()
+class NoCache:
+    """Lookup reads no keys."""
 
-    proposal = measure(lambda: drafter.propose(context, GAMMA), rounds=15)
-    assert proposal.counts == [GAMMA if ending == "found" else 0]
-    if proposal.counts[0]:
-        measure.tokens(proposal.counts[0], "one proposed")
+    lengths = torch.zeros(1, dtype=torch.int64)
+
+    def take_over(self, other: object) -> None: ...
+
+
+def text(kind: str, length: int) -> list[int]:
+    """Token ids as often as words are (Zipf's law), or ten of them over and over."""
+    if kind != "words":
+        return [index % 10 for index in range(length)]
+    ranks = torch.arange(1, VOCAB + 1).double().pow(-1.3)
+    drawn: list[int] = torch.multinomial(ranks, length, True, generator=torch.Generator().manual_seed(0)).tolist()
+    return drawn
+
+
+@pytest.mark.parametrize("length", [50, 8_000, 50_000], ids="text {}".format)
+@pytest.mark.parametrize("kind", ["words", "a loop"])
+def test_read(kind: str, length: int, measure: Measure) -> None:
+    """A whole text, as a prompt is read."""
+    tokens = text(kind, length)
+
+    def read() -> Automaton:
+        automaton = Automaton()
+        automaton.extend(tokens)
+        return automaton
+
+    assert measure(read, rounds=5).tokens == tokens
+    measure.tokens(length, "one read")
+
+
+@pytest.mark.parametrize("length", [50, 8_000, 50_000], ids="context {}".format)
+@pytest.mark.parametrize("stored", [0, 100_000], ids="datastore {}".format)
+def test_rounds(stored: int, length: int, measure: Measure) -> None:
+    """Rounds that add a token each: reading it, looking, proposing."""
+    tokens = torch.tensor([text("words", length + ROUNDS)])
+    factory = DraftLookup(datastore=Datastore.of([text("words", stored)]) if stored else None)
+    generating = Generating(1, length + ROUNDS, VOCAB, Sampling(), NoCache())
+
+    def prepare() -> tuple[LookupDrafter, Context]:
+        context = Context(tokens, torch.tensor([length]), Noise(0))
+        drafter = factory(generating)
+        drafter.propose(context, GAMMA)
+        return drafter, context
+
+    def rounds(made: tuple[LookupDrafter, Context]) -> int:
+        drafter, context = made
+        for _ in range(ROUNDS):
+            context.lengths = context.lengths + 1
+            drafter.propose(context, GAMMA)
+        return int(context.lengths)
+
+    assert measure.prepared(prepare, rounds, rounds=5) == length + ROUNDS
+    measure.tokens(ROUNDS, "one read, and looked for what follows it")

@@ -38,6 +38,7 @@ def chat(
     pair: options.PairOption = None,
     target: options.TargetOption = None,
     draft: options.DraftOption = None,
+    datastore: options.DatastoreOption = None,
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
@@ -55,7 +56,14 @@ def chat(
     """Talk with a model: one line is one message. Green: tokens that the draft proposed; magenta: the target's own."""
     sampling = options.sampling(temperature, top_k, top_p, min_p)
     chosen_target, chosen_draft = options.names(pair or default_pair(), target, draft)
-    decoder = load(chosen_target, draft=chosen_draft, dtype=dtype, draft_dtype=draft_dtype, device=device)
+    decoder = load(
+        chosen_target,
+        draft=chosen_draft,
+        dtype=dtype,
+        draft_dtype=draft_dtype,
+        device=device,
+        datastore=datastore or (),
+    )
     options.check_chats(decoder, pair, target, ", so it can't chat")
     assert decoder.tokenizer is not None  # a folder without one is refused by load
     options.announce(pair, target)

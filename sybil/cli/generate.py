@@ -24,6 +24,7 @@ def generate(
     pair: options.PairOption = None,
     target: options.TargetOption = None,
     draft: options.DraftOption = None,
+    datastore: options.DatastoreOption = None,
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
@@ -61,6 +62,7 @@ def generate(
         dtype=dtype,
         draft_dtype=draft_dtype,
         device=device,
+        datastore=datastore or (),
     )
     if chat:
         options.check_chats(decoder, pair, target, ", which --chat needs")

@@ -47,6 +47,13 @@ DraftOption = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+DatastoreOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A file of text that lookup looks into beside the text itself; may be given several times.",
+        rich_help_panel=MODELS,
+    ),
+]
 DtypeOption = Annotated[
     str | None,
     typer.Option(

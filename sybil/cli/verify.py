@@ -21,7 +21,7 @@ from sybil.devices import choose_device, dtype_named
 from sybil.drafting.window import GAMMA, fixed
 from sybil.drafts import is_model
 from sybil.errors import InvalidSetting
-from sybil.fit import check_assisted
+from sybil.fit import check_assisted, same_tokens
 from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks, load, read
 from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.endpoint import EndpointSubject
@@ -50,6 +50,7 @@ def verify(
     pair: options.PairOption = None,
     target: options.TargetOption = None,
     draft: options.DraftOption = None,
+    datastore: options.DatastoreOption = None,
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
@@ -153,6 +154,7 @@ def verify(
         ours = load(
             chosen_target, chosen_draft if is_ours else None,
             dtype=None if as_it_lies else chosen_dtype, draft_dtype=chosen_draft_dtype, device=chosen_device,
+            datastore=datastore or (),
         )  # fmt: skip
         tokenizer, eos = ours.tokenizer, tuple(sorted(ours.eos_token_ids))
         assert tokenizer is not None  # a folder without one is refused by load
@@ -171,6 +173,7 @@ def verify(
             subject = _transformers(decoder, theirs, tokenizer, chosen_draft, gamma)
         del ours  # and its weights, where it isn't what is judged
         has_model = chosen_draft is not None and is_model(chosen_draft)
+        has_model = has_model and same_tokens(read(chosen_target), read(str(chosen_draft)))  # else it leans to nothing
         helper = _load(str(chosen_draft), torch.float32, chosen_device) if has_model else None
         reference = Reference(sovereign, tokenizer, helper)
     is_known = dtype is not None or (function is None and server is None)

@@ -95,19 +95,22 @@ class Reader:
         self.store = store
         self.match = Match()  # the one that is being followed; none until one is looked for
         self._ending: list[int] = []
+        self._is_sought = False  # since the last token was read
 
     def extend(self, more: Sequence[int]) -> None:
         """Read more tokens."""
         self.match = self._followed(more)
         self._ending = [*self._ending, *more][-DEPTH:]
+        self._is_sought = False
 
     def after(self, tokens: Sequence[int]) -> Match:
         """The match of the text and these tokens after it, which are not read: they may yet be dropped."""
         found = self._followed(tokens)
-        if not found:
-            found = self.store.search([*self._ending, *tokens][-DEPTH:])
+        if found or (self._is_sought and not tokens):
+            return found
+        found = self.store.search([*self._ending, *tokens][-DEPTH:])
         if not tokens:
-            self.match = found
+            self.match, self._is_sought = found, True
         return found
 
     def continuation(self, match: Match, tokens: Sequence[int], count: int) -> list[int]:

@@ -29,12 +29,12 @@ class DraftHybrid(DrafterFactory):
         return self.other.models
 
     @property
-    def weight_bytes(self) -> int:
-        return self.other.weight_bytes
-
-    @property
     def step_bytes(self) -> tuple[int, ...]:
         return (*self.lookup.step_bytes, *self.other.step_bytes)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.other.weight_bytes
 
     def over(self, *models: Model) -> DraftHybrid:
         return replace(self, other=self.other.over(*models))

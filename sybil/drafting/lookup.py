@@ -15,8 +15,8 @@ from sybil.models import Model
 from sybil.transfer import integers
 
 LEAST = 0.25
-"""The likelihood of being kept below which a token isn't worth its verification: what it costs beside a target forward
-is less (docs/performance.md), but the tokens before it may be rejected."""
+"""How likely to be kept a token must be. Replayed over SmolLM2's greedy texts after 36 of the shipped prompts, 0.25 is
+near the best, and no text loses more than 2 %, both where a token more costs 4.5 % of a forward and where 22 %."""
 
 
 @dataclass(frozen=True, slots=True)

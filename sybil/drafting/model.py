@@ -16,7 +16,7 @@ from sybil.drafting.window import confidence
 from sybil.models import Cache, Model, feed
 from sybil.noise import Noise
 from sybil.sampling import argmax, draw, probabilities, process, race
-from sybil.transfer import upload
+from sybil.transfer import stacked, upload
 
 ASKED = 4
 """Tokens that a helper is asked for at once, where it costs something."""
@@ -97,7 +97,7 @@ class ModelDrafter(Drafter):
                 counts = [n if go else min(n, index + 1) for n, go in zip(counts, sure.tolist(), strict=True)]
                 if max(counts) == index + 1:
                     break
-        return Proposal(torch.cat(tokens, 1), torch.stack(probs, 1) if probs else None, counts)
+        return Proposal(torch.cat(tokens, 1), stacked(probs) if probs else None, counts)
 
     def _draws(self, context: Context, gamma: int, device: torch.device) -> Draws | None:
         """What draws tokens (batch,) from (probs (batch, vocab), index in the round, one or (batch,)); None where
@@ -130,10 +130,13 @@ class ModelDrafter(Drafter):
         return Cascade(self.model, self.cache, helper, self.asked, draw_at).propose(context, counts)
 
     def observe(self, outcome: Outcome) -> None:
-        """Keep what is committed and really in the cache: its last proposed token never went in."""
-        self.cache.lengths = torch.minimum(self.cache.lengths, outcome.lengths - 1)
+        self.roll_back(outcome.lengths)
         if self.helper is not None:
             self.helper.observe(outcome)
+
+    def roll_back(self, lengths: Tensor) -> None:
+        """Keep what is committed and really in the cache: its last proposed token never went in."""
+        self.cache.lengths = torch.minimum(self.cache.lengths, lengths - 1)
 
     def _processed(self, logits: Tensor, context: Context, tokens: list[Tensor]) -> Tensor:
         """The logits over the target's vocabulary (a padded one may be longer or shorter), processors applied."""

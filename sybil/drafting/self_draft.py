@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sybil.drafting.contract import Context, Drafter, Generating, Outcome, Proposal
+from torch import Tensor
+
+from sybil.drafting.contract import Context, Drafter, Generating, Proposal
 from sybil.drafting.model import DraftModel, ModelDrafter
 from sybil.models import Cache
 
@@ -19,8 +21,8 @@ class DraftSelf(DraftModel):
 
     @property
     def weight_bytes(self) -> int:
-        helping = 0 if self.helper is None else self.helper.weight_bytes
-        return helping + (0 if self.shares else self.model.weight_bytes)
+        helpers = 0 if self.helper is None else self.helper.weight_bytes
+        return helpers + (0 if self.shares else self.model.weight_bytes)
 
     def __call__(self, generating: Generating) -> Drafter:
         return SelfDrafter(self.model, generating, self.helper)
@@ -43,6 +45,5 @@ class SelfDrafter(ModelDrafter):
         finally:  # Ctrl-C may fall into a forward
             self.cache.lengths = held
 
-    def observe(self, outcome: Outcome) -> None:
-        if self.helper is not None:
-            self.helper.observe(outcome)
+    def roll_back(self, lengths: Tensor) -> None:
+        """The loop's own affair."""

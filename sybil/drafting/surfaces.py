@@ -30,7 +30,7 @@ class Vocabulary:
         with tokenizing("the tokenizer doesn't say what its tokens stand for"):
             pieces = Pieces(tokenizer)
             for name, token in names.items():
-                piece = pieces.named(name)
+                piece = (pieces.of(token) if token in added else pieces.named(name)) or b""
                 self.surfaces[token] = piece.encode() if isinstance(piece, str) else piece
         self.special = {token for token, each in added.items() if each.special}
         for token in self.special:

@@ -20,7 +20,7 @@ from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating
 from sybil.drafting.model import DraftModel, ModelDrafter
 from sybil.drafting.reader import Reader, ReaderCache
 from sybil.drafting.surfaces import Vocabulary, same_ends, shared
-from sybil.models import Model, prefill
+from sybil.models import Model
 from sybil.sampling import Sampling
 from sybil.transfer import integers
 
@@ -90,17 +90,19 @@ class StringDrafter(Drafter):
     def propose(self, context: Context, gamma: int) -> Proposal:
         """A row is offered as many tokens as it may have, at most, of a text of as many of the draft's tokens."""
         cache, limits = self._cache, context.limits or [gamma] * len(context.tokens)
-        prefill(self._reader, cache, context.tokens, context.lengths)
+        held = cache.lengths.tolist()
+        cache.write([row[start:].tolist() for row, start in zip(context.prefixes(), held, strict=True)])
+        cache.lengths = context.lengths
         cache.make_room(int(cache.ends.max()) + gamma)
         cache.own.lengths = torch.minimum(cache.own.lengths, cache.ends - 1)
         self._writer.cache = cache.own
         least = context.least_confidence
-        written = self._writer.propose(Context(cache.ids, cache.ends, context.noise, least_confidence=least), gamma)
+        told = Context(cache.ids, cache.ends, context.noise, least_confidence=least, limits=limits)
+        written = self._writer.propose(told, gamma)
         own = written.tokens.tolist()
         cache.expect([row[:-1] for row in own])
         found = [
-            self._spelled(row[: min(count, limit)])[:limit]
-            for row, count, limit in zip(own, written.counts, limits, strict=True)
+            self._spelled(row[:count])[:limit] for row, count, limit in zip(own, written.counts, limits, strict=True)
         ]
         counts = [len(tokens) for tokens in found]
         tokens = integers([row + [0] * (max(counts) - len(row)) for row in found])

@@ -19,7 +19,7 @@ from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
 from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong, SybilError
-from sybil.fit import check_assisted
+from sybil.fit import check_assisted, way_of
 from sybil.loading import IN_BLOCKS, load, read
 from sybil.measuring.contenders import (
     ASSISTED,
@@ -113,6 +113,8 @@ class Comparison:
         if name == AUTOREGRESSIVE:
             return SybilContender(decoder.without_draft(), **task.settings)
         if name == ASSISTED:
+            if found := way_of(decoder.draft):
+                raise PeerFailed(f"{name} is left out, for the draft has other tokens: Sybil drafts by {found}")
             assistant = self._assistant(str(task.draft))
             return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
         proposed = (LOOKED_UP if task.gamma == AUTO else int(task.gamma)) if name == PROMPT_LOOKUP else None

@@ -20,6 +20,6 @@ def mean_squares(shape: Shape, weights: Mapping[str, Tensor], text: Tensor) -> d
     def observe(name: str, x: Tensor) -> None:
         sums[name] = sums.get(name, 0.0) + x.flatten(0, -2).square().sum(0)
 
-    model = Transformer(shape, weights, static=False, observe=observe)
+    model = Transformer(shape, weights, "plain", static=False, observe=observe)
     model.forward(text, model.new_cache(*text.shape))
     return {name: found / text.numel() for name, found in sums.items()}

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping
+from statistics import median
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from sybil.errors import InvalidSetting
-from sybil.models import Model, building
+from sybil.models import Model
+from sybil.models.activations import mean_squares
 from sybil.models.checkpoints.weights import arrange
 from sybil.models.folders import Checkpoint
 from sybil.models.native import NativeTransformer
 from sybil.models.operators.transformer import Transformer
+from sybil.models.shape import Shape
+from sybil.models.storage import BLOCKS, Bits, Rounding
 
-BITS = (4, 5, 6, 8)
+BITS: tuple[Bits, ...] = get_args(Bits)
+HEAD: Mapping[Bits, Bits] = {4: 6, 5: 6, 6: 8, 8: 8}
+"""The bits of the head, whose errors cost most for their bytes, by those of the rest."""
 Ours = NativeTransformer | Transformer
 """The forwards whose caches a copy may share."""
 
@@ -30,22 +36,35 @@ def ours(model: Model, name: str, draft: str) -> Ours:
     )
 
 
-def best_bits(model: Ours) -> int:
-    """The bits of a copy that drafts best for a model, where nobody has named them."""
-    return 8
+def best_bits(checkpoint: Checkpoint) -> Bits:
+    """The bits of a copy that drafts best, where nobody has named them: 6 (docs/performance.md has the table); fewer
+    where most of the checkpoint's weights lie in a file's blocks of fewer already, which such a copy meets again."""
+    stored = checkpoint.stored
+    lying = [] if stored is None else [stored.blocks(name) for name, size in stored.shapes.items() if len(size) == 2]
+    sizes = [BLOCKS[each.storage] for each in lying if each is not None]
+    usual = median(8 * nbytes / inputs for inputs, nbytes in sizes) if 2 * len(sizes) > len(lying) else 32
+    return 4 if usual <= 5 else 5 if usual <= 6 else 6
 
 
-def rounded(checkpoint: Checkpoint, model: Ours, bits: int) -> Ours:
-    """The checkpoint's model in so many bits, by the forward that the model has. Without the C forward all bits are
-    int8 on a CPU. Raises the errors of sybil.errors."""
-    if isinstance(model, NativeTransformer):
-        return cast(NativeTransformer, building.load(checkpoint, "int8", torch.float32, model.device))
+def rounded(checkpoint: Checkpoint, model: Ours, bits: Bits, text: Callable[[], Tensor]) -> Ours:
+    """The checkpoint's model in so many bits, by the forward that the model has. text: makes (rows, tokens), over which
+    the products' errors are to be small; 8 bits don't ask for it. Without the C forward all bits are int8 on a CPU.
+    Raises the errors of sybil.errors."""
     assert checkpoint.known
     assert checkpoint.stored
+    dtype = torch.float32 if isinstance(model, NativeTransformer) else model.dtype
     shape, weights = arrange(
-        checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, model.dtype, model.device
+        checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, dtype, model.device
     )
+    if isinstance(model, NativeTransformer):
+        importance = mean_squares(shape, weights, text()) if bits < 8 else {}
+        return NativeTransformer(shape, weights, rounding(shape, bits, importance))
     return Transformer(shape, _Sharing(weights, model), "int8")
+
+
+def rounding(shape: Shape, bits: Bits, importance: Mapping[str, Tensor]) -> Rounding:
+    """What a copy in so many bits is kept in; importance: see Rounding."""
+    return Rounding(bits, {"token_embedding" if shape.tied_head else "head": HEAD[bits]}, importance)
 
 
 class _Sharing(Mapping[str, Tensor]):

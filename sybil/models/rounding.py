@@ -36,21 +36,23 @@ def row_bytes(bits: Bits, inputs: int) -> int:
     return -(-inputs // BLOCK) * block_bytes(bits)
 
 
-def rounded(weight: Tensor, bits: Bits) -> Tensor:
+def rounded(weight: Tensor, bits: Bits, importance: Tensor | None = None) -> Tensor:
     """weight (outputs, inputs), inputs > 0, as blocks (outputs, bytes of a row) uint8. Some rows are rounded at a time.
 
-    No weight is clipped: m is at most a block's least weight, and d q + m reaches its largest. q is what comes
-    nearest with the d and m that are kept. Where a weight is NaN or infinite, or too large for float16, d and m are
-    NaN."""
+    importance: (inputs,), what the square of an error at that input counts; its scale is of no account. Without it no
+    weight is clipped: m is at most a block's least weight, and d q + m reaches its largest. With it d and m are those
+    of least weighted squared error for that q, where that makes the error less, and weights that count little may be
+    clipped. q is what comes nearest with the d and m that are kept. Where a weight is NaN or infinite, or too large for
+    float16, d and m are NaN."""
     outputs, inputs = weight.shape
     numbers = torch.empty(outputs, row_bytes(bits, inputs), dtype=torch.uint8, device="cpu")
-    rows = max(1, AT_ONCE // inputs)
+    rows, missing = max(1, AT_ONCE // inputs), -inputs % BLOCK
+    counting = None if importance is None else _counting(importance, missing)
     for first in range(0, outputs, rows):
         part = weight[first : first + rows].detach().float()
-        missing = -inputs % BLOCK
         if missing:
             part = F.pad(part[None], (0, missing), "replicate")[0]
-        numbers[first : first + rows] = _blocks(part.reshape(len(part), -1, BLOCK), bits).flatten(1)
+        numbers[first : first + rows] = _blocks(part.reshape(len(part), -1, BLOCK), bits, counting).flatten(1)
     return numbers
 
 
@@ -64,21 +66,57 @@ def decoded(numbers: Tensor, bits: Bits, inputs: int) -> Tensor:
     return (scale[..., None] * q + least[..., None]).flatten(1)[:, :inputs].contiguous()
 
 
-def _blocks(weight: Tensor, bits: Bits) -> Tensor:
-    """weight (outputs, blocks, 32) -> (outputs, blocks, bytes of a block)"""
+def _blocks(weight: Tensor, bits: Bits, counting: Tensor | None) -> Tensor:
+    """weight (outputs, blocks, 32), counting (blocks, 32) -> (outputs, blocks, bytes of a block)"""
     levels = (1 << bits) - 1
     low, high = weight.amin(2), weight.amax(2)  # aminmax takes five times as long
     least = _half_below(low)
     scale = _half_above((high - least.float()) / levels)
+    if counting is not None:
+        scale, least = _fitted(weight, scale, least, levels, counting)
     sound = least.isfinite() & scale.isfinite()
     scale, least = scale.where(sound, torch.nan), least.where(sound, torch.nan)
-    step = scale.float()
-    q = (weight - least.float()[..., None]).mul_((1 / step).where(step > 0, 0.0)[..., None]).round_()
+    q = _nearest(weight, scale, least, levels)
     if not sound.all():
         q.nan_to_num_(0.0)
-    words = q.clamp_(0, levels).to(torch.uint8).view(torch.int32)
+    words = q.to(torch.uint8).view(torch.int32)
     scales = torch.stack([scale, least], -1).view(torch.uint8)
     return torch.cat([scales, _packed(words, bits).view(torch.uint8)], -1)
+
+
+def _nearest(weight: Tensor, scale: Tensor, least: Tensor, levels: int) -> Tensor:
+    """The q, as floats, with which scale q + least is nearest to the weights of each block."""
+    step = scale.float()
+    q = (weight - least.float()[..., None]).mul_((1 / step).where(step > 0, 0.0)[..., None])
+    return q.round_().clamp_(0, levels)
+
+
+def _counting(importance: Tensor, missing: int) -> Tensor:
+    """(blocks, 32): shares of the mean, never nothing; alike where they aren't numbers. What fills a row up counts
+    nothing."""
+    shares = importance.float() / importance.float().mean()
+    shares = shares.clamp(min=1e-6) if shares.isfinite().all() else torch.ones_like(shares)
+    return F.pad(shares, (0, missing)).view(-1, BLOCK)
+
+
+def _fitted(weight: Tensor, scale: Tensor, least: Tensor, levels: int, counting: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and minimum of least squares for the q that the given ones lead to, each input counting as it does; the
+    given ones where these are no better."""
+    q = _nearest(weight, scale, least, levels)
+    total, counted = counting.sum(1), q * counting
+    of_q, of_weight = counted.sum(2), (weight * counting).sum(2)
+    spread = total * (counted * q).sum(2) - of_q.square()
+    slope = (total * (counted * weight).sum(2) - of_q * of_weight) / spread
+    new_scale = slope.half()
+    new_least = ((of_weight - slope * of_q) / total).half()
+
+    def error(scale: Tensor, least: Tensor, q: Tensor) -> Tensor:
+        away = torch.addcmul(weight - least.float()[..., None], q, scale.float()[..., None], value=-1)
+        return (away.square_() * counting).sum(2)
+
+    new = error(new_scale, new_least, _nearest(weight, new_scale, new_least, levels))
+    better = (new_scale > 0) & (new < error(scale, least, q))  # never where a number is NaN
+    return new_scale.where(better, scale), new_least.where(better, least)
 
 
 def _half_below(numbers: Tensor) -> Tensor:

@@ -26,10 +26,12 @@ AT_ONCE = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Rounding:
     """A copy in few bits, for drafts: rounding.py's blocks of so many bits hold every product's weight. exceptions:
-    other bits for products by name ("token_embedding", "head", "3.mlp_out")."""
+    other bits for products by name ("token_embedding", "head", "3.mlp_out"). importance: how much the error of each of
+    a product's inputs counts, (inputs,), by the same names; alike where there is none."""
 
     bits: Bits
     exceptions: Mapping[str, Bits] = field(default_factory=dict)
+    importance: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Raises InvalidSetting for bits that there are no blocks of."""

@@ -1,4 +1,4 @@
-"""Faults, each planted by patching Sybil: twenty of other decoders, and four suspects, numbered as in docs/quality.md.
+"""Faults, each planted by patching Sybil: those of other decoders and four suspects, numbered as in docs/quality.md.
 
 S1 to S4 are what the author of Sybil's first prototype suspected when its text became worse as it became faster.
 """
@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from counting import VOCAB
 from torch import Tensor
 
-from sybil import decoding, fit, loading, verification
+from sybil import decoding, fit, verification
 from sybil.decoding import _Row, _Run
-from sybil.drafting import Context, Generating, LookupDrafter, ModelDrafter, Outcome, Proposal
+from sybil.drafting import Context, Generating, LookupDrafter, ModelDrafter, Outcome, Proposal, SelfDrafter, surfaces
+from sybil.drafting.reader import Reader, ReaderCache
+from sybil.drafting.vocabulary import Intersection
 from sybil.errors import VocabularyMismatch
+from sybil.models import rounding
 from sybil.models.operators import cache
 from sybil.models.operators.cache import KVCache, Layout
 from sybil.models.operators.transformer import Transformer
@@ -275,8 +279,8 @@ def broken_off(proposed: Proposed, noise: Tensor) -> Verdict:
 @fault("19", "residual 0/0 where both distributions agree", "gpt-fast", "equal")
 def _(patch: pytest.MonkeyPatch) -> None:
     def unguarded(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
-        left = (target_probs - draft_probs).clamp(min=0)
-        return left / left.sum(-1, keepdim=True)
+        left = (target_probs - draft_probs).clip(0)
+        return left / left.sum(-1)[:, None]
 
     patch.setattr(verification, "residual", unguarded)
 
@@ -430,14 +434,14 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("20a", "padding is compared as tokens", "152,064 tokens against 151,936", "vocabularies")
 def _(patch: pytest.MonkeyPatch) -> None:
-    original = loading.check_vocabularies
+    original = fit.drafter
 
-    def by_padded_size(target: Any, draft: Any, sizes: tuple[int, int]) -> None:
-        original(target, draft, sizes)
-        if sizes[0] != sizes[1]:
-            raise VocabularyMismatch(f"{sizes[0]} tokens and {sizes[1]}")
+    def by_padded_size(target: Any, draft: Any, model: Any, drafting: Any) -> Any:
+        if model.vocab_size != drafting.vocab_size:
+            raise VocabularyMismatch(f"{model.vocab_size} tokens and {drafting.vocab_size}")
+        return original(target, draft, model, drafting)
 
-    patch.setattr(loading, "check_vocabularies", by_padded_size)
+    patch.setattr(fit, "drafter", by_padded_size)
 
 
 @fault("20b", "vocabularies of one size are held for the same", "", "vocabularies")
@@ -455,7 +459,95 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ModelDrafter, "__init__", start)
 
 
+# two tokenizers
+
+
+def masses(patch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What each forward of an intersection's draft gives the tokens of both vocabularies, (batch, 1), as they come."""
+    original, seen = Reader.forward, list[Tensor]()
+
+    def forward(self: Intersection, tokens: Tensor, cache: ReaderCache) -> Tensor:
+        logits = original(self, tokens, cache)
+        seen.append(logits[:, -1].softmax(-1)[:, self._own].sum(-1, keepdim=True))
+        return logits
+
+    patch.setattr(Reader, "forward", forward)
+    return seen
+
+
+@fault("21a", "an intersection is not renormalised", "", "intersection")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original, seen = ModelDrafter.propose, masses(patch)
+
+    def propose(self: ModelDrafter, context: Context, gamma: int) -> Proposal:
+        seen.clear()
+        proposal = original(self, context, gamma)
+        return replace(proposal, probs=proposal.probs * torch.stack(seen, 1)) if seen else proposal
+
+    patch.setattr(ModelDrafter, "propose", propose)
+
+
+@fault("21b", "what only the draft has becomes token 0", "vLLM #38174", "intersection")
+def _(patch: pytest.MonkeyPatch) -> None:
+    seen = masses(patch)
+    none = torch.eye(VOCAB, dtype=torch.float64)[0]
+    drawn_through(patch, lambda probs: probs * seen[-1] + none * (1 - seen[-1]) if seen else probs)
+
+
+@fault("21c", "columns are read in another order than they were written in", "transformers 5.23", "intersection")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original, seen = ModelDrafter.propose, masses(patch)
+
+    def propose(self: ModelDrafter, context: Context, gamma: int) -> Proposal:
+        seen.clear()
+        proposal = original(self, context, gamma)
+        return replace(proposal, probs=proposal.probs.roll(1, -1)) if seen else proposal
+
+    patch.setattr(ModelDrafter, "propose", propose)
+
+
+@fault("21d", "a special token is added by every re-encoding", "transformers", "reencoding")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = surfaces.encode
+    patch.setattr(surfaces, "encode", lambda tokenizer, text, special=True: original(tokenizer, text))
+
+
+@fault("21e", "the first bytes of a character are lost", "transformers", "reencoding")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = surfaces._characters
+    patch.setattr(surfaces, "_characters", lambda data: ((text, b"") for text, _ in original(data)))
+
+
 # drafting from the text itself
+
+
+@fault("22", "keys of the draft left in the cache", "", "itself")
+def _(patch: pytest.MonkeyPatch) -> None:
+    """What a target's copy wrote of a token that was kept is written back after the verification."""
+    propose = SelfDrafter.propose
+    left: dict[SelfDrafter, tuple[Tensor, Tensor, list[int]]] = {}
+
+    def proposing(self: SelfDrafter, context: Context, gamma: int) -> Proposal:
+        proposal = propose(self, context, gamma)
+        left[self] = self.cache.keys.clone(), self.cache.values.clone(), self.cache.lengths.tolist()
+        return proposal
+
+    def observing(self: SelfDrafter, outcome: Outcome) -> None:
+        keys, values, lengths = left[self]
+        for row, (length, kept) in enumerate(zip(lengths, outcome.accepted, strict=True)):
+            places = slice(length, length + kept)
+            self.cache.keys[:, row, :, places] = keys[:, row, :, places]
+            self.cache.values[:, row, :, places] = values[:, row, :, places]
+
+    patch.setattr(SelfDrafter, "propose", proposing)
+    patch.setattr(SelfDrafter, "observe", observing)
+
+
+@fault("23", "a wrong scale in the copy", "", "copies")
+def _(patch: pytest.MonkeyPatch) -> None:
+    """The scale is the one of a number of steps more than there are."""
+    original = rounding._half_above
+    patch.setattr(rounding, "_half_above", lambda numbers: original(numbers * 0.98))
 
 
 @fault("26", "an automaton looks beyond the row's end", "", "lookups")

@@ -67,10 +67,10 @@ class Piece:
         return cls(word, numbers.view(torch.uint8), weight.shape[1])
 
     @classmethod
-    def in_bits(cls, weight: Tensor, bits: Bits) -> Piece:
-        """A weight (outputs, inputs) in blocks of so many bits. Raises WeightsMismatch."""
+    def in_bits(cls, weight: Tensor, bits: Bits, importance: Tensor | None = None) -> Piece:
+        """A weight (outputs, inputs) in blocks of so many bits; importance: see rounding. Raises WeightsMismatch."""
         _check_sides(weight)
-        return cls(ROUNDED[bits], rounded(weight, bits), weight.shape[1])
+        return cls(ROUNDED[bits], rounded(weight, bits, importance), weight.shape[1])
 
     @classmethod
     def lying(cls, blocks: Blocks) -> Piece:

@@ -234,7 +234,7 @@ def _pieces(weights: Mapping[str, Tensor] | StoredWeights, product: str, name: s
     """What a product is packed of, its weight being stored under that name: its blocks, or its weight in a storage,
     float32 where none is said."""
     if isinstance(storage, Rounding):
-        return [Piece.in_bits(weights[name], storage.bits_of(product))]
+        return [Piece.in_bits(weights[name], storage.bits_of(product), storage.importance.get(product))]
     if storage != "stored":
         return [Piece.kept(weights[name], storage)]
     blocks = cast(StoredWeights, weights).blocks(name)

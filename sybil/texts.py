@@ -1,0 +1,77 @@
+"""The texts of a datastore: files, or texts themselves, as a target's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from sybil.arguments import described
+from sybil.drafting import Datastore
+from sybil.errors import InvalidSetting, shown, told
+from sybil.text import encode
+
+MOST = 16 << 20
+"""Bytes of all texts together: indexed they take up to ten times as much, and some seconds."""
+
+
+def datastore(sources: Sequence[str | Path], tokenizer: Tokenizer | None) -> Datastore | None:
+    """What is to be looked into: a Path is a file of UTF-8 text, a str the text itself. None where there is nothing.
+
+    Raises InvalidSetting for what can't be read, is no UTF-8, is empty, or is more than MOST bytes together."""
+    if isinstance(sources, str | Path) or not isinstance(sources, Sequence):
+        raise InvalidSetting(f"datastore is {described(sources)}: give a list of files (pathlib.Path) and texts")
+    if not sources:
+        return None
+    if tokenizer is None:
+        raise InvalidSetting("datastore is given, but the decoder has no tokenizer: load() with tokenizer=")
+    texts: list[str] = []
+    room = MOST
+    for source in sources:
+        text, size = _read(source, room)
+        if not text.strip():
+            raise InvalidSetting(f"datastore has {_named(source)}, which is empty: leave it out")
+        room -= size
+        texts.append(text)
+    return Datastore.of(encode(tokenizer, text, special=False) for text in texts)
+
+
+def _read(source: Any, room: int) -> tuple[str, int]:
+    """A text and its bytes, which may be so many; raises InvalidSetting."""
+    if isinstance(source, str):
+        if len(source) < 256 and "\n" not in source and "\0" not in source and Path(source).is_file():
+            raise InvalidSetting(f"datastore has {shown(source)}, a file's name as a text: give pathlib.Path of it")
+        content = source.encode("utf-8", "replace")
+    elif isinstance(source, Path):
+        content = _content(source, room)
+    else:
+        raise InvalidSetting(f"datastore has {described(source)}: give files (pathlib.Path) and texts")
+    if len(content) > room:
+        raise InvalidSetting(
+            f"datastore has more than {MOST >> 20} MiB with {_named(source)}, and all is held in memory: give less"
+        )
+    try:
+        return content.decode(), len(content)
+    except UnicodeDecodeError as error:
+        raise InvalidSetting(
+            f"datastore has {_named(source)}, which is no UTF-8 at byte {error.start}: convert it"
+        ) from None
+
+
+def _content(file: Path, room: int) -> bytes:
+    """At most one byte more than there is room for."""
+    try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise InvalidSetting(f"datastore has {_named(file)}, which is no file: name files")
+        with file.open("rb") as opened:
+            return opened.read(room + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidSetting):
+            raise
+        raise InvalidSetting(f"datastore has {_named(file)}, which can't be read ({told(error)})") from None
+
+
+def _named(source: str | Path) -> str:
+    return shown(str(source)) if isinstance(source, Path) else f"the text {shown(source[:40])}"
