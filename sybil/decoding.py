@@ -197,8 +197,7 @@ class _Run:
             self._prefill()
             clock.lap("prefill")
             while any(row.room for row in self.rows):
-                step = self._round(clock)
-                yield step
+                yield (step := self._round(clock))
                 self.prefilled = ()
                 clock.restart()
                 self.window.observe(step)
@@ -211,8 +210,8 @@ class _Run:
     def _round(self, clock: Clock) -> Step:
         """Propose, verify, judge, commit. limits: how many tokens each row may be offered; proposed: how many it was;
         accepted: how many of those the rule kept."""
-        rooms = [max(row.room - 1, 0) for row in self.rows]
-        limits = self.window.sizes(self.drafter.sources(self.context) if self.drafter else [0] * len(rooms), rooms)
+        sources = self.drafter.sources(self.context) if self.drafter else [0] * len(self.rows)
+        limits = self.window.sizes(sources, [max(row.room - 1, 0) for row in self.rows])
         proposal = self._propose(limits)
         proposed = [min(pair) for pair in zip(limits, proposal.counts, strict=True)]
         clock.lap("draft")
@@ -242,8 +241,7 @@ class _Run:
         context, gamma = self.context, max(limits)
         context.limits = limits
         if self.rule is verification.coupled and not self.sampling.greedy:
-            noise, device = context.race_noise(gamma + 1, self.target.vocab_size), self.target.device
-            context.exponentials = noise if device.type == "cpu" else upload(noise.all(), device)
+            context.exponentials = context.race_noise(gamma + 1, self.target.vocab_size).on(self.target.device)
         if self.drafter is None or not gamma:
             return Proposal.nothing(len(self.rows))
         return self.drafter.propose(context, gamma)
@@ -278,8 +276,7 @@ class _Run:
         noise = self.context.exponentials
         if noise is None:
             noise = upload(self.context.uniforms(gamma + 1, Noise.JUDGE), logits.device)
-        if draft_probs is not None:
-            draft_probs = draft_probs.to(logits.device)
+        draft_probs = None if draft_probs is None else draft_probs.to(logits.device)
         target_probs = probabilities(logits, self.sampling)
         offer = Proposed(tokens, draft_probs, target_probs, upload(integers(proposed), logits.device))
         verdict = self.rule(offer, noise[:, : gamma + 1])

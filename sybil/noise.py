@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sybil.transfer import integers
+from sybil.transfer import integers, upload
 
 COLUMN = 64  # tokens in a column; a power of two
 LARGE = 4096  # tokens: from here on, exponentials come in columns
@@ -79,6 +79,10 @@ class Exponentials:
     @property
     def in_columns(self) -> bool:
         return self.vocab >= LARGE
+
+    def on(self, device: torch.device) -> Exponentials | Tensor:
+        """As race() takes them where probabilities lie on that device: all of them, unless it is the CPU."""
+        return self if device.type == "cpu" else upload(self.all(), device)
 
     def all(self) -> Tensor:
         """(..., vocab), float64 on the CPU."""

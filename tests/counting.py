@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from tiny import foreign, gpt2, in_sybil, llama, perturbed
+from tiny import foreign, gpt2, in_sybil, letters, llama, perturbed
 from transformers import (
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
@@ -26,9 +26,18 @@ from transformers import (
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
+from translating import drafting, letters_of
 
 from sybil import Decoder
-from sybil.drafting import DrafterFactory, DraftLookup, DraftModel
+from sybil.drafting import (
+    DrafterFactory,
+    DraftHybrid,
+    DraftIntersection,
+    DraftLookup,
+    DraftModel,
+    DraftSelf,
+    DraftStrings,
+)
 
 VOCAB, TOKENS, END, BATCH = 4, 4, 2, 3_000
 ALPHA = 1e-9
@@ -43,12 +52,46 @@ class Small(DraftModel):
     step_bytes = (1,)
 
 
+class SmallIntersection(DraftIntersection):
+    """Likewise, with another tokenizer."""
+
+    step_bytes = (1,)
+
+
+class SmallStrings(DraftStrings):
+    """Likewise, by its text."""
+
+    step_bytes = (1,)
+
+
+class SmallSelf(DraftSelf):
+    """Likewise, in the target's own cache."""
+
+    step_bytes = (1,)
+
+
+def translated(way: str) -> Any:
+    """A draft that shares three of the target's four tokens, under other ids, and has one of its own."""
+    draft = gpt2(9, vocab=VOCAB, layers=1, width=8)
+    return drafting(way, TARGET, draft, letters(VOCAB), letters_of("c?!a"))
+
+
 DRAFTERS: dict[str, DrafterFactory] = {
     "model": Small(in_sybil(perturbed(TARGET, 0.12))),
     "transformers": Small(foreign(llama(seed=3, vocab=VOCAB, layers=1, width=8))),
     "lookup": DraftLookup(least=0.0),
     "short": Small(in_sybil(gpt2(seed=4, vocab=VOCAB, layers=1, width=8, context=6))),  # ends before the text does
+    "self": SmallSelf(in_sybil(perturbed(TARGET, 0.05, seed=2))),
+    "skip": SmallSelf(DECODED.with_layers([1])),
+    "intersection": SmallIntersection(translated("intersection").model),
+    "strings": SmallStrings(translated("strings").model),
+    "hybrid": DraftHybrid(DraftLookup(least=0.0), Small(in_sybil(perturbed(TARGET, 0.12)))),
+    "cascade": SmallSelf(in_sybil(perturbed(TARGET, 0.05, seed=2)), helper=DraftLookup(least=0.0)),
 }
+COMPOSED = ("self", "skip", "hybrid", "cascade")
+"""Drafters in the target's own cache, or made of others."""
+TRANSLATED = ("intersection", "strings")
+"""Drafters with another tokenizer."""
 PROCESSORS: dict[str, tuple[dict[str, object], LogitsProcessorList]] = {
     "none": ({}, LogitsProcessorList()),
     "filters": (

@@ -16,7 +16,18 @@ from torch import Tensor
 
 from sybil import decoding, fit, verification
 from sybil.decoding import _Row, _Run
-from sybil.drafting import Context, Generating, LookupDrafter, ModelDrafter, Outcome, Proposal, SelfDrafter, surfaces
+from sybil.drafting import (
+    Context,
+    Generating,
+    LookupDrafter,
+    ModelDrafter,
+    Outcome,
+    Proposal,
+    SelfDrafter,
+    hybrid,
+    surfaces,
+)
+from sybil.drafting.cascade import _Proposing
 from sybil.drafting.reader import Reader, ReaderCache
 from sybil.drafting.vocabulary import Intersection
 from sybil.errors import VocabularyMismatch
@@ -518,36 +529,93 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(surfaces, "_characters", lambda data: ((text, b"") for text, _ in original(data)))
 
 
-# drafting from the text itself
+# the target as its own draft
 
 
-@fault("22", "keys of the draft left in the cache", "", "itself")
+@fault("22", "a wrong scale in the copy", "", "copies")
 def _(patch: pytest.MonkeyPatch) -> None:
-    """What a target's copy wrote of a token that was kept is written back after the verification."""
-    propose = SelfDrafter.propose
-    left: dict[SelfDrafter, tuple[Tensor, Tensor, list[int]]] = {}
+    original = rounding.rounded
+
+    def scaled(weight: Tensor, bits: Any, *rest: Any) -> Tensor:
+        numbers = original(weight, bits, *rest)
+        scales = numbers.view(len(numbers), -1, rounding.block_bytes(bits))[..., :2]
+        scales.copy_((scales.contiguous().view(torch.float16) * 1.05).view(torch.uint8))
+        return numbers
+
+    patch.setattr(rounding, "rounded", scaled)
+
+
+@fault("23a", "the target's cache counts what the draft wrote", "", "guard")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SelfDrafter, "propose", ModelDrafter.propose)
+
+
+@fault("23b", "the draft's keys stay in the target's cache", "", "itself")
+def _(patch: pytest.MonkeyPatch) -> None:
+    propose, write = SelfDrafter.propose, KVCache.write
+    drafting: list[SelfDrafter] = []
 
     def proposing(self: SelfDrafter, context: Context, gamma: int) -> Proposal:
-        proposal = propose(self, context, gamma)
-        left[self] = self.cache.keys.clone(), self.cache.values.clone(), self.cache.lengths.tolist()
-        return proposal
+        drafting.append(self)
+        try:
+            return propose(self, context, gamma)
+        finally:
+            drafting.pop()
 
-    def observing(self: SelfDrafter, outcome: Outcome) -> None:
-        keys, values, lengths = left[self]
-        for row, (length, kept) in enumerate(zip(lengths, outcome.accepted, strict=True)):
-            places = slice(length, length + kept)
-            self.cache.keys[:, row, :, places] = keys[:, row, :, places]
-            self.cache.values[:, row, :, places] = values[:, row, :, places]
+    def written(self: KVCache, layer: int, keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        drafted = vars(self).setdefault("drafted", torch.zeros(self.keys.shape[:2] + self.keys.shape[3:4]).bool())
+        before = self.keys[layer].clone()
+        write(self, layer, keys, values, layout)
+        if drafting:
+            drafted[layer].scatter_(1, layout.positions.expand(len(before), -1), True)
+        else:
+            self.keys[layer] = torch.where(drafted[layer][:, None, :, None], before, self.keys[layer])
+        return self.keys[layer][:, :, : layout.end], self.values[layer][:, :, : layout.end]
 
     patch.setattr(SelfDrafter, "propose", proposing)
-    patch.setattr(SelfDrafter, "observe", observing)
+    patch.setattr(KVCache, "write", written)
 
 
-@fault("23", "a wrong scale in the copy", "", "copies")
+# windows, and drafts that are made of others
+
+
+@fault("24", "a window looks at a drafted token, and leaves it out", "", "counts")
 def _(patch: pytest.MonkeyPatch) -> None:
-    """The scale is the one of a number of steps more than there are."""
-    original = rounding._half_above
-    patch.setattr(rounding, "_half_above", lambda numbers: original(numbers * 0.98))
+    original = _Run._propose
+
+    def without_threes(self: _Run, limits: list[int]) -> Proposal:
+        proposal = original(self, limits)
+        lengths = [row.index(3) if 3 in row else len(row) for row in proposal.tokens.tolist()]
+        return replace(proposal, counts=[min(pair) for pair in zip(proposal.counts, lengths, strict=True)])
+
+    patch.setattr(_Run, "_propose", without_threes)
+
+
+@fault("25", "a hybrid's looked-up token is said to be drawn from the model", "", "counts")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = hybrid.mixed
+
+    def unmixed(looked_up: Proposal, other: Proposal, holding: Sequence[bool]) -> Proposal:
+        both = original(looked_up, other, holding)
+        return both if both.probs is None else replace(both, probs=torch.full_like(both.probs, 1 / VOCAB))
+
+    patch.setattr(hybrid, "mixed", unmixed)
+
+
+@fault("27", "a cascade keeps its helper's token, whatever the draft draws", "", "counts")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = _Proposing.take
+
+    def take(self: _Proposing, drawn: Any, rows: list[bool]) -> None:
+        tokens, probs, goes_on = drawn
+        places = [start + count for start, count in zip(self.starts, self.drawn, strict=True)]
+        offered = self.text.tokens[torch.arange(len(places)), torch.tensor(places)]
+        original(self, (torch.where(offered > 0, offered, tokens), probs, goes_on), rows)
+
+    patch.setattr(_Proposing, "take", take)
+
+
+# drafting from the text itself
 
 
 @fault("26", "an automaton looks beyond the row's end", "", "lookups")
