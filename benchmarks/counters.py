@@ -120,8 +120,6 @@ def _embedded() -> tuple[dict[str, Decoder], list[Tensor]]:
     assert decoder.tokenizer is not None
     texts = [torch.tensor(decoder.tokenizer.encode(each.text).ids) for each in prompts.spread(prompts.load(), 6)]
     decoders = {"no draft": decoder.without_draft(), "draft model": decoder, "int8 draft": quantised, "lookup": lookup}
-    for name in ("self", "hybrid:lookup,self", "cascade:lookup,self"):
-        decoders[name.split(":")[0]] = sybil.load("stdlib", draft=name, dtype=torch.float32, device="cpu")
     return decoders, texts
 
 
