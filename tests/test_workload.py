@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sybil.decoding import Decoder
 from sybil.errors import InvalidSetting
-from sybil.measuring.workload import SHAPES, WORKLOADS, RandomModel, Replay, record, token_rate, workload
+from sybil.measuring.workload import SHAPES, WORKLOADS, RandomModel, Replay, SelfReplay, record, token_rate, workload
 from sybil.models import Model
+from sybil.models.storage import Rounding
 
 CPU = torch.device("cpu")
 PUBLISHED = {
@@ -119,8 +120,8 @@ def test_past_a_script_the_draft_speaks_for_itself() -> None:
     target = tiny().build(torch.float32, CPU)
     prompt, other = torch.arange(1, 6), torch.arange(7, 12)
     decoder = Decoder(target, Replay(target, record(target, [prompt], 10, 0.0, 4)))
-    assert decoder.generate([other], max_new_tokens=30).stats.acceptance_rate == 1
-    stats = decoder.generate([prompt], max_new_tokens=60).stats
+    assert decoder.generate([other], max_new_tokens=30, gamma=4).stats.acceptance_rate == 1
+    stats = decoder.generate([prompt], max_new_tokens=60, gamma=4).stats
     assert stats.accepted_in_round == (10, 0, 0, 0, 10)  # the script's ten tokens one by one, then five at a time
     with pytest.raises(InvalidSetting, match="greedy"):
         decoder.generate([prompt], do_sample=True)
@@ -142,3 +143,15 @@ def test_a_workload_that_there_is_not() -> None:
     with pytest.raises(InvalidSetting, match=r"'gpt3'.*gpt2:medium"):
         workload("gpt3")
     assert workload("opt:1.3b") is WORKLOADS["opt:1.3b"]
+
+
+def test_a_copy_replays_in_the_targets_own_cache() -> None:
+    target = tiny().build(torch.float32, CPU)
+    copy = Counted(tiny().build(torch.float32, CPU, Rounding(4)))
+    copy.new_cache = None  # it needs none
+    prompt = torch.arange(1, 6)
+    scripts = record(target, [prompt], 20, 0.75, 4)
+    out = Decoder(target, SelfReplay(copy, scripts)).generate([prompt], max_new_tokens=20, gamma=4)
+    assert out.tokens[0].tolist() == scripts[0].tokens[5:].tolist()
+    assert out.stats.accepted
+    assert copy.forwards >= out.stats.proposed - out.stats.rounds  # each token that is proposed was drafted for

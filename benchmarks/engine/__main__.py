@@ -217,6 +217,8 @@ def replay_copy(
     out: OutOption = OUT,
 ) -> None:
     """GPT-2 Medium's shape, drafted for by a copy of itself that replays it at 75 % acceptance: at least 2.83."""
+    if bits not in of_drafts.BITS:
+        raise typer.BadParameter("bits are 4, 5, 6 or 8")
     gammas = (4, 6, 8)
     runs = 2 * repetitions * len(gammas)
     _measure("replay-copy", runs, lambda tick: of_drafts.replay(bits, gammas, repetitions, tick), out, QUARTILES)

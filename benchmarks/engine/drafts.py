@@ -23,14 +23,14 @@ from sybil.measuring.drafters import DRAFT, NONE, SELF, SHORT, Drafted
 from sybil.measuring.memory import weight_bytes
 from sybil.measuring.profile import DEPTH, bytes_read
 from sybil.measuring.timing import STREAM, STREAM_BYTES, Interval, forward_case, interleave, stream_case
-from sybil.measuring.workload import Replay, record, workload
-from sybil.models.storage import Kept
+from sybil.measuring.workload import SelfReplay, record, workload
+from sybil.models.storage import Bits, Rounding
 from sybil.pairs import PAIRS, SMOLLM2, STDLIB
 from sybil.transfer import integers
 
 NEW_TOKENS = 64
 EVERYWHERE = "every kind"
-BITS = (4, 5, 6, 8)
+BITS: tuple[Bits, ...] = (4, 5, 6, 8)
 STEP = 1.3
 """What a copy's step may cost, over reading its weights at the streaming rate."""
 Rows = dict[str, list[Measured]]
@@ -182,17 +182,17 @@ def copies(pair: str, count: int, passes: int, tick: Tick) -> Result:
 REPLAYED, REPLAY_BAR = "gpt2:medium", 2.83
 
 
-def replay(bits: int, gammas: Sequence[int], repetitions: int, tick: Tick) -> Result:
+def replay(bits: Bits, gammas: Sequence[int], repetitions: int, tick: Tick) -> Result:
     """GPT-2 Medium's shape with random weights, and its own copy in so many bits that replays it, 75 % of what is
     proposed being accepted at each gamma: how many times as fast as alone. See bars.replay."""
     pair = workload(REPLAYED)
-    target, copy = pair.target.build(torch.float32, CPU), pair.target.build(torch.float32, CPU, copied(bits))
+    target, copy = pair.target.build(torch.float32, CPU), pair.target.build(torch.float32, CPU, Rounding(bits))
     prompts, result, best = pair.prompts(1, 32), Result(), _exactly(0.0)
     for gamma in gammas:
         scripts = record(target, prompts, NEW_TOKENS, 0.75, gamma)
         contenders: dict[str, Contender] = {
             NONE: SybilContender(Decoder(target)),
-            SELF: SybilContender(Decoder(target, Replay(copy, scripts)), gamma=gamma),
+            SELF: SybilContender(Decoder(target, SelfReplay(copy, scripts)), gamma=gamma),
         }
         rows = interleaved(contenders, prompts * repetitions, NEW_TOKENS, tick)
         seconds = {name: [row.seconds for row in group] for name, group in rows.items()}
@@ -206,11 +206,6 @@ def replay(bits: int, gammas: Sequence[int], repetitions: int, tick: Tick) -> Re
         Bar(f"{REPLAYED} replay by its copy in {bits} bits: the best over none", best, at_least=REPLAY_BAR)
     )
     return result
-
-
-def copied(bits: int) -> Kept:
-    """How a copy of so many bits is kept."""
-    return "int8"
 
 
 def _loaded(pair: str, dtype: str) -> tuple[Decoder, Drafted]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sybil.decoding import Decoder
-from sybil.drafting import Context, Drafter, DraftModel, Generating, ModelDrafter, Proposal
+from sybil.drafting import Context, Drafter, DraftModel, Generating, ModelDrafter, Proposal, SelfDrafter
 from sybil.errors import InvalidSetting
 from sybil.models import Model
 from sybil.models.building import build
@@ -250,3 +250,15 @@ class ReplayDrafter(ModelDrafter):
                     row[:count] = script.proposed[:count]
                     break
         return said
+
+
+@dataclass(frozen=True, slots=True)
+class SelfReplay(Replay):
+    """A Replay whose model is a copy of the target, and drafts in the target's cache."""
+
+    def __call__(self, generating: Generating) -> Drafter:
+        return SelfReplayDrafter(self, generating)
+
+
+class SelfReplayDrafter(ReplayDrafter, SelfDrafter):
+    """Costs what a SelfDrafter costs, and proposes what a ReplayDrafter does."""
