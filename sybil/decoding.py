@@ -197,8 +197,7 @@ class _Run:
             self._prefill()
             clock.lap("prefill")
             while any(row.room for row in self.rows):
-                step = self._round(clock)
-                yield step
+                yield (step := self._round(clock))
                 self.prefilled = ()
                 clock.restart()
                 self.window.observe(step)
@@ -211,8 +210,8 @@ class _Run:
     def _round(self, clock: Clock) -> Step:
         """Propose, verify, judge, commit. limits: how many tokens each row may be offered; proposed: how many it was;
         accepted: how many of those the rule kept."""
-        rooms = [max(row.room - 1, 0) for row in self.rows]
-        limits = self.window.sizes(self.drafter.sources(self.context) if self.drafter else [0] * len(rooms), rooms)
+        sources = self.drafter.sources(self.context) if self.drafter else [0] * len(self.rows)
+        limits = self.window.sizes(sources, [max(row.room - 1, 0) for row in self.rows])
         proposal = self._propose(limits)
         proposed = [min(pair) for pair in zip(limits, proposal.counts, strict=True)]
         clock.lap("draft")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from shapes import SHAPES, compiled, random_tokens, random_weights, shapes
 from torch import Tensor
 
-from sybil.errors import InvalidSetting
+from sybil.errors import InvalidSetting, PackageMissing
 from sybil.models import copies, skipping
 from sybil.models.activations import mean_squares
 from sybil.models.native import NativeTransformer
+from sybil.models.operators.packaged import Packaged, packaged
 from sybil.models.operators.transformer import Transformer
 from sybil.models.rounding import decoded, rounded
 from sybil.models.shape import Shape
@@ -140,3 +142,36 @@ def test_worth_is_the_papers() -> None:
     found = max(float(1 + kept[:, :gamma].sum(1).double().mean()) / (1 + gamma * cost) for gamma in range(1, 9))
     assert skipping.worth(agreed, cost) == pytest.approx(found, abs=0.01)
     assert skipping.worth(1.0, 0.0) == 9
+
+
+@shapes
+def test_a_librarys_products_stand_in_for_ours(shape: Shape) -> None:
+    """With a library that rounds nothing the forward is the same; what it says that it takes is what is counted."""
+    weights, text = random_weights(shape), random_tokens(shape, 2, 7)
+
+    def make(weight: Tensor, bias: Tensor | None) -> torch.nn.Module:
+        linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+        linear.weight.data, linear.bias = weight, None if bias is None else torch.nn.Parameter(bias)
+        return linear.requires_grad_(False)
+
+    plain, other = Transformer(shape, weights, "plain"), Transformer(shape, weights, Packaged(8, make))
+    found, wanted = (each.forward(text, each.new_cache(2, 7)) for each in (other, plain))
+    torch.testing.assert_close(found, wanted)
+    head = shape.vocab_size * shape.embedding_width if shape.tied_head else 0  # beside the table that is looked up in
+    products = sum(len(each) * each.shape[1] for name, each in weights.items() if each.ndim == 2 and "emb" not in name)
+    assert other.weight_bytes == plain.weight_bytes - 3 * products + head
+
+
+@pytest.mark.parametrize(("bits", "dtype", "named"), [
+    (4, torch.float16, "bitsandbytes, which"), (4, torch.bfloat16, "bitsandbytes or torchao"),
+    (5, torch.float16, "torchao or bitsandbytes"), (8, torch.float32, "torchao or bitsandbytes"),
+])  # fmt: skip
+def test_a_library_that_lacks_is_one_line(
+    bits: Bits, dtype: torch.dtype, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PackageMissing, match=r"pip install \w+, or give") as refused:
+        packaged(bits, dtype, f"self:{bits}")
+    assert named in str(refused.value)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert packaged(bits, dtype, "self").bits == (4 if bits == 4 else 8)

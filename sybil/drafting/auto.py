@@ -19,13 +19,13 @@ from sybil.results import Step
 from sybil.settings import Settings
 
 MOST, MOST_FOR_NOTHING = 16, 32  # tokens of a proposal: by a model, and by what reads no weights
-HOPE, HOPED = 0.75, 1.5  # before anything was seen: the chance that a token is kept, and how many tokens' word that is
+HOPE, HOPED = 0.75, 4.5  # before anything was seen: the chance that a token is kept, and how many tokens' word that is
 PLACE = 5.0  # how many tokens' word the place before it and all together have on a place
-FADE = 0.85  # what a record still weighs a round later
+FADE = 0.9  # what a record still weighs a round later
 NEGLIGIBLE = 0.01  # a chance below it ends the search for longer proposals
 PROBES = 0.02  # of the time, what probes may take, about
-SOONEST, LATEST = 4, 512  # rounds without a draft before a probe
-
+SOONEST, LATEST = 4, 64  # rounds without a draft before the first probe
+DOUBLED = 4  # how often that is doubled, once for each probe in vain
 
 Known = dict[tuple[int, str | bool], ClockedCosts]
 """Costs by the number of rows, and by the rule that tokens are sampled by (False: none)."""
@@ -34,35 +34,39 @@ Known = dict[tuple[int, str | bool], ClockedCosts]
 class _Record:
     """How one source's proposals for one row went, place by place, the last ones weighing most.
 
-    Only places that were judged count: one is if all before it were kept, and if it was offered."""
+    Only places that were judged count: one is if all before it were kept, and if it was offered. What follows a
+    proposal that was kept whole is told apart from what follows another: where a text goes round, they differ."""
 
-    __slots__ = ("_all_kept", "_all_tried", "_kept", "_tried")
+    __slots__ = ("_all_kept", "_all_tried", "_kept", "_tried", "_whole")
 
     def __init__(self, most: int) -> None:
-        self._kept, self._tried = [0.0] * most, [0.0] * most
-        self._all_kept = self._all_tried = 0.0
+        self._kept, self._tried = ([[0.0] * most for _ in range(2)] for _ in range(2))
+        self._all_kept, self._all_tried = HOPE * HOPED, HOPED
+        self._whole = False
 
     def observe(self, accepted: int, proposed: int) -> None:
         judged = min(accepted + 1, proposed)
+        kept, tried = self._kept[self._whole], self._tried[self._whole]
         for place in range(judged):
-            self._kept[place] = FADE * self._kept[place] + (place < accepted)
-            self._tried[place] = FADE * self._tried[place] + 1
+            kept[place] = FADE * kept[place] + (place < accepted)
+            tried[place] = FADE * tried[place] + 1
         self._all_kept = FADE * self._all_kept + accepted
         self._all_tried = FADE * self._all_tried + judged
+        self._whole = accepted == proposed
 
     def fade(self, rounds: int) -> None:
         """So many rounds went by without a proposal."""
         weight = FADE ** (rounds / 4)
-        self._kept, self._tried = [weight * each for each in self._kept], [weight * each for each in self._tried]
+        for counts in (*self._kept, *self._tried):
+            counts[:] = [weight * each for each in counts]
         self._all_kept, self._all_tried = weight * self._all_kept, weight * self._all_tried
 
     def expected(self, most: int) -> list[float]:
         """How many tokens of a proposal will be kept, by its length from 0 on: s_1 + ... + s_k. It ends at most, or
         before, where longer ones gain next to nothing."""
-        anywhere = (self._all_kept + HOPE * HOPED) / (self._all_tried + HOPED)
-        here = anywhere
+        here = anywhere = self._all_kept / self._all_tried
         chance, total, sums = 1.0, 0.0, [0.0]
-        for kept, tried in zip(self._kept[:most], self._tried, strict=False):
+        for kept, tried in zip(self._kept[self._whole][:most], self._tried[self._whole], strict=False):
             here = (kept + PLACE * (here + anywhere) / 2) / (tried + PLACE)
             chance *= here
             if chance < NEGLIGIBLE:
@@ -142,8 +146,8 @@ class Auto:
         costs, plain = self._costs, self._costs.verify[1]
         probe = (costs.draft[source][1] + costs.verify[2] - plain) / plain
         spare = PROBES - costs.catching_up(source, 1) / plain
-        wait = probe * 2.0 ** (failed - 1) / spare if spare > 0 else LATEST
-        return round(min(max(wait, SOONEST), LATEST))
+        wait = min(probe / (2 * spare), LATEST) if spare > 0 else LATEST
+        return round(max(wait, SOONEST) * 2.0 ** min(failed, DOUBLED))
 
     def observe(self, step: Step) -> None:
         kept: dict[tuple[int, int], int] = defaultdict(int)

@@ -11,6 +11,7 @@ VERIFIED = (
 )
 STEP = 0.03  # of the same, what a drafted token takes beside the reading of its weights
 KEPT = 5  # measured seconds kept for each number of tokens: their median is not moved by one slow round
+SLOW = 2.0  # how many times the known cost a round may count as: more is learned step by step
 FORGOTTEN = 256  # rounds after which a measurement says nothing about now
 LEVERAGE = 16.0  # how much spread of lengths it takes to believe their slope as much as the one by sizes
 
@@ -58,7 +59,8 @@ class ClockedCosts(SizedCosts):
 
     def verified(self, tokens: int, seconds: float) -> None:
         self._rounds += 1
-        self._verify.learn(tokens, seconds, self._rounds)
+        likely = SLOW * self.verify[tokens] if self._rounds > 1 else seconds  # at first costs are no seconds yet
+        self._verify.learn(tokens, min(seconds, likely), self._rounds)
         self.verify = self._verify.table(1.0)
         self.draft = [curve.table(self.verify[1]) for curve in self._draft]
 
@@ -66,7 +68,7 @@ class ClockedCosts(SizedCosts):
         if lag > 2 + self.most:  # a prompt, or what was emitted without it
             self._reading[source].append((seconds, tokens, lag))
         else:
-            self._draft[source].learn(tokens, seconds, self._rounds)
+            self._draft[source].learn(tokens, min(seconds, SLOW * self.draft[source][tokens] or seconds), self._rounds)
             self.draft[source] = self._draft[source].table(self.verify[1])
 
 

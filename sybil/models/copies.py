@@ -15,6 +15,8 @@ from sybil.models.activations import mean_squares
 from sybil.models.checkpoints.weights import arrange
 from sybil.models.folders import Checkpoint
 from sybil.models.native import NativeTransformer
+from sybil.models.operators.linear import Way
+from sybil.models.operators.packaged import packaged
 from sybil.models.operators.transformer import Transformer
 from sybil.models.shape import Shape
 from sybil.models.storage import BLOCKS, Bits, Rounding
@@ -48,8 +50,8 @@ def best_bits(checkpoint: Checkpoint) -> Bits:
 
 def rounded(checkpoint: Checkpoint, model: Ours, bits: Bits, text: Callable[[], Tensor]) -> Ours:
     """The checkpoint's model in so many bits, by the forward that the model has. text: makes (rows, tokens), over which
-    the products' errors are to be small; 8 bits don't ask for it. Without the C forward all bits are int8 on a CPU.
-    Raises the errors of sybil.errors."""
+    the products' errors are to be small; 8 bits don't ask for it. Without the C forward all bits are int8 on a CPU; on
+    a GPU a library keeps them. Raises the errors of sybil.errors."""
     assert checkpoint.known
     assert checkpoint.stored
     dtype = torch.float32 if isinstance(model, NativeTransformer) else model.dtype
@@ -59,7 +61,8 @@ def rounded(checkpoint: Checkpoint, model: Ours, bits: Bits, text: Callable[[], 
     if isinstance(model, NativeTransformer):
         importance = mean_squares(shape, weights, text()) if bits < 8 else {}
         return NativeTransformer(shape, weights, rounding(shape, bits, importance))
-    return Transformer(shape, _Sharing(weights, model), "int8")
+    way: Way = "int8" if model.device.type == "cpu" else packaged(bits, model.dtype, f"self:{bits}")
+    return Transformer(shape, _Sharing(weights, model), way)
 
 
 def rounding(shape: Shape, bits: Bits, importance: Mapping[str, Tensor]) -> Rounding:

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sybil.models.operators.packaged import Packaged
 from sybil.models.shape import Activation
 from sybil.models.storage import FORMATS, quantise
 
-Way = Literal["packed", "int8", "plain"]
+Way = Literal["packed", "int8", "plain"] | Packaged
 Linear = Callable[[Tensor], Tensor]
 
 _POSTFIX: dict[Activation, tuple[str, str]] = {
@@ -50,6 +51,8 @@ def linear(
 
     way: None is packed where it can be done, and plain elsewhere. int8 rounds weights (a scale an output) and inputs
     (a scale a call): for drafts, whose output decides nothing."""
+    if isinstance(way, Packaged):
+        return PackagedLinear(weight, bias, activation, way)
     way = way or ("packed" if can_pack(weight) else "plain")
     if way == "packed":
         return PackedLinear(weight, bias, activation)
@@ -58,6 +61,8 @@ def linear(
 
 def nbytes(weight: Tensor, way: Way | None) -> int:
     """What a weight takes as it is multiplied by."""
+    if isinstance(way, Packaged):
+        return way.nbytes(weight)
     return FORMATS["int8"].nbytes(*weight.shape) if way == "int8" else weight.nbytes
 
 
@@ -99,6 +104,16 @@ class PackedLinear:
     def __reduce__(self) -> tuple[type[PackedLinear], tuple[Tensor, Tensor | None, Activation]]:
         """A copy or a pickle is packed anew: oneDNN's order is no tensor that torch could write down."""
         return PackedLinear, (self.packed.to_dense(), self.bias, self.activation)
+
+
+class PackagedLinear:
+    """A library's product, and the activation behind it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation, way: Packaged) -> None:
+        self.product, self.activation = way.make(weight, bias), activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return activate(self.product(x), self.activation)
 
 
 class Int8Linear:

@@ -18,6 +18,7 @@ from sybil.models import forking
 from sybil.models.operators.blocks import Block, Maker, Norm, Observe, Passing
 from sybil.models.operators.cache import KVCache, Layout, check_fit
 from sybil.models.operators.linear import Way, can_pack
+from sybil.models.operators.packaged import Packaged
 from sybil.models.operators.static import LONGEST, StaticCache, StaticCaches
 from sybil.models.shape import Rotary, Shape
 from sybil.models.storage import Storage, storage_of
@@ -60,7 +61,8 @@ class Transformer:
         maker = Maker(shape, weights, way, observe)
         self.token_embedding = maker.take("token_embedding")  # (vocab, embedding width)
         self.device, self.dtype = self.token_embedding.device, self.token_embedding.dtype
-        self.storage: Storage = "int8" if way == "int8" else storage_of(self.dtype)
+        few = way == "int8" or isinstance(way, Packaged)
+        self.storage: Storage = "int8" if few else storage_of(self.dtype)
         self.position_embedding = None if shape.position_offset is None else maker.take("position_embedding")
         self.embedding_scale = torch.tensor(shape.embedding_scale, dtype=self.dtype, device=self.device)
         self.windows = tuple({attention.window: None for attention in shape.attentions})
