@@ -529,12 +529,54 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(surfaces, "_characters", lambda data: ((text, b"") for text, _ in original(data)))
 
 
-# windows, and drafts that are made of others
+# the target as its own draft
 
 
-@fault("22b", "the target's cache counts what the draft wrote", "", "guard")
+@fault("22", "a wrong scale in the copy", "", "copies")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original = rounding.rounded
+
+    def scaled(weight: Tensor, bits: Any, *rest: Any) -> Tensor:
+        numbers = original(weight, bits, *rest)
+        scales = numbers.view(len(numbers), -1, rounding.block_bytes(bits))[..., :2]
+        scales.copy_((scales.contiguous().view(torch.float16) * 1.05).view(torch.uint8))
+        return numbers
+
+    patch.setattr(rounding, "rounded", scaled)
+
+
+@fault("23a", "the target's cache counts what the draft wrote", "", "guard")
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SelfDrafter, "propose", ModelDrafter.propose)
+
+
+@fault("23b", "the draft's keys stay in the target's cache", "", "itself")
+def _(patch: pytest.MonkeyPatch) -> None:
+    propose, write = SelfDrafter.propose, KVCache.write
+    drafting: list[SelfDrafter] = []
+
+    def proposing(self: SelfDrafter, context: Context, gamma: int) -> Proposal:
+        drafting.append(self)
+        try:
+            return propose(self, context, gamma)
+        finally:
+            drafting.pop()
+
+    def written(self: KVCache, layer: int, keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        drafted = vars(self).setdefault("drafted", torch.zeros(self.keys.shape[:2] + self.keys.shape[3:4]).bool())
+        before = self.keys[layer].clone()
+        write(self, layer, keys, values, layout)
+        if drafting:
+            drafted[layer].scatter_(1, layout.positions.expand(len(before), -1), True)
+        else:
+            self.keys[layer] = torch.where(drafted[layer][:, None, :, None], before, self.keys[layer])
+        return self.keys[layer][:, :, : layout.end], self.values[layer][:, :, : layout.end]
+
+    patch.setattr(SelfDrafter, "propose", proposing)
+    patch.setattr(KVCache, "write", written)
+
+
+# windows, and drafts that are made of others
 
 
 @fault("24", "a window looks at a drafted token, and leaves it out", "", "counts")
@@ -574,35 +616,6 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 
 # drafting from the text itself
-
-
-@fault("22", "keys of the draft left in the cache", "", "itself")
-def _(patch: pytest.MonkeyPatch) -> None:
-    """What a target's copy wrote of a token that was kept is written back after the verification."""
-    propose = SelfDrafter.propose
-    left: dict[SelfDrafter, tuple[Tensor, Tensor, list[int]]] = {}
-
-    def proposing(self: SelfDrafter, context: Context, gamma: int) -> Proposal:
-        proposal = propose(self, context, gamma)
-        left[self] = self.cache.keys.clone(), self.cache.values.clone(), self.cache.lengths.tolist()
-        return proposal
-
-    def observing(self: SelfDrafter, outcome: Outcome) -> None:
-        keys, values, lengths = left[self]
-        for row, (length, kept) in enumerate(zip(lengths, outcome.accepted, strict=True)):
-            places = slice(length, length + kept)
-            self.cache.keys[:, row, :, places] = keys[:, row, :, places]
-            self.cache.values[:, row, :, places] = values[:, row, :, places]
-
-    patch.setattr(SelfDrafter, "propose", proposing)
-    patch.setattr(SelfDrafter, "observe", observing)
-
-
-@fault("23", "a wrong scale in the copy", "", "copies")
-def _(patch: pytest.MonkeyPatch) -> None:
-    """The scale is the one of a number of steps more than there are."""
-    original = rounding._half_above
-    patch.setattr(rounding, "_half_above", lambda numbers: original(numbers * 0.98))
 
 
 @fault("26", "an automaton looks beyond the row's end", "", "lookups")
