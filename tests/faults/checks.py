@@ -406,7 +406,7 @@ def vocabularies(seed: int) -> None:
             except VocabularyMismatch as error:
                 raise AssertionError(f"{what}: {error}") from error
             assert (way_of(decoder.draft) is None) == (what == "padded"), f"{what}: {way_of(decoder.draft)}"
-            out = decoder.generate(texts(seed)[:1], max_new_tokens=6, eos_token_id=[])
+            out = decoder.generate(texts(seed)[:1], max_new_tokens=6, gamma=4, eos_token_id=[])
             assert [row.tolist() for row in out.tokens] == [wanted], what
             assert what != "turned" or out.stats.acceptance_rate == 1, f"{out.stats.acceptance_rate} accepted"
 
