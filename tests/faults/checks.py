@@ -191,7 +191,7 @@ def greedy(seed: int) -> None:
         assert alone == wanted[:1], f"gamma {gamma}, alone"
     for vocab in (24, 40):
         decoder = Decoder(in_sybil(model(seed)), DraftModel(in_sybil(gpt2(seed + 10, vocab=vocab))))
-        found = said(decoder, inputs, max_new_tokens=COUNT, eos_token_id=[])
+        found = said(decoder, inputs, max_new_tokens=COUNT, gamma=4, eos_token_id=[])
         assert found == wanted, f"a draft of {vocab} tokens for a target of 31"
 
 
