@@ -186,11 +186,13 @@ class Maker:
             return self.source(draft.name)
         if isinstance(draft, Skip):
             return self._skipping(draft)
+        if draft.bits is None:
+            return self.make(Self(copies.best_bits(self.checkpoint)))
         return DraftSelf(self._rounded("self", draft.bits))
 
-    def _rounded(self, name: str, bits: Bits | None) -> copies.Ours:
+    def _rounded(self, name: str, bits: Bits) -> copies.Ours:
         model = copies.ours(self.model, self.checkpoint.name, name)
-        return copies.rounded(self.checkpoint, model, bits or copies.best_bits(self.checkpoint), self.text)
+        return copies.rounded(self.checkpoint, model, bits, self.text)
 
     def _skipping(self, draft: Skip) -> DraftSelf:
         model = copies.ours(self.model, self.checkpoint.name, "skip")
@@ -208,9 +210,7 @@ class Maker:
         tokenizer, size = self.checkpoint.tokenizer, self.model.vocab_size
         spread = [index * size // len(BEGINNINGS) for index in range(len(BEGINNINGS))]
         begun = [] if tokenizer is None else [encode(tokenizer, text) for text in BEGINNINGS]
-        firsts = (
-            [ids[0] for ids in begun] if begun and all(begun) else spread
-        )  # a small vocabulary may lack their letters
+        firsts = [ids[0] for ids in begun] if begun and all(begun) else spread  # few tokens may lack their letters
         count = min(NEW_TOKENS, self.model.context - 1)
         said = Decoder(self.model).generate([[first] for first in firsts], max_new_tokens=count, eos_token_id=[])
         return torch.stack(
