@@ -108,7 +108,7 @@ def test_a_copy_is_loaded_beside_its_target(folder: Path, name: str, dtype: str)
 
 
 def test_a_copy_of_a_model_object(folder: Path) -> None:
-    decoder = sybil.load(gpt2(), "self", tokenizer=letters())
+    decoder = sybil.load(copy.deepcopy(gpt2()), "self", tokenizer=letters())
     assert decoder.generate("abc", max_new_tokens=8, gamma=4).stats.accepted > 0
 
 

@@ -308,7 +308,7 @@ def test_a_callable_that_knows_its_draft_needs_nobody_s_stack() -> None:
 
     def elsewhere(*arguments: Any, **keywords: Any) -> Any:
         with ThreadPoolExecutor() as pool:
-            return pool.submit(partial(custom_generate, draft=draft), *arguments, **keywords).result()
+            return pool.submit(partial(custom_generate, draft=draft, gamma=4), *arguments, **keywords).result()
 
     assert torch.equal(plain(GPT2, inputs, custom_generate=elsewhere), wanted)
     assert calls

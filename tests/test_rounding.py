@@ -31,7 +31,7 @@ from torch import Tensor
 
 from sybil.errors import InvalidSetting
 from sybil.models.native import NativeTransformer, compiler, records
-from sybil.models.operators import transformer
+from sybil.models.operators import blocks
 from sybil.models.operators.linear import activate
 from sybil.models.operators.transformer import Transformer
 from sybil.models.rounding import BLOCK, _packed, block_bytes, decoded, rounded
@@ -248,7 +248,7 @@ def decoded_weights(shape: Shape, weights: dict[str, Tensor], rounding: Rounding
 def reference(
     shape: Shape, weights: dict[str, Tensor], rounding: Rounding, monkeypatch: pytest.MonkeyPatch
 ) -> Transformer:
-    monkeypatch.setattr(transformer, "linear", InIntegers)
+    monkeypatch.setattr(blocks, "linear", InIntegers)
     return Transformer(shape, decoded_weights(shape, weights, rounding))
 
 

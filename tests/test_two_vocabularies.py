@@ -315,7 +315,7 @@ def test_the_way_is_chosen_by_what_both_have(tmp_path: Path) -> None:
                 sybil.load(target, draft, **exact)
             continue
         if name == "half":
-            with pytest.raises(InvalidSetting, match="another tokenizer: give the model alone"):
+            with pytest.raises(InvalidSetting, match="another tokenizer than the target: name it alone"):
                 sybil.load(target, f"cascade:lookup,{draft}", **exact)
         drafted = sybil.load(target, draft, **exact)
         ways[name] = fit.way_of(drafted.draft)

@@ -93,7 +93,7 @@ def everything(clone: Path) -> str:
     """All that asv tracks gets worse: importing, loading, memory, rounds, and what each drafter proposes."""
     imports = "from sybil.settings import Settings\n\nif TYPE_CHECKING"
     reading = "    main = read(target, tokenizer)\n"
-    loaded = "    check_vocabularies(main, helper, (model.vocab_size, drafting.vocab_size))\n"
+    loaded = "    defaults.warn(main.name)\n"
     continuation = "        start, here = match.end + 1, len(self.tokens)\n"
     gather = "        said = self._said.gather(1, places.clamp(max=self._said.shape[1] - 1))"
     edits: Edits = [

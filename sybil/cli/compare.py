@@ -61,15 +61,7 @@ def compare(
     quick: options.QuickOption = False,
     max_new_tokens: options.MaxNewTokensOption = None,
     prompt_file: options.PromptsOption = None,
-    count: Annotated[
-        int | None,
-        typer.Option(
-            "--count",
-            min=1,
-            help="Prompts, as many of each kind. If left out: 64; 12 beside --drafters; fewer if --quick.",
-            rich_help_panel=options.AMOUNT,
-        ),
-    ] = None,
+    count: options.CountOption = None,
     out: options.OutOption = None,
     resume: Annotated[
         Path | None,
@@ -90,6 +82,8 @@ def compare(
     chosen_target, chosen_draft = options.names(pair, target, draft)
     chosen_device = choose_device(device)
     sampling = options.sampling(temperature, top_k, top_p, min_p)
+    if count is not None and count < 1:
+        raise InvalidSetting(f"count is {count}: compare 1 prompt or more")
     if drafters is None and gammas is not None:
         raise InvalidSetting(f"gammas is {gammas} and there are no --drafters: add them, or use --gamma")
     if drafters is not None and gamma is not None:

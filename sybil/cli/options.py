@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sybil.decoding import Decoder
+from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting
 from sybil.measuring.prompts import Prompt, load
 from sybil.pairs import PAIRS, SMOLLM2, STDLIB, default_pair
@@ -85,11 +86,13 @@ SystemOption = Annotated[
 
 
 def _gamma(text: str) -> int | str:
-    """An integer where it is one; Settings refuses what is neither that nor auto."""
+    """A number or auto; Settings refuses numbers that are none of tokens."""
+    if text == AUTO:
+        return text
     try:
         return int(text)
     except ValueError:
-        return text
+        raise typer.BadParameter(f"{text!r} is neither {AUTO} nor a number of tokens") from None
 
 
 GammaOption = Annotated[
@@ -153,6 +156,13 @@ MaxNewTokensOption = Annotated[
 ]
 QuickOption = Annotated[
     bool, typer.Option("--quick", help="Fewer prompts and fewer tokens: seconds, not minutes.", rich_help_panel=AMOUNT)
+]
+CountOption = Annotated[
+    int | None,
+    typer.Option(
+        help="How many prompts, as many of each kind. If left out: 64; 12 beside --drafters; fewer if quick.",
+        rich_help_panel=AMOUNT,
+    ),
 ]
 PromptsOption = Annotated[
     Path | None,

@@ -87,10 +87,7 @@ def verify(
     quick: options.QuickOption = False,
     max_new_tokens: options.MaxNewTokensOption = None,
     prompt_file: options.PromptsOption = None,
-    count: Annotated[
-        int | None,
-        typer.Option(help="How many prompts: 64, or 32 if quick.", rich_help_panel=options.AMOUNT),
-    ] = None,
+    count: options.CountOption = None,
     repeats: Annotated[int | None, typer.Option(help="Sequences a prompt: 2.", rich_help_panel=options.AMOUNT)] = None,
     greedy: Annotated[int, typer.Option(help="Prompts to decode greedily.", rich_help_panel=options.AMOUNT)] = 16,
     stopping: Annotated[

@@ -17,7 +17,7 @@ from torch import Tensor
 from sybil.drafting.contract import Context, Drafter, Outcome, Proposal
 from sybil.models import Cache, Model, prefill
 from sybil.noise import Noise
-from sybil.transfer import count_to, integers
+from sybil.transfer import CPU, count_to, integers, stacked
 
 Drawn = tuple[Tensor, Tensor | None, list[bool]]
 """Tokens (batch,); what they were drawn from, (batch, vocab), None when greedy; whether a row's proposal goes on."""
@@ -51,10 +51,10 @@ class Cascade:
             offered = [row[:size] for row, size in zip(proposal.tokens.tolist(), sizes, strict=True)]
         logits, firsts = self._read(state, offered)
         agreeing = state.going()
-        asked_for = torch.tensor(agreeing, device=inner.lengths.device)
+        asked_for = torch.tensor(agreeing, dtype=torch.bool, device=CPU)
         for place in range(max(map(len, offered)) + 1):
             at = [first + min(place, len(row)) for first, row in zip(firsts, offered, strict=True)]
-            here = logits[count_to(len(at)), integers(at).clamp(max=logits.shape[1] - 1)]  # rows that are done: any
+            here = _at(logits, [min(each, logits.shape[1] - 1) for each in at])  # of rows that are done: any
             drawn = self.draw(here, state.text, integers(state.drawn))
             state.take(drawn, agreeing)
             agreeing = [
@@ -86,6 +86,13 @@ class Cascade:
         self.cache.lengths = integers(begin)
         block = state.readable(self.model).gather(1, self.cache.lengths[:, None] + count_to(count))
         return self.model.forward(block, self.cache), [end - 1 - first for end, first in zip(ends, begin, strict=True)]
+
+
+def _at(logits: Tensor, places: list[int]) -> Tensor:
+    """Those of a place of each row, (batch, vocab)."""
+    if len(places) == 1:
+        return logits[:, places[0]]
+    return stacked([row[place : place + 1] for row, place in zip(logits, places, strict=True)])[0]
 
 
 class _Proposing:
