@@ -30,6 +30,11 @@ def native(tensor: Tensor) -> Any:
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
+def back(numbers: Any) -> Tensor:
+    """What native() gave, or what was computed of it, as a tensor."""
+    return torch.from_numpy(numbers) if isinstance(numbers, np.ndarray) else numbers
+
+
 def where(condition: Any, one: Any, other: Any) -> Any:
     """numpy's or torch's."""
     return np.where(condition, one, other) if isinstance(condition, np.ndarray) else torch.where(condition, one, other)
