@@ -101,6 +101,17 @@ def test_the_way_back_to_float32_is_the_formats_own(storage: BlockStorage) -> No
     torch.testing.assert_close(found, rounded, rtol=0, atol=0, equal_nan=True)
 
 
+@compiled
+@formats
+def test_c_takes_blocks_to_the_same_float32_numbers(storage: BlockStorage) -> None:
+    """By way of panels, which the outputs may fill or not."""
+    for outputs in (1, 47, 48, 49, 300):
+        blocks = random_bytes(storage, outputs, 3 * max(32, BLOCKS[storage][0]), outputs)
+        wanted, found = dequantised(blocks), records.unpacked(blocks)
+        assert found.isnan().equal(wanted.isnan())
+        assert_same_bits(found.where(~found.isnan(), 0.0), wanted.where(~wanted.isnan(), 0.0))
+
+
 def alone(storage: BlockStorage, name: str, outputs: int, seed: int) -> tuple[Shape, Lying]:
     """A model of one layer, of which one weight is of random bytes and everything else float32."""
     width = 3 * max(32, BLOCKS[storage][0])
