@@ -30,8 +30,8 @@ from shapes import (
 from torch import Tensor
 
 from sybil.errors import InvalidSetting
-from sybil.models.native import NativeTransformer, compiler, making, records
-from sybil.models.operators import transformer
+from sybil.models.native import NativeTransformer, compiler, making, packing, records
+from sybil.models.operators import blocks
 from sybil.models.operators.linear import activate
 from sybil.models.operators.transformer import Transformer
 from sybil.models.rounding import BLOCK, _packed, block_bytes, decoded, rounded
@@ -273,7 +273,7 @@ def decoded_weights(shape: Shape, weights: dict[str, Tensor], rounding: Rounding
 def reference(
     shape: Shape, weights: dict[str, Tensor], rounding: Rounding, monkeypatch: pytest.MonkeyPatch
 ) -> Transformer:
-    monkeypatch.setattr(transformer, "linear", InIntegers)
+    monkeypatch.setattr(blocks, "linear", InIntegers)
     return Transformer(shape, decoded_weights(shape, weights, rounding))
 
 
@@ -452,19 +452,20 @@ def test_a_planted_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     """Of packing: one block's scale, or minimum, that is another output's; high bits of other inputs."""
     shape = SHAPES["wide"]
     weights, tokens = random_weights(shape), random_tokens(shape, 8, 3)
-    values = records._values
+    fill = packing.fill
 
-    def spoilt(blocks: Any, field: records.Field) -> Any:
-        found = values(blocks, field).copy()
-        if field.size == 2 and fault != "fifth bits":
-            place = 0 if fault == "scales" else 1
-            found[:2, 0, place] = found[1::-1, 0, place]
-        elif field.size == 4 and fault == "fifth bits":
-            found[..., 4] = found[..., 4] << 1 | found[..., 4] >> 31
-        return found
+    def spoilt(into: Tensor, word: records.Word, numbers: Tensor, lanes: int) -> None:
+        numbers = numbers.clone()
+        if word == "r5" and fault == "fifth bits":
+            words = numbers.view(len(numbers), -1, block_bytes(5))[..., 20:]
+            words[:] = words << 1 | words >> 7
+        elif word == "r5":
+            place = slice(0, 2) if fault == "scales" else slice(2, 4)
+            numbers[:2, place] = numbers[:2, place].flip(0)
+        fill(into, word, numbers, lanes)
 
     wanted = logits_in_parts(reference(shape, weights, Rounding(5), monkeypatch), tokens, [3])
     assert_mostly_near(logits_in_parts(NativeTransformer(shape, weights, Rounding(5), 1), tokens, [3]), wanted)
-    monkeypatch.setattr(records, "_values", spoilt)
+    monkeypatch.setattr(packing, "fill", spoilt)
     with pytest.raises(AssertionError):
         assert_mostly_near(logits_in_parts(NativeTransformer(shape, weights, Rounding(5), 1), tokens, [3]), wanted)
