@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.engine import blocks as engine
 from sybil.errors import WeightsMismatch
-from sybil.models.native import NativeTransformer, library, records
+from sybil.models.native import NativeTransformer, library, packing, records
 from sybil.models.native.packing import Arena, Piece, pack
 from sybil.models.shape import Shape
 from sybil.models.storage import BLOCKS, BlockStorage, dequantised
@@ -99,6 +99,17 @@ def test_the_way_back_to_float32_is_the_formats_own(storage: BlockStorage) -> No
         wanted = [written_out(storage, block) for block in blocks.numbers.numpy().reshape(-1, nbytes)]
         rounded = torch.from_numpy(np.array(wanted).reshape(40, -1).astype(np.float32))
     torch.testing.assert_close(found, rounded, rtol=0, atol=0, equal_nan=True)
+
+
+@compiled
+@formats
+def test_c_takes_blocks_to_the_same_float32_numbers(storage: BlockStorage) -> None:
+    """By way of panels, which the outputs may fill or not."""
+    for outputs in (1, 47, 48, 49, 300):
+        blocks = random_bytes(storage, outputs, 3 * max(32, BLOCKS[storage][0]), outputs)
+        wanted, found = dequantised(blocks), records.unpacked(blocks)
+        assert found.isnan().equal(wanted.isnan())
+        assert_same_bits(found.where(~found.isnan(), 0.0), wanted.where(~wanted.isnan(), 0.0))
 
 
 def alone(storage: BlockStorage, name: str, outputs: int, seed: int) -> tuple[Shape, Lying]:
@@ -186,21 +197,23 @@ def test_copies_keep_their_parts(copied: Any) -> None:
 @pytest.mark.parametrize("fault", ["nibbles", "scales", "minima", "rows"])
 def test_a_planted_fault_changes_bits(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of packing: the check above sees it."""
-    values = records._values
+    fill = packing.fill
 
-    def spoilt(blocks: Any, field: records.Field) -> Any:
-        found = values(blocks, field)
-        if fault == "nibbles" and field.size == 4:
-            return (found & 0x0F0F0F0F) << 4 | found >> 4 & 0x0F0F0F0F
-        if fault == "scales" and field.packed:
-            return found & 15
-        if fault == "minima" and field.count == 2:
-            return found[..., ::-1]
-        return found[::-1] if fault == "rows" and field.size == 4 else found
+    def spoilt(into: Tensor, word: records.Word, numbers: Tensor, lanes: int) -> None:
+        blocks = numbers.clone().view(len(numbers), -1, records.LAYOUTS[word].nbytes)
+        if word == "q4_k" and fault == "nibbles":
+            blocks[..., 16:] = blocks[..., 16:] << 4 | blocks[..., 16:] >> 4
+        if word == "q4_k" and fault == "scales":
+            blocks[..., 4:16] &= 0xCF
+        if word == "q4_k" and fault == "minima":
+            blocks[..., :4] = blocks[..., :4].roll(2, -1)
+        if fault == "rows":
+            blocks[..., 16:] = blocks[..., 16:].flip(0)
+        fill(into, word, blocks.view(numbers.shape), lanes)
 
     weights = Lying(SHAPE, ("q4_k",), 3)
     plain = NativeTransformer(SHAPE, weights, "float32", 1)
-    monkeypatch.setattr(records, "_values", spoilt)
+    monkeypatch.setattr(packing, "fill", spoilt)
     kept = NativeTransformer(SHAPE, weights, "stored", 1)
     tokens = random_tokens(SHAPE, 1, 9)
     with pytest.raises(AssertionError):

@@ -30,7 +30,7 @@ from shapes import (
 from torch import Tensor
 
 from sybil.errors import InvalidSetting
-from sybil.models.native import NativeTransformer, compiler, records
+from sybil.models.native import NativeTransformer, compiler, making, packing, records
 from sybil.models.operators import blocks
 from sybil.models.operators.linear import activate
 from sybil.models.operators.transformer import Transformer
@@ -119,6 +119,31 @@ def test_few_rows_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(rounded(weight.double(), 5), wanted)
 
 
+@compiled
+@every_bits
+@pytest.mark.parametrize("inputs", [1, 31, 33, 96])
+def test_c_rounds_to_the_same_bytes(bits: Bits, inputs: int) -> None:
+    """Of many sizes, with outliers, on a grid, and with what is no number."""
+    generator = torch.Generator().manual_seed(100 * bits + inputs)
+    plain = torch.randn(300, inputs, generator=generator)
+    wide = plain * (10 ** torch.empty(300, 1).uniform_(-9, 6, generator=generator)) + plain[:, :1]
+    outliers = plain.where(torch.rand(plain.shape, generator=generator) > 0.05, 100 * plain)
+    odd = plain.clone()
+    for number in (torch.nan, torch.inf, -torch.inf, 1e8, -1e8, 0.0, -0.0, 1e-40, 65504.0, 65520.0):
+        odd[torch.rand(plain.shape, generator=generator) < 0.005] = number
+    for importance in (None, torch.randn(inputs, generator=generator).mul(2).exp(), torch.zeros(inputs)):
+        for weight in (plain, wide, outliers, odd, (4 * plain).round(), plain.T.contiguous().T):
+            wanted = rounded(weight, bits, importance)
+            assert torch.equal(making.rounded(weight, bits, importance), wanted)
+            if importance is not None:  # the check would see a fit left out
+                assert (
+                    inputs == 1
+                    or weight is odd
+                    or importance.sum() == 0
+                    or not torch.equal(wanted, rounded(weight, bits))
+                )
+
+
 @pytest.mark.parametrize("bits", [3, 7, 16, "4", None, True])
 def test_other_bits_are_refused(bits: Any) -> None:
     with pytest.raises(InvalidSetting, match="every product is to be rounded"):
@@ -168,9 +193,9 @@ def test_sums_of_integers_are_exact_by_every_set_of_instructions(bits: Bits, bui
                 q[:], x[:] = 2**bits - 1, (127, -127, 127, 127)[case]
                 x[::2] *= 1 if case < 3 else -1
             numbers = packed(q, bits)
-            record = np.zeros(records.LAYOUTS[word].record_bytes(lanes), np.uint8)
-            records.fill(record, word, numbers, lanes)
-            words, out = record[records.LAYOUTS[word].scale_bytes(lanes) :].copy(), np.zeros(panel, np.int32)
+            record = torch.zeros(records.LAYOUTS[word].record_bytes(lanes), dtype=torch.uint8)
+            records.fill(record, word, torch.from_numpy(numbers), lanes)
+            words, out = record[records.LAYOUTS[word].scale_bytes(lanes) :].numpy().copy(), np.zeros(panel, np.int32)
             library.dots(*(ctypes.c_void_p(each.ctypes.data) for each in (words, x)), storage_of(word), pointer(out))
             assert (out == q @ x.astype(np.int64)).all(), name
 
@@ -427,19 +452,20 @@ def test_a_planted_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     """Of packing: one block's scale, or minimum, that is another output's; high bits of other inputs."""
     shape = SHAPES["wide"]
     weights, tokens = random_weights(shape), random_tokens(shape, 8, 3)
-    values = records._values
+    fill = packing.fill
 
-    def spoilt(blocks: Any, field: records.Field) -> Any:
-        found = values(blocks, field).copy()
-        if field.size == 2 and fault != "fifth bits":
-            place = 0 if fault == "scales" else 1
-            found[:2, 0, place] = found[1::-1, 0, place]
-        elif field.size == 4 and fault == "fifth bits":
-            found[..., 4] = found[..., 4] << 1 | found[..., 4] >> 31
-        return found
+    def spoilt(into: Tensor, word: records.Word, numbers: Tensor, lanes: int) -> None:
+        numbers = numbers.clone()
+        if word == "r5" and fault == "fifth bits":
+            words = numbers.view(len(numbers), -1, block_bytes(5))[..., 20:]
+            words[:] = words << 1 | words >> 7
+        elif word == "r5":
+            place = slice(0, 2) if fault == "scales" else slice(2, 4)
+            numbers[:2, place] = numbers[:2, place].flip(0)
+        fill(into, word, numbers, lanes)
 
     wanted = logits_in_parts(reference(shape, weights, Rounding(5), monkeypatch), tokens, [3])
     assert_mostly_near(logits_in_parts(NativeTransformer(shape, weights, Rounding(5), 1), tokens, [3]), wanted)
-    monkeypatch.setattr(records, "_values", spoilt)
+    monkeypatch.setattr(packing, "fill", spoilt)
     with pytest.raises(AssertionError):
         assert_mostly_near(logits_in_parts(NativeTransformer(shape, weights, Rounding(5), 1), tokens, [3]), wanted)

@@ -15,6 +15,8 @@ from sybil.models.activations import mean_squares
 from sybil.models.checkpoints.weights import arrange
 from sybil.models.folders import Checkpoint
 from sybil.models.native import NativeTransformer
+from sybil.models.native.making import InFloat32
+from sybil.models.native.threads import torch_alone
 from sybil.models.operators.linear import Way
 from sybil.models.operators.packaged import packaged
 from sybil.models.operators.transformer import Transformer
@@ -59,7 +61,11 @@ def rounded(checkpoint: Checkpoint, model: Ours, bits: Bits, text: Callable[[], 
         checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, dtype, model.device
     )
     if isinstance(model, NativeTransformer):
-        importance = mean_squares(shape, weights, text()) if bits < 8 else {}
+        importance: Mapping[str, Tensor] = {}
+        if bits < 8:
+            said = text()
+            with torch_alone():
+                importance = mean_squares(shape, InFloat32(weights), said)
         return NativeTransformer(shape, weights, rounding(shape, bits, importance))
     way: Way = "int8" if model.device.type == "cpu" else packaged(bits, model.dtype, f"self:{bits}")
     return Transformer(shape, _Sharing(weights, model), way)

@@ -47,9 +47,9 @@ def rounded(weight: Tensor, bits: Bits, importance: Tensor | None = None) -> Ten
     outputs, inputs = weight.shape
     numbers = torch.empty(outputs, row_bytes(bits, inputs), dtype=torch.uint8, device="cpu")
     rows, missing = max(1, AT_ONCE // inputs), -inputs % BLOCK
-    counting = None if importance is None else _counting(importance, missing)
+    counting = None if importance is None else counting_of(importance, inputs)
     for first in range(0, outputs, rows):
-        part = weight[first : first + rows].detach().float()
+        part = weight[first : first + rows].detach().float().contiguous()
         if missing:
             part = F.pad(part[None], (0, missing), "replicate")[0]
         numbers[first : first + rows] = _blocks(part.reshape(len(part), -1, BLOCK), bits, counting).flatten(1)
@@ -69,7 +69,7 @@ def decoded(numbers: Tensor, bits: Bits, inputs: int) -> Tensor:
 def _blocks(weight: Tensor, bits: Bits, counting: Tensor | None) -> Tensor:
     """weight (outputs, blocks, 32), counting (blocks, 32) -> (outputs, blocks, bytes of a block)"""
     levels = (1 << bits) - 1
-    low, high = weight.amin(2), weight.amax(2)  # aminmax takes five times as long
+    low, high = weight.amin(2) + 0.0, weight.amax(2) + 0.0  # no negative zero
     least = _half_below(low)
     scale = _half_above((high - least.float()) / levels)
     if counting is not None:
@@ -91,28 +91,37 @@ def _nearest(weight: Tensor, scale: Tensor, least: Tensor, levels: int) -> Tenso
     return q.round_().clamp_(0, levels)
 
 
-def _counting(importance: Tensor, missing: int) -> Tensor:
-    """(blocks, 32): shares of the mean, never nothing; alike where they aren't numbers. What fills a row up counts
-    nothing."""
+def counting_of(importance: Tensor, inputs: int) -> Tensor:
+    """(blocks, 32) float64: shares of the mean, never nothing; alike where they aren't numbers. What fills a row up
+    counts nothing. A share has 21 bits, so that its product with a weight and a q is exact in float64."""
     shares = importance.float() / importance.float().mean()
     shares = shares.clamp(min=1e-6) if shares.isfinite().all() else torch.ones_like(shares)
-    return F.pad(shares, (0, missing)).view(-1, BLOCK)
+    shares = (shares.view(torch.int32) & ~7).view(torch.float32).double()
+    return F.pad(shares, (0, -inputs % BLOCK)).view(-1, BLOCK)
+
+
+def _sum(terms: Tensor) -> Tensor:
+    """The sum of each block's 32 numbers, in one order: halves are added, number by number, until one is left."""
+    while terms.shape[-1] > 1:
+        first, second = terms.chunk(2, -1)
+        terms = first + second
+    return terms.squeeze(-1)
 
 
 def _fitted(weight: Tensor, scale: Tensor, least: Tensor, levels: int, counting: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and minimum of least squares for the q that the given ones lead to, each input counting as it does; the
     given ones where these are no better."""
     q = _nearest(weight, scale, least, levels)
-    total, counted = counting.sum(1), q * counting
-    of_q, of_weight = counted.sum(2), (weight * counting).sum(2)
-    spread = total * (counted * q).sum(2) - of_q.square()
-    slope = (total * (counted * weight).sum(2) - of_q * of_weight) / spread
-    new_scale = slope.half()
-    new_least = ((of_weight - slope * of_q) / total).half()
+    total, counted = _sum(counting), q * counting
+    of_q, of_weight = _sum(counted), _sum(weight * counting)
+    spread = total * _sum(counted * q) - of_q * of_q
+    slope = (total * _sum(counted * weight) - of_q * of_weight) / spread
+    new_scale = slope.float().half()
+    new_least = ((of_weight - slope * of_q) / total).float().half()
 
     def error(scale: Tensor, least: Tensor, q: Tensor) -> Tensor:
-        away = torch.addcmul(weight - least.float()[..., None], q, scale.float()[..., None], value=-1)
-        return (away.square_() * counting).sum(2)
+        away = weight - least.float()[..., None] - q * scale.float()[..., None]
+        return _sum(away.square_() * counting)
 
     new = error(new_scale, new_least, _nearest(weight, new_scale, new_least, levels))
     better = (new_scale > 0) & (new < error(scale, least, q))  # never where a number is NaN

@@ -7,9 +7,11 @@
    Rows: the batch * count tokens of a call. Everything computed is float32, whatever the weights are stored in. */
 
 #include "attention.h"
+#include "filling.h"
 #include "pool.h"
 #include "products.h"
 #include "refusal.h"
+#include "rounding.h"
 
 int32_t sybil_panel(void) { return PANEL; }
 int32_t sybil_lanes(void) { return LANES; }

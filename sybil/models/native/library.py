@@ -109,6 +109,11 @@ def _declare(built: ctypes.CDLL) -> None:
     built.sybil_scratch.restype = long
     built.sybil_scratch.argtypes = [address, long, long]
     built.sybil_late.restype = number
+    built.sybil_fill.restype = built.sybil_unpack.restype = None
+    built.sybil_fill.argtypes = [address, address, long, long, number, number, number, address, number]
+    built.sybil_unpack.argtypes = [address, number, long, long, address]
+    built.sybil_round.restype = None
+    built.sybil_round.argtypes = [address, long, long, number, address, address]
     built.sybil_forward.restype = ctypes.c_char_p
     built.sybil_forward.argtypes = [*[address] * 4, number, address, address, long, number]
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sybil.errors import WeightsMismatch
+from sybil.models.native.making import rounded
 from sybil.models.native.records import LAYOUTS, ROUNDED, SAME, WIDE, WORDS, Word, fill, panel_bytes
 from sybil.models.native.structs import PARTS, Floats, Part, Product
-from sybil.models.rounding import rounded
 from sybil.models.storage import FORMATS, Bits, Blocks, Storage
 
 
@@ -185,7 +185,7 @@ def _pack(piece: Piece, bias: Tensor | None, lanes: int, arena: Arena) -> Packed
     panel, outputs = WIDE * lanes, len(piece.numbers)
     panels = -(-outputs // panel)
     weight = arena.room(panels * panel_bytes(piece.storage, piece.inputs, lanes))
-    fill(weight.numpy(), piece.storage, piece.numbers.numpy(), lanes)
+    fill(weight, piece.storage, piece.numbers, lanes)
     if bias is not None:
         bias = arena.take(F.pad(bias.float(), (0, panels * panel - outputs)))
     return PackedPart(weight, bias, outputs, piece.storage)

@@ -3,15 +3,18 @@ for each output of the panel."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
+from sybil.models.native import library
+from sybil.models.native.threads import by_rows
 from sybil.models.rounding import BLOCK, block_bytes
-from sybil.models.storage import BLOCKS, Bits, BlockStorage
+from sybil.models.storage import BLOCKS, Bits, Blocks, BlockStorage
 
 RoundedWord = Literal["r4", "r5", "r6", "r8"]
 Word = Literal["float32", "bfloat16"] | BlockStorage | RoundedWord
@@ -88,7 +91,6 @@ LAYOUTS: Mapping[Word, Layout] = {
     "mxfp4": _blocks("mxfp4", (Field(0, 1, 1),), (Field(1, 4, 4),)),
     **{word: _rounded(bits) for bits, word in ROUNDED.items()},
 }
-_DTYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 def panel_bytes(word: Word, inputs: int, lanes: int) -> int:
@@ -97,34 +99,47 @@ def panel_bytes(word: Word, inputs: int, lanes: int) -> int:
     return -(-inputs // layout.inputs) * layout.record_bytes(lanes)
 
 
-def fill(records: NDArray[np.uint8], word: Word, numbers: NDArray[np.uint8], lanes: int) -> None:
-    """Write numbers (outputs, bytes of a row) into records, the bytes of whole panels, which are zeros before."""
-    layout, panel = LAYOUTS[word], WIDE * lanes
-    blocks = numbers.reshape(len(numbers), -1, layout.nbytes)
-    into = records.reshape(-(-len(numbers) // panel), blocks.shape[1], layout.record_bytes(lanes))
+def fill(records: Tensor, word: Word, numbers: Tensor, lanes: int) -> None:
+    """Write numbers (outputs, bytes of a row) uint8 into records, the bytes of whole panels, which are zeros before."""
+    built = library.load()
+    assert built is not None  # whoever packs has it
+    layout, panel, (outputs, row_bytes) = LAYOUTS[word], WIDE * lanes, numbers.shape
+    numbers, blocks, nbytes = numbers.contiguous(), row_bytes // layout.nbytes, layout.record_bytes(lanes)
+    if row_bytes % layout.nbytes or records.shape != (-(-outputs // panel) * blocks * nbytes,):
+        raise ValueError(f"{tuple(numbers.shape)} bytes of {word} don't go into {tuple(records.shape)}")
+    places: list[int] = []
     for at, fields in ((0, layout.scales), (layout.scale_bytes(lanes), layout.numbers)):
         for field in fields:
-            values = _values(blocks, field)
-            end = at + field.size * field.count * panel
-            _fill(into[:, :, at:end].view(values.dtype), values, panel)
-            at = end
+            places += field.at, at, field.size, field.count, field.packed
+            at += field.size * field.count * panel
+    described = (ctypes.c_int32 * len(places))(*places)
+
+    def work(first: int, last: int) -> None:
+        into = records.data_ptr() + first // panel * blocks * nbytes
+        rows = numbers[first:last].data_ptr(), last - first, blocks
+        built.sybil_fill(into, *rows, layout.nbytes, nbytes, panel, described, len(places) // 5)
+
+    by_rows(work, outputs, blocks * layout.inputs, panel)
 
 
-def _values(blocks: NDArray[np.uint8], field: Field) -> NDArray[np.unsignedinteger]:
-    """(outputs, blocks, count)"""
-    if field.packed:
-        low, middle, high = (blocks[..., field.at + 4 * third : field.at + 4 * third + 4] for third in range(3))
-        scales = low & 63, (high & 15) | (low >> 6 << 4)
-        minima = middle & 63, (high >> 4) | (middle >> 6 << 4)
-        return np.concatenate([*scales, *minima], -1)
-    return blocks[..., field.at : field.at + field.size * field.count].view(_DTYPES[field.size])
+def unpacked(blocks: Blocks) -> Tensor:
+    """The weight (outputs, inputs) in float32: storage.dequantised(), by way of panels."""
+    built = library.load()
+    assert built is not None
+    word, lanes, (rows, inputs) = (
+        SAME.get(blocks.storage, blocks.storage),
+        built.sybil_lanes(),
+        (len(blocks.numbers), blocks.inputs),
+    )
+    weight = torch.empty(rows, inputs, dtype=torch.float32, device="cpu")
+    records = torch.zeros(
+        -(-rows // (WIDE * lanes)) * panel_bytes(word, inputs, lanes), dtype=torch.uint8, device="cpu"
+    )
+    fill(records, word, blocks.numbers, lanes)
 
+    def work(first: int, last: int) -> None:
+        panels = records.data_ptr() + first // (WIDE * lanes) * panel_bytes(word, inputs, lanes)
+        built.sybil_unpack(panels, WORDS.index(word), last - first, inputs, weight[first:last].data_ptr())
 
-def _fill(rows: NDArray[np.unsignedinteger], values: NDArray[np.unsignedinteger], panel: int) -> None:
-    """values (outputs, blocks, count) into rows (panels, blocks, count * panel)."""
-    outputs, blocks, count = values.shape
-    rows = rows.reshape(len(rows), blocks, count, panel)
-    whole = outputs // panel
-    rows[:whole] = values[: whole * panel].reshape(whole, panel, blocks, count).transpose(0, 2, 3, 1)
-    if outputs % panel:
-        rows[whole, ..., : outputs % panel] = values[whole * panel :].transpose(1, 2, 0)
+    by_rows(work, rows, inputs, WIDE * lanes)
+    return weight

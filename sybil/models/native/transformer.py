@@ -20,9 +20,11 @@ from sybil.errors import InvalidSetting, UnsupportedModel
 from sybil.models import forking
 from sybil.models.native import library, workers
 from sybil.models.native.cache import NativeCache
+from sybil.models.native.making import in_float32
 from sybil.models.native.packing import Arena, Packed, Piece, floats, pack
 from sybil.models.native.rotations import Rotations
 from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, SCALES, Block, Model, Norm, Product
+from sybil.models.native.threads import torch_alone
 from sybil.models.shape import Shape
 from sybil.models.storage import Kept, Rounding, StoredWeights
 from sybil.transfer import CPU
@@ -62,13 +64,28 @@ class NativeTransformer:
         """Raises UnsupportedModel where there is no compiler, or forward.c refuses the shape or its weights; KeyError
         for a weight that the shape asks for and that isn't there."""
         self._open(shape, storage, threads, lanes, range(shape.layers))
-        arena = Arena()
         self._products: dict[str, Packed] = {}
         self._floats: dict[str, Tensor] = {}
+        with torch_alone():
+            self._take(weights)
+        self._rotations = Rotations(shape)
+        self._bind()
+
+    def _open(self, shape: Shape, storage: Kept, threads: int | None, lanes: int | None, layers: Sequence[int]) -> None:
+        built = library.load(lanes)
+        if built is None:
+            raise UnsupportedModel("the C forward isn't built here: install a C compiler, or load through Transformer")
+        self.shape, self.vocab_size, self.context, self.storage = shape, shape.vocab_size, shape.context, storage
+        self._library, self._asked_threads = built, threads
+        self._lanes, self.layers = built.sybil_lanes(), tuple(layers)
+
+    def _take(self, weights: Mapping[str, Tensor] | StoredWeights) -> None:
+        """Packs each weight of the shape."""
+        arena, shape = Arena(), self.shape
 
         def take_product(name: str, stored: str) -> None:
             gated = shape.gated and name.endswith("mlp_in")
-            pieces = _pieces(weights, name, stored, storage)
+            pieces = _pieces(weights, name, stored, self.storage)
             self._products[name] = pack(pieces, weights.get(f"{name}.bias"), self._lanes, gated, arena)
 
         def take_floats(name: str, tensor: Tensor | None) -> None:
@@ -83,16 +100,6 @@ class NativeTransformer:
             take_floats(f"{name}.bias", weights.get(f"{name}.bias"))
         if shape.position_offset is not None:
             take_floats("positions", weights["position_embedding"])
-        self._rotations = Rotations(shape)
-        self._bind()
-
-    def _open(self, shape: Shape, storage: Kept, threads: int | None, lanes: int | None, layers: Sequence[int]) -> None:
-        built = library.load(lanes)
-        if built is None:
-            raise UnsupportedModel("the C forward isn't built here: install a C compiler, or load through Transformer")
-        self.shape, self.vocab_size, self.context, self.storage = shape, shape.vocab_size, shape.context, storage
-        self._library, self._asked_threads = built, threads
-        self._lanes, self.layers = built.sybil_lanes(), tuple(layers)
 
     def with_layers(self, layers: Sequence[int]) -> NativeTransformer:
         """A model of this one's memory that runs only those layers, numbered from 0 and in their order. Its caches are
@@ -234,9 +241,9 @@ def _pieces(weights: Mapping[str, Tensor] | StoredWeights, product: str, name: s
     """What a product is packed of, its weight being stored under that name: its blocks, or its weight in a storage,
     float32 where none is said."""
     if isinstance(storage, Rounding):
-        return [Piece.in_bits(weights[name], storage.bits_of(product), storage.importance.get(product))]
+        return [Piece.in_bits(in_float32(weights, name), storage.bits_of(product), storage.importance.get(product))]
     if storage != "stored":
-        return [Piece.kept(weights[name], storage)]
+        return [Piece.kept(in_float32(weights, name), storage)]
     blocks = cast(StoredWeights, weights).blocks(name)
     return [Piece.kept(weights[name], "float32")] if blocks is None else [Piece.lying(each) for each in blocks]
 

@@ -1,0 +1,42 @@
+"""Loading by threads that wait for nobody. torch's threads wait for each other at the end of each operator, and on a
+machine where others compute too that takes longer than the work."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+
+import torch
+
+AT_ONCE = 1 << 19
+"""Weights that a thread takes together."""
+
+_threads: ContextVar[int | None] = ContextVar("threads", default=None)
+
+
+@contextlib.contextmanager
+def torch_alone() -> Iterator[None]:
+    """torch's operators run by one thread meanwhile, and by_rows() by as many as torch had."""
+    before = torch.get_num_threads()
+    token = _threads.set(_threads.get() or before)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _threads.reset(token)
+
+
+def by_rows(work: Callable[[int, int], object], rows: int, inputs: int, unit: int = 1) -> None:
+    """work(first, last) for all the rows, a multiple of unit at a time, by as many threads as torch has."""
+    some = -(-max(1, AT_ONCE // inputs) // unit) * unit
+    firsts, threads = range(0, rows, some), _threads.get() or torch.get_num_threads()
+    if threads == 1 or len(firsts) == 1:
+        for first in firsts:
+            work(first, min(first + some, rows))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, first, min(first + some, rows)) for first in firsts]:
+            done.result()
