@@ -103,17 +103,22 @@ class _Senseless(Exception):
     """What is wrong with a part of a name."""
 
 
-def _parsed(name: str) -> Draft:
+def _parsed(name: str, depth: int = 0) -> Draft:
+    """depth: how many mixtures this name is a part of."""
     word, colon, rest = name.partition(":")
+    if word in ("hybrid", "cascade") and depth > 1:
+        raise _Senseless("mixtures are two deep at most: hybrid:lookup,cascade:lookup,self")
     if word == "self":
         return Self(_bits(rest) if colon else None)
     if word == "skip":
         count, more, bits = rest.partition(":")
         return Skip(_count(count) if colon else None, _bits(bits) if more else None)
-    if word == LOOKUP and not colon:
+    if word == LOOKUP:
+        if colon:
+            raise _Senseless("lookup takes nothing more: lookup alone")
         return Lookup()
     if word == "hybrid":
-        first, second = _two(word, rest)
+        first, second = _two(word, rest, depth + 1)
         if not isinstance(first, Lookup):
             raise _Senseless(
                 "the first of a hybrid's two is what is tried first, and that is lookup: hybrid:lookup,..."
@@ -124,7 +129,7 @@ def _parsed(name: str) -> Draft:
             )
         return Hybrid(second)
     if word == "cascade":
-        first, second = _two(word, rest)
+        first, second = _two(word, rest, depth + 1)
         if not isinstance(first, Lookup | Self):
             raise _Senseless("the first of a cascade's two drafts for the second: it is lookup, or self with its bits")
         if not isinstance(second, Self | Skip | Source):
@@ -150,11 +155,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _two(word: str, text: str) -> tuple[Draft, Draft]:
+def _two(word: str, text: str, depth: int) -> tuple[Draft, Draft]:
     first, comma, second = text.partition(",")
     if not (first and comma and second):
         raise _Senseless(f"a {word} is made of two: {word}:lookup,self")
-    return _parsed(first), _parsed(second)
+    return _parsed(first, depth), _parsed(second, depth)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def datastore(sources: Sequence[str | Path], tokenizer: Tokenizer | None) -> Dat
 def _read(source: Any, room: int) -> tuple[str, int]:
     """A text and its bytes, which may be so many; raises InvalidSetting."""
     if isinstance(source, str):
-        if len(source) < 256 and "\n" not in source and "\0" not in source and Path(source).is_file():
+        if _names_a_file(source):
             raise InvalidSetting(f"datastore has {shown(source)}, a file's name as a text: give pathlib.Path of it")
         content = source.encode("utf-8", "replace")
     elif isinstance(source, Path):
@@ -58,6 +58,14 @@ def _read(source: Any, room: int) -> tuple[str, int]:
         raise InvalidSetting(
             f"datastore has {_named(source)}, which is no UTF-8 at byte {error.start}: convert it"
         ) from None
+
+
+def _names_a_file(text: str) -> bool:
+    """Whether a text is a file's name, given as a text."""
+    try:
+        return "\n" not in text and Path(text).is_file()
+    except (OSError, ValueError):  # longer than names are, or of letters that names don't have
+        return False
 
 
 def _content(file: Path, room: int) -> bytes:

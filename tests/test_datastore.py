@@ -42,6 +42,11 @@ def test_a_text_that_was_said_before_is_proposed_and_stays_the_same(folder: Path
     assert again.stats.rounds < first.stats.rounds
 
 
+def test_texts_that_no_file_could_be_named_by(folder: Path) -> None:
+    for text in ("\u4e16" * 200, "\0abc", "a\ud800b", "a/" * 5000):
+        loaded(folder, draft="lookup", datastore=[text])
+
+
 def test_what_can_t_be_a_datastore_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad, empty = (tmp_path / name for name in ("good.txt", "bad.txt", "empty.txt"))
     good.write_text("abc abc")

@@ -77,6 +77,11 @@ def test_names(name: str, tree: Draft) -> None:
         ("cascade:self:8,self:8", "more bits"),
         ("cascade:self,self", "more bits"),
         ("cascade:self:4,gpt2", "more bits"),
+        ("lookup:", "lookup alone"),
+        ("hybrid:lookup:5,self", "lookup alone"),
+        ("hybrid:lookup," * 3000 + "self", "two deep"),
+        ("cascade:" + "lookup,cascade:" * 3000 + "lookup,self", "two deep"),
+        ("cascade:" * 3000, "made of two"),
     ],
 )
 def test_senseless_names_are_one_line(name: str, said: str) -> None:

@@ -350,6 +350,14 @@ def test_a_quantisation_that_is_none(config: Any, folder: Path) -> None:
     assert "quant" in refused(folder, SybilError)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "/" + "y" * 300, "a/" * 3000, "~nobody-of-that-name/model"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    refused(Path(name))
+    with pytest.raises(SybilError, match="give") as raised:
+        load(name)
+    assert len(str(raised.value)) < 500
+
+
 def test_the_command_ends_with_2_and_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for spoil, name in (
         (deep, "config.json"),

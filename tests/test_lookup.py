@@ -211,6 +211,21 @@ def test_answers_are_bounded_and_the_oldest_go() -> None:
     assert len(store.tokens) <= Answers.MOST + 10
     assert {int(token) for token in store.tokens} == {END, 3, 4, 5, 6, 7, 8}
     answers.keep([[1, 2]])
+    answers.keep([[5, 6, 7]] * 100)  # the same question asked again and again, and answers of nothing
+    answers.keep([[] for _ in range(100)])
+    growing: list[int] = []
+    answers.keep([growing])
+    answers.store()
+    assert len(answers._texts) == 6 + 2 + 101
+    growing.append(9)
+    store = answers.store()
+    assert store is not None
+    assert 9 in store.tokens
+    answers.keep([[] for _ in range(2 * Answers.MOST)])
+    answers.store()
+    assert len(answers._texts) == Answers.MOST
+    answers = Answers()
+    answers.keep([*texts, [1, 2]])
     assert len(copy.deepcopy(answers).store().tokens) <= Answers.MOST + 10  # type: ignore[union-attr]
 
 

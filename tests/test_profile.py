@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from shapes import SHAPES, random_weights
 from test_workload import TINY, tiny
 from tiny import gpt2, perturbed, save, sybil
 from torch import Tensor
@@ -19,6 +22,8 @@ from sybil.measuring import profile, workload
 from sybil.measuring.profile import DRAFT_STEP, PARTS, VERIFIED, Profile, bytes_read, summarise, verification
 from sybil.measuring.timing import STREAM, STREAM_BYTES, Interval, interleave
 from sybil.measuring.workload import RandomModel, Workload
+from sybil.models.operators.transformer import Transformer
+from sybil.models.storage import Rounding
 
 CPU = torch.device("cpu")
 
@@ -147,6 +152,19 @@ def test_what_a_step_reads_is_every_product_once(kind: str) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.int8):
         each = 9 / 8 if dtype == torch.int8 else dtype.itemsize  # blocks of 32 have two numbers of float16 besides
         assert bytes_read(model.build(dtype, CPU)) == (products - tables) * each
+
+
+def test_what_a_copy_reads_is_its_own_bits_and_its_own_layers() -> None:
+    shape = replace(SHAPES["neox"], tied_head=False)
+    weights = random_weights(shape)
+    whole = Transformer(shape, weights)
+    less = (bytes_read(whole) - bytes_read(whole.with_layers([0]))) / 4
+    layer = sum(each.numel() for name, each in weights.items() if name.startswith("0.") and each.ndim == 2)
+    assert less == (shape.layers - 1) * layer
+    copy, finer = (SimpleNamespace(shape=shape, storage=Rounding(4, {"head": bits})) for bits in (4, 6))
+    head = weights["head.weight"].numel()
+    assert bytes_read(finer) - bytes_read(copy) == head * (28 - 20) // 32
+    assert (profile._told(copy), profile._told(SimpleNamespace(storage=Rounding(8)))) == ("4 bits", "int8")
 
 
 def test_a_round_is_split_without_rest() -> None:

@@ -77,14 +77,16 @@ class Cascade:
         the target's too, the keys of what is before are the target's own."""
         ends = state.text.lengths.tolist()
         if max(end - held for end, held in zip(ends, self.cache.lengths.tolist(), strict=True)) > 2:
-            prefill(self.model, self.cache, state.readable(self.model), state.text.lengths - 1)
+            known = state.text.tokens.clamp(max=self.model.vocab_size - 1)
+            prefill(self.model, self.cache, known, state.text.lengths - 1)
         held = self.cache.lengths.tolist()
         count = max(end - start + len(row) for end, start, row in zip(ends, held, offered, strict=True))
         latest = [start + state.gamma - 1 - count for start in state.starts]
         begin = [max(min(pair), 0) for pair in zip(held, latest, strict=True)]
         state.offer(offered)
         self.cache.lengths = integers(begin)
-        block = state.readable(self.model).gather(1, self.cache.lengths[:, None] + count_to(count))
+        block = state.text.tokens.gather(1, self.cache.lengths[:, None] + count_to(count))
+        block = block.clamp(max=self.model.vocab_size - 1)  # the target's padding may hold a token more
         return self.model.forward(block, self.cache), [end - 1 - first for end, first in zip(ends, begin, strict=True)]
 
 
@@ -139,10 +141,6 @@ class _Proposing:
             rows = count_to(len(drawn))[:, None]
             inner.exponentials = self.context.exponentials[rows, places.clamp(max=self.gamma)]
         return inner
-
-    def readable(self, model: Model) -> Tensor:
-        """The text's tokens as the model has them: the target's padding may hold a token more."""
-        return self.text.tokens.clamp(max=model.vocab_size - 1)
 
     def offer(self, offered: list[list[int]]) -> None:
         """Write what is offered after the text, to be read."""

@@ -141,13 +141,18 @@ class Answers:
         self._texts.extend(texts)
 
     def store(self) -> Datastore | None:
-        """All that is kept, as it is now; None where that is nothing."""
+        """All that is kept, as it is now; None where that is nothing. An answer that was given again is held once."""
+        held: deque[list[int]] = deque()
         kept: list[list[int]] = []
         room = self.MOST
-        for text in reversed(list(self._texts)):
+        for text in reversed(self._texts.copy()):
             if room <= 0:
-                self._texts.popleft()
-            elif text and text not in kept:
+                break
+            if text and text in held:
+                continue
+            held.appendleft(text)
+            if text:
                 kept.append(text[-room:])
-                room -= len(text)
+            room -= max(len(text), 1)
+        self._texts = held
         return Datastore.of(reversed(kept)) if kept else None

@@ -222,8 +222,11 @@ def precision(model: Model) -> Storage | None:
 
 
 def _told(model: Model) -> str | None:
-    """precision() in words. The blocks of a GGUF file may be of several kinds."""
-    return IN_BLOCKS if getattr(model, "storage", None) == "stored" else precision(model)
+    """precision() in words. The blocks of a GGUF file may be of several kinds; "int8" are 8 bits and no fewer."""
+    kept: Kept | None = getattr(model, "storage", None)
+    if isinstance(kept, Rounding) and kept.bits < 8:
+        return f"{kept.bits} bits"
+    return IN_BLOCKS if kept == "stored" else precision(model)
 
 
 def bytes_read(model: Model) -> int:
@@ -237,9 +240,12 @@ def bytes_read(model: Model) -> int:
     query_key_value = shape.width * (heads + 2 * shape.kv_heads * shape.head_size)
     layer = query_key_value + heads * shape.width + (3 if shape.gated else 2) * shape.width * shape.inner
     ends = shape.vocab_size * shape.embedding_width + 2 * projected * shape.width * shape.embedding_width
+    every = getattr(model, "blocks", range(shape.layers))
+    layers = len(getattr(model, "layers", every))  # a draft may leave some out
     if isinstance(kept, Rounding):
-        return int((shape.layers * layer + ends) * block_bytes(kept.bits) / BLOCK)
-    return int((shape.layers * layer + ends) * FORMATS[storage].dtype.itemsize)
+        head = kept.bits_of("token_embedding" if shape.tied_head else "head")
+        return int((layers * layer * block_bytes(kept.bits) + ends * block_bytes(head)) / BLOCK)
+    return int((layers * layer + ends) * FORMATS[storage].dtype.itemsize)
 
 
 @dataclass(frozen=True, slots=True)

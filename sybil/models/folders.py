@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from sybil.arguments import described
-from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError, one_line
+from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError, one_line, told
 from sybil.models.checkpoints import ollama, templates, tokenizers
 from sybil.models.checkpoints.families import understand, understood
 from sybil.models.checkpoints.fields import Fields
@@ -169,20 +169,27 @@ def locate(source: str | Path) -> Path:
         if path is None:
             raise NotAModel(f"{name} is in no installed package: install it, or give a folder or a file")
         return path
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(source).expanduser()
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError) as error:  # too long for a file's name, a home that isn't there
+        raise NotAModel(
+            f"{one_line(name, 80)} can't be looked for ({told(error)}): give a Hugging Face model folder, a GGUF file, "
+            "a hub id, or a pair's name"
+        ) from None
+    if is_folder:
         return names.within(folder) or folder
     if names.is_one(folder):
         return folder
     if (
-        folder.exists()
+        is_there
         or folder.suffix == ".gguf"
         or isinstance(source, Path)
         or name.startswith((".", "/", "~"))
         or name.count("/") > 1
     ):
         raise NotAModel(
-            f"{source} {'is no folder and no GGUF file' if folder.exists() else 'does not exist'}: give a Hugging Face "
+            f"{source} {'is no folder and no GGUF file' if is_there else 'does not exist'}: give a Hugging Face "
             "model folder, a GGUF file, a hub id, or a pair's name"
         )
     if ":" in name:
