@@ -47,7 +47,7 @@ static uint16_t half_above(float value) {
 }
 
 /* NaN stays NaN. */
-static void nearest(const float *weight, uint16_t scale, uint16_t least, float most, float *q) {
+static __attribute__((noinline)) void nearest(const float *weight, uint16_t scale, uint16_t least, float most, float *q) {
     const float step = of_half(scale), low = of_half(least), factor = step > 0 ? 1.0f / step : 0.0f;
     for (int at = 0; at < BLOCK; at++) {
         float place = (weight[at] - low) * factor;
@@ -58,14 +58,14 @@ static void nearest(const float *weight, uint16_t scale, uint16_t least, float m
 }
 
 /* The sum of 32: of two halves' numbers, pair by pair, and so on. */
-static inline double halved(double *terms) {
+static __attribute__((noinline)) double halved(double *terms) {
 #pragma GCC unroll 5
     for (int half = BLOCK / 2; half; half /= 2)
         for (int at = 0; at < half; at++) terms[at] += terms[at + half];
     return terms[0];
 }
 
-static double error_of(const float *weight, uint16_t scale, uint16_t least, const float *q, const double *counting) {
+static __attribute__((noinline)) double error_of(const float *weight, uint16_t scale, uint16_t least, const float *q, const double *counting) {
     const float step = of_half(scale), low = of_half(least);
     double terms[BLOCK];
     for (int at = 0; at < BLOCK; at++) {
@@ -114,7 +114,7 @@ static void put_bits(const float *q, int32_t bits, uint8_t *out) {
     }
 }
 
-static void one_block(const float *weight, int32_t bits, const double *counting, uint8_t *out) {
+static __attribute__((noinline)) void one_block(const float *weight, int32_t bits, const double *counting, uint8_t *out) {
     const float most = (float)((1 << bits) - 1);
     float lows[BLOCK], highs[BLOCK], q[BLOCK];
     int sound = 1;
