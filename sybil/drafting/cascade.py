@@ -51,7 +51,7 @@ class Cascade:
             offered = [row[:size] for row, size in zip(proposal.tokens.tolist(), sizes, strict=True)]
         logits, firsts = self._read(state, offered)
         agreeing = state.going()
-        asked_for = torch.tensor(agreeing, device=inner.lengths.device)
+        asked_for = torch.tensor(agreeing, dtype=torch.bool, device=inner.lengths.device)
         for place in range(max(map(len, offered)) + 1):
             at = [first + min(place, len(row)) for first, row in zip(firsts, offered, strict=True)]
             here = logits[count_to(len(at)), integers(at).clamp(max=logits.shape[1] - 1)]  # rows that are done: any

@@ -100,7 +100,7 @@ def mixed(looked_up: Proposal, other: Proposal, holding: Sequence[bool]) -> Prop
     width = max(counts)
     if not any(other.counts):
         return Proposal(looked_up.tokens[:, :width], None, counts)
-    first, device = torch.tensor(holding, device=CPU)[:, None], other.tokens.device
+    first, device = torch.tensor(holding, dtype=torch.bool, device=CPU)[:, None], other.tokens.device
     tokens = torch.where(first.to(device), _wide(looked_up.tokens.to(device), width), _wide(other.tokens, width))
     if other.probs is None:
         return Proposal(tokens, None, counts)
