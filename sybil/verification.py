@@ -86,7 +86,8 @@ def block(proposed: Proposed, noise: Tensor) -> Verdict:
     inner = weight[:, 1:gamma]
     rows = torch.arange(len(counts), dtype=torch.int64, device=counts.device)[:, None]
     weighed = native(inner)[..., None] * native(proposed.target_probs)[:, 1:gamma]
-    left = torch.as_tensor(_above(weighed, _draft_rows(proposed, rows, _places(proposed)[:-1])).sum(-1))
+    above = _above(weighed, _draft_rows(proposed, rows, _places(proposed)[:-1]))
+    left = torch.as_tensor(above.sum(-1), device=weight.device)
     whole = left + 1 - inner
     passing = weight[:, 1:].clone()
     passing[:, :-1] = torch.where(
@@ -143,7 +144,7 @@ def _next_token(proposed: Proposed, accepted: Tensor, weight: Tensor | float, un
         weighed = (native(weight) if isinstance(weight, Tensor) else weight) * probs
         left = residual(weighed, _draft_rows(proposed, rows, accepted.clamp(max=gamma - 1)))
         probs = where(native(accepted < proposed.counts)[:, None], left, probs)
-    return draw(torch.as_tensor(probs), uniforms)
+    return draw(torch.as_tensor(probs, device=accepted.device), uniforms)
 
 
 def _at_tokens(proposed: Proposed) -> tuple[Tensor, Tensor]:
