@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from sybil.decoding import Decoder
 from sybil.drafting import DraftLookup, DraftModel
 from sybil.errors import UnsupportedModel
 from sybil.models.native import NativeTransformer, library
-from sybil.models.operators.linear import Way, can_pack
+from sybil.models.operators.linear import Way, can_pack, linear
 from sybil.models.operators.transformer import Transformer
 from sybil.models.shape import Shape
 from sybil.models.storage import Storage
@@ -196,3 +197,18 @@ def test_a_forked_process_answers() -> None:
     code = f"import sys; sys.path[:0] = {environment_path!r}\n{FORK}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert (done.stdout, done.returncode) == ("answered\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("inputs", [1, 7, 64])
+def test_int8_by_operators_is_a_row_s_own(inputs: int) -> None:
+    """Whatever stands beside it: else a text would depend on its neighbours, and a cascade's probabilities on what its
+    helper drew with the same noise."""
+    torch.manual_seed(0)
+    product = linear(torch.randn(9, inputs), torch.randn(9), way="int8")
+    rows = torch.randn(6, inputs) * torch.tensor([[1e-30], [1.0], [50.0], [1e20], [0.0], [1.0]])
+    rows[5, 0] = math.inf
+    together = product(rows[None])[0]
+    for row, found in zip(rows, together, strict=True):
+        assert torch.equal(product(row[None])[0], found) or found.isnan().all()
+    assert together.isfinite().all(-1).tolist() == [True] * 5 + [False]
+    assert torch.equal(product(rows[:2]), together[:2])

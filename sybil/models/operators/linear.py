@@ -50,7 +50,7 @@ def linear(
     """x (..., inputs) -> activation(x @ weight.T + bias), weight being (outputs, inputs).
 
     way: None is packed where it can be done, and plain elsewhere. int8 rounds weights (a scale an output) and inputs
-    (a scale a call): for drafts, whose output decides nothing."""
+    (a scale a row): for drafts, whose output decides nothing."""
     if isinstance(way, Packaged):
         return PackagedLinear(weight, bias, activation, way)
     way = way or ("packed" if can_pack(weight) else "plain")
@@ -117,7 +117,11 @@ class PackagedLinear:
 
 
 class Int8Linear:
-    """torch's quantised product."""
+    """torch's quantised product, each row rounded by its own largest number.
+
+    By itself torch rounds all rows of a call alike: a token's logits would depend on the tokens and rows beside it, and
+    in a cascade on what the helper draws with the noise that the draft itself draws with. So rows are brought to one
+    size, and a row of ones and one of minus ones say how far numbers go."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
         scales, rounded = quantise(weight)
@@ -125,15 +129,17 @@ class Int8Linear:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # its making is deprecated, its product isn't
             quantised = torch._make_per_channel_quantized_tensor(rounded, scales, zeros, 0)
-            self.packed = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.float())
-        self.activation = activation
+            self.packed = torch.ops.quantized.linear_prepack(quantised, None)
+        self.bias, self.activation = None if bias is None else bias.float(), activation
+        ones = torch.ones(1, weight.shape[1], dtype=torch.float32, device=weight.device)
+        self._ends = torch.cat([ones, -ones])
 
     def __call__(self, x: Tensor) -> Tensor:
-        dtype, x = x.dtype, x.float()
-        if math.isfinite(x.sum()):
-            out = torch.ops.quantized.linear_dynamic(x, self.packed, True)
-        else:
-            rows = x.isfinite().all(-1, keepdim=True)  # torch would round what is no number to one
-            out = torch.ops.quantized.linear_dynamic(torch.where(rows, x, 0.0), self.packed, True)
-            out = torch.where(rows, out, math.nan)
-        return activate(out.to(dtype), self.activation)
+        rows = x.float().flatten(0, -2)
+        sizes = rows.abs().amax(-1, keepdim=True)
+        broken = ~sizes.isfinite()
+        scaled = (rows / sizes).masked_fill_(broken | (sizes == 0), 0.0)  # torch would round NaN to a number
+        out = torch.ops.quantized.linear_dynamic(torch.cat([scaled, self._ends]), self.packed, True)[:-2]
+        out = out * sizes.masked_fill(broken, math.nan)
+        out = out if self.bias is None else out + self.bias
+        return activate(out.view(*x.shape[:-1], -1).to(x.dtype), self.activation)
