@@ -192,7 +192,8 @@ def test_a_cascade_runs_both_its_models_and_reads_the_draft_s_weights() -> None:
 
 
 def test_a_helper_of_the_draft_s_own_noise_is_right_more_often() -> None:
-    """A helper that is the draft itself offers just what the draft draws, when sampling too."""
+    """A helper that is the draft itself, and says that it reads next to nothing, offers just what the draft draws, when
+    sampling too."""
     model = in_sybil(gpt2())
     forwards = 0
 
@@ -205,10 +206,16 @@ def test_a_helper_of_the_draft_s_own_noise_is_right_more_often() -> None:
             forwards += 1
             return model.forward(tokens, cache)
 
+    class Cheap(DraftModel):
+        @property
+        def step_bytes(self) -> tuple[int, ...]:
+            return (1,)
+
     for rule in ("token", "coupled"):
         forwards = 0
         asked: dict[str, Any] = dict(do_sample=True, seed=1, rule=rule, gamma=5, max_new_tokens=24, eos_token_id=[])
-        out = Decoder(model, DraftModel(Counted(), helper=DraftModel(model))).generate(prompts([4, 4]), **asked)
+        out = Decoder(model, DraftModel(Counted(), helper=Cheap(model))).generate(prompts([4, 4]), **asked)
         rounds = -(-24 // 6)
         assert out.stats.acceptance_rate == 1.0
-        assert forwards <= rounds + 1  # one for each round, but for the last one's unequal room
+        # one for each round, but for the last one's unequal room and for those that were offered less at first
+        assert forwards <= rounds + 3

@@ -103,7 +103,7 @@ def test_it_comes_near_the_best_fixed_length(chance: float, costs: tuple[float, 
     for length in range(MOST + 1):
         runs[length] = Machine(more=more, step=each, jitter=0.1).run(Always(length), drawn(chance, 3000)).seconds
     found = Machine(more=more, step=each, jitter=0.1).run(auto(), drawn(chance, 3000)).seconds
-    assert min(runs.values()) / found > 0.9
+    assert min(runs.values()) / found > 0.95
 
 
 def test_a_text_that_turns_is_followed() -> None:
@@ -118,7 +118,7 @@ def test_a_text_that_turns_is_followed() -> None:
 
 
 def test_where_drafting_never_pays_it_is_not_done_but_for_a_rare_probe() -> None:
-    for each in (0.05, 0.3, 1.0):
+    for each in (0.05, 0.3, 1.5):
         machine = Machine(step=each)
         short, long = (machine.run(auto(), [False] * count) for count in (128, 4000))
         assert 128 / short.seconds > 0.96

@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sybil.drafting.contract import DrafterFactory
 from sybil.drafting.costs import ClockedCosts, SizedCosts
 from sybil.drafting.window import AUTO, Constant, Window, fixed, window_named
 from sybil.models import Model
 from sybil.results import Step
-from sybil.settings import Settings
+
+if TYPE_CHECKING:
+    from sybil.settings import Settings
 
 MOST, MOST_FOR_NOTHING = 16, 32  # tokens of a proposal: by a model, and by what reads no weights
-HOPE, HOPED = 0.75, 4.5  # before anything was seen: the chance that a token is kept, and how many tokens' word that is
 PLACE = 5.0  # how many tokens' word the place before it and all together have on a place
-FADE = 0.9  # what a record still weighs a round later
+FADE = 0.91  # what a record still weighs a round later
 NEGLIGIBLE = 0.01  # a chance below it ends the search for longer proposals
 PROBES = 0.02  # of the time, what probes may take, about
 SOONEST, LATEST = 4, 64  # rounds without a draft before the first probe
@@ -39,17 +41,19 @@ class _Record:
 
     __slots__ = ("_all_kept", "_all_tried", "_kept", "_tried", "_whole")
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, hope: float, weight: float) -> None:
         self._kept, self._tried = ([[0.0] * most for _ in range(2)] for _ in range(2))
-        self._all_kept, self._all_tried = HOPE * HOPED, HOPED
+        self._all_kept, self._all_tried = hope * weight, weight
         self._whole = False
 
     def observe(self, accepted: int, proposed: int) -> None:
         judged = min(accepted + 1, proposed)
         kept, tried = self._kept[self._whole], self._tried[self._whole]
+        kept[:] = [FADE * each for each in kept]
+        tried[:] = [FADE * each for each in tried]
         for place in range(judged):
-            kept[place] = FADE * kept[place] + (place < accepted)
-            tried[place] = FADE * tried[place] + 1
+            kept[place] += place < accepted
+            tried[place] += 1
         self._all_kept = FADE * self._all_kept + accepted
         self._all_tried = FADE * self._all_tried + judged
         self._whole = accepted == proposed
@@ -104,7 +108,7 @@ class Auto:
     def __init__(self, batch: int, costs: SizedCosts, unread: int, together: bool) -> None:
         self.most, self._costs = costs.most, costs
         self._groups = [list(range(batch))] if together else [[row] for row in range(batch)]
-        self._records: dict[tuple[int, int], _Record] = defaultdict(lambda: _Record(self.most))
+        self._records: dict[tuple[int, int], _Record] = {}
         self._pauses: dict[tuple[int, int], _Pause] = defaultdict(_Pause)
         self._lags = [unread] * len(costs.steps)
         self._sources: Sequence[int] = [0] * batch
@@ -117,7 +121,7 @@ class Auto:
             for row in rows:
                 by_source.setdefault(sources[row], []).append(row)
             offers = {
-                source: [self._records[row, source].expected(min(rooms[row], self.most)) for row in its]
+                source: [self._record(row, source).expected(min(rooms[row], self.most)) for row in its]
                 for source, its in by_source.items()
                 if not self._pauses[number, source].wait
             }
@@ -127,9 +131,17 @@ class Auto:
                 length = self._probe(pause, its, source) if pause.wait else lengths[source]
                 if not length and not pause.wait:
                     pause.begin(self._wait(source, pause.failed))
+                if not self._costs.is_known(source):
+                    length = min(length, 1)  # of a source of which nothing was seen yet, the least that tells something
                 for row in its:
                     sizes[row] = min(length, rooms[row])
         return sizes
+
+    def _record(self, row: int, source: int) -> _Record:
+        record = self._records.get((row, source))
+        if record is None:
+            record = self._records[row, source] = _Record(self.most, *self._costs.hope(source))
+        return record
 
     def _probe(self, pause: _Pause, rows: Sequence[int], source: int) -> int:
         """Of a source that pauses: 1 where it is time to try it, else 0."""
@@ -138,7 +150,7 @@ class Auto:
         pause.idle += 1
         if pause.is_over:
             for row in rows:
-                self._records[row, source].fade(pause.idle)
+                self._record(row, source).fade(pause.idle)
         return 0
 
     def _wait(self, source: int, failed: int) -> int:
@@ -150,18 +162,23 @@ class Auto:
         return round(max(wait, SOONEST) * 2.0 ** min(failed, DOUBLED))
 
     def observe(self, step: Step) -> None:
-        kept: dict[tuple[int, int], int] = defaultdict(int)
-        drafted: dict[int, int] = defaultdict(int)
+        self._learn_costs(step, self.judge(step.accepted, step.proposed))
+
+    def judge(self, accepted: Sequence[int], proposed: Sequence[int]) -> Mapping[int, int]:
+        """How many of the proposed tokens of each row were kept; by source, the tokens of the longest proposal."""
+        drafted: dict[int, int] = {}
         for number, group in enumerate(self._groups):
+            kept: dict[int, int] = {}
             for row in group:
-                source, proposed = self._sources[row], step.proposed[row]
-                if proposed:
-                    self._records[row, source].observe(step.accepted[row], proposed)
-                    kept[number, source] += step.accepted[row]
-                    drafted[source] = max(drafted[source], proposed)
-        for (number, source), count in kept.items():
-            self._end_probe(self._pauses[number, source], source, count)
-        self._learn_costs(step, drafted)
+                source, count = self._sources[row], proposed[row]
+                if count:
+                    self._record(row, source).observe(accepted[row], count)
+                    self._costs.judged(source, accepted[row], min(accepted[row] + 1, count))
+                    kept[source] = kept.get(source, 0) + accepted[row]
+                    drafted[source] = max(drafted.get(source, 0), count)
+            for source, count in kept.items():
+                self._end_probe(self._pauses[number, source], source, count)
+        return drafted
 
     def _end_probe(self, pause: _Pause, source: int, kept: int) -> None:
         if pause.wait and kept:
@@ -188,8 +205,13 @@ def longest_that_pay(offers: Mapping[int, Sequence[list[float]]], rows: int, cos
 
     One length for all is found first, then each source's own beside those of the others."""
     kept = {source: _added(each) for source, each in offers.items()}
+    if len(kept) == 1:
+        ((only, sums),) = kept.items()
+        drafts, verify = costs.draft[only], costs.verify
+        rates = [(rows + gained) / (drafts[k] + verify[k + 1]) for k, gained in enumerate(sums)]
+        return {only: rates.index(max(rates))}
     best, lengths = rows / costs.verify[1], dict.fromkeys(offers, 0)
-    for varied in [list(kept), *([[source] for source in kept] if len(kept) > 1 else [])]:
+    for varied in [list(kept), *([source] for source in kept)]:
         for length in range(max((len(kept[source]) for source in varied), default=0)):
             tried = lengths | {source: min(length, len(kept[source]) - 1) for source in varied}
             emitted = rows + sum(kept[source][each] for source, each in tried.items())

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sybil.drafting.auto import Auto
 from sybil.drafting.contract import Context, Drafter, Outcome, Proposal
 from sybil.models import Cache, Model, prefill
 from sybil.noise import Noise
@@ -25,13 +26,13 @@ Drawn = tuple[Tensor, Tensor | None, list[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """model, cache: the draft's. helper: drafts for it. asked: the most tokens that the helper is asked for at once.
+    """model, cache: the draft's. helper: drafts for it. window: how many tokens the helper is asked for at once.
     draw: from logits (batch, vocab), the text so far, and the place in the proposal of each row, (batch,)."""
 
     model: Model
     cache: Cache
     helper: Drafter
-    asked: int
+    window: Auto
     draw: Callable[[Tensor, Context, Tensor], Drawn]
 
     def propose(self, context: Context, counts: list[int]) -> Proposal:
@@ -43,11 +44,12 @@ class Cascade:
 
     def _round(self, state: _Proposing) -> None:
         """The helper offers, the draft reads and draws."""
-        inner = state.asking(self.asked)
-        gamma, offered = max(inner.limits or [0]), [list[int]() for _ in state.counts]
-        if gamma:
-            proposal = self.helper.propose(inner, gamma)
-            sizes = map(min, proposal.counts, inner.limits or [])
+        offered = [list[int]() for _ in state.counts]
+        limits = self.window.sizes([0] * len(offered), state.rooms())
+        inner = state.asking(limits) if any(limits) else None
+        if inner is not None:
+            proposal = self.helper.propose(inner, max(limits))
+            sizes = map(min, proposal.counts, limits)
             offered = [row[:size] for row, size in zip(proposal.tokens.tolist(), sizes, strict=True)]
         logits, firsts = self._read(state, offered)
         agreeing = state.going()
@@ -64,10 +66,11 @@ class Cascade:
             if not any(agreeing):
                 break
         self.cache.lengths = state.text.lengths - 1
-        if gamma:
+        if inner is not None:
             gained = state.text.lengths - inner.lengths - 1
             accepted = torch.where(asked_for, gained, 0)
             self.helper.observe(Outcome(accepted.tolist(), inner.lengths + accepted + 1))
+            self.window.judge(accepted.tolist(), [len(row) for row in offered])
 
     def _read(self, state: _Proposing, offered: list[list[int]]) -> tuple[Tensor, list[int]]:
         """Forward over what the cache lacks of the text, and what is offered after it; the logits (batch, n, vocab),
@@ -122,15 +125,22 @@ class _Proposing:
         """The token drawn last."""
         return int(self.text.tokens[row, self.starts[row] + self.drawn[row] - 1])
 
-    def asking(self, most: int) -> Context:
-        """What the helper sees. A row that is done is shown as it began; none is asked for so much that a row would
-        run beyond the place of its last proposed token."""
-        drawn = [count if self.is_going(row) else 0 for row, count in enumerate(self.drawn)]
-        most = min(most, self.gamma - 1 - max(drawn))
-        limits = [
-            max(min(most, count - taken - 1), 0) if self.is_going(row) else 0
-            for row, (count, taken) in enumerate(zip(self.counts, drawn, strict=True))
+    def rooms(self) -> list[int]:
+        """For how many tokens each row can ask its helper: none is asked for so much that a row would run beyond the
+        place of its last proposed token."""
+        most = self.gamma - 1 - max(self._open())
+        return [
+            max(min(most, count - drawn - 1), 0) if self.is_going(row) else 0
+            for row, (count, drawn) in enumerate(zip(self.counts, self.drawn, strict=True))
         ]
+
+    def _open(self) -> list[int]:
+        """How many tokens of each row are drawn; a row that is done counts as it began."""
+        return [count if self.is_going(row) else 0 for row, count in enumerate(self.drawn)]
+
+    def asking(self, limits: list[int]) -> Context:
+        """What the helper sees. A row that is done is shown as it began."""
+        drawn = self._open()
         lengths = self.context.lengths + integers(drawn)
         before = self.context.drafted or [0] * len(drawn)
         inner = replace(self.text, lengths=lengths, limits=limits, least_confidence=0.0)

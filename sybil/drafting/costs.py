@@ -1,4 +1,5 @@
-"""What a round costs: d(k) of drafting k tokens and T(n) of verifying n, from the models' sizes or from the clock."""
+"""What a round costs: d(k) of drafting k tokens and T(n) of verifying n, from the models' sizes or from the clock; and
+what may be hoped of it."""
 
 from __future__ import annotations
 
@@ -13,6 +14,9 @@ STEP = 0.03  # of the same, what a drafted token takes beside the reading of its
 KEPT = 5  # measured seconds kept for each number of tokens: their median is not moved by one slow round
 SLOW = 2.0  # how many times the known cost a round may count as: more is learned step by step
 FORGOTTEN = 256  # rounds after which a measurement says nothing about now
+HOPE, HOPED = 0.75, 4.5  # before anything was seen: the chance that a token is kept, and how many tokens' word that is
+TRUSTED = 16.0  # how many tokens' word earlier texts have on a new one
+OUTLIVED = 0.99  # what a token that was judged weighs when another has been
 LEVERAGE = 16.0  # how much spread of lengths it takes to believe their slope as much as the one by sizes
 
 
@@ -20,16 +24,36 @@ class SizedCosts:
     """Costs by the bytes of weights alone, in forwards of the target over one token: the same on every machine and in
     every run, so a seed's text repeats.
 
-    most: the largest number of tokens to be drafted. step_bytes: what each source reads to draft a token."""
+    most: the largest number of tokens to be drafted. step_bytes: what each source reads to draft a token. verified: of
+    a forward over one token, what each further token adds."""
 
-    def __init__(self, most: int, target_bytes: int, step_bytes: Sequence[int]) -> None:
+    def __init__(self, most: int, target_bytes: int, step_bytes: Sequence[int], verified: float = VERIFIED) -> None:
         self.most = most
         # rounded, for how weights are packed differs a little between processors
         self.steps = [round(STEP + size / max(target_bytes, 1), 2) if size else 0.0 for size in step_bytes]
-        self.verify = [1 + VERIFIED * n for n in range(-1, most + 1)]
+        self._verify_table = [1 + verified * n for n in range(-1, most + 1)]
+        self._draft_tables = [[step * k for k in range(most + 1)] for step in self.steps]
+
+    @property
+    def verify(self) -> list[float]:
         """T(n), by n from 0 to most + 1."""
-        self.draft = [[step * k for k in range(most + 1)] for step in self.steps]
+        return self._verify_table
+
+    @property
+    def draft(self) -> list[list[float]]:
         """d(k) of each source, by k from 0 to most."""
+        return self._draft_tables
+
+    def hope(self, source: int) -> tuple[float, float]:
+        """The chance that a source's token is kept, before a text has shown it, and how many tokens' word that is."""
+        return HOPE, HOPED
+
+    def is_known(self, source: int) -> bool:
+        """Whether that is more than a guess, or all that will ever be known."""
+        return True
+
+    def judged(self, source: int, kept: int, tried: int) -> None:
+        """So many tokens of a source were judged, and so many of them kept."""
 
     def catching_up(self, source: int, tokens: int) -> float:
         """What it costs a source to read so many tokens that it hasn't seen."""
@@ -43,14 +67,46 @@ class SizedCosts:
 
 
 class ClockedCosts(SizedCosts):
-    """Costs in seconds, of this draft, this target and this batch: by sizes until the clock has said more."""
+    """Costs in seconds, of this draft, this target and this batch: by sizes until the clock has said more.
+
+    The tables are made anew when they are read after a measurement, and not before: a round without a draft reads
+    none."""
 
     def __init__(self, most: int, target_bytes: int, step_bytes: Sequence[int]) -> None:
         super().__init__(most, target_bytes, step_bytes)
-        self._verify = _Curve(self.verify, VERIFIED)
-        self._draft = [_Curve(costs, step) for costs, step in zip(self.draft, self.steps, strict=True)]
+        self._verify = _Curve(self._verify_table, VERIFIED)
+        self._draft = [_Curve(costs, step) for costs, step in zip(self._draft_tables, self.steps, strict=True)]
         self._reading: list[deque[tuple[float, int, int]]] = [deque(maxlen=KEPT) for _ in self.steps]
-        self._rounds = 0
+        self._kept, self._tried = ([0.0] * len(self.steps) for _ in range(2))
+        self._rounds, self._is_stale = 0, False
+
+    def hope(self, source: int) -> tuple[float, float]:
+        tried = HOPED + self._tried[source]
+        return (HOPE * HOPED + self._kept[source]) / tried, min(tried, TRUSTED)
+
+    def is_known(self, source: int) -> bool:
+        return not self.steps[source] or self._tried[source] > 0
+
+    def judged(self, source: int, kept: int, tried: int) -> None:
+        weight = OUTLIVED**tried
+        self._kept[source] = weight * self._kept[source] + kept
+        self._tried[source] = weight * self._tried[source] + tried
+
+    @property
+    def verify(self) -> list[float]:
+        self._renew()
+        return self._verify_table
+
+    @property
+    def draft(self) -> list[list[float]]:
+        self._renew()
+        return self._draft_tables
+
+    def _renew(self) -> None:
+        if self._is_stale:
+            self._is_stale = False
+            self._verify_table = self._verify.table(1.0)
+            self._draft_tables = [curve.table(self._verify_table[1]) for curve in self._draft]
 
     def catching_up(self, source: int, tokens: int) -> float:
         costs = self.draft[source]
@@ -59,17 +115,25 @@ class ClockedCosts(SizedCosts):
 
     def verified(self, tokens: int, seconds: float) -> None:
         self._rounds += 1
-        likely = SLOW * self.verify[tokens] if self._rounds > 1 else seconds  # at first costs are no seconds yet
+        # at first costs are no seconds yet; plain rounds, of which all are alike, need no bound
+        bounded = tokens > 1 and self._rounds > 1
+        likely = SLOW * self.verify[tokens] if bounded else seconds
         self._verify.learn(tokens, min(seconds, likely), self._rounds)
-        self.verify = self._verify.table(1.0)
-        self.draft = [curve.table(self.verify[1]) for curve in self._draft]
+        self._is_stale = True
+        if self._rounds == 1:
+            self._renew()
 
     def drafted(self, source: int, tokens: int, seconds: float, lag: int) -> None:
         if lag > 2 + self.most:  # a prompt, or what was emitted without it
             self._reading[source].append((seconds, tokens, lag))
+            if not self._draft[source].is_measured:  # a guess at what of it was drafting
+                self._draft[source].learn(tokens, seconds * tokens / (tokens + VERIFIED * lag), self._rounds)
+                self._is_stale = True
         else:
-            self._draft[source].learn(tokens, min(seconds, SLOW * self.draft[source][tokens] or seconds), self._rounds)
-            self.draft[source] = self._draft[source].table(self.verify[1])
+            curve = self._draft[source]
+            likely = SLOW * self._draft_tables[source][tokens] if curve.is_measured else seconds
+            curve.learn(tokens, min(seconds, likely), self._rounds)
+            self._is_stale = True
 
 
 class _Curve:
@@ -80,33 +144,45 @@ class _Curve:
     def __init__(self, sized: Sequence[float], slope: float) -> None:
         self._sized, self._slope = list(sized), slope
         self._seconds: dict[int, deque[float]] = {}
+        self._medians: dict[int, float] = {}
         self._seen: dict[int, int] = {}  # the round of the last measurement
+
+    @property
+    def is_measured(self) -> bool:
+        return bool(self._seconds)
 
     def learn(self, tokens: int, seconds: float, now: int) -> None:
         """One measurement more, of the round `now`."""
-        self._seconds.setdefault(tokens, deque(maxlen=KEPT)).append(seconds)
+        times = self._seconds.setdefault(tokens, deque(maxlen=KEPT))
+        times.append(seconds)
+        self._medians[tokens] = sorted(times)[(len(times) - 1) // 2]
         self._seen[tokens] = now
-        for old in [each for each, seen in self._seen.items() if now - seen > FORGOTTEN]:
-            del self._seen[old], self._seconds[old]
+        if now % KEPT == 0:
+            for old in [each for each, seen in self._seen.items() if now - seen > FORGOTTEN]:
+                del self._seen[old], self._seconds[old], self._medians[old]
 
     def table(self, unit: float) -> list[float]:
         """Seconds by number of tokens from 0 on. unit: seconds of a forward of the target over one token, by which
         sizes become seconds where nothing was measured."""
         if not self._seconds:
             return [unit * cost for cost in self._sized]
-        once = all(
-            len(times) == 1 for times in self._seconds.values()
-        )  # else a single one is no evidence: it may be slow
-        points = [(n, median_low(times), len(times)) for n, times in self._seconds.items() if once or len(times) > 1]
-        count = sum(weight for *_, weight in points)
-        middle = sum(n * weight for n, _, weight in points) / count
-        level = sum(seconds * weight for _, seconds, weight in points) / count
-        scale = level / (sum(self._sized[n] * weight for n, _, weight in points) / count or 1.0)
-        spread = sum(weight * (n - middle) ** 2 for n, _, weight in points)
-        rise = sum(weight * (n - middle) * (seconds - level) for n, seconds, weight in points)
+        counts = {n: len(times) for n, times in self._seconds.items()}
+        once = max(counts.values()) == 1  # else a single one is no evidence: it may be slow
+        points = [(n, self._medians[n], weight) for n, weight in counts.items() if once or weight > 1]
+        count, middle, level, sized = 0.0, 0.0, 0.0, 0.0
+        for n, seconds, weight in points:
+            count += weight
+            middle += n * weight
+            level += seconds * weight
+            sized += self._sized[n] * weight
+        scale, middle, level = level / (sized or count), middle / count, level / count
+        spread = rise = 0.0
+        for n, seconds, weight in points:
+            spread += weight * (n - middle) ** 2
+            rise += weight * (n - middle) * (seconds - level)
         slope = (rise + LEVERAGE * scale * self._slope) / (spread + LEVERAGE)
         slope = min(max(slope, 0.0), level / middle)  # no tokens take no negative time
         line = [level + slope * (n - middle) for n in range(len(self._sized))]
-        for n, times in self._seconds.items():
-            line[n] = median_low([line[n], *times])
+        for n, seconds in self._medians.items():
+            line[n] = seconds if counts[n] > 2 else median_low([line[n], *self._seconds[n]])
         return line

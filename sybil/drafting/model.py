@@ -10,16 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sybil.drafting.auto import Auto
 from sybil.drafting.cascade import Cascade, Drawn
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
+from sybil.drafting.costs import SizedCosts
 from sybil.drafting.window import confidence
 from sybil.models import Cache, Model, feed
 from sybil.noise import Noise
 from sybil.sampling import argmax, draw, probabilities, process, race
 from sybil.transfer import stacked, upload
 
-ASKED = 4
-"""Tokens that a helper is asked for at once, where it costs something."""
+ASKED, ASKED_FOR_NOTHING = 4, 16
+"""The most tokens that a helper is asked for at once; where they cost nothing."""
+READ = 0.15
+"""Of a copy's forward over one token, what each further token adds: in fewer bits arithmetic shows sooner."""
 Draws = Callable[[Tensor, Any], Tensor]
 
 
@@ -57,7 +61,10 @@ class ModelDrafter(Drafter):
         self.model, self.vocab_size, self.sampling = model, generating.vocab_size, generating.sampling
         self.cache = self.cache_for(generating)
         self.helper = None if helper is None else helper(replace(generating, cache=self.cache))
-        self.asked = ASKED if helper is not None and any(helper.step_bytes) else generating.capacity
+        if helper is not None:
+            most = ASKED if any(helper.step_bytes) else ASKED_FOR_NOTHING
+            costs = SizedCosts(most, self.model.weight_bytes, [max(helper.step_bytes)], READ)
+            self.window = Auto(generating.batch, costs, 0, together=True)
 
     def cache_for(self, generating: Generating) -> Cache:
         """Where the model keeps its keys and values during a generation: a cache of its own."""
@@ -127,7 +134,7 @@ class ModelDrafter(Drafter):
                 return tokens, probs, [True] * len(tokens)
             return tokens, probs, (confidence(logits, tokens) >= context.least_confidence).tolist()
 
-        return Cascade(self.model, self.cache, helper, self.asked, draw_at).propose(context, counts)
+        return Cascade(self.model, self.cache, helper, self.window, draw_at).propose(context, counts)
 
     def observe(self, outcome: Outcome) -> None:
         self.roll_back(outcome.lengths)
