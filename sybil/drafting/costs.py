@@ -11,7 +11,8 @@ VERIFIED = (
     0.05  # of a forward over one token, what each further token adds: its arithmetic, for the weights are read once
 )
 STEP = 0.03  # of the same, what a drafted token takes beside the reading of its weights
-KEPT = 5  # measured seconds kept for each number of tokens: their median is not moved by one slow round
+KEPT = 5  # measured seconds kept for each number of tokens: the second least of them, for rounds are late, never early
+AGED = 0.95  # what a measurement is worth a round later, beside the line
 SLOW = 2.0  # how many times the known cost a round may count as: more is learned step by step
 FORGOTTEN = 256  # rounds after which a measurement says nothing about now
 HOPE, HOPED = 0.75, 4.5  # before anything was seen: the chance that a token is kept, and how many tokens' word that is
@@ -138,14 +139,16 @@ class ClockedCosts(SizedCosts):
 
 
 class _Curve:
-    """Seconds by the number of tokens: the median where it was measured, a line beside it.
+    """Seconds by the number of tokens: a line, and beside it what was measured, as far as that was often and lately.
 
-    The line's slope is fitted to the medians and, as far as they lie close together, the one by sizes."""
+    The line's slope is fitted to what was measured and, as far as that lies close together, the one by sizes. A number
+    of tokens that isn't tried is not measured again, so what was said of it once counts less and less. Fewer tokens
+    never cost more."""
 
     def __init__(self, sized: Sequence[float], slope: float) -> None:
         self._sized, self._slope = list(sized), slope
         self._seconds: dict[int, deque[float]] = {}
-        self._medians: dict[int, float] = {}
+        self._usual: dict[int, float] = {}
         self._seen: dict[int, int] = {}  # the round of the last measurement
 
     @property
@@ -156,11 +159,11 @@ class _Curve:
         """One measurement more, of the round `now`."""
         times = self._seconds.setdefault(tokens, deque(maxlen=KEPT))
         times.append(seconds)
-        self._medians[tokens] = sorted(times)[(len(times) - 1) // 2]
+        self._usual[tokens] = sorted(times)[len(times) // KEPT]
         self._seen[tokens] = now
         if now % KEPT == 0:
             for old in [each for each, seen in self._seen.items() if now - seen > FORGOTTEN]:
-                del self._seen[old], self._seconds[old], self._medians[old]
+                del self._seen[old], self._seconds[old], self._usual[old]
 
     def table(self, unit: float) -> list[float]:
         """Seconds by number of tokens from 0 on. unit: seconds of a forward of the target over one token, by which
@@ -169,7 +172,9 @@ class _Curve:
             return [unit * cost for cost in self._sized]
         counts = {n: len(times) for n, times in self._seconds.items()}
         once = max(counts.values()) == 1  # else a single one is no evidence: it may be slow
-        points = [(n, self._medians[n], weight) for n, weight in counts.items() if once or weight > 1]
+        latest = max(self._seen.values())
+        worth = {n: AGED ** (latest - seen) for n, seen in self._seen.items()}
+        points = [(n, self._usual[n], each * worth[n]) for n, each in counts.items() if once or each > 1]
         count, middle, level, sized = 0.0, 0.0, 0.0, 0.0
         for n, seconds, weight in points:
             count += weight
@@ -184,6 +189,8 @@ class _Curve:
         slope = (rise + LEVERAGE * scale * self._slope) / (spread + LEVERAGE)
         slope = min(max(slope, 0.0), level / middle)  # no tokens take no negative time
         line = [level + slope * (n - middle) for n in range(len(self._sized))]
-        for n, seconds in self._medians.items():
-            line[n] = seconds if counts[n] > 2 else median_low([line[n], *self._seconds[n]])
+        for n, seconds in self._usual.items():
+            line[n] += (seconds - line[n]) * worth[n] * counts[n] / (counts[n] + 1)
+        for n in range(len(line) - 1, 0, -1):
+            line[n - 1] = min(line[n - 1], line[n])
         return line
