@@ -224,7 +224,7 @@ def test_costs_are_learned_kept_current_and_told_by_sizes_before() -> None:
     assert costs.verify[1:] == pytest.approx([10.0 + n for n in range(1, MOST + 2)], rel=0.12)
     for _ in range(2 * KEPT):
         costs.verified(9, 60.0)
-    assert costs.verify[9] == 60.0
+    assert costs.verify[9] == pytest.approx(60.0, rel=0.02)
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])
