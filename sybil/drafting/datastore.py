@@ -88,7 +88,7 @@ def _agreeing(one: list[int], other: list[int]) -> int:
     return min(len(one), len(other))
 
 
-class Reader:
+class StoreReader:
     """A row's reading of a datastore: where its text's ending stands there."""
 
     def __init__(self, store: Datastore) -> None:

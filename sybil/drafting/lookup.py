@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sybil.drafting.automaton import Automaton, Match
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
-from sybil.drafting.datastore import Answers, Datastore, Reader
+from sybil.drafting.datastore import Answers, Datastore, StoreReader
 from sybil.drafting.survival import Survival
 from sybil.models import Model
 from sybil.transfer import integers
@@ -107,12 +107,12 @@ class _Row:
     def __init__(self, stores: Sequence[Datastore]) -> None:
         self.read = 0
         self.answer: list[int] = []
-        self._sources: list[tuple[Automaton | Reader, Survival]] = [(Automaton(), Survival())]
+        self._sources: list[tuple[Automaton | StoreReader, Survival]] = [(Automaton(), Survival())]
         for store in stores:
             self.look_into(store)
 
     def look_into(self, store: Datastore) -> None:
-        self._sources.append((Reader(store), Survival()))
+        self._sources.append((StoreReader(store), Survival()))
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Take in committed tokens, of which the first are the prompt."""
@@ -139,7 +139,7 @@ class _Row:
             return []
         return source.continuation(match, drafted, survival.worth(match.length, most, least))
 
-    def _best(self, drafted: Sequence[int]) -> tuple[Automaton | Reader, Survival, Match]:
+    def _best(self, drafted: Sequence[int]) -> tuple[Automaton | StoreReader, Survival, Match]:
         """The longest match, the row's own before another's that is as long."""
         found = [(source, survival, source.after(drafted)) for source, survival in self._sources]
         return max(found, key=lambda each: each[2].length)

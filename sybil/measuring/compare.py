@@ -32,7 +32,7 @@ from sybil.measuring.contenders import (
     SybilContender,
     TransformersContender,
 )
-from sybil.measuring.drafters import Drafted
+from sybil.measuring.drafters import Drafters
 from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
 from sybil.measuring.peers import peers
@@ -82,7 +82,7 @@ class Comparison:
         self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
         checkpoint = read(task.target)
         self.target = load_transformers(checkpoint, task.computed, self.device).eval()
-        self._drafted = Drafted(decoder, checkpoint, task.computed)
+        self._drafters = Drafters(decoder, checkpoint, task.computed)
         self.contenders: dict[str, Contender] = {}
         self.left_out: dict[str, str] = {}
         for name in task.contenders:
@@ -107,7 +107,7 @@ class Comparison:
         ends = decoder.eos_token_ids  # config.json's where generation_config.json names none: for all the same
         if way := task.ways.get(name):
             gamma = {} if way.gamma is None else {"gamma": way.gamma}
-            return SybilContender(self._drafted.by(way.drafter), **task.settings | gamma)
+            return SybilContender(self._drafters.by(way.drafter), **task.settings | gamma)
         if name == SPECULATIVE:
             return SybilContender(decoder, **task.settings)
         if name == AUTOREGRESSIVE:

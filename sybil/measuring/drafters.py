@@ -72,7 +72,7 @@ def ways(drafters: Sequence[str], gammas: Sequence[int | str]) -> tuple[Way, ...
     )
 
 
-class Drafted:
+class Drafters:
     """One target with any drafter. decoder: the target with the pair's own draft, if it has one; checkpoint: what the
     target was built of, in dtype. What several drafters have in common, such as a copy of the target, is made once."""
 
