@@ -26,8 +26,8 @@ Integers = NDArray[np.int64]
 class Reference:
     """The target, by transformers' own forward, which shares nothing with the decoder under judgement.
 
-    Give it in float32 or float64: a Tolerance has to cover how far it is from the decoder's. draft: the decoder's, where
-    it is known; whatever is wrong with a speculative decoder, its tokens then lean towards the draft's or away."""
+    Give it in float32 or float64: a Tolerance has to cover how far it is from the decoder's. draft: the decoder's,
+    where it is known; whatever is wrong with a speculative decoder, its tokens then lean to the draft's or away."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: Tokenizer | None = None, draft: PreTrainedModel | None = None

@@ -95,6 +95,15 @@ class Comparison:
             self.contenders |= others
             self.left_out |= lacking
 
+    @property
+    def translated(self) -> dict[str, str]:
+        """How each draft with another tokenizer than the target's drafts, by its name."""
+        drafts = {way.drafter: self.contenders.get(name) for name, way in self.task.ways.items()}
+        found = {name: way_of(each.decoder.draft) for name, each in drafts.items() if isinstance(each, SybilContender)}
+        if not drafts:
+            found = {str(self.task.draft): way_of(self.decoder.draft)}
+        return {name: way for name, way in found.items() if way is not None}
+
     def _leave_out(self, name: str, error: SybilError) -> None:
         """Go on without a drafter that can't be had, or a peer that fails; anybody else's error is raised."""
         if not isinstance(error, PeerFailed) and (name not in self.task.ways or name == self.task.plain):
@@ -114,7 +123,7 @@ class Comparison:
             return SybilContender(decoder.without_draft(), **task.settings)
         if name == ASSISTED:
             if found := way_of(decoder.draft):
-                raise PeerFailed(f"{name} is left out, for the draft has other tokens: Sybil drafts by {found}")
+                raise PeerFailed(f"{name} is left out: the draft has another tokenizer (Sybil drafts by {found})")
             assistant = self._assistant(str(task.draft))
             return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
         proposed = (LOOKED_UP if task.gamma == AUTO else int(task.gamma)) if name == PROMPT_LOOKUP else None
