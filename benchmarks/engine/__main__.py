@@ -1,5 +1,5 @@
 """The engine's bars, measured: `python -m benchmarks.engine flat`, `step`, `replay`, `bits`, `real`, `widths`,
-`acceptance`, `drafts`, `copies` or `replay-copy`, on an idle machine.
+`acceptance`, `drafts`, `window`, `copies` or `replay-copy`, on an idle machine.
 
 Each prints what was found beside what was asked for, and appends it all to the file that --out names.
 """
@@ -22,12 +22,13 @@ from benchmarks.engine import blocks as of_blocks
 from benchmarks.engine import drafts as of_drafts
 from benchmarks.engine import real as reals
 from benchmarks.engine import widths as widths_of
+from benchmarks.engine import window as of_window
 from sybil.cli.terminal import make_console, make_progress, make_table
 from sybil.loading import load
 from sybil.measuring import files
 from sybil.measuring import prompts as texts
 from sybil.measuring.machine import describe
-from sybil.pairs import PAIRS, SMOLLM2
+from sybil.pairs import PAIRS, SMOLLM2, STDLIB
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = make_console()
@@ -196,6 +197,23 @@ def drafts(
     runs = prompts * (1 + len(asked.drafters) + bool(asked.over_transformers))
     size = int(gamma) if gamma.isdecimal() else gamma
     _measure(f"drafts {what}", runs, lambda tick: of_drafts.compare(what, prompts, size, tick), out, QUARTILES)
+
+
+@app.command()
+def window(
+    pair: Annotated[str, typer.Argument(help=f"One of {', '.join(of_window.DRAFTERS)}.")] = STDLIB,
+    drafter: Annotated[str, typer.Argument(help="draft, self or useless (random weights).")] = of_window.USELESS,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts, as many of each kind.")] = 12,
+    tokens: Annotated[int, typer.Option(min=8, help="New tokens a prompt; useless: 128 always.")] = 64,
+    out: OutOption = OUT,
+) -> None:
+    """gamma auto beside gammas 1 to 8 by kind of prompt: 0.95 of the best, or 0.96 of plain by a useless draft."""
+    if drafter not in of_window.DRAFTERS.get(pair, ()):
+        choices = "; ".join(f"{name} with {', '.join(each)}" for name, each in of_window.DRAFTERS.items())
+        raise typer.BadParameter(f"use {choices}")
+    runs = prompts * (2 if drafter == of_window.USELESS else 2 + len(of_window.GAMMAS))
+    measure: Callable[[bars.Tick], bars.Result] = lambda tick: of_window.window(pair, drafter, prompts, tokens, tick)  # noqa: E731
+    _measure(f"window {pair} {drafter}", runs, measure, out, QUARTILES)
 
 
 @app.command()

@@ -115,6 +115,10 @@ class Auto:
 
     def sizes(self, sources: Sequence[int], rooms: Sequence[int]) -> list[int]:
         self._sources, sizes = sources, [0] * len(rooms)
+        if len(rooms) == 1 and rooms[0] and (pause := self._pauses[0, sources[0]]).wait:
+            return [
+                self._probe(pause, [0], sources[0])
+            ]  # most rounds of a draft of no use: they cost what plain ones do
         for number, group in enumerate(self._groups):
             rows = [row for row in group if rooms[row]]
             by_source: dict[int, list[int]] = {}
@@ -125,7 +129,7 @@ class Auto:
                 for source, its in by_source.items()
                 if not self._pauses[number, source].wait
             }
-            lengths = longest_that_pay(offers, len(rows), self._costs)
+            lengths = longest_that_pay(offers, len(rows), self._costs) if offers else {}
             for source, its in by_source.items():
                 pause = self._pauses[number, source]
                 length = self._probe(pause, its, source) if pause.wait else lengths[source]

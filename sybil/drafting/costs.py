@@ -17,6 +17,7 @@ FORGOTTEN = 256  # rounds after which a measurement says nothing about now
 HOPE, HOPED = 0.75, 4.5  # before anything was seen: the chance that a token is kept, and how many tokens' word that is
 TRUSTED = 16.0  # how many tokens' word earlier texts have on a new one
 OUTLIVED = 0.99  # what a token that was judged weighs when another has been
+EAGER, EVERY = 32, 8  # rounds of which each makes the tables anew; of how many one does it later
 LEVERAGE = 16.0  # how much spread of lengths it takes to believe their slope as much as the one by sizes
 
 
@@ -70,7 +71,7 @@ class ClockedCosts(SizedCosts):
     """Costs in seconds, of this draft, this target and this batch: by sizes until the clock has said more.
 
     The tables are made anew when they are read after a measurement, and not before: a round without a draft reads
-    none."""
+    none. Once costs are known, that is done in one round of EVERY."""
 
     def __init__(self, most: int, target_bytes: int, step_bytes: Sequence[int]) -> None:
         super().__init__(most, target_bytes, step_bytes)
@@ -78,7 +79,7 @@ class ClockedCosts(SizedCosts):
         self._draft = [_Curve(costs, step) for costs, step in zip(self._draft_tables, self.steps, strict=True)]
         self._reading: list[deque[tuple[float, int, int]]] = [deque(maxlen=KEPT) for _ in self.steps]
         self._kept, self._tried = ([0.0] * len(self.steps) for _ in range(2))
-        self._rounds, self._is_stale = 0, False
+        self._rounds, self._due, self._is_stale = 0, 0, False
 
     def hope(self, source: int) -> tuple[float, float]:
         tried = HOPED + self._tried[source]
@@ -103,8 +104,8 @@ class ClockedCosts(SizedCosts):
         return self._draft_tables
 
     def _renew(self) -> None:
-        if self._is_stale:
-            self._is_stale = False
+        if self._is_stale and (self._rounds <= EAGER or self._rounds >= self._due):
+            self._is_stale, self._due = False, self._rounds + EVERY
             self._verify_table = self._verify.table(1.0)
             self._draft_tables = [curve.table(self._verify_table[1]) for curve in self._draft]
 
