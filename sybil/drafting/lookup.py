@@ -50,9 +50,9 @@ class DraftLookup(DrafterFactory):
 class LookupDrafter(Drafter):
     """Prompt lookup (Saxena 2023) by a suffix automaton, as suffix decoding has it (arXiv 2411.04975).
 
-    Proposes what followed the longest ending of the text that stood before, where it stood last; as many tokens as are
-    likely to be kept, by how well matches of that length have held in this text. The row's own text comes first where
-    its match is as long as another's."""
+    Proposes what followed the longest ending of the text that stood before, at its latest place. It proposes as many
+    tokens as are likely to be kept: that depends on how well matches of that length have held in this text. Of two
+    matches of one length it takes the one in the row's own text."""
 
     def __init__(self, factory: DraftLookup, generating: Generating) -> None:
         self.least = factory.least
@@ -77,7 +77,7 @@ class LookupDrafter(Drafter):
     def observe(self, outcome: Outcome) -> None: ...
 
     def _read(self, context: Context) -> list[list[int]]:
-        """Take in what is committed, nothing that lies beyond; each row's drafted tokens that stand after it."""
+        """Read each row's committed tokens, and none beyond them; gives its drafted tokens, which aren't read."""
         if self._past and (self._is_greedy or context.exponentials is not None):
             for row in self._rows:
                 row.look_into(self._past)
