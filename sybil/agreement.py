@@ -28,7 +28,7 @@ def lead(logits: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Rounding:
+class Tolerance:
     """How far two forwards of one model may stand apart in a logit, by other kernels and another order of summation:
     `absolute`, and `relative` times the row's largest. Two tokens that are nearer than that are a near-tie."""
 
@@ -40,7 +40,7 @@ class Rounding:
         return self.absolute + self.relative * size
 
 
-FLOAT32 = Rounding()
-HALF = {torch.float16: Rounding(0.05, 2**-10), torch.bfloat16: Rounding(0.5, 2**-7)}
+FLOAT32 = Tolerance()
+HALF = {torch.float16: Tolerance(0.05, 2**-10), torch.bfloat16: Tolerance(0.5, 2**-7)}
 """Of a forward in half precision and one in float32 with the same weights: absolute is about three times what the
 embedded target shows over twelve prompts (0.015 and 0.19); relative, the last bit of a logit."""

@@ -2,11 +2,12 @@
 
 The grammar, BITS being 4, 5, 6 or 8, N a number of layers, SOURCE a model's name, folder or file:
 
-    draft = self | self:BITS | skip | skip:N | skip:N:BITS | lookup | hybrid:lookup,draft |
-            cascade:lookup,draft | cascade:self:BITS,self:BITS | SOURCE
+    draft   = model | lookup | hybrid:lookup,model | hybrid:lookup,cascade | cascade
+    cascade = cascade:lookup,model | cascade:self:BITS,self:BITS
+    model   = self | self:BITS | skip | skip:N | skip:N:BITS | SOURCE
 
-A hybrid takes what the text itself proposes where that has been holding, and else its second part. In a cascade the
-first part drafts for the second, and the second for the target."""
+A hybrid proposes what lookup finds where its matches have been holding, and what its second part drafts elsewhere. In a
+cascade the first part drafts for the second, and the second for the target."""
 
 from __future__ import annotations
 
@@ -28,23 +29,23 @@ from sybil.text import encode
 from sybil.transfer import integers
 
 LOOKUP = "lookup"
-USAGE = "self, self:BITS (4, 5, 6 or 8), skip, skip:N, skip:N:BITS, lookup, hybrid:lookup,DRAFT, cascade:FIRST,DRAFT"
-"""The names, for help and messages."""
 BEGINNINGS = ("The", "def", "In", "How", "1")
+"""The target continues each of these, so that there is text of its own to choose layers and round weights by."""
 NEW_TOKENS = 16
-"""How many tokens of its own text a target is asked for after each beginning, where layers are chosen by it."""
+"""How many tokens the target adds to each beginning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Self:
-    """A copy of the target; bits: None for what fits it best."""
+    """A copy of the target. bits: None where Sybil chooses them."""
 
     bits: Bits | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """The target, or its copy in so many bits, without some layers; layers: None for as many as pay."""
+    """The target without some of its layers. layers: how many are left out; None where Sybil chooses. bits: those of
+    the copy whose layers run; None where the target's own run."""
 
     layers: int | None = None
     bits: Bits | None = None
@@ -52,7 +53,7 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """The text itself."""
+    """What followed the same words before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Hybrid:
-    """lookup where it has a match that has been holding, else the other."""
+    """Lookup where its matches have been holding, the other elsewhere."""
 
     other: Self | Skip | Cascade | Source
 
@@ -81,7 +82,7 @@ Draft = Self | Skip | Lookup | Hybrid | Cascade | Source
 
 
 def parse(name: str) -> Draft:
-    """The tree that a name stands for. A name that the grammar doesn't know is a model's source. Raises
+    """The tree that a name stands for. A name that begins with none of the grammar's words is a model's source. Raises
     InvalidSetting."""
     try:
         return _parsed(name)
@@ -90,13 +91,20 @@ def parse(name: str) -> Draft:
 
 
 def is_model(name: str) -> bool:
-    """Whether a draft's name is a model's source, and nothing of the grammar's. Raises InvalidSetting."""
+    """Whether a draft's name is a model's source. Raises InvalidSetting."""
     return isinstance(parse(name), Source)
 
 
 def looks_up(draft: Draft) -> bool:
     """Whether lookup is a part of it."""
     return isinstance(draft, Lookup | Hybrid) or (isinstance(draft, Cascade) and looks_up(draft.helper))
+
+
+def has_model(draft: Draft) -> bool:
+    """Whether a model with weights of its own is a part of it."""
+    if isinstance(draft, Hybrid):
+        return has_model(draft.other)
+    return isinstance(draft, Source) or (isinstance(draft, Cascade) and has_model(draft.draft))
 
 
 class _Senseless(Exception):
@@ -120,24 +128,22 @@ def _parsed(name: str, depth: int = 0) -> Draft:
     if word == "hybrid":
         first, second = _two(word, rest, depth + 1)
         if not isinstance(first, Lookup):
-            raise _Senseless(
-                "the first of a hybrid's two is what is tried first, and that is lookup: hybrid:lookup,..."
-            )
+            raise _Senseless("the first part of a hybrid must be lookup: hybrid:lookup,self")
         if isinstance(second, Lookup | Hybrid):
             raise _Senseless(
-                "a hybrid's second is what drafts where lookup finds nothing: self, skip, cascade or a model"
+                "the second part of a hybrid drafts where lookup finds nothing: use self, skip, a cascade or a model"
             )
         return Hybrid(second)
     if word == "cascade":
         first, second = _two(word, rest, depth + 1)
         if not isinstance(first, Lookup | Self):
-            raise _Senseless("the first of a cascade's two drafts for the second: it is lookup, or self with its bits")
+            raise _Senseless("the first part of a cascade must be lookup, or self with its bits: cascade:lookup,self")
         if not isinstance(second, Self | Skip | Source):
-            raise _Senseless("a cascade's second is a model that drafts for the target: self, skip or a model")
+            raise _Senseless("the second part of a cascade must be self, skip or a model: cascade:lookup,self")
         if isinstance(first, Self) and not (
             isinstance(second, Self) and first.bits and second.bits and first.bits < second.bits
         ):
-            raise _Senseless("a copy drafts for a copy of more bits, both named: cascade:self:4,self:8")
+            raise _Senseless("self with its bits drafts only for self with more bits: cascade:self:4,self:8")
         return Cascade(first, second)
     return Source(name)
 
@@ -164,8 +170,8 @@ def _two(word: str, text: str, depth: int) -> tuple[Draft, Draft]:
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Makes what drafts for a target. checkpoint: what the model was built of; source: the drafter that is a model;
-    lookup: the drafter that "lookup" stands for."""
+    """Makes the factories of drafters for one target. checkpoint: what the target's model was built of. source: makes
+    the factory of a draft model from its name. lookup: the factory that the name "lookup" stands for."""
 
     checkpoint: Checkpoint
     model: Model
@@ -174,7 +180,7 @@ class Maker:
     _made: dict[Draft, DrafterFactory] = field(default_factory=dict)
 
     def make(self, draft: Draft) -> DrafterFactory:
-        """The factory of a tree; what several trees have in common, such as a copy, is made once. Raises the errors of
+        """The factory of a tree. A part that several trees share, such as a copy, is made once. Raises the errors of
         sybil.errors."""
         if draft not in self._made:
             self._made[draft] = self._make(draft)
@@ -211,11 +217,11 @@ class Maker:
         return DraftSelf(whole.with_layers(kept), shares=draft.bits is None)
 
     def text(self) -> Tensor:
-        """The target's own text, (rows, tokens): what it says greedily after a few beginnings."""
+        """Text of the target's own, (rows, tokens): its greedy continuation of each beginning."""
         tokenizer, size = self.checkpoint.tokenizer, self.model.vocab_size
         spread = [index * size // len(BEGINNINGS) for index in range(len(BEGINNINGS))]
         begun = [] if tokenizer is None else [encode(tokenizer, text) for text in BEGINNINGS]
-        firsts = [ids[0] for ids in begun] if begun and all(begun) else spread  # few tokens may lack their letters
+        firsts = [ids[0] for ids in begun] if begun and all(begun) else spread  # few tokens may give none
         count = min(NEW_TOKENS, self.model.context - 1)
         said = Decoder(self.model).generate([[first] for first in firsts], max_new_tokens=count, eos_token_id=[])
         return torch.stack(
@@ -224,7 +230,10 @@ class Maker:
 
 
 def _helped(draft: DrafterFactory, helper: DrafterFactory) -> DrafterFactory:
-    """The draft, drafted for by the helper. Raises InvalidSetting where they don't speak of the same tokens."""
+    """The factory of the draft, with the helper drafting for it. Raises InvalidSetting where the draft has another
+    tokenizer than the target."""
     if type(draft) not in (DraftModel, DraftSelf):
-        raise InvalidSetting("draft is a cascade and its second has another tokenizer than the target: name it alone")
+        raise InvalidSetting(
+            "draft is a cascade and its second part has another tokenizer than the target: name it alone"
+        )
     return replace(cast(DraftModel, draft), helper=helper)

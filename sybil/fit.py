@@ -1,4 +1,5 @@
-"""Do a target and a draft fit each other, and by which way? The one place where vocabularies are compared."""
+"""Do a target and a draft share their tokens, and if not, how does the draft draft? Vocabularies are compared here
+alone."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from sybil.defaults import Defaults
-from sybil.drafting import DrafterFactory, DraftIntersection, DraftModel, DraftStrings
+from sybil.drafting import DrafterFactory, DraftHybrid, DraftIntersection, DraftModel, DraftStrings
 from sybil.drafting.reader import Reader
 from sybil.drafting.surfaces import Vocabulary, share_of
 from sybil.drafting.vocabulary import Intersection
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAID = 0.95
-"""Of a text's tokens, the share that both vocabularies must have for the draft to draw among those alone."""
+"""Token-level intersection is chosen where the draft's vocabulary has at least this share of a text's tokens."""
 SAMPLE = "prompts/english.jsonl"
 PADDED_TO, PADDING = 64, 1024  # logits are padded to a multiple of the one, by less than the other
 
@@ -31,11 +32,11 @@ def differing_tokens(one: Tokenizer, other: Tokenizer) -> int:
 
 
 def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model) -> DrafterFactory:
-    """What drafts with the one model for the other. Raises VocabularyMismatch.
+    """The factory with which the model `drafting` drafts for `model`. Raises VocabularyMismatch.
 
-    Padding beyond a shared tokenizer is no difference. With two tokenizers it is the intersection of both vocabularies
-    where they share SAID of what is said, for at each place that they don't share the draft is bound to be wrong.
-    Elsewhere the draft's text is encoded again."""
+    Two vocabularies are the same where they differ in padding alone. Where they differ in more, and the draft's has
+    SAID of a text's tokens, the draft draws among the tokens that both have. It can't be right at any other token, so
+    where it has fewer of them it writes text, which is encoded again in the target's tokens."""
     if target.tokenizer is None or draft.tokenizer is None:
         check_sizes((target.name, draft.name), (model.vocab_size, drafting.vocab_size))
     if same_tokens(target, draft):
@@ -56,12 +57,14 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
 
 
 def way_of(draft: DrafterFactory | None) -> str | None:
-    """By which way a draft with another tokenizer drafts; None for any other."""
+    """How a draft with another tokenizer drafts: "intersection" or "strings"; None for any other draft."""
+    if isinstance(draft, DraftHybrid):
+        return way_of(draft.other)
     return draft.way if isinstance(draft, DraftIntersection | DraftStrings) else None
 
 
 def same_tokens(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two models share a tokenizer, as far as theirs are known."""
+    """Whether two models share a tokenizer; true where one of theirs isn't known."""
     return one.tokenizer is None or other.tokenizer is None or not differing_tokens(one.tokenizer, other.tokenizer)
 
 
@@ -72,13 +75,14 @@ def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
 
 
 def _sample() -> str:
-    """What is said: English, a conversation's and a newspaper's, and code."""
+    """The text whose tokens are counted: English of conversations and newspapers, and code."""
     lines = embedded_folder(SAMPLE).read_text(encoding="utf-8").splitlines()
     return "\n".join(said["content"] for line in lines for said in json.loads(line)["messages"])
 
 
 def check_sizes(names: tuple[str, str], sizes: tuple[int, int]) -> None:
-    """For models whose tokens nobody knows: as many logits, or one's padded to the other's, or VocabularyMismatch."""
+    """For two models of which one's tokens aren't known. Raises VocabularyMismatch, unless they have as many logits, or
+    one's are padded."""
     surplus = max(sizes) - min(sizes)
     if surplus and (max(sizes) % PADDED_TO or surplus >= PADDING):
         raise VocabularyMismatch(

@@ -17,7 +17,7 @@ from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
 from sybil.drafting import Answers, DrafterFactory, DraftLookup
-from sybil.drafts import Maker, is_model, looks_up, parse
+from sybil.drafts import Maker, has_model, is_model, looks_up, parse
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.models import Model, building, folders
 from sybil.models.checkpoints.templates import SPECIAL
@@ -46,16 +46,17 @@ def load(
 
     A GGUF file may be named as a local Ollama has it: "ollama:smollm2:135m".
 
-    A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding. draft: a model as target is
-    one, or what drafts.py has by name: "self", the target's own copy in fewer bits; "lookup", what followed the last
-    tokens where they stood before; others. dtype: torch's or its name, as transformers takes them; "auto" is
-    the checkpoint's own, None float32 on a CPU and float16 on a GPU. draft_dtype: None is int8 on a CPU, where our own
-    forward knows the draft (the rule makes up for what it costs in agreement), and dtype elsewhere. On a CPU the
-    weights of a GGUF file stay in the file's own blocks where no dtype is named. They are multiplied as the float32
-    numbers that the blocks stand for. device: None is the GPU where there is one. tokenizer: for models passed as
-    objects, transformers' or tokenizers' own. datastore: files of text (pathlib.Path) and texts that "lookup" looks
-    into beside the text itself, 16 MiB together at most. keep_answers: whether it looks into earlier answers too, where
-    that can change no text: when decoding greedily, and by the rule `coupled`.
+    A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding. draft: a model, given as the
+    target is, or one of the names in drafts.py: "self" is the target's own copy in fewer bits, "lookup" proposes what
+    followed the last tokens where they stood before. dtype: torch's or its name, as transformers takes them; "auto" is
+    the checkpoint's own; None is float32 on a CPU and float16 on a GPU. draft_dtype: of a draft that is a model; None
+    is int8 on a CPU, where our own forward knows the draft (the rule makes up for what it costs in agreement), and
+    dtype elsewhere. On a CPU the weights of a GGUF file stay in the file's own blocks where no dtype is named. They are
+    multiplied as the float32 numbers that the blocks stand for. device: None is the GPU where there is one. tokenizer:
+    for models passed as objects, transformers' or tokenizers' own. datastore: files of text (pathlib.Path) and texts
+    that "lookup" searches beside the row's own text, 16 MiB together at most. keep_answers: whether "lookup" searches
+    earlier answers too. It does so only where that can't change a text: when decoding greedily, and by the rule
+    `coupled`.
 
     A model object keeps its place, dtype and modes. Our own forward stands in for its forward where it is sure to be
     the same (models/objects.py), with its weights as they are now: load again after changing them. Elsewhere, as with
@@ -70,6 +71,7 @@ def load(
         target, draft = PAIRS[target].source, PAIRS[target].draft if draft is None else draft
     if not isinstance(target, str | Path):  # a model that is somewhere already: follow it
         device = device or _place(target)
+    check_draft_dtype(draft, draft_asked)
     chosen = choose_device(device)
     main = read(target, tokenizer)
     kept = dtype_of(main, asked, chosen)
@@ -99,8 +101,8 @@ def maker(
     tokenizer: Any = None,
     lookup: DraftLookup | None = None,
 ) -> Maker:
-    """Makes what drafts for the checkpoint's model, which was loaded in dtype. lookup: what "lookup" stands for. The
-    rest, and errors, as of load()."""
+    """Makes the factories of drafters for the checkpoint's model, which was loaded in dtype. lookup: the factory that
+    "lookup" stands for. The other arguments, and errors, are load()'s."""
 
     def source(named: str | Path | nn.Module) -> DrafterFactory:
         device = model.device
@@ -114,6 +116,15 @@ def maker(
         return fit.drafter(checkpoint, helper, model, drafting)
 
     return Maker(checkpoint, model, source, lookup or DraftLookup())
+
+
+def check_draft_dtype(draft: Any, draft_dtype: torch.dtype | Literal["auto"] | None) -> None:
+    """Raises InvalidSetting where a dtype is named for a draft that has no weights of its own."""
+    if draft_dtype is not None and isinstance(draft, str) and not has_model(parse(draft)):
+        raise InvalidSetting(
+            f"draft_dtype is {draft_dtype} and draft is {described(draft)}, which has no weights of its own: leave "
+            "draft_dtype out (a copy's bits are part of its name, as in self:8)"
+        )
 
 
 def _chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:

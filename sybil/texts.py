@@ -18,7 +18,7 @@ MOST = 16 << 20
 
 
 def datastore(sources: Sequence[str | Path], tokenizer: Tokenizer | None) -> Datastore | None:
-    """What is to be looked into: a Path is a file of UTF-8 text, a str the text itself. None where there is nothing.
+    """The sources' texts, indexed: a Path is a file of UTF-8 text, a str the text itself. None where there are none.
 
     Raises InvalidSetting for what can't be read, is no UTF-8, is empty, or is more than MOST bytes together."""
     if isinstance(sources, str | Path) or not isinstance(sources, Sequence):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sybil.agreement import FLOAT32, HALF, Rounding, first_difference, lead
+from sybil.agreement import FLOAT32, HALF, Tolerance, first_difference, lead
 
 tokens = st.lists(st.integers(0, 3), max_size=8)
 
@@ -44,4 +44,4 @@ def test_the_lead_is_the_top_two_gap() -> None:
 def test_half_precision_rounds_more_than_float32() -> None:
     for half in HALF.values():
         assert half.of(10.0) > FLOAT32.of(10.0)
-    assert Rounding(0.5, 0.1).of(20.0) == pytest.approx(2.5)
+    assert Tolerance(0.5, 0.1).of(20.0) == pytest.approx(2.5)

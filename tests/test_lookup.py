@@ -15,7 +15,7 @@ from tiny import gpt2, in_sybil, prompts
 from sybil import Decoder
 from sybil.drafting import Answers, Context, Datastore, DraftLookup, Generating, LookupDrafter, Proposal
 from sybil.drafting.automaton import Automaton
-from sybil.drafting.datastore import DEPTH, END, Reader
+from sybil.drafting.datastore import DEPTH, END, StoreReader
 from sybil.drafting.survival import Survival
 from sybil.noise import Noise
 from sybil.sampling import Sampling
@@ -121,7 +121,7 @@ def test_a_datastore_has_the_longest_match_and_never_crosses_from_a_text_to_the_
 
 def test_a_reader_follows_its_match_beyond_the_depth_of_the_order() -> None:
     text = [(index * index) % 251 for index in range(600)]
-    reader = Reader(Datastore.of([text, text[:30]]))
+    reader = StoreReader(Datastore.of([text, text[:30]]))
     reader.extend(text[100:110])
     assert reader.after(()).length == 10
     for place in range(110, 160):

@@ -125,7 +125,7 @@ def test_profile_refuses_before_it_measures(folders: Path, capsys: pytest.Captur
     assert "draft_dtype is 'int4'" in refused("--draft-dtype", "int4")
     assert "no workload 'gpt3'" in refused("--workload", "gpt3")
     assert "no pair 'nonesuch'" in refused("--pair", "nonesuch")
-    assert "drafts without a model" in refused("--target", folders / "target", "--draft", "lookup")
+    assert "drafts by no models" in refused("--target", folders / "target", "--draft", "lookup")
     assert "gamma is 40" in refused("--target", folders / "target", "--draft", folders / "draft", "--gamma", 40)
     (tmp_path / "file").write_text("")
     assert "is a file" in refused("--out", tmp_path / "file")

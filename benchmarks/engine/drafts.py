@@ -19,7 +19,7 @@ from sybil.drafts import LOOKUP
 from sybil.loading import load, read
 from sybil.measuring import prompts as texts
 from sybil.measuring.contenders import TRANSFORMERS, Contender, Measured, SybilContender, TransformersContender
-from sybil.measuring.drafters import DRAFT, NONE, SELF, SHORT, Drafted
+from sybil.measuring.drafters import DRAFT, NONE, SELF, SHORT, Drafters
 from sybil.measuring.memory import weight_bytes
 from sybil.measuring.profile import DEPTH, bytes_read
 from sybil.measuring.timing import STREAM, STREAM_BYTES, Interval, forward_case, interleave, stream_case
@@ -208,10 +208,10 @@ def replay(bits: Bits, gammas: Sequence[int], repetitions: int, tick: Tick) -> R
     return result
 
 
-def _loaded(pair: str, dtype: str) -> tuple[Decoder, Drafted]:
+def _loaded(pair: str, dtype: str) -> tuple[Decoder, Drafters]:
     """The pair's target, and what makes drafters for it."""
     decoder = load(pair, dtype=dtype, device=CPU)
-    return decoder, Drafted(decoder, read(PAIRS[pair].source), getattr(torch, dtype))
+    return decoder, Drafters(decoder, read(PAIRS[pair].source), getattr(torch, dtype))
 
 
 def _transformers(asked: Comparison) -> Contender:

@@ -16,7 +16,7 @@ from sybil.cli.terminal import make_console, make_progress
 from sybil.devices import choose_device, dtype_named
 from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting
-from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks
+from sybil.loading import IN_BLOCKS, check_draft_dtype, dtype_chosen, keeps_blocks
 from sybil.measuring import compare as measuring
 from sybil.measuring import files, prompts
 from sybil.measuring.drafters import drafters_named, gammas_named
@@ -95,6 +95,7 @@ def compare(
     as_it_lies = keeps_blocks(chosen_target, dtype, chosen_device)
     kept = IN_BLOCKS if as_it_lies else str(dtype_chosen(chosen_target, dtype, chosen_device)).removeprefix("torch.")
     draft_kept = dtype_named(draft_dtype, draft=True)
+    check_draft_dtype(chosen_draft, draft_kept)
     usual = usual_draft_dtype(chosen_draft, kept, str(chosen_device))
     task = Task(
         target=chosen_target,

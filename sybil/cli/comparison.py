@@ -10,7 +10,7 @@ from sybil.cli.terminal import make_table
 from sybil.loading import IN_BLOCKS
 from sybil.measuring import compare as measuring
 from sybil.measuring.contenders import PEERS
-from sybil.measuring.drafters import NONE
+from sybil.measuring.drafters import DRAFT, NONE
 from sybil.measuring.summaries import Summary
 from sybil.measuring.task import Task
 from sybil.measuring.timing import Interval
@@ -32,7 +32,10 @@ def caption(comparison: measuring.Comparison, count: int) -> str:
         parts.append(f"seed {task.seed}")
     parts += [f"gamma {task.gamma}"] * (beside is not None and not task.drafters)
     parts += [f"window {task.window}"] * (bool(beside) and task.window != options.WINDOW)
-    kept = "" if comparison.draft_storage in (None, task.dtype) else f" (Sybil's draft {comparison.draft_storage})"
+    parts += [f"{name} has another tokenizer and drafts by {way}" for name, way in comparison.translated.items()]
+    is_compared = not task.drafters or any(way.drafter == DRAFT for way in task.ways.values())
+    tells_storage = is_compared and comparison.draft_storage not in (None, task.dtype)
+    kept = f" (Sybil's draft {comparison.draft_storage})" if tells_storage else ""
     weights = "the file's own blocks (transformers float32)" if task.dtype == IN_BLOCKS else task.dtype
     return (
         f"{', '.join(parts)}, {count} prompts, {task.max_new_tokens} new tokens, {weights}{kept} on "

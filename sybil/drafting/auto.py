@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sybil.settings import Settings
 
 MOST, MOST_FOR_NOTHING = 16, 32  # tokens of a proposal: by a model, and by what reads no weights
-PLACE = 5.0  # how many tokens' word the place before it and all together have on a place
+PLACE = 5.0  # how many judged tokens a place's first estimate weighs: the mean of the place before it and all places
 FADE = 0.91  # what a record still weighs a round later
 NEGLIGIBLE = 0.01  # a chance below it ends the search for longer proposals
 PROBES = 0.02  # of the time, what probes may take, about

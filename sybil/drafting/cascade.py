@@ -25,7 +25,7 @@ Drawn = tuple[Tensor, Tensor | None, list[bool]]
 
 
 @dataclass(frozen=True, slots=True)
-class Cascade:
+class NestedRounds:
     """model, cache: the draft's. helper: drafts for it. window: how many tokens the helper is asked for at once.
     draw: from logits (batch, vocab), the text so far, and the place in the proposal of each row, (batch,)."""
 

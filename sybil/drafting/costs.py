@@ -7,17 +7,17 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median_low
 
-VERIFIED = (
-    0.05  # of a forward over one token, what each further token adds: its arithmetic, for the weights are read once
-)
+VERIFIED = 0.05
+"""What each further token adds to a forward over one token, as a share of it: its arithmetic, for the weights are read
+once."""
 STEP = 0.03  # of the same, what a drafted token takes beside the reading of its weights
 KEPT = 5  # measured seconds kept for each number of tokens: the second least of them, for rounds are late, never early
 AGED = 0.95  # what a measurement is worth a round later, beside the line
 SLOW = 2.0  # how many times the known cost a round may count as: more is learned step by step
 FORGOTTEN = 256  # rounds after which a measurement says nothing about now
-HOPE, HOPED = 0.75, 4.5  # before anything was seen: the chance that a token is kept, and how many tokens' word that is
-TRUSTED = 16.0  # how many tokens' word earlier texts have on a new one
-OUTLIVED = 0.99  # what a token that was judged weighs when another has been
+HOPE, HOPED = 0.75, 4.5  # the chance first assumed that a token is kept; how many judged tokens that assumption weighs
+TRUSTED = 16.0  # the most judged tokens that earlier texts weigh in a new one
+OUTLIVED = 0.99  # what a judged token weighs once another was judged
 EAGER, EVERY = 32, 8  # rounds of which each makes the tables anew; of how many one does it later
 LEVERAGE = 16.0  # how much spread of lengths it takes to believe their slope as much as the one by sizes
 
@@ -47,11 +47,11 @@ class SizedCosts:
         return self._draft_tables
 
     def hope(self, source: int) -> tuple[float, float]:
-        """The chance that a source's token is kept, before a text has shown it, and how many tokens' word that is."""
+        """The chance assumed that a source's token is kept, and how many judged tokens that assumption weighs."""
         return HOPE, HOPED
 
     def is_known(self, source: int) -> bool:
-        """Whether that is more than a guess, or all that will ever be known."""
+        """Whether a source's costs and chances need no first look: they were seen, or no clock will ever tell more."""
         return True
 
     def judged(self, source: int, kept: int, tried: int) -> None:

@@ -88,8 +88,8 @@ def _agreeing(one: list[int], other: list[int]) -> int:
     return min(len(one), len(other))
 
 
-class Reader:
-    """A row's reading of a datastore: where its text's ending stands there."""
+class StoreReader:
+    """Reads a row's text and knows where its ending stands in a datastore, as Automaton does for the text itself."""
 
     def __init__(self, store: Datastore) -> None:
         self.store = store
@@ -127,9 +127,10 @@ class Reader:
 
 
 class Answers:
-    """What a decoder has said before, MOST tokens of it at most, the oldest dropped. Each answer lacks its last round.
+    """The latest answers of a decoder, at most MOST tokens together. Each answer lacks the tokens of its last round.
 
-    Lists that grow while they are generated are held: an answer is looked up by generations that begin later."""
+    An answer's list is held from its beginning and grows while it is generated. Generations that begin later search
+    it."""
 
     MOST = 1 << 14
 
@@ -141,7 +142,7 @@ class Answers:
         self._texts.extend(texts)
 
     def store(self) -> Datastore | None:
-        """All that is kept, as it is now; None where that is nothing. An answer that was given again is held once."""
+        """The answers so far, indexed; None where there are none. An answer that was given twice is held once."""
         held: deque[list[int]] = deque()
         kept: list[list[int]] = []
         room = self.MOST

@@ -14,7 +14,7 @@ from sybil.models import Model
 from sybil.transfer import CPU, count_to, integers
 
 HOLDING = 0.7
-"""How likely a lookup's first token must be to be kept, for the other to be left aside."""
+"""Lookup proposes for a row where its first token is at least this likely to be kept; elsewhere the other does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class HybridDrafter(Drafter):
     def __init__(self, lookup: LookupDrafter, other: Drafter) -> None:
         self.lookup, self.other = lookup, other
         self._unused: list[tuple[int, int]] = []
-        """Rows, and their tokens then, whose last proposal isn't the other's."""
+        """Rows whose last proposal was looked up, and how many tokens each had then."""
 
     def sources(self, context: Context) -> Sequence[int]:
         holding = self._holding(context)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sybil.drafting.automaton import Automaton, Match
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
-from sybil.drafting.datastore import Answers, Datastore, Reader
+from sybil.drafting.datastore import Answers, Datastore, StoreReader
 from sybil.drafting.survival import Survival
 from sybil.models import Model
 from sybil.transfer import integers
@@ -50,9 +50,9 @@ class DraftLookup(DrafterFactory):
 class LookupDrafter(Drafter):
     """Prompt lookup (Saxena 2023) by a suffix automaton, as suffix decoding has it (arXiv 2411.04975).
 
-    Proposes what followed the longest ending of the text that stood before, where it stood last; as many tokens as are
-    likely to be kept, by how well matches of that length have held in this text. The row's own text comes first where
-    its match is as long as another's."""
+    Proposes what followed the longest ending of the text that stood before, at its latest place. It proposes as many
+    tokens as are likely to be kept: that depends on how well matches of that length have held in this text. Of two
+    matches of one length it takes the one in the row's own text."""
 
     def __init__(self, factory: DraftLookup, generating: Generating) -> None:
         self.least = factory.least
@@ -77,7 +77,7 @@ class LookupDrafter(Drafter):
     def observe(self, outcome: Outcome) -> None: ...
 
     def _read(self, context: Context) -> list[list[int]]:
-        """Take in what is committed, nothing that lies beyond; each row's drafted tokens that stand after it."""
+        """Read each row's committed tokens, and none beyond them; gives its drafted tokens, which aren't read."""
         if self._past and (self._is_greedy or context.exponentials is not None):
             for row in self._rows:
                 row.look_into(self._past)
@@ -107,12 +107,12 @@ class _Row:
     def __init__(self, stores: Sequence[Datastore]) -> None:
         self.read = 0
         self.answer: list[int] = []
-        self._sources: list[tuple[Automaton | Reader, Survival]] = [(Automaton(), Survival())]
+        self._sources: list[tuple[Automaton | StoreReader, Survival]] = [(Automaton(), Survival())]
         for store in stores:
             self.look_into(store)
 
     def look_into(self, store: Datastore) -> None:
-        self._sources.append((Reader(store), Survival()))
+        self._sources.append((StoreReader(store), Survival()))
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Take in committed tokens, of which the first are the prompt."""
@@ -139,7 +139,7 @@ class _Row:
             return []
         return source.continuation(match, drafted, survival.worth(match.length, most, least))
 
-    def _best(self, drafted: Sequence[int]) -> tuple[Automaton | Reader, Survival, Match]:
+    def _best(self, drafted: Sequence[int]) -> tuple[Automaton | StoreReader, Survival, Match]:
         """The longest match, the row's own before another's that is as long."""
         found = [(source, survival, source.after(drafted)) for source, survival in self._sources]
         return max(found, key=lambda each: each[2].length)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sybil.drafting.auto import Auto
-from sybil.drafting.cascade import Cascade, Drawn
+from sybil.drafting.cascade import Drawn, NestedRounds
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.costs import SizedCosts
 from sybil.drafting.window import confidence
@@ -134,7 +134,7 @@ class ModelDrafter(Drafter):
                 return tokens, probs, [True] * len(tokens)
             return tokens, probs, (confidence(logits, tokens) >= context.least_confidence).tolist()
 
-        return Cascade(self.model, self.cache, helper, self.window, draw_at).propose(context, counts)
+        return NestedRounds(self.model, self.cache, helper, self.window, draw_at).propose(context, counts)
 
     def observe(self, outcome: Outcome) -> None:
         self.roll_back(outcome.lengths)

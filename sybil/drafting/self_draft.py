@@ -13,7 +13,7 @@ from sybil.models import Cache
 
 @dataclass(frozen=True, slots=True)
 class DraftSelf(DraftModel):
-    """Makes a SelfDrafter for each generation. model: one that computes over the target's caches.
+    """Makes a SelfDrafter for each generation. model: a copy of the target, or some of its layers.
 
     shares: whether the model's weights are the target's own memory."""
 
@@ -46,4 +46,4 @@ class SelfDrafter(ModelDrafter):
             self.cache.lengths = held
 
     def roll_back(self, lengths: Tensor) -> None:
-        """The loop's own affair."""
+        """Nothing to do: the cache is the target's, and the loop rolls it back."""

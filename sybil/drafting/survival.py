@@ -4,10 +4,11 @@ from __future__ import annotations
 
 
 class Survival:
-    """Of every length of match, how often the text went on as it said.
+    """For each length of match, how often the text went on as the match said.
 
-    Asked of kept tokens only, and of each of them, proposed or not: the text itself tells whether a match was right.
-    Lengths are counted together from one power of two to the next; what was seen fades, so that it follows the text."""
+    Every kept token counts, proposed or not: the text itself tells whether a match was right. Dropped tokens don't
+    count. Lengths from one power of two to the next are counted together. Older counts fade, so that the latest text
+    weighs most."""
 
     FADING = 0.9
     SHARES = (0.2, 0.5, 0.8, 0.85, 0.95, 0.95)

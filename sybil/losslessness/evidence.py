@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sybil.agreement import Rounding, lead
+from sybil.agreement import Tolerance, lead
 from sybil.errors import NumericalFailure
 from sybil.losslessness.samples import Sample
 from sybil.models.huggingface import context_of, entrance
@@ -26,8 +26,8 @@ Integers = NDArray[np.int64]
 class Reference:
     """The target, by transformers' own forward, which shares nothing with the decoder under judgement.
 
-    Give it in float32 or float64: a Rounding has to cover how far it is from the decoder's. draft: the decoder's, where
-    it is known; whatever is wrong with a speculative decoder, its tokens then lean towards the draft's or away."""
+    Give it in float32 or float64: a Tolerance has to cover how far it is from the decoder's. draft: the decoder's,
+    where it is known; whatever is wrong with a speculative decoder, its tokens then lean to the draft's or away."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: Tokenizer | None = None, draft: PreTrainedModel | None = None
@@ -127,7 +127,7 @@ def sampled(
     sequence: int,
     sampling: Sampling,
     noise: np.random.Generator,
-    near_tie: Rounding,
+    near_tie: Tolerance,
 ) -> Evidence:
     """The evidence of a sequence, the sequence-th, whose tokens are in the target's vocabulary."""
     count = len(sample.tokens)
@@ -188,7 +188,7 @@ def _moment(probs: Tensor, spread: Tensor, power: int) -> Floats:
     return np.where(np.abs(moment) < 1e-24, 0.0, moment)
 
 
-def _is_near(logits: Tensor, token: int, sampling: Sampling, near_tie: Rounding) -> bool:
+def _is_near(logits: Tensor, token: int, sampling: Sampling, near_tie: Tolerance) -> bool:
     """Whether a filter leaves token out by no more than rounding can. Logits that are off by tolerance move the mass
     of a set of tokens, F, by up to F * (1 - F) * tolerance / temperature, and with it the edge that top_p draws."""
     tolerance = float(near_tie.of(float(_size(logits))))

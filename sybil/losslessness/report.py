@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from sybil.agreement import FLOAT32, Rounding
+from sybil.agreement import FLOAT32, Tolerance
 from sybil.arguments import integer
 from sybil.errors import InvalidSetting
 from sybil.losslessness.checks import Check, Drift
@@ -32,8 +32,8 @@ class Plan:
     stopping: int = 8
     alpha: float = 1e-6
     seed: int = 0
-    near_tie: Rounding = FLOAT32
-    doubtful: Rounding | None = None
+    near_tie: Tolerance = FLOAT32
+    doubtful: Tolerance | None = None
     resolution: float = 0.1
     uniformity: float = 0.2
 

@@ -32,7 +32,7 @@ from sybil.measuring.contenders import (
     SybilContender,
     TransformersContender,
 )
-from sybil.measuring.drafters import Drafted
+from sybil.measuring.drafters import Drafters
 from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
 from sybil.measuring.peers import peers
@@ -82,7 +82,7 @@ class Comparison:
         self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
         checkpoint = read(task.target)
         self.target = load_transformers(checkpoint, task.computed, self.device).eval()
-        self._drafted = Drafted(decoder, checkpoint, task.computed)
+        self._drafters = Drafters(decoder, checkpoint, task.computed)
         self.contenders: dict[str, Contender] = {}
         self.left_out: dict[str, str] = {}
         for name in task.contenders:
@@ -94,6 +94,15 @@ class Comparison:
             others, lacking = peers(checkpoint.file, self.context, decoder.eos_token_ids)
             self.contenders |= others
             self.left_out |= lacking
+
+    @property
+    def translated(self) -> dict[str, str]:
+        """How each draft with another tokenizer than the target's drafts, by its name."""
+        drafts = {way.drafter: self.contenders.get(name) for name, way in self.task.ways.items()}
+        found = {name: way_of(each.decoder.draft) for name, each in drafts.items() if isinstance(each, SybilContender)}
+        if not drafts:
+            found = {str(self.task.draft): way_of(self.decoder.draft)}
+        return {name: way for name, way in found.items() if way is not None}
 
     def _leave_out(self, name: str, error: SybilError) -> None:
         """Go on without a drafter that can't be had, or a peer that fails; anybody else's error is raised."""
@@ -107,14 +116,14 @@ class Comparison:
         ends = decoder.eos_token_ids  # config.json's where generation_config.json names none: for all the same
         if way := task.ways.get(name):
             gamma = {} if way.gamma is None else {"gamma": way.gamma}
-            return SybilContender(self._drafted.by(way.drafter), **task.settings | gamma)
+            return SybilContender(self._drafters.by(way.drafter), **task.settings | gamma)
         if name == SPECULATIVE:
             return SybilContender(decoder, **task.settings)
         if name == AUTOREGRESSIVE:
             return SybilContender(decoder.without_draft(), **task.settings)
         if name == ASSISTED:
             if found := way_of(decoder.draft):
-                raise PeerFailed(f"{name} is left out, for the draft has other tokens: Sybil drafts by {found}")
+                raise PeerFailed(f"{name} is left out: the draft has another tokenizer (Sybil drafts by {found})")
             assistant = self._assistant(str(task.draft))
             return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
         proposed = (LOOKED_UP if task.gamma == AUTO else int(task.gamma)) if name == PROMPT_LOOKUP else None

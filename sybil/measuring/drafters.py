@@ -25,20 +25,21 @@ _OF_TWO = re.compile("hybrid:|cascade:")
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A row of the table: a drafter and the tokens it proposes in a round, a number or "auto"; None without a draft."""
+    """A row of the table: a drafter, and how many tokens it proposes in a round. gamma: a number or "auto"; None where
+    there is no draft."""
 
     drafter: str
     gamma: int | str | None = None
 
     @property
     def name(self) -> str:
-        """What rows call it."""
+        """The row's name."""
         return self.drafter if self.gamma is None else f"{self.drafter}, gamma {self.gamma}"
 
 
 def drafters_named(text: str, draft: str | None) -> tuple[str, ...]:
-    """The drafters of a list with commas, NONE first, each once; a hybrid or a cascade takes a comma of its own. draft:
-    the pair's own. Raises InvalidSetting."""
+    """The drafters of a list with commas, NONE first, each once. A hybrid's or a cascade's own comma doesn't part the
+    list. draft: the pair's own. Raises InvalidSetting."""
     parts, found = text.split(","), [NONE]
     while parts:
         name = parts.pop(0).strip()
@@ -72,9 +73,10 @@ def ways(drafters: Sequence[str], gammas: Sequence[int | str]) -> tuple[Way, ...
     )
 
 
-class Drafted:
-    """One target with any drafter. decoder: the target with the pair's own draft, if it has one; checkpoint: what the
-    target was built of, in dtype. What several drafters have in common, such as a copy of the target, is made once."""
+class Drafters:
+    """Makes one target's drafters by their names. decoder: the target with the pair's own draft, if it has one.
+    checkpoint: what the target was built of. dtype: what the target is loaded in. A part that several drafters share,
+    such as a copy of the target, is made once."""
 
     def __init__(self, decoder: Decoder, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._decoder, self._maker = decoder, maker(checkpoint, decoder.target, dtype)

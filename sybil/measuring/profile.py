@@ -154,7 +154,8 @@ class Profile:
     def __init__(self, subject: Subject, gamma: int) -> None:
         target, draft = subject.decoder.target, subject.decoder.draft
         if draft is not None and len(draft.models) != 1:
-            raise InvalidSetting(f"{subject.title} drafts without a model: a profile takes a draft model, or no draft")
+            count = len(draft.models) or "no"
+            raise InvalidSetting(f"{subject.title} drafts by {count} models: a profile takes one model, or no draft")
         model = draft.models[0] if draft else None
         self.device, context = target.device, min(each.context for each in subject.decoder.models)
         self.depth = min(DEPTH, context - max(VERIFIED))

@@ -1,4 +1,4 @@
-"""What a model's products are given: which of their inputs matter."""
+"""How large the inputs of a model's products are, which says where an error of a weight counts."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ Ours = NativeTransformer | Transformer
 
 
 def ours(model: Model, name: str, draft: str) -> Ours:
-    """The model, which is one of ours. Raises InvalidSetting, where draft is what was to be made of it."""
+    """The model, if its forward is ours; else raises InvalidSetting. draft: its name, for the message."""
     if isinstance(model, NativeTransformer | Transformer):
         return model
     raise InvalidSetting(
@@ -41,8 +41,8 @@ def ours(model: Model, name: str, draft: str) -> Ours:
 
 
 def best_bits(checkpoint: Checkpoint) -> Bits:
-    """The bits of a copy that drafts best, where nobody has named them: 6 (docs/performance.md has the table); fewer
-    where most of the checkpoint's weights lie in a file's blocks of fewer already, which such a copy meets again."""
+    """The bits of a copy where nobody has named them: 6; 4 or 5 where most of the checkpoint's weights lie in a file's
+    blocks of no more. A copy in as many bits as the file's then agrees as well, and is smaller."""
     stored = checkpoint.stored
     lying = [] if stored is None else [stored.blocks(name) for name, size in stored.shapes.items() if len(size) == 2]
     sizes = [BLOCKS[each.storage] for each in lying if each is not None]

@@ -11,7 +11,7 @@ from sybil.models import Model
 from sybil.models.shape import Shape
 
 LONGEST = 8
-"""The most tokens a round proposes, as the choice reckons."""
+"""The most tokens that a round is assumed to propose when layers are chosen."""
 
 
 class Layered(Model, Protocol):
@@ -25,9 +25,10 @@ class Layered(Model, Protocol):
 def kept(model: Layered, text: Tensor, count: int | None = None) -> tuple[int, ...]:
     """The layers that are left when `count` of them, 1 or more and not all, are left out; None: as many as pay.
 
-    text: (rows, tokens) in the model's language. Each layer is left out by itself; what it costs is the divergence from
-    the whole model's predictions. The cheapest go first. As many pay as give the most tokens for the time, where the
-    share of the whole model's choices that are still met is every token's chance to be kept."""
+    text: (rows, tokens) of the model's own. A layer's cost is how far the predictions diverge from the whole model's
+    when that layer alone is left out. Layers of the least cost are left out first. As many pay as give the most tokens
+    for the time; a drafted token's chance to be kept is taken to be the share of the whole model's choices that the
+    remaining layers make too."""
     shape, wanted = model.shape, _logits(model, text)
     every = range(shape.layers)
     costs = {layer: _divergence(wanted, _logits(_without(model, [layer]), text)) for layer in every}

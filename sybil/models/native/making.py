@@ -1,4 +1,4 @@
-"""Weights rounded in C, and weights by name as products take them."""
+"""Weights rounded in C, and a file's weights by name in float32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sybil.models.storage import Bits, StoredWeights
 
 
 def rounded(weight: Tensor, bits: Bits, importance: Tensor | None = None) -> Tensor:
-    """rounding.rounded(), the same bytes."""
+    """rounding.rounded() in C: the same bytes."""
     built = library.load()
     assert built is not None  # whoever packs has it
     outputs, inputs = weight.shape
@@ -33,7 +33,7 @@ def rounded(weight: Tensor, bits: Bits, importance: Tensor | None = None) -> Ten
 
 
 class InFloat32(Mapping[str, Tensor]):
-    """A file's weights by name, of which those that lie in blocks become float32 in C."""
+    """A file's weights by name. Those that lie in blocks are made float32 in C."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = weights

@@ -1,5 +1,5 @@
-"""Loading by threads that wait for nobody. torch's threads wait for each other at the end of each operator, and on a
-machine where others compute too that takes longer than the work."""
+"""Threads for loading, which don't wait for each other. torch's threads do at the end of each operator; where other
+processes compute too, that wait takes longer than the work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _threads: ContextVar[int | None] = ContextVar("threads", default=None)
 
 @contextlib.contextmanager
 def torch_alone() -> Iterator[None]:
-    """torch's operators run by one thread meanwhile, and by_rows() by as many as torch had."""
+    """Within it torch's operators run by one thread, and by_rows() by as many as torch had before."""
     before = torch.get_num_threads()
     token = _threads.set(_threads.get() or before)
     torch.set_num_threads(1)
