@@ -101,7 +101,7 @@ def looks_up(draft: Draft) -> bool:
 
 
 def has_model(draft: Draft) -> bool:
-    """Whether a model with weights of its own is a part of it."""
+    """Whether a second model is a part of it."""
     if isinstance(draft, Hybrid):
         return has_model(draft.other)
     return isinstance(draft, Source) or (isinstance(draft, Cascade) and has_model(draft.draft))

@@ -119,11 +119,11 @@ def maker(
 
 
 def check_draft_dtype(draft: Any, draft_dtype: torch.dtype | Literal["auto"] | None) -> None:
-    """Raises InvalidSetting where a dtype is named for a draft that has no weights of its own."""
+    """Raises InvalidSetting where a dtype is named for a draft that is no second model, and would be ignored."""
     if draft_dtype is not None and isinstance(draft, str) and not has_model(parse(draft)):
         raise InvalidSetting(
-            f"draft_dtype is {draft_dtype} and draft is {described(draft)}, which has no weights of its own: leave "
-            "draft_dtype out (a copy's bits are part of its name, as in self:8)"
+            f"draft_dtype is {str(draft_dtype).removeprefix('torch.')} and draft is {described(draft)}, which is no "
+            "second model: leave draft_dtype out (self:8 names its bits)"
         )
 
 

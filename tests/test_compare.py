@@ -315,7 +315,7 @@ def test_the_command_compares_every_drafter(
     assert "target without a draft, greedy, 2 prompts, 10 new tokens, float64 on" in out
     assert "PASS: 0 of 2 texts" in out
 
-    out = printed("--draft", "lookup", "--check", "--gamma", 3, "--draft-dtype", "int8")  # there is no draft to keep
+    out = printed("--draft", "lookup", "--check", "--gamma", 3)
     assert "| transformers prompt lookup" in out
     assert "target with lookup, greedy, gamma 3, 2 prompts, 10 new tokens, float64 on" in out
     assert "transformers prompt lookup: the tokens of transformers generate on 2 of 2 prompts" in out
@@ -375,6 +375,7 @@ def test_what_a_check_of_draws_sees(
         (("--window", "round"), ["'round'", "constant"]),
         (("--draft", "lookup", "--gamma", 0), ["gamma is 0"]),
         (("--draft", "lookup", "--draft-dtype", "int4"), ["draft_dtype is 'int4'"]),
+        (("--draft", "lookup", "--draft-dtype", "int8"), ["draft_dtype is int8", "no second model"]),
         (("--max-new-tokens", 0), ["max_new_tokens is 0"]),
         (("--draft", "self:7"), ["4, 5, 6 or 8 bits"]),
     ],
