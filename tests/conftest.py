@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from sybil.drafting import auto, costs
+
 settings.register_profile(
     "sybil", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -19,3 +21,10 @@ settings.load_profile("sybil")
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # the models are tiny: a second thread costs more than it gives
+
+
+@pytest.fixture(autouse=True)
+def _costs_by_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gamma="auto" reckons by the models' sizes and not by the clock, so that a test decodes the same way each time."""
+    if request.module.__name__ != "test_window":  # which tests the clock
+        monkeypatch.setattr(auto, "ClockedCosts", costs.SizedCosts)

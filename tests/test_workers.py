@@ -88,7 +88,7 @@ def by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., NativeTransformer]:
     """A model of a shape by a library."""
 
     def made(own: ctypes.CDLL, name: str, threads: int) -> NativeTransformer:
-        monkeypatch.setattr(library, "load", lambda lanes: own)
+        monkeypatch.setattr(library, "load", lambda lanes=None: own)
         return NativeTransformer(SHAPES[name], random_weights(SHAPES[name]), threads=threads)
 
     return made
@@ -153,7 +153,7 @@ def store_late_work(folder: str) -> None:
     own = built(Path(folder), plants)
     own.sybil_put_aside.argtypes = [ctypes.c_int64] * 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "load", lambda lanes: own)
+        patch.setattr(library, "load", lambda lanes=None: own)
         shape, weights = SHAPES["wide"], random_weights(SHAPES["wide"])
         alone, shared = (NativeTransformer(shape, weights, threads=threads) for threads in (1, 3))
     wanted = answers(alone, 3)
