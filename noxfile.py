@@ -58,7 +58,7 @@ def real(session: nox.Session) -> None:
 @nox.session
 def sanitize(session: nox.Session) -> None:
     """The C forward under the address and undefined-behaviour sanitizers: random models and hostile numbers at 4, 8 and
-    16 lanes, and planted faults that must be reported; two minutes."""
+    16 lanes, and planted faults that must be reported; some minutes."""
     install(session, "test")
     session.run("pytest", "-m", "sanitize", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 

@@ -27,7 +27,7 @@ from sybil.models.storage import Bits, Rounding
 BITS: tuple[Bits, ...] = (4, 5, 6, 8)
 DRIVER = Path(__file__).parent / "native" / "driver.c"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-FLAGS = ("-O1", "-g", "-std=gnu11", "-pthread", "-Wno-psabi")
+FLAGS = ("-O1", "-g1", "-std=gnu11", "-pthread", "-Wno-psabi")
 
 
 class Call(ctypes.Structure):

@@ -23,7 +23,7 @@ from sanitizing import Case, build, build_by, cut_case, instrumented, random_cas
 from shapes import SHAPES, random_weights
 
 from sybil.models.native import STORAGES, NativeTransformer, compiler, library, structs
-from sybil.models.native.records import WORDS
+from sybil.models.native.records import WORDS, panel_bytes
 from sybil.models.storage import Rounding
 
 pytestmark = pytest.mark.sanitize
@@ -113,6 +113,8 @@ def spoilt_models(model: NativeTransformer) -> Iterator[Case]:
         yield from (case(setting("m", field, value)) for value in NUMBERS)
     for field in ("rotary_size", "window", "layer"):
         yield from (case(setting("blocks", field, value)) for value in NUMBERS)
+    of_q6_k = "storage", WORDS.index("q6_k")  # whose blocks have 256 inputs: these products have less than one
+    panel = panel_bytes("q6_k", 1, model._lanes)
     products = ("m.token_embedding", "m.head", "blocks.query_key_value", "blocks.attention_out", "blocks.mlp_in")
     for path in (*products, "blocks.mlp_out"):
         for field in ("inputs", "outputs"):
@@ -120,7 +122,7 @@ def spoilt_models(model: NativeTransformer) -> Iterator[Case]:
         for part in range(structs.PARTS):
             for field in ("outputs", "storage", "bytes"):
                 yield from (case(setting(f"{path}.parts.{part}", field, value)) for value in NUMBERS)
-        yield case(setting(f"{path}.parts.0", "storage", WORDS.index("q6_k"), "bytes", 0))  # of 24 inputs no block
+        yield from (case(setting(f"{path}.parts.0", *of_q6_k, "bytes", panels * panel)) for panels in range(5))
     tables = ("blocks.cosines", "m.positions", "m.final_norm.weight", "blocks.attention_norm.weight")
     tables += ("blocks.mlp_in.parts.0.bias", "blocks.mlp_in.parts.1.bias")
     for path in tables:
@@ -193,6 +195,7 @@ PLANTED = {
     "a token too many": ("refusal.h", "0, cache->capacity - count)", "0, cache->places)"),
     "whole panels of outputs": ("products.h", "kept = smaller(PANEL, part->outputs - panel * PANEL);", "kept = PANEL;"),
     "an input too many": ("products.h", "int64_t input = 0; input < inputs;", "int64_t input = 0; input <= inputs;"),
+    "a block of any size": ("refusal.h", "(inputs % record.inputs == 0 || is_rounded(part->storage)) && ", ""),
     "bytes of any number": ("refusal.h", " && part->bytes == times(padded / PANEL, panel)", ""),
     "a window of any sign": ("refusal.h", "NEED(within(block->window, 0, INT32_MAX));", ""),
     "working memory of any size": ("forward.c", "floats >= sybil_scratch(", "floats >= 0 * sybil_scratch("),
