@@ -72,6 +72,14 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._mine, keys.encode())
 
+    def interrupt(self, answer: str) -> None:
+        """Ctrl-C, and keys that do nothing until it is answered: a signal that comes just before a line is waited for
+        is noticed by Python at the next key."""
+        self.type("\x03")
+        while not select.select([self._mine], [], [], 0.5)[0]:
+            self.type("\x7f")
+        self.until(answer)
+
     def ask(self, line: str) -> str:
         """Type a line; what is shown until the next prompt."""
         self.type(line + "\n")
@@ -128,10 +136,9 @@ def test_a_conversation_in_a_terminal(terminal: Terminal, tmp_path: Path) -> Non
 
     assert "there is no command /nonesuch" in terminal.ask("/nonesuch now")
     terminal.type("half a line")
-    terminal.until("half a line")  # it is being read: a signal that comes before isn't noticed until the next key
-    terminal.type("\x03")
-    terminal.until("Ctrl-C again ends")
-    terminal.until("> $")
+    terminal.until("half a line")
+    terminal.interrupt("Ctrl-C again ends")
+    terminal.until("> \x07*$")
     assert "forgotten" in terminal.ask("/reset")
     assert "context: 0 of" in terminal.ask("/stats")
     assert "hi" in terminal.ask("é 漢字 a")
