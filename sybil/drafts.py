@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -168,7 +169,7 @@ def _two(word: str, text: str, depth: int) -> tuple[Draft, Draft]:
     return _parsed(first, depth), _parsed(second, depth)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Maker:
     """Makes the factories of drafters for one target. checkpoint: what the target's model was built of. source: makes
     the factory of a draft model from its name. lookup: the factory that the name "lookup" stands for."""
@@ -203,7 +204,7 @@ class Maker:
 
     def _rounded(self, name: str, bits: Bits) -> copies.Ours:
         model = copies.ours(self.model, self.checkpoint.name, name)
-        return copies.rounded(self.checkpoint, model, bits, self.text)
+        return copies.rounded(self.checkpoint, model, bits, lambda: self.text)
 
     def _skipping(self, draft: Skip) -> DraftSelf:
         model = copies.ours(self.model, self.checkpoint.name, "skip")
@@ -212,12 +213,14 @@ class Maker:
                 f"draft is skip:{draft.layers or 1} and {self.checkpoint.name} has {model.shape.layers} layers: "
                 "leave out fewer"
             )
-        kept = skipping.kept(model, self.text(), draft.layers)
+        kept = skipping.kept(model, self.text, draft.layers)
         whole = model if draft.bits is None else self._rounded("skip", draft.bits)
         return DraftSelf(whole.with_layers(kept), shares=draft.bits is None)
 
+    @cached_property
     def text(self) -> Tensor:
-        """Text of the target's own, (rows, tokens): its greedy continuation of each beginning."""
+        """Text of the target's own, (rows, tokens): its greedy continuation of each beginning. It is made where a
+        drafter asks for it, and once."""
         tokenizer, size = self.checkpoint.tokenizer, self.model.vocab_size
         spread = [index * size // len(BEGINNINGS) for index in range(len(BEGINNINGS))]
         begun = [] if tokenizer is None else [encode(tokenizer, text) for text in BEGINNINGS]

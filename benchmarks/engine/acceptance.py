@@ -78,7 +78,7 @@ def _shifted(maker: Maker, bits: Bits) -> NativeTransformer:
     shape, weights = arrange(
         checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, torch.float32, CPU
     )
-    kept = rounding(shape, bits, mean_squares(shape, weights, maker.text()) if bits < 8 else {})
+    kept = rounding(shape, bits, mean_squares(shape, weights, maker.text) if bits < 8 else {})
 
     def copied(name: str) -> Tensor:
         weight, product = weights[name], name.removesuffix(".weight")
