@@ -13,11 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
+def in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens two texts share."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
     """The first place at which two texts hold other tokens; where one begins the other, the shorter's length; None
     where they are the same."""
-    shared = zip(one, other, strict=False)
-    apart = next((place for place, (a, b) in enumerate(shared) if a != b), min(len(one), len(other)))
+    apart = in_common(one, other)
     return None if apart == max(len(one), len(other)) else apart
 
 

@@ -17,6 +17,12 @@ def integers(values: Sequence[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=CPU)
 
 
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of unequal lengths as (batch, longest) int64, likewise, zeros after a row's own."""
+    width = max(map(len, rows))
+    return integers([[*row, *[0] * (width - len(row))] for row in rows])
+
+
 def count_to(end: int) -> Tensor:
     """0 .. end - 1, likewise."""
     return torch.arange(end, dtype=torch.int64, device=CPU)

@@ -82,8 +82,6 @@ def compare(
     chosen_target, chosen_draft = options.names(pair, target, draft)
     chosen_device = choose_device(device)
     sampling = options.sampling(temperature, top_k, top_p, min_p)
-    if count is not None and count < 1:
-        raise InvalidSetting(f"count is {count}: compare 1 prompt or more")
     if drafters is None and gammas is not None:
         raise InvalidSetting(f"gammas is {gammas} and there are no --drafters: add them, or use --gamma")
     if drafters is not None and gamma is not None:
@@ -91,7 +89,7 @@ def compare(
     several = "" if drafters is None else ",".join(drafters_named(drafters, chosen_draft))
     proposing = "" if drafters is None else ",".join(map(str, gammas_named(gammas or AUTO)))
     usual_count, usual_length = (SEVERAL_QUICK if quick else SEVERAL) if several else QUICK if quick else FULL
-    chosen = prompts.spread(options.prompts(pair, target, prompt_file), count or usual_count)
+    chosen = options.prompts(pair, target, prompt_file, usual_count if count is None else count)
     as_it_lies = keeps_blocks(chosen_target, dtype, chosen_device)
     kept = IN_BLOCKS if as_it_lies else str(dtype_chosen(chosen_target, dtype, chosen_device)).removeprefix("torch.")
     draft_kept = dtype_named(draft_dtype, draft=True)

@@ -12,7 +12,7 @@ import typer
 from sybil.decoding import Decoder
 from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting
-from sybil.measuring.prompts import Prompt, load
+from sybil.measuring.prompts import Prompt, load, spread
 from sybil.pairs import PAIRS, SMOLLM2, STDLIB, default_pair
 from sybil.pairs import pair as registered
 from sybil.sampling import Sampling
@@ -187,10 +187,14 @@ def names(pair: str | None, target: str | None, draft: str | None) -> tuple[str,
     return chosen.source, chosen.draft if draft is None else draft
 
 
-def prompts(pair: str | None, target: str | None, path: Path | None) -> list[Prompt]:
-    """Those of the file that the options name, or else the pair's; raises UnknownPair or InvalidSetting."""
+def prompts(pair: str | None, target: str | None, path: Path | None, count: int | None = None) -> list[Prompt]:
+    """Those of the file that the options name, or else the pair's; at most count of them, as many of each kind. Raises
+    UnknownPair or InvalidSetting."""
+    if count is not None and count < 1:
+        raise InvalidSetting(f"count is {count}: use an integer of 1 or more")
     is_registered = target is None or target in PAIRS
-    return load(path, registered((is_registered and target) or pair or STDLIB).prompts)
+    found = load(path, registered((is_registered and target) or pair or STDLIB).prompts)
+    return found if count is None else spread(found, count)
 
 
 def announce(pair: str | None, target: str | None) -> None:

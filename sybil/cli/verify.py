@@ -133,9 +133,7 @@ def verify(
         gamma=gamma, rule=rule, window=window, max_new_tokens=length,
         do_sample=temperature != 0, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
     )  # fmt: skip
-    if most < 1:
-        raise InvalidSetting(f"count is {most}: use an integer of 1 or more")
-    chosen = prompts.spread(options.prompts(pair, target, prompt_file), most)
+    chosen = options.prompts(pair, target, prompt_file, most)
     chosen_device = choose_device(device)
     chosen_target, chosen_draft = options.names(pair, target, draft)
     chosen_dtype = dtype_chosen(chosen_target, dtype, chosen_device)

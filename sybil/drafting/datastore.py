@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sybil.agreement import in_common
 from sybil.drafting.automaton import Match
 
 END = -1
@@ -56,7 +57,7 @@ class Datastore:
         best = Match()
         for index in (low, low - 1):  # what agrees most stands next to where the ending would
             if 0 <= index < len(self.order):
-                length = _agreeing(self._ended(index), backwards)
+                length = in_common(self._ended(index), backwards)  # of which none is END
                 if length > best.length:
                     best = Match(0, length, int(self.order[index]))
         return best
@@ -79,13 +80,6 @@ def _ranks(ascending: np.ndarray) -> np.ndarray:
     steps[0], steps[1:] = 1, ascending[1:] != ascending[:-1]
     ranks: np.ndarray = steps.cumsum()
     return ranks
-
-
-def _agreeing(one: list[int], other: list[int]) -> int:
-    for length, (mine, its) in enumerate(zip(one, other, strict=False)):
-        if mine != its or mine == END:
-            return length
-    return min(len(one), len(other))
 
 
 class StoreReader:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from sybil.drafting.automaton import Automaton, Match
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.datastore import Answers, Datastore, StoreReader
 from sybil.drafting.survival import Survival
 from sybil.models import Model
-from sybil.transfer import integers
+from sybil.transfer import padded
 
 LEAST = 0.25
 """How likely to be kept a token must be. Replayed over SmolLM2's greedy texts after 36 of the shipped prompts, 0.25 is
@@ -92,12 +90,6 @@ class LookupDrafter(Drafter):
             row.extend(fresh[:cut])
             tails.append(fresh[cut:])
         return tails
-
-
-def padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Rows of unequal lengths as (batch, longest) int64, zeros after a row's own."""
-    width = max(map(len, rows))
-    return integers([[*row, *[0] * (width - len(row))] for row in rows])
 
 
 class _Row:

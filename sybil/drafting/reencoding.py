@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sybil.agreement import in_common
 from sybil.drafting.surfaces import NOWHERE, Vocabulary
 
 BACK = 8  # tokens of the draft before a change that are encoded again with it
@@ -63,7 +64,7 @@ class Row:
             if not place or ids[:1] == self.own[place : place + 1]:
                 break
             back *= 2
-        kept = place + common(self.own[place:], ids)
+        kept = place + in_common(self.own[place:], ids)
         self.own[place:] = ids
         self._ends[place:] = [end if end == NOWHERE else start + end for end in ends]
         return kept
@@ -85,11 +86,3 @@ class Row:
                 return place
             place -= 1
         return 0
-
-
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first tokens two sequences share."""
-    for place, (mine, its) in enumerate(zip(one, other, strict=False)):
-        if mine != its:
-            return place
-    return min(len(one), len(other))

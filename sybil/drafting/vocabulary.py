@@ -22,7 +22,7 @@ from sybil.drafting.reader import Reader, ReaderCache
 from sybil.drafting.surfaces import Vocabulary, same_ends, shared
 from sybil.models import Model
 from sybil.sampling import Sampling
-from sybil.transfer import integers
+from sybil.transfer import integers, padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +104,7 @@ class StringDrafter(Drafter):
         found = [
             self._spelled(row[:count])[:limit] for row, count, limit in zip(own, written.counts, limits, strict=True)
         ]
-        counts = [len(tokens) for tokens in found]
-        tokens = integers([row + [0] * (max(counts) - len(row)) for row in found])
-        return Proposal(tokens, None, counts)
+        return Proposal(padded(found), None, [len(tokens) for tokens in found])
 
     def observe(self, outcome: Outcome) -> None: ...
 

@@ -241,8 +241,7 @@ def bytes_read(model: Model) -> int:
     query_key_value = shape.width * (heads + 2 * shape.kv_heads * shape.head_size)
     layer = query_key_value + heads * shape.width + (3 if shape.gated else 2) * shape.width * shape.inner
     ends = shape.vocab_size * shape.embedding_width + 2 * projected * shape.width * shape.embedding_width
-    every = getattr(model, "blocks", range(shape.layers))
-    layers = len(getattr(model, "layers", every))  # a draft may leave some out
+    layers = len(getattr(model, "layers", range(shape.layers)))  # a draft may leave some out
     if isinstance(kept, Rounding):
         head = kept.bits_of("token_embedding" if shape.tied_head else "head")
         return int((layers * layer * block_bytes(kept.bits) + ends * block_bytes(head)) / BLOCK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sybil.allocation import taking
+from sybil.errors import InvalidSetting
 from sybil.transfer import CPU
 
 Activation = Literal["none", "gelu_tanh", "gelu", "relu", "silu"]
@@ -109,3 +111,9 @@ class Shape:
     def _default(self, name: str, value: object) -> None:
         if not getattr(self, name):
             object.__setattr__(self, name, value)
+
+
+def check_layers(layers: Sequence[int], every: Sequence[int]) -> None:
+    """Raises InvalidSetting unless layers are some of a model's, at least one, in their order."""
+    if list(layers) != sorted(set(layers) & set(every)) or not layers:
+        raise InvalidSetting(f"layers {[*layers]} of a model that has {[*every]}: name some, in their order")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sybil.allocation import taking
-from sybil.errors import InvalidSetting, UnsupportedModel
+from sybil.errors import UnsupportedModel
 from sybil.models import forking
 from sybil.models.native import library, workers
 from sybil.models.native.cache import NativeCache
@@ -25,7 +25,7 @@ from sybil.models.native.packing import Arena, Packed, Piece, floats, pack
 from sybil.models.native.rotations import Rotations
 from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, SCALES, Block, Model, Norm, Product
 from sybil.models.native.threads import torch_alone
-from sybil.models.shape import Shape
+from sybil.models.shape import Shape, check_layers
 from sybil.models.storage import Kept, Rounding, StoredWeights
 from sybil.transfer import CPU
 
@@ -104,8 +104,7 @@ class NativeTransformer:
     def with_layers(self, layers: Sequence[int]) -> NativeTransformer:
         """A model of this one's memory that runs only those layers, numbered from 0 and in their order. Its caches are
         this one's: each layer writes its keys and values where it writes them here. Raises InvalidSetting."""
-        if list(layers) != sorted(set(layers) & set(self.layers)) or not layers:
-            raise InvalidSetting(f"layers {[*layers]} of a model that has {[*self.layers]}: name some, in their order")
+        check_layers(layers, self.layers)
         left_out = tuple(f"{layer}." for layer in set(self.layers) - set(layers))
         model = object.__new__(NativeTransformer)
         model.__dict__.update(self.__dict__)

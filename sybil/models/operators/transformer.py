@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sybil.errors import InvalidSetting
 from sybil.models import forking
 from sybil.models.operators.blocks import Block, Maker, Norm, Observe, Passing
 from sybil.models.operators.cache import KVCache, Layout, check_fit
 from sybil.models.operators.linear import Way, can_pack
 from sybil.models.operators.packaged import Packaged
 from sybil.models.operators.static import LONGEST, StaticCache, StaticCaches
-from sybil.models.shape import Rotary, Shape
+from sybil.models.shape import Rotary, Shape, check_layers
 from sybil.models.storage import Storage, storage_of
 from sybil.transfer import upload
 
@@ -93,14 +92,18 @@ class Transformer:
 
         self._static = StaticCaches() if static or (static is None and self.device.type == "cuda") else None
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those that it runs, numbered from 0."""
+        return tuple(self.blocks)
+
     def with_layers(self, layers: Sequence[int]) -> Transformer:
         """A model of this one's memory that runs only those layers, numbered from 0 and in their order. Its caches are
         this one's. Raises InvalidSetting."""
-        if list(layers) != sorted(set(layers) & set(self.blocks)) or not layers:
-            raise InvalidSetting(f"layers {[*layers]} of a model that has {[*self.blocks]}: name some, in their order")
+        check_layers(layers, self.layers)
         model = copy.copy(self)
         model.blocks = {layer: self.blocks[layer] for layer in layers}
-        model.weight_bytes -= sum(self._block_bytes[layer] for layer in self.blocks if layer not in layers)
+        model.weight_bytes -= sum(self._block_bytes[layer] for layer in self.layers if layer not in layers)
         return model
 
     def _cache(self, batch: int, capacity: int) -> KVCache:
