@@ -116,9 +116,8 @@ class Auto:
     def sizes(self, sources: Sequence[int], rooms: Sequence[int]) -> list[int]:
         self._sources, sizes = sources, [0] * len(rooms)
         if len(rooms) == 1 and rooms[0] and (pause := self._pauses[0, sources[0]]).wait:
-            return [
-                self._probe(pause, [0], sources[0])
-            ]  # most rounds of a draft of no use: they cost what plain ones do
+            # a draft of no use: most of its rounds come here, and cost what plain ones do
+            return [self._probe(pause, [0], sources[0])]
         for number, group in enumerate(self._groups):
             rows = [row for row in group if rooms[row]]
             by_source: dict[int, list[int]] = {}

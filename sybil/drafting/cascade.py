@@ -56,7 +56,8 @@ class NestedRounds:
         asked_for = torch.tensor(agreeing, dtype=torch.bool, device=CPU)
         for place in range(max(map(len, offered)) + 1):
             at = [first + min(place, len(row)) for first, row in zip(firsts, offered, strict=True)]
-            here = _at(logits, [min(each, logits.shape[1] - 1) for each in at])  # of rows that are done: any
+            # a row that has drawn its last token gets any place: what is drawn there isn't taken
+            here = _at(logits, [min(each, logits.shape[1] - 1) for each in at])
             drawn = self.draw(here, state.text, integers(state.drawn))
             state.take(drawn, agreeing)
             agreeing = [

@@ -126,20 +126,16 @@ def unpacked(blocks: Blocks) -> Tensor:
     """The weight (outputs, inputs) in float32: storage.dequantised(), by way of panels."""
     built = library.load()
     assert built is not None
-    word, lanes, (rows, inputs) = (
-        SAME.get(blocks.storage, blocks.storage),
-        built.sybil_lanes(),
-        (len(blocks.numbers), blocks.inputs),
-    )
+    word, rows, inputs = SAME.get(blocks.storage, blocks.storage), len(blocks.numbers), blocks.inputs
+    lanes = built.sybil_lanes()
+    panel, nbytes = WIDE * lanes, panel_bytes(word, inputs, lanes)
     weight = torch.empty(rows, inputs, dtype=torch.float32, device="cpu")
-    records = torch.zeros(
-        -(-rows // (WIDE * lanes)) * panel_bytes(word, inputs, lanes), dtype=torch.uint8, device="cpu"
-    )
+    records = torch.zeros(-(-rows // panel) * nbytes, dtype=torch.uint8, device="cpu")
     fill(records, word, blocks.numbers, lanes)
 
     def work(first: int, last: int) -> None:
-        panels = records.data_ptr() + first // (WIDE * lanes) * panel_bytes(word, inputs, lanes)
+        panels = records.data_ptr() + first // panel * nbytes
         built.sybil_unpack(panels, WORDS.index(word), last - first, inputs, weight[first:last].data_ptr())
 
-    by_rows(work, rows, inputs, WIDE * lanes)
+    by_rows(work, rows, inputs, panel)
     return weight
