@@ -203,11 +203,11 @@ class Maker:
         return DraftSelf(self._rounded("self", draft.bits))
 
     def _rounded(self, name: str, bits: Bits) -> copies.Ours:
-        model = copies.ours(self.model, self.checkpoint.name, name)
+        model = copies.ours(self.model, self.checkpoint, name)
         return copies.rounded(self.checkpoint, model, bits, lambda: self.text)
 
     def _skipping(self, draft: Skip) -> DraftSelf:
-        model = copies.ours(self.model, self.checkpoint.name, "skip")
+        model = copies.ours(self.model, self.checkpoint, "skip")
         if (draft.layers or 1) >= model.shape.layers:
             raise InvalidSetting(
                 f"draft is skip:{draft.layers or 1} and {self.checkpoint.name} has {model.shape.layers} layers: "

@@ -73,11 +73,11 @@ class Terminal:
         os.write(self._mine, keys.encode())
 
     def interrupt(self, answer: str) -> None:
-        """Ctrl-C, and keys that do nothing until it is answered: a signal that comes just before a line is waited for
-        is noticed by Python at the next key."""
+        """Ctrl-C, and once more where nothing answers: a signal that comes while a key is handled, just before a line
+        is waited for, is noticed by Python's readline at the next signal. Both are one KeyboardInterrupt then."""
         self.type("\x03")
-        while not select.select([self._mine], [], [], 0.5)[0]:
-            self.type("\x7f")
+        if not select.select([self._mine], [], [], 10)[0]:
+            self.type("\x03")
         self.until(answer)
 
     def ask(self, line: str) -> str:

@@ -30,13 +30,13 @@ Ours = NativeTransformer | Transformer
 """The forwards whose caches a copy may share."""
 
 
-def ours(model: Model, name: str, draft: str) -> Ours:
-    """The model, if its forward is ours; else raises InvalidSetting. draft: its name, for the message."""
+def ours(model: Model, checkpoint: Checkpoint, draft: str) -> Ours:
+    """The checkpoint's model, if its forward is ours; else raises InvalidSetting. draft: its name, for the message."""
     if isinstance(model, NativeTransformer | Transformer):
         return model
     raise InvalidSetting(
-        f"draft is {draft}, and {name} runs by transformers' own forward, which Sybil can't copy: give a draft model, "
-        "or lookup"
+        f"draft is {draft}, and {checkpoint.name} runs by transformers' own forward ({checkpoint.unknown}), which "
+        "Sybil can't copy: give a draft model, or lookup"
     )
 
 

@@ -37,7 +37,8 @@ class Checkpoint:
     generation: what generation_config.json says, None where there is none. known: the family and shape, None where
     Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
     folder: where it lies, or file: the GGUF file, or model: the object that it is. special_tokens: the texts of
-    bos_token, eos_token and so on, which a chat template may name; None where only the config's ids tell them."""
+    bos_token, eos_token and so on, which a chat template may name; None where only the config's ids tell them.
+    unknown: why Sybil's own forward doesn't stand in for the model's, of an object."""
 
     name: str
     config: Mapping[str, Any]
@@ -50,6 +51,7 @@ class Checkpoint:
     model: Module | None = None
     chat_template: str | None = None
     special_tokens: Mapping[str, str] | None = None
+    unknown: str = "Sybil has no forward for its config"
 
 
 def read(source: str | Path) -> Checkpoint:

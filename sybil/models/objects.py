@@ -87,6 +87,7 @@ def of_model(model: nn.Module, tokenizer: Any) -> Checkpoint:
         model=model,
         chat_template=templates.choose(getattr(tokenizer, "chat_template", None)),
         special_tokens=getattr(tokenizer, "special_tokens_map", {}),
+        unknown=reason,
     )
 
 
