@@ -298,6 +298,7 @@ def test_judges_and_measurements_take_pure_settings() -> None:
     assert SybilContender(decoder, gamma=3).run(prompt, COUNT).tokens == wanted
     assert TransformersContender(model, decoder.eos_token_ids).run(prompt, COUNT).tokens == wanted
     assert TransformersContender(model, decoder.eos_token_ids, draft).run(prompt, COUNT).tokens == wanted
+    assert not model._forward_pre_hooks  # a model that was measured may be loaded next
     request = Request(max_new_tokens=COUNT, temperature=0.0, eos_token_ids=(25,))
     (sample,) = SybilSubject(decoder).sample([prompt.tolist()], request, 0)
     assert list(sample.tokens) == wanted

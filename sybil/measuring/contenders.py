@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -120,11 +121,6 @@ class TransformersContender:
         if not sampling.greedy:
             self._request.update(**sampling.keywords | {"min_p": sampling.min_p or None})  # 0 would take time
         self.weight_bytes = sum(tensor.nbytes for each in models for tensor in each.parameters())
-        self._forwards = 0
-        model.register_forward_pre_hook(self._count)
-
-    def _count(self, *_: object) -> None:
-        self._forwards += 1
 
     def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
         ids = prompt[None].to(self.model.device)
@@ -133,18 +129,29 @@ class TransformersContender:
         clock = _FirstToken()
         request = copy.copy(self._request)
         request.max_new_tokens = max_new_tokens
-        self._forwards = 0
-        began = time.perf_counter()
-        out = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=request,
-            assistant_model=self.assistant,
-            streamer=clock,
-        )
-        tokens = out[0, len(prompt) :].tolist()
-        seconds = time.perf_counter() - began
-        return Measured(tokens, seconds, (clock.at or began) - began, self._forwards)
+        with _counted_forwards(self.model) as forwards:
+            began = time.perf_counter()
+            out = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=request,
+                assistant_model=self.assistant,
+                streamer=clock,
+            )
+            tokens = out[0, len(prompt) :].tolist()
+            seconds = time.perf_counter() - began
+        return Measured(tokens, seconds, (clock.at or began) - began, len(forwards))
+
+
+@contextlib.contextmanager
+def _counted_forwards(model: PreTrainedModel) -> Iterator[list[None]]:
+    """A list that grows by one with each forward of the model. The model is left without the hook."""
+    forwards: list[None] = []
+    hook = model.register_forward_pre_hook(lambda *_: forwards.append(None))
+    try:
+        yield forwards
+    finally:
+        hook.remove()
 
 
 class _FirstToken:
