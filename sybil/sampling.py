@@ -65,6 +65,18 @@ class Sampling:
         drawn = {"temperature": self.temperature or 1.0, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
         return {"do_sample": not self.greedy, **drawn}
 
+    @property
+    def told(self) -> str:
+        """In words, without the processors."""
+        if self.greedy:
+            return "greedy"
+        filters = {"top-k": (self.top_k, 0), "top-p": (self.top_p, 1.0), "min-p": (self.min_p, 0.0)}
+        on = [f"{name} {value:g}" for name, (value, off) in filters.items() if value != off]
+        return ", ".join([f"temperature {self.temperature:g}", *on])
+
+
+GREEDY = Sampling()
+
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distributions sampled from, rows of logits (..., vocab) -> rows that sum to 1, float32 at least.

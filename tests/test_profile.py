@@ -80,6 +80,16 @@ def test_a_target_alone_has_a_profile(folders: Path, capsys: pytest.CaptureFixtu
     assert all(sample["draft forwards"] == 0 < sample["target forward"] for sample in record["samples"])
 
 
+def test_a_sampled_round_has_a_profile(folders: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    models = ("--target", folders / "target", "--draft", folders / "draft", "--passes", 2, "--out", tmp_path)
+    assert sybil("profile", *models, "--temperature", 0.8, "--top-p", 0.9, "--rule", "block") == 0
+    assert "temperature 0.8, top-p 0.9, rule block, gamma 4, medians of 2 passes" in capsys.readouterr().out
+    (path,) = tmp_path.glob("*.json")
+    record = json.loads(path.read_text())
+    assert (record["temperature"], record["top_p"], record["rule"]) == (0.8, 0.9, "block")
+    assert all(sample["sampling and rule"] > 0 for sample in record["samples"])
+
+
 @pytest.mark.usefixtures("small_workloads")
 def test_a_workloads_profile_says_that_it_is_a_replay(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ("profile", "--workload", "opt:1.3b", "--passes", 2, "--dtype", "bfloat16", "--out", tmp_path)
@@ -124,6 +134,8 @@ def test_profile_refuses_before_it_measures(folders: Path, capsys: pytest.Captur
     assert "dtype is 'int8'" in refused("--dtype", "int8")
     assert "draft_dtype is 'int4'" in refused("--draft-dtype", "int4")
     assert "no workload 'gpt3'" in refused("--workload", "gpt3")
+    assert "replays a greedy text" in refused("--workload", "gpt2:xl", "--temperature", 0.8)
+    assert "top_p is 0.9, and greedy" in refused("--top-p", 0.9)
     assert "no pair 'nonesuch'" in refused("--pair", "nonesuch")
     assert "drafts by no models" in refused("--target", folders / "target", "--draft", "lookup")
     assert "gamma is 40" in refused("--target", folders / "target", "--draft", folders / "draft", "--gamma", 40)

@@ -13,7 +13,7 @@ from sybil.drafting.window import AUTO
 from sybil.loading import load, read
 from sybil.measuring import prompts as texts
 from sybil.measuring.contenders import Contender, SybilContender
-from sybil.measuring.drafters import DRAFT, NONE, SELF, Drafted
+from sybil.measuring.drafters import DRAFT, NONE, SELF, Drafters
 from sybil.measuring.timing import Interval
 from sybil.measuring.workload import RandomModel
 from sybil.models import Model
@@ -49,7 +49,7 @@ def window(pair: str, drafter: str, count: int, tokens: int, tick: Tick) -> Resu
             (),
         )
     else:
-        drafted, gammas = Drafted(decoder, checkpoint, torch.float32).by(drafter), GAMMAS
+        drafted, gammas = Drafters(decoder, checkpoint, torch.float32).by(drafter), GAMMAS
     contenders: dict[str, Contender] = {NONE: SybilContender(decoder.without_draft(), eos_token_id=[])}
     for gamma in (AUTO, *gammas):
         contenders[str(gamma)] = SybilContender(drafted, gamma=gamma, eos_token_id=[])

@@ -21,13 +21,8 @@ def caption(comparison: measuring.Comparison, count: int) -> str:
     task, about = comparison.task, comparison.machine
     beside = "its drafters" if task.drafters else task.draft
     parts = [f"{task.target} with {beside}" if beside else f"{task.target} without a draft"]
-    if task.sampling.greedy:
-        parts.append("greedy")
-    else:
-        parts.append(f"temperature {task.temperature:g}")
-        parts += [f"top-k {task.top_k}"] * (task.top_k != options.TOP_K)
-        parts += [f"top-p {task.top_p:g}"] * (task.top_p != options.TOP_P)
-        parts += [f"min-p {task.min_p:g}"] * (task.min_p != options.MIN_P)
+    parts.append(task.sampling.told)
+    if not task.sampling.greedy:
         parts += [f"rule {task.rule}"] * bool(beside)
         parts.append(f"seed {task.seed}")
     parts += [f"gamma {task.gamma}"] * (beside is not None and not task.drafters)

@@ -44,6 +44,11 @@ def profile(
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
     gamma: options.GammaOption = None,
+    rule: options.RuleOption = options.RULE,
+    temperature: options.TemperatureOption = None,
+    top_k: options.TopKOption = options.TOP_K,
+    top_p: options.TopPOption = options.TOP_P,
+    min_p: options.MinPOption = options.MIN_P,
     passes: Annotated[
         int,
         typer.Option(help="How often everything is measured; the medians are told.", rich_help_panel=options.AMOUNT),
@@ -55,7 +60,8 @@ def profile(
     if passes < 1:
         raise InvalidSetting(f"passes is {passes}: use an integer of 1 or more")
     gamma = GAMMA if gamma is None else gamma
-    Settings(gamma=gamma)  # refused here, before anything is loaded
+    sampling = options.sampling(temperature, top_k, top_p, min_p)
+    Settings(gamma=gamma, rule=rule, **sampling.keywords)  # refused here, before anything is loaded
     if gamma == AUTO:
         raise InvalidSetting("gamma is 'auto', and a profile measures rounds of one length: use an integer")
     token_rate(acceptance, gamma)
@@ -65,6 +71,8 @@ def profile(
     asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if workload is not None:
         workload_named(workload)
+        if not sampling.greedy:
+            raise InvalidSetting(f"temperature is {temperature:g} and {workload} replays a greedy text: leave it out")
     with console.status("loading the models"):
         if workload is not None:
             if isinstance(asked, str) or isinstance(draft_asked, str):
@@ -80,7 +88,7 @@ def profile(
             subject = measuring.of_pair(
                 " with ".join(filter(None, names_chosen)), decoder, options.prompts(pair, target, None)
             )
-        measured = measuring.Profile(subject, gamma)
+        measured = measuring.Profile(subject, gamma, sampling, rule)
 
     path = files.unused(out / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
     samples: list[dict[str, float]] = []
@@ -102,7 +110,8 @@ def profile(
         with files.all_or_none(trace):
             kernels = measured.kernels(trace) if chosen_device.type == "cuda" else {}
         precisions = [each or "unknown" for each in measured.precisions]
-        drafted = f"draft {precisions[1]}, greedy, gamma {gamma}" if precisions[1:] else "no draft, greedy"
+        chosen = sampling.told + ("" if sampling.greedy else f", rule {rule}")
+        drafted = f"draft {precisions[1]}, {chosen}, gamma {gamma}" if precisions[1:] else f"no draft, {chosen}"
         caption = (
             f"{subject.title}; target {precisions[0]}, {drafted}, medians of "
             f"{report.passes} passes on {about['processor']}, {about['threads']} threads, torch {about['torch']}, "
@@ -111,6 +120,7 @@ def profile(
         record = {
             "title": subject.title, "replay": subject.replay, "dtype": precisions[0],
             "draft_dtype": precisions[1] if precisions[1:] else None, "gamma": gamma,
+            "temperature": sampling.temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "rule": rule,
             "device": str(chosen_device), "date": time.strftime("%Y-%m-%d"), **about,
             **asdict(report), "memory": measured.memory, "kernels": kernels, "samples": samples,
         }  # fmt: skip

@@ -16,7 +16,7 @@ from sybil.decoding import Decoder
 from sybil.drafts import LOOKUP, is_model
 from sybil.measuring.memory import weight_bytes
 from sybil.results import Stats
-from sybil.sampling import Sampling
+from sybil.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +26,6 @@ PROMPT_LOOKUP = "transformers prompt lookup"
 AUTOREGRESSIVE, SPECULATIVE = "sybil autoregressive", "sybil speculative"
 LLAMA_CPP = "llama.cpp"
 OURS, PEERS = (AUTOREGRESSIVE, SPECULATIVE), (LLAMA_CPP,)
-GREEDY = Sampling()
 
 
 def contenders(draft: str | None) -> tuple[str, ...]:

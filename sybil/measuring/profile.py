@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -27,6 +27,7 @@ from sybil.models.rounding import BLOCK, block_bytes
 from sybil.models.storage import FORMATS, Kept, Rounding, Storage
 from sybil.pairs import default_draft_dtype
 from sybil.results import Step
+from sybil.sampling import GREEDY, Sampling
 from sybil.transfer import integers
 
 DRAFT_STEP, VERIFIED = "draft step", (1, 2, 4, 6, 9, 17)
@@ -112,13 +113,12 @@ class _Timed:
 
 
 class _Rounds:
-    """Greedy texts of prompts that come again and again. Those of their rounds are left out that do other work than
-    most: the first, in which the draft reads the prompt, and the last, in which less is proposed."""
+    """Texts of prompts that come again and again. Those of their rounds are left out that do other work than most: the
+    first, in which the draft reads the prompt, and the last, in which less is proposed."""
 
-    def __init__(self, subject: Subject, draft: DrafterFactory | None, gamma: int, new_tokens: int) -> None:
-        self._prompts, self._new_tokens = subject.prompts, new_tokens
-        self._gamma = gamma if draft else 0  # how many tokens a whole round proposes
-        self._settings = {"gamma": gamma, "max_new_tokens": new_tokens}
+    def __init__(self, subject: Subject, draft: DrafterFactory | None, settings: Mapping[str, Any]) -> None:
+        self._prompts, self._settings = subject.prompts, settings
+        self._gamma = settings["gamma"] if draft else 0  # how many tokens a whole round proposes
         self._target, self._drafts = (
             _Timed(subject.decoder.target),
             [_Timed(each) for each in draft.models] if draft else [],
@@ -149,9 +149,9 @@ class _Rounds:
 
 
 class Profile:
-    """The cases of one subject, measured a pass at a time."""
+    """The cases of one subject, measured a pass at a time. sampling, rule: how the rounds' tokens are chosen."""
 
-    def __init__(self, subject: Subject, gamma: int) -> None:
+    def __init__(self, subject: Subject, gamma: int, sampling: Sampling = GREEDY, rule: str = "token") -> None:
         target, draft = subject.decoder.target, subject.decoder.draft
         if draft is not None and len(draft.models) != 1:
             count = len(draft.models) or "no"
@@ -165,7 +165,8 @@ class Profile:
                 f"{subject.title} has a context of {context} and gamma is {gamma}: a profile needs a context of "
                 f"{max(VERIFIED) + 1} or more, and {2 * (gamma + 1)} tokens of {NEW_TOKENS} after its prompts"
             )
-        self.memory = _memory(Decoder(target, draft), subject.prompts[0], new_tokens, gamma)
+        settings = {"gamma": gamma, "max_new_tokens": new_tokens, "rule": rule, "seed": 0, **sampling.keywords}
+        self.memory = _memory(Decoder(target, draft), subject.prompts[0], settings)
         self.precisions = tuple(map(_told, subject.decoder.models))
         self.bytes_read = {}
         self._cases = {STREAM: stream_case(self.device)}
@@ -175,7 +176,7 @@ class Profile:
         for tokens in VERIFIED:
             self._cases[verification(tokens)] = forward_case(target, tokens, self.depth)
             self.bytes_read[verification(tokens)] = bytes_read(target)
-        self._rounds = _Rounds(subject, draft, gamma, new_tokens)
+        self._rounds = _Rounds(subject, draft, settings)
 
     def passes(self, count: int) -> Iterator[dict[str, float]]:
         """Every case once and a round's parts, in milliseconds, count times."""
@@ -195,12 +196,12 @@ class Profile:
         return {event.key: event.self_device_time_total / 1e3 for event in kernels[:10]}
 
 
-def _memory(decoder: Decoder, prompt: Tensor, new_tokens: int, gamma: int) -> dict[str, int | None]:
+def _memory(decoder: Decoder, prompt: Tensor, settings: Mapping[str, Any]) -> dict[str, int | None]:
     """Bytes by part; peak: of weights, caches and all else in a generation, None where the system doesn't say."""
-    target, capacity = decoder.target, len(prompt) + new_tokens + gamma + 1
+    target, capacity = decoder.target, len(prompt) + settings["max_new_tokens"] + settings["gamma"] + 1
     release()
     with PeakMemory(target.device) as peak:
-        decoder.generate([prompt], max_new_tokens=new_tokens, gamma=gamma)
+        decoder.generate([prompt], **settings)
     held: dict[str, int | None] = {}
     for whose, model in zip(("target's", "draft's"), decoder.models, strict=False):
         held[f"{whose} weights"] = model.weight_bytes

@@ -121,8 +121,10 @@ def drafters(
     right.imshow(np.log2(over), cmap="PuOr_r", vmin=-np.log2(most), vmax=np.log2(most), aspect="auto")
     for place, column in np.ndindex(over.shape):
         if not np.isnan(over[place, column]):
-            right.text(column, place, f"{over[place, column]:.2f}", ha="center", va="center", fontsize=9)
-    right.set_xticks(range(len(domains)), list(domains))
+            is_dark = abs(np.log2(over[place, column])) > 0.6 * np.log2(most)
+            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9}
+            right.text(column, place, f"{over[place, column]:.2f}", color="white" if is_dark else "black", **style)
+    right.set_xticks(range(len(domains)), list(domains), rotation=20, ha="right")
     right.set_yticks(range(len(ours)), ours)
     right.set_title("over none, by kind of prompt", fontsize=9)
     right.spines[:].set_visible(False)
