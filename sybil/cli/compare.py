@@ -162,7 +162,7 @@ def _report(
     summaries = summarise(rows, tuple(comparison.contenders), task.plain)
     if not summaries:
         return []
-    caption, chart = printing.caption(comparison, summaries[0].prompts), path.with_suffix(".png")
+    caption, chart = printing.caption(comparison, rows, summaries[0].prompts), path.with_suffix(".png")
     found = measuring.agreements(comparison, rows, chosen)
     if task.drafters:
         domains = by_domain(rows, [name for name in task.ways if name in comparison.contenders], task.plain)

@@ -12,13 +12,14 @@ from sybil.measuring import compare as measuring
 from sybil.measuring.contenders import PEERS
 from sybil.measuring.drafters import DRAFT, NONE
 from sybil.measuring.summaries import Summary
-from sybil.measuring.task import Task
+from sybil.measuring.task import Row, Task
 from sybil.measuring.timing import Interval
 
 
-def caption(comparison: measuring.Comparison, count: int) -> str:
-    """What was compared, over how many prompts, and on what."""
+def caption(comparison: measuring.Comparison, rows: list[Row], count: int) -> str:
+    """What was compared, over how many prompts, and on what; the commits are those that the rows were measured at."""
     task, about = comparison.task, comparison.machine
+    commits = " and ".join(dict.fromkeys(row["commit"] or "none" for row in rows))
     beside = "its drafters" if task.drafters else task.draft
     parts = [f"{task.target} with {beside}" if beside else f"{task.target} without a draft"]
     parts.append(task.sampling.told)
@@ -35,7 +36,7 @@ def caption(comparison: measuring.Comparison, count: int) -> str:
     return (
         f"{', '.join(parts)}, {count} prompts, {task.max_new_tokens} new tokens, {weights}{kept} on "
         f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers "
-        f"{about['transformers']}, commit {about['commit'] or 'none'}"
+        f"{about['transformers']}, commit {commits}"
     )
 
 

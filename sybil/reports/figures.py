@@ -84,6 +84,7 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
             domains.setdefault(row["domain"], []).append(plain / cost[last, row["prompt"]])
     medians = {"color": COLOURS[last], "linewidth": 2}
     right.boxplot(list(domains.values()), tick_labels=list(domains), medianprops=medians)
+    _slant(right)
     right.axhline(1, color="black", linewidth=0.8, linestyle=":")
     right.set_ylim(bottom=0)
     right.set_ylabel("Sybil's speed-up over transformers")
@@ -124,7 +125,8 @@ def drafters(
             is_dark = abs(np.log2(over[place, column])) > 0.6 * np.log2(most)
             style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9}
             right.text(column, place, f"{over[place, column]:.2f}", color="white" if is_dark else "black", **style)
-    right.set_xticks(range(len(domains)), list(domains), rotation=20, ha="right")
+    right.set_xticks(range(len(domains)), list(domains))
+    _slant(right)
     right.set_yticks(range(len(ours)), ours)
     right.set_title("over none, by kind of prompt", fontsize=9)
     right.spines[:].set_visible(False)
@@ -224,6 +226,12 @@ def _pairs(checks: Sequence[Check], figure: SubFigure) -> None:
     bar = figure.colorbar(shown, cax=key.inset_axes((0.1, 0.0, 0.12, 1.0)))
     bar.set_label("standard deviations over\nwhat independence gives", fontsize=9)
     bar.ax.tick_params(labelsize=8)
+
+
+def _slant(axes: Axes) -> None:
+    """Names of kinds of prompts below the axes, so that long ones don't touch."""
+    for label in axes.get_xticklabels():
+        label.set(rotation=20, ha="right")
 
 
 def _save(figure: Figure, caption: str, path: Path) -> None:
