@@ -33,6 +33,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return talker(tmp_path_factory.mktemp("talker"))
 
 
+def _at_a_terminal() -> None:
+    """Make standard input the terminal of a new process, whose Ctrl-C is heard though tests may run in the background,
+    where shells have SIGINT ignored."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A command at a terminal of its own, as somebody uses it who types when asked to."""
 
@@ -47,7 +54,7 @@ class Terminal:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sybil", *map(str, arguments)],
             stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_at_a_terminal,
         )  # fmt: skip
         os.close(theirs)
         self.written, self._text, self._seen = "", "", 0
