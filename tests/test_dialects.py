@@ -1,5 +1,5 @@
-"""Servers that speak other protocols than plain OpenAI's: how each is found out by one probe, how its token ids are come
-by, what it doesn't take, several answers at once, a server that is lost, and its own counts of speculation."""
+"""Servers that speak other protocols than plain OpenAI's: how each is found out by one probe, where its token ids stand,
+what it doesn't take, several answers at once, a server that is lost, and its own counts of speculation."""
 
 from __future__ import annotations
 
@@ -132,10 +132,8 @@ def templated(messages: list[dict[str, str]]) -> list[int]:
 def chat(body: dict[str, Any]) -> Any:
     tokens = decoded(body | {"prompt": templated(body["messages"])})
     entries = [{"token": f"token_id:{token}"} for token in tokens]
-    return {
-        "choices": [{"message": {"content": text_of(tokens)}, "logprobs": {"content": entries}, "finish_reason": "length"}],
-        "usage": {"prompt_tokens": len(templated(body["messages"])), "completion_tokens": len(tokens)},
-    }  # fmt: skip
+    usage = {"prompt_tokens": len(templated(body["messages"])), "completion_tokens": len(tokens)}
+    return completion(message={"content": text_of(tokens)}, logprobs={"content": entries}) | {"usage": usage}
 
 
 def llama_chat(body: dict[str, Any]) -> Any:
@@ -512,19 +510,16 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",position="0"}} 99
 
 
 def test_counters_are_read_before_and_after(serve: Serve) -> None:
-    counts = [dict(drafted="1e+02", accepted="40.0"), dict(drafted="160.0", accepted="70.0")]
-    left = iter(counts)
-    server = serve(vllm, metrics=lambda: METRICS.format(**next(left)).encode())
+    first, then = (METRICS.format(drafted=d, accepted=a).encode() for d, a in (("1e+02", "40.0"), ("160.0", "70.0")))
+    server = serve(vllm, metrics=first)
     subject = subject_of(server)
     list(subject.sample(PROMPTS, GREEDY, 0))
+    server.metrics = then
     found = subject.speculation
     assert (found.drafted, found.accepted) == (60, 30)
     assert found.told.startswith("speculation: 60 tokens drafted, 30 (50%) accepted")
-    assert counters.parsed(METRICS.replace("vllm:", "llamacpp:").format(**counts[0])).drafted == 101
+    assert counters.parsed(first.decode().replace("vllm:", "llamacpp:")).drafted == 101
     for gone in ((404, b""), b"", METRICS.format(drafted=1, accepted=0).encode()):  # the server began anew
-        left = iter(counts[:1])
-        server.metrics = lambda: METRICS.format(**next(left)).encode()
-        subject = subject_of(server)
         server.metrics = gone
         assert subject.speculation is None
 
@@ -564,17 +559,18 @@ def odd_answers() -> Iterator[Any]:
 
 
 def test_odd_answers_are_an_answer_or_one_line_probed_or_asked(serve: Serve) -> None:
-    answers, given = list(odd_answers()), None
-    server = serve(lambda body: given)
-    given = completion(token_ids=[1])
+    answers = list(odd_answers())
+    server = serve(lambda body: completion(token_ids=[1]))
     asked = subject_of(server)
     samples, refusals = list[Sample](), list[str]()
-    for given in answers:
+    for answer in answers:
+        server.answers = lambda body, answer=answer: answer
         try:
             samples += asked.sample([[1, 2]], GREEDY, 0)
         except EndpointFailed as error:
             refusals.append(str(error))
-    for given in answers[::7]:
+    for answer in answers[::7]:
+        server.answers = lambda body, answer=answer: answer
         try:
             subject = subject_of(server, "tiny")
             samples += subject.sample([[1, 2]] if not subject.by_chat else [], GREEDY, 0)
