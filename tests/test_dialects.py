@@ -1,5 +1,5 @@
-"""Servers that speak other protocols than plain OpenAI's: how each is found out by one probe, where its token ids stand,
-what it doesn't take, several answers at once, a server that is lost, and its own counts of speculation."""
+"""Servers that speak other protocols than plain OpenAI's: how each is found out by one probe, where token ids stand,
+what a server doesn't take, several answers at once, a server that is lost, and its own counts of speculation."""
 
 from __future__ import annotations
 
