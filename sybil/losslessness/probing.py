@@ -91,13 +91,10 @@ def probe(server: Server, model: str, reader: Reader) -> Spoken:
             spoken = _tried(server, dialect, question, reader)
             if spoken.answer.is_llama and dialect.path in OF_LLAMA:
                 spoken = _tried(server, OF_LLAMA[dialect.path], question, reader)
-        except EndpointRefused as refusal:
-            if refusal.status not in ELSEWHERE:
+        except EndpointFailed as failure:
+            if not (found or _may_speak_otherwise(failure)):
                 raise
-            failed.append(refusal)
-            continue
-        except _NoAnswer as nothing:
-            failed.append(nothing)
+            failed.append(failure)
             continue
         found.append(spoken)
         if spoken.answer.way != TEXT:
@@ -119,6 +116,11 @@ def read(spoken: Spoken, asking: Asking, reader: Reader) -> Answer:
 
 class _NoAnswer(EndpointFailed):
     """An answer that is none of this protocol."""
+
+
+def _may_speak_otherwise(failure: EndpointFailed) -> bool:
+    """Whether a server that failed so is worth asking in another protocol."""
+    return failure.status in ELSEWHERE if isinstance(failure, EndpointRefused) else isinstance(failure, _NoAnswer)
 
 
 def _tried(server: Server, dialect: Dialect, question: Question, reader: Reader) -> Spoken:
