@@ -293,7 +293,9 @@ def test_a_server_that_passes_over_an_end_token_inside_a_block_isn_t_let_off(ser
     subject = subject_of(serve(deaf))
     assert subject.takes(replace(GREEDY, eos_token_ids=(3,)))
     plan = Plan(request=GREEDY, repeats=0, greedy=4, stopping=4)
-    assert verify(subject, Reference(gpt2(), letters()), PROMPTS, plan).verdict != "PASS"
+    report = verify(subject, Reference(gpt2(), letters()), PROMPTS, plan)
+    assert report.verdict == "FAIL"
+    assert any("after its end token" in reason for reason in report.reasons)
 
 
 def test_a_wrong_token_of_llama_cpp_is_a_fault(serve: Serve) -> None:

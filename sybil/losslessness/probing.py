@@ -175,9 +175,9 @@ def _with_stops(spoken: Spoken, question: Question, reader: Reader) -> Spoken:
     left, first = set(spoken.left), spoken.answer.tokens[:1]
     if "stop_token_ids" not in _parameters(spoken.dialect, question):
         left.add("stop_token_ids")
-    elif "stop_token_ids" not in left and first:
+    elif "stop_token_ids" not in left:
         ending = replace(question, request=replace(question.request, eos_token_ids=first))
-        ended = _asked(spoken, ending, reader)
+        ended = _asked(spoken, ending, reader) if first else None
         if ended is None or len(ended.tokens) > 1:
             left.add("stop_token_ids")
     stopping = replace(question, request=replace(question.request, stop_strings=("\n\n",)))
