@@ -123,8 +123,8 @@ class EndpointSubject:
 
     def _doubt_of_end(self, answer: Answer, request: Request) -> str:
         """Servers may leave out the end token and the stop string, end at an end token that nobody asked for, cut an
-        answer off, or not know stop_token_ids, which are no part of OpenAI's protocol. One that knows them, as the probe
-        showed, and goes on after one is at fault."""
+        answer off, or not know stop_token_ids, which are no part of OpenAI's protocol. One that knows them, as its
+        probe showed, and goes on after one is at fault."""
         tokens, reason = answer.tokens, answer.reason
         unasked = set(request.eos_token_ids) - self.eos_token_ids
         if "stop_token_ids" in self.spoken.left and unasked & set(tokens[:-1]):
