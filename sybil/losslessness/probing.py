@@ -14,6 +14,7 @@ from sybil.losslessness.transport import Asking, Server
 
 PROBE = "a b c"
 TOKENS = 4  # asked for by the probe
+STOP = "zz"  # letters that every vocabulary has
 ELSEWHERE = {400, 404, 405, 415, 422, 501}  # refusals that another path, or other parameters, may not get
 WRONG = {400, 422}  # refusals of a parameter
 OWN = "whether the server's own settings change the distribution can't be told"
@@ -180,7 +181,7 @@ def _with_stops(spoken: Spoken, question: Question, reader: Reader) -> Spoken:
         ended = _asked(spoken, ending, reader) if first else None
         if ended is None or len(ended.tokens) > 1:
             left.add("stop_token_ids")
-    stopping = replace(question, request=replace(question.request, stop_strings=("\n\n",)))
+    stopping = replace(question, request=replace(question.request, stop_strings=(STOP,)))
     guessed = spoken.answer.is_llama and spoken.answer.way == "logprobs"
     if "stop" not in left and (guessed or _asked(spoken, stopping, reader) is None):
         left.add("stop")
