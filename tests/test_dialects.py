@@ -350,8 +350,8 @@ def test_a_chat_endpoint_is_judged_by_the_targets_own_template(
         assert status == 0
         assert f"asked by OpenAI's chat, {server.url}/chat/completions gives token ids (logprobs)" in captured.out
         assert "stop_token_ids" not in captured.out
-        asked = [body["messages"] for body in server.bodies]  # two at once, in whichever order they come
-        assert [{"role": "user", "content": "hello"}] in asked[-2:]
+        asked = [body["messages"] for body in server.bodies[-2:]]  # two at once, in whichever order they come
+        assert [{"role": "user", "content": "hello"}] in asked
     else:  # the server's template isn't the target's
         assert status == 3
         assert "it was asked another one" in captured.out
