@@ -99,6 +99,18 @@ class EndpointFailed(SybilError, OSError):
     """A server that can't be reached, refuses a request, or answers with something else than completions."""
 
 
+class EndpointRefused(EndpointFailed):
+    """A request that a server doesn't take. status: HTTP's; said: the refusal as it came."""
+
+    def __init__(self, line: str, status: int, said: str) -> None:
+        super().__init__(line)
+        self.status, self.said = status, said
+
+
+class EndpointLost(EndpointFailed):
+    """A server that isn't there, broke off, or is too busy: it may answer when it is asked again."""
+
+
 class PeerFailed(SybilError):
     """Another system that was to be measured beside Sybil, and that doesn't start or answer."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import re
 import socket
 import socketserver
@@ -14,90 +13,31 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 import torch
+from serving import Good, completion, decoded, servers, subject_of
 from tiny import gpt2, greedy, letters, prompts
 from tokenizers import Tokenizer, decoders, models
 
 from sybil.errors import EndpointFailed, InvalidSetting
-from sybil.losslessness.endpoint import TEXT_ONLY, EndpointSubject
+from sybil.losslessness.answers import TEXT_ONLY
+from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.samples import Request, Sample
-from sybil.losslessness.subjects import TransformersSubject
 from sybil.losslessness.transport import MOST_BYTES, Server, _address, _connection
 
 PROMPTS = [prompt.tolist() for prompt in prompts([3, 7, 5, 9])]
 GREEDY = Request(max_new_tokens=12, temperature=0.0)
 SAMPLED = Request(max_new_tokens=12)
 
-Answer = Callable[[dict[str, Any]], Any]
-
-
-class Good:
-    """A completions server of this process. answer: a body's reply, bytes going out as they are, (status, reply) with
-    another status; bodies and headers: what it was sent."""
-
-    def __init__(self, answer: Answer, models: Any = None) -> None:
-        self.answer, self.bodies, self.headers = answer, [], []
-        served = models or {"data": [{"id": "tiny"}]}
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.reply(served)
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.bodies.append(body)
-                outer.headers.append(dict(self.headers))
-                self.reply(outer.answer(body))
-
-            def reply(self, reply: Any) -> None:
-                status, content = reply if isinstance(reply, tuple) else (200, reply)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Good]]:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    servers: list[Good] = []
-
-    def start(answer: Answer, models: Any = None) -> Good:
-        servers.append(Good(answer, models))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.http.shutdown()
-        server.http.server_close()
-
-
-def subject_of(server: Good, model: str | None = None, timeout: float = 60) -> EndpointSubject:
-    return EndpointSubject(Server(server.url + "/", timeout), model, letters())
-
-
-def decoded(body: dict[str, Any]) -> list[int]:
-    """What the tiny target says to a request."""
-    eos = () if body["ignore_eos"] else tuple(body["stop_token_ids"])
-    request = Request(max_new_tokens=body["max_tokens"], temperature=body["temperature"], eos_token_ids=eos)
-    (sample,) = TransformersSubject(gpt2(), letters()).sample([body["prompt"]], request, body["seed"])
-    return list(sample.tokens)
-
-
-def completion(**choice: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "finish_reason": "length", **choice}]}
+    with servers() as start:
+        yield start
 
 
 @pytest.mark.parametrize(
@@ -130,7 +70,7 @@ def test_what_a_server_is_asked(serve: Callable[..., Good], monkeypatch: pytest.
         max_new_tokens=3, temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, eos_token_ids=(4,), stop_strings=("x",)
     )
     list(subject.sample([[1, 2]], full, 0))
-    plain, every = server.bodies
+    plain, every = server.bodies[-2:]
     assert plain["model"] == "mine"
     assert plain["prompt"] == [1, 2]
     assert plain["ignore_eos"] is True
@@ -169,17 +109,17 @@ def test_text_alone_leaves_a_doubt(serve: Callable[..., Good]) -> None:
     def text(body: dict[str, Any]) -> Any:
         return completion(text=letters().decode(decoded(body)))
 
-    (sample,) = subject_of(serve(text)).sample([[1, 2]], GREEDY, 0)
+    (sample,) = subject_of(serve({"/v1/completions": text})).sample([[1, 2]], GREEDY, 0)
     assert list(sample.tokens) == greedy(gpt2(), torch.tensor([1, 2]), 12)
     assert sample.doubt == TEXT_ONLY
 
     def miscounted(body: dict[str, Any]) -> Any:
         return text(body) | {"usage": {"completion_tokens": 9}}
 
-    (sample,) = subject_of(serve(miscounted)).sample([[1, 2]], GREEDY, 0)
+    (sample,) = subject_of(serve({"/v1/completions": miscounted})).sample([[1, 2]], GREEDY, 0)
     assert "12 tokens where it counts 9" in sample.doubt
 
-    (sample,) = subject_of(serve(lambda body: completion(text="abÿ"))).sample([[1]], GREEDY, 0)
+    (sample,) = subject_of(serve({"/v1/completions": lambda body: completion(text="abÿ")})).sample([[1]], GREEDY, 0)
     assert "doesn't survive" in sample.doubt
 
 
@@ -233,7 +173,8 @@ def test_a_server_that_fails(serve: Callable[..., Good], answer: Any, words: lis
     for word in [server.url, *words]:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert len(server.bodies) == 1  # nothing is tried again
+    another_path = isinstance(answer, dict) or (isinstance(answer, tuple) and answer[0] in (400, 404))
+    assert (len(server.bodies) > 1) == another_path  # of anything else nothing is tried again
 
 
 def test_no_server_no_url_and_no_single_model(serve: Callable[..., Good]) -> None:
@@ -582,7 +523,9 @@ def test_wrong_types_everywhere_are_an_answer_or_one_error(serve: Callable[..., 
         answers.append(completion(logprobs={"tokens": odd}, text="a"))
         answers.append(completion(logprobs={"tokens": [odd]}, text="a"))
     left = iter(answers)
-    subject = subject_of(serve(lambda body: next(left)))
+    server = serve(lambda body: whole)
+    subject = subject_of(server)
+    server.answers = lambda body: next(left)
     samples, refusals = list[Sample](), list[str]()
     for _ in answers:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -17,10 +17,11 @@ from tokenizers import Tokenizer
 from sybil.agreement import FLOAT32, HALF
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table, print_json
+from sybil.decoding import Decoder
 from sybil.devices import choose_device, dtype_named
 from sybil.drafting.window import GAMMA, fixed
 from sybil.drafts import is_model
-from sybil.errors import InvalidSetting
+from sybil.errors import InvalidSetting, NotJudgeable
 from sybil.fit import check_assisted, same_tokens
 from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks, load, read
 from sybil.losslessness.deadline import TIMEOUT, checked
@@ -32,6 +33,7 @@ from sybil.losslessness.transport import Server
 from sybil.measuring import files, prompts
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
+from sybil.measuring.prompts import Prompt
 from sybil.reports import figures
 from sybil.settings import Settings
 
@@ -76,6 +78,13 @@ def verify(
             rich_help_panel=JUDGED,
         ),
     ] = TIMEOUT,
+    concurrency: Annotated[
+        int, typer.Option(help="Answers that a server is asked for at once.", rich_help_panel=JUDGED)
+    ] = 1,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(help="A header for the server, as 'Name: value'; several are fine.", rich_help_panel=JUDGED),
+    ] = None,
     gamma: options.GammaOption = None,
     rule: options.RuleOption = options.RULE,
     window: options.WindowOption = options.WINDOW,
@@ -113,9 +122,11 @@ def verify(
     from sybil.losslessness.judge import verify as judge
 
     console = make_console(stderr=as_json)
-    server = None if endpoint is None else Server(endpoint, timeout)
+    server = None if endpoint is None else Server(endpoint, timeout, header or ())
     if decoder is not None and server is not None:
         raise InvalidSetting(f"decoder is {decoder!r} and endpoint {server.url!r}: give one of them")
+    if server is None and (header or concurrency != 1):
+        raise InvalidSetting("header and concurrency are for a server: add --endpoint, or leave them out")
     checked(timeout)
     most, sequences, length, bound = QUICK if quick else FULL
     most = most if count is None else count
@@ -153,14 +164,17 @@ def verify(
         )  # fmt: skip
         tokenizer, eos = ours.tokenizer, tuple(sorted(ours.eos_token_ids))
         assert tokenizer is not None  # a folder without one is refused by load
-        encoded = [prompts.encode(prompt, ours) for prompt in chosen]
+        served = None if server is None else EndpointSubject(server, model, tokenizer, frozenset(eos), concurrency)
+        if served is not None:
+            console.print("\n".join([served.spoken.told, *served.notes]), style="dim", soft_wrap=True)
+        encoded = _encoded(chosen, ours, served)
         # the weights as the decoder has them, computed in float32
         sovereign = _load(chosen_target, chosen_dtype, chosen_device).float()
         subject: Subject
         if is_ours:
             subject = SybilSubject(ours, gamma, rule, window)
-        elif server is not None:
-            subject = EndpointSubject(server, model, tokenizer, frozenset(eos))
+        elif served is not None:
+            subject = served
         elif function is not None:
             subject = function
         else:
@@ -185,6 +199,7 @@ def verify(
         console.print("interrupted: there is no verdict, and nothing was written")
         raise typer.Exit(130) from None
 
+    speculation = getattr(subject, "speculation", None)
     about, kept = describe(chosen_device), IN_BLOCKS if as_it_lies else str(chosen_dtype).removeprefix("torch.")
     caption = (
         f"{report.subject} against {chosen_target}, temperature {temperature:g}, {len(encoded)} prompts, "
@@ -195,7 +210,7 @@ def verify(
     record = {
         "target": chosen_target, "draft": chosen_draft, "dtype": kept,
         "device": str(chosen_device), "prompts": digest(chosen), "date": time.strftime("%Y-%m-%d"), **about,
-        **report.as_dict(),
+        "speculation": None if speculation is None else asdict(speculation), **report.as_dict(),
     }  # fmt: skip
     path = files.unused(files.folder(out) / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
     chart = path.with_suffix(".png")
@@ -206,6 +221,8 @@ def verify(
         print_json(record)
     else:
         _print(console, report)
+        if speculation is not None:
+            console.print(speculation.told, soft_wrap=True)
         console.print(caption, style="dim", soft_wrap=True)
         console.print(f"report: {path}   chart: {chart}", soft_wrap=True)
     raise typer.Exit(STATUS[report.verdict])
@@ -220,6 +237,24 @@ def _load(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
     logging.set_verbosity_error()  # our own bars are the only ones
     logging.disable_progress_bar()
     return load_transformers(read(name), dtype, device).eval()
+
+
+def _encoded(chosen: list[Prompt], ours: Decoder, served: EndpointSubject | None) -> list[list[int]]:
+    """Prompts as token ids. A server that takes messages only is given each as a user's message."""
+    if served is None or not served.by_chat:
+        return [prompts.encode(prompt, ours) for prompt in chosen]
+    if ours.chat_template is None:
+        raise NotJudgeable(
+            f"{served.spoken.url} takes messages only, and the target has no chat template to make token ids of them "
+            "by: give a target with one, or a server of completions"
+        )
+    said = [replace(prompt, messages=prompt.messages or (("user", prompt.text),)) for prompt in chosen]
+    encoded = [prompts.encode(prompt, ours) for prompt in said]
+    served.messages = {
+        tuple(ids): [{"role": role, "content": content} for role, content in prompt.messages]
+        for ids, prompt in zip(encoded, said, strict=True)
+    }
+    return encoded
 
 
 def _transformers(

@@ -22,11 +22,9 @@ def checked(timeout: float) -> float:
     return timeout
 
 
-def within(timeout: float, work: Callable[[], T]) -> T:
-    """What work returns or raises; TimeoutError after as many seconds, whatever it is waiting for.
-
-    Work runs in a thread that nothing waits for. Who gives it a pipe or a socket closes that at the deadline, so that
-    the thread ends."""
+def started(work: Callable[[], T]) -> Future[T]:
+    """Work in a thread that nothing waits for. Who gives it a pipe or a socket closes that at the deadline, so that the
+    thread ends."""
     outcome: Future[T] = Future()
 
     def run() -> None:
@@ -36,4 +34,9 @@ def within(timeout: float, work: Callable[[], T]) -> T:
             outcome.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return outcome.result(timeout)
+    return outcome
+
+
+def within(timeout: float, work: Callable[[], T]) -> T:
+    """What work returns or raises; TimeoutError after as many seconds, whatever it is waiting for."""
+    return started(work).result(timeout)

@@ -1,132 +1,133 @@
-"""A server that speaks OpenAI's completions protocol, as a decoder under judgement."""
+"""A server under judgement, by whichever protocol it speaks."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
-from itertools import islice
-from typing import Any, NoReturn
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tokenizers import Tokenizer
 
-from sybil.errors import EndpointFailed
-from sybil.losslessness.child import LARGEST_ID, MOST_TOKENS
-from sybil.losslessness.samples import Request, Sample
+from sybil.arguments import integer
+from sybil.errors import EndpointFailed, EndpointLost
+from sybil.losslessness import counters
+from sybil.losslessness.answers import Answer, Reader
+from sybil.losslessness.dialects import Messages, Question
+from sybil.losslessness.probing import probe, read
+from sybil.losslessness.samples import Request, Sample, Speculation
 from sybil.losslessness.subjects import derived
-from sybil.losslessness.transport import Server
+from sybil.losslessness.transport import Asking, Server
 
-TOKEN_ID = "token_id:"  # what vLLM writes in place of a token's text
-TOKEN = re.compile(f"{TOKEN_ID}[0-9]{{1,10}}")
-TEXT_ONLY = "the server gave text, not tokens; re-tokenised text may not be the tokens drawn"
-SEE = "see the server's log"
+MOST_AT_ONCE = 256
+PATIENCE, PAUSE = 60.0, 1.0  # seconds: how long a server that was lost is waited for, and how often it is asked
 
 
 class EndpointSubject:
-    """One request a sequence. model None: the only one that the server has.
+    """One request a sequence, `concurrency` of them at once. model None: the only one that the server has.
 
-    Prompts go out as token ids. Tokens come back as ids (vLLM's return_token_ids), from the texts of logprobs, or
-    by tokenising the text again, which leaves a doubt. Raises EndpointFailed for whatever else comes back."""
+    What the server speaks, and what it doesn't take, is found out at once: `spoken` tells the one, `notes` the other.
+    Prompts go out as token ids, but where only a chat endpoint gives tokens (by_chat): then `messages` has to hold the
+    messages that the target's chat template makes each prompt of. A server that is lost on the way is asked again for a
+    minute. Raises EndpointFailed for whatever else comes back."""
 
     def __init__(
-        self, server: Server, model: str | None, tokenizer: Tokenizer, eos_token_ids: frozenset[int] = frozenset()
+        self,
+        server: Server,
+        model: str | None,
+        tokenizer: Tokenizer,
+        eos_token_ids: frozenset[int] = frozenset(),
+        concurrency: int = 1,
     ) -> None:
+        self.concurrency = integer("concurrency", concurrency, least=1, most=MOST_AT_ONCE)
         self.eos_token_ids = eos_token_ids  # the model's own, which a server knows without being told
-        self.server, self.tokenizer = server, tokenizer
+        self.server, self.tokenizer, self.reader = server, tokenizer, Reader(tokenizer)
         self.model = model or self._only_model()
         self.name = f"{server.shown(self.model)} at {server.url}"
+        self.messages: Mapping[tuple[int, ...], Messages] = {}
+        self.spoken = probe(server, self.model, self.reader)
+        self.notes = list(self.spoken.notes)
+        self._answered: Speculation | None = None  # of the answers that told
+        self._before = None if self.spoken.answer.speculation else counters.counted(server)
+
+    @property
+    def by_chat(self) -> bool:
+        return self.spoken.dialect.by_chat
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """What was drafted and accepted since this object is there, by the answers themselves, or else by what the
+        server counts for all who ask it; None where neither tells."""
+        if self._answered is not None or self._before is None:
+            return self._answered
+        now = counters.counted(self.server)
+        since = None if now is None else now - self._before
+        return since if since and 0 <= since.accepted <= since.drafted else None
+
+    def takes(self, request: Request) -> bool:
+        """Whether its stops can be asked for."""
+        return self.spoken.takes(request, self.eos_token_ids)
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
-        for index, prompt in enumerate(prompts):
-            answer = self.server.ask("/completions", self._body(prompt, request, derived(seed, index)))
-            choices = answer.get("choices")
-            if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-                self._fail(
-                    f"without choices ({self._keys(answer)})",
-                    "check that the URL is that of an OpenAI-compatible server",
-                )
-            tokens, doubt = self._tokens(choices[0], answer.get("usage"))
-            if len(tokens) > MOST_TOKENS:
-                self._fail(f"with more than {MOST_TOKENS} tokens to {request.max_new_tokens} asked for", SEE)
-            doubt = doubt or self._doubt_of_end(tokens, choices[0].get("finish_reason"), request)
-            yield Sample(tuple(prompt), tuple(tokens), None, doubt)
+        lacking = self.spoken.lacking(request)
+        if lacking:
+            value = getattr(request, lacking)
+            raise EndpointFailed(f"{self.spoken.url} doesn't take {lacking}, which is {value:g}: leave it out")
+        questions = (self._question(prompt, request, derived(seed, index)) for index, prompt in enumerate(prompts))
+        for prompt, answer in zip(prompts, self._answers(questions), strict=True):
+            if answer.speculation is not None:
+                self._answered = answer.speculation + (self._answered or Speculation(0, 0))
+            doubt = answer.doubt or self._doubt_of_prompt(prompt, answer) or self._doubt_of_end(answer, request)
+            yield Sample(tuple(prompt), answer.tokens, None, doubt)
 
-    def _body(self, prompt: Sequence[int], request: Request, seed: int) -> dict[str, Any]:
-        body: dict[str, Any] = dict(
-            model=self.model,
-            prompt=list(prompt),
-            max_tokens=request.max_new_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=seed,
-            logprobs=1,
-            # what follows is vLLM's, in part SGLang's too
-            return_token_ids=True,
-            return_tokens_as_token_ids=True,
-            ignore_eos=not request.eos_token_ids,
-            # what is left out they fill in from the model's own generation_config
-            top_k=request.top_k or -1,
-            min_p=request.min_p,
-            repetition_penalty=1.0,
-        )
-        stops = dict(
-            stop=list(request.stop_strings),
-            stop_token_ids=list(request.eos_token_ids),
-        )
-        return body | {name: value for name, value in stops.items() if value}
+    def _question(self, prompt: Sequence[int], request: Request, seed: int) -> Question:
+        messages = self.messages.get(tuple(prompt), ())
+        if self.by_chat and not messages:
+            raise EndpointFailed(f"{self.spoken.url} takes messages, and a prompt has none: give prompts as messages")
+        return Question(model=self.model, prompt=prompt, request=request, seed=seed, messages=messages)
 
-    def _tokens(self, choice: Mapping[str, Any], usage: Any) -> tuple[list[int], str]:
-        """The new tokens, and what makes them doubtful."""
-        ids = choice.get("token_ids")
-        if isinstance(ids, list) and all(_is_id(each) for each in ids):
-            return ids, ""
-        if ids is not None:
-            self._fail(f"with token_ids that are no list of integers from 0 to {LARGEST_ID}", SEE)
-        logprobs = choice.get("logprobs")
-        pieces = logprobs.get("tokens") if isinstance(logprobs, dict) else None
-        if isinstance(pieces, list) and pieces:
-            found = [self._id(piece) for piece in pieces]
-            known = [each for each in found if each is not None]
-            if len(known) == len(found):
-                return known, ""
-        text = choice.get("text")
-        if not isinstance(text, str):
-            self._fail(
-                f"with neither tokens nor text ({self._keys(choice)})", "check that it serves /completions, not chat"
-            )
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            return [], "the server gave text, not tokens, and the text holds half a character"
-        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        if self.tokenizer.decode(tokens, skip_special_tokens=False) != text:
-            return tokens, "the server gave text, not tokens, and the text doesn't survive being tokenised again"
-        count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if _is_id(count) and count != len(tokens):
-            return tokens, f"the server gave text, which tokenises to {len(tokens)} tokens where it counts {count}"
-        return tokens, TEXT_ONLY
+    def _answers(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        """In order, while the next ones are under way."""
+        waiting: deque[tuple[Question, Asking]] = deque()
+        try:
+            for question in questions:
+                waiting.append((question, self.spoken.begin(question)))
+                if len(waiting) == self.concurrency:
+                    yield self._answer(*waiting[0])
+                    waiting.popleft()
+            while waiting:
+                yield self._answer(*waiting[0])
+                waiting.popleft()
+        finally:
+            for _, asking in waiting:
+                asking.end()
 
-    def _id(self, piece: Any) -> int | None:
-        """The token that a text of logprobs stands for; None where it isn't one token's alone."""
-        if not isinstance(piece, str):
-            return None
-        if TOKEN.fullmatch(piece):
-            number = int(piece.removeprefix(TOKEN_ID))
-            return number if _is_id(number) else None
-        return self._ids_by_text.get(piece)
+    def _answer(self, question: Question, asking: Asking) -> Answer:
+        """The server's answer, asked for again where the server was lost: it answered before, the probe at least."""
+        ends = None
+        while True:
+            try:
+                return read(self.spoken, asking, self.reader)
+            except EndpointLost:
+                now = time.monotonic()
+                ends = now + PATIENCE if ends is None else ends
+                if now >= ends:
+                    raise
+            time.sleep(PAUSE)
+            asking = self.spoken.begin(question)
 
-    @cached_property
-    def _ids_by_text(self) -> dict[str, int | None]:
-        """None for the texts that several tokens share."""
-        ids: dict[str, int | None] = {}
-        for token in range(self.tokenizer.get_vocab_size()):
-            text = self.tokenizer.decode([token], skip_special_tokens=False)
-            ids[text] = None if text in ids else token
-        return ids
+    def _doubt_of_prompt(self, prompt: Sequence[int], answer: Answer) -> str:
+        """A server may put a token before the prompt, and a chat template of its own may make another prompt."""
+        if answer.prompt_count in (None, len(prompt)):
+            return ""
+        return f"the server counts {answer.prompt_count} tokens in a prompt of {len(prompt)}: it was asked another one"
 
-    def _doubt_of_end(self, tokens: Sequence[int], reason: Any, request: Request) -> str:
+    def _doubt_of_end(self, answer: Answer, request: Request) -> str:
         """Servers may leave out the end token and the stop string, end at an end token that nobody asked for, cut an
-        answer off, or not know stop_token_ids, which are no part of the protocol."""
+        answer off, or not know stop_token_ids, which are no part of OpenAI's protocol. One that knows them, as its
+        probe showed, and goes on after one is at fault."""
+        tokens, reason = answer.tokens, answer.reason
         unasked = set(request.eos_token_ids) - self.eos_token_ids
-        if unasked & set(tokens[:-1]):
+        if "stop_token_ids" in self.spoken.left and unasked & set(tokens[:-1]):
             return "the server went on after a token of stop_token_ids, which it may not know"
         if reason != "stop" and len(tokens) < request.max_new_tokens:
             said = repr(self.server.shown(reason, 40)) if isinstance(reason, str) else f"a {type(reason).__name__}"
@@ -136,6 +137,12 @@ class EndpointSubject:
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
         if any(string in text for string in request.stop_strings):
             return ""
+        special = self.tokenizer.get_added_tokens_decoder().get(tokens[-1]) if tokens else None
+        if special is not None:
+            return (
+                f"the server ended at {self.server.shown(special.content, 40)!r} (token id {tokens[-1]}), which isn't "
+                "among the target's end tokens: name it with --eos if it is one"
+            )
         return "the server says that it stopped, and what stopped it isn't among the tokens that it gave"
 
     def _only_model(self) -> str:
@@ -148,13 +155,3 @@ class EndpointSubject:
                 f"{self.server.url}/models names {len(names)} models ({listed}): choose one with --model"
             )
         return names[0]
-
-    def _keys(self, answer: Mapping[str, Any]) -> str:
-        return f"its keys: {self.server.shown(', '.join(islice(answer, 8)) or 'none')}"
-
-    def _fail(self, how: str, remedy: str) -> NoReturn:
-        raise EndpointFailed(f"{self.server.url}/completions answered {how}: {remedy}")
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= LARGEST_ID

@@ -161,10 +161,12 @@ class _Trial:
         """An end token, a limit and a stop string on each path: the decoder must say the path as far as that, and
         no token more. Gives the number of trials."""
         choice, tokenizer = np.random.default_rng([self.plan.seed, 2]), self.reference.tokenizer
+        takes = getattr(self.subject, "takes", lambda request: True)
         trials = [
             (number, path, request)
             for number, path in paths
             for request in ending.inside(self.prompts[number], path, self.greedily, tokenizer, choice)
+            if takes(request)
         ]
         for done, (number, path, request) in enumerate(trials, start=1):
             (sample,) = self._ask("", [self.prompts[number]], request, self.plan.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sybil.sampling import Sampling
@@ -41,8 +41,36 @@ class Sample:
     doubt: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Tokens that a decoder drafted, and those of them that it accepted, as it counts them itself. source: where it
+    says so."""
+
+    drafted: int
+    accepted: int
+    source: str = ""
+
+    def __add__(self, other: Speculation) -> Speculation:
+        return replace(self, drafted=self.drafted + other.drafted, accepted=self.accepted + other.accepted)
+
+    def __sub__(self, other: Speculation) -> Speculation:
+        return replace(self, drafted=self.drafted - other.drafted, accepted=self.accepted - other.accepted)
+
+    @property
+    def told(self) -> str:
+        """In a line."""
+        said = f" (by {self.source})" if self.source else ""
+        if not self.drafted:
+            return f"speculation not observed: the decoder counts no drafted token{said}"
+        if not self.accepted:
+            return f"speculation not observed: of {self.drafted} drafted tokens the decoder accepted none{said}"
+        share = self.accepted / self.drafted
+        return f"speculation: {self.drafted} tokens drafted, {self.accepted} ({share:.0%}) accepted{said}"
+
+
 class Subject(Protocol):
-    """A decoder under judgement."""
+    """A decoder under judgement. It may have notes (list[str]: what can't be checked of it), a speculation, and
+    takes(request) where there are requests that can't be put to it."""
 
     name: str
 

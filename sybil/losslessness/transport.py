@@ -8,17 +8,23 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from sybil.errors import EndpointFailed, one_line
-from sybil.losslessness.deadline import TIMEOUT, checked, within
+from sybil.errors import EndpointFailed, EndpointLost, EndpointRefused, one_line
+from sybil.losslessness import headers as own
+from sybil.losslessness.deadline import TIMEOUT, checked, started
 
 KEY = "OPENAI_API_KEY"
 MOST_BYTES = 2**22  # of one answer: a token with its logprobs takes a hundred or two
+BUSY = {429, 502, 503, 504}  # statuses of a server, or of one before it, that may answer later
+
+Said = tuple[int, str, bytes]
+"""An answer's status, its reason, and its content."""
 
 
 class Server:
@@ -26,52 +32,92 @@ class Server:
     no other: no redirect is followed. Of the proxies that the environment names only https_proxy is used, as a tunnel
     through which the key goes encrypted; plain http goes to the host itself.
 
-    timeout: seconds for the whole of an answer, from finding the host to the last byte. Raises EndpointFailed."""
+    timeout: seconds for the whole of an answer, from finding the host to the last byte. headers: lines as
+    "Name: value", sent as the key is; an Authorization among them takes the key's place. Raises EndpointFailed."""
 
-    def __init__(self, url: str, timeout: float = TIMEOUT) -> None:
-        self._address = _address(url)
-        self.url = self._address.geturl()
-        self._timeout, self._key = checked(timeout), _key()
+    def __init__(self, url: str, timeout: float = TIMEOUT, headers: Iterable[str] = ()) -> None:
+        self.address = _address(url)
+        self.url = self.address.geturl()
+        self.root = self.url.removesuffix("/v1")  # where a server has its own protocol, beside OpenAI's
+        self.timeout, self._key, given = checked(timeout), _key(), own.parsed(headers)
+        self._hidden = {**({self._key: KEY} if self._key else {}), **own.secrets(given)}
+        key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self.headers = given if "authorization" in map(str.lower, given) else {**key, **given}
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The JSON object that the server answers with; GET without a body."""
-        url = self.url + path
-        exchange = _Exchange(self._address, time.monotonic() + self._timeout, self._timeout)
-        try:
-            status, reason, content = within(self._timeout, lambda: exchange.run(path, body, self._key))
-        except TimeoutError:
-            exchange.end()
-            raise EndpointFailed(
-                f"{url} gave no whole answer within {self._timeout:g} seconds: see the server's log, or raise --timeout"
-            ) from None
-        except (OSError, ValueError) as error:  # ValueError: a host's name that is none
-            said = self.shown(str(error) or type(error).__name__)
-            raise EndpointFailed(f"{url} can't be reached ({said}): start the server, or check --endpoint") from None
-        except HTTPException as error:
-            said = self.shown(f"{type(error).__name__}: {error}")
-            raise EndpointFailed(f"{url} gave no whole answer ({said}): see the server's log") from None
-        if not 200 <= status < 300:
-            self._refused(url, status, reason, content)
+        """The JSON object that the server answers with; GET without a body. path: behind url."""
+        return self.begin(self.url + path, body).answer()
+
+    def begin(self, url: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Asking:
+        """Ask, and go on: url begins as url or root does."""
+        return Asking(self, url, body, timeout or self.timeout)
+
+    def shown(self, text: str, most: int = 200) -> str:
+        """What a server said, fit for a message."""
+        for secret, name in self._hidden.items():
+            text = text.replace(secret, f"[{name}]")
+        return one_line(text, most)
+
+
+class Asking:
+    """A question under way, within its deadline."""
+
+    def __init__(self, server: Server, url: str, body: Mapping[str, Any] | None, timeout: float) -> None:
+        self.server, self.url, self._timeout = server, url, timeout
+        self._ends = time.monotonic() + timeout
+        self._exchange = _Exchange(server.address, self._ends, timeout)
+        path, exchange, headers = urlsplit(url).path, self._exchange, server.headers
+        self._outcome: Future[Said] = started(lambda: exchange.run(path, body, headers))
+
+    def answer(self) -> dict[str, Any]:
+        """The JSON object that the server answers with."""
+        content = self.content()
         try:
             answer = json.loads(content, parse_constant=_no_json)
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise EndpointFailed(
-                f"{url} answered no JSON object ({self.shown(content[:4096].decode(errors='replace'), 60)!r}): "
+                f"{self.url} answered no JSON object "
+                f"({self.server.shown(content[:4096].decode(errors='replace'), 60)!r}): "
                 "check that the URL is that of an OpenAI-compatible server, up to /v1"
             )
         return answer
 
-    def shown(self, text: str, most: int = 200) -> str:
-        """What a server said, fit for a message."""
-        return one_line(text.replace(self._key, f"[{KEY}]") if self._key else text, most)
+    def content(self) -> bytes:
+        """What the server answers; raises EndpointFailed, EndpointLost where it may answer later."""
+        url, shown = self.url, self.server.shown
+        try:
+            status, reason, content = self._outcome.result(max(0.0, self._ends - time.monotonic()))
+        except TimeoutError:
+            self.end()
+            raise EndpointFailed(
+                f"{url} gave no whole answer within {self._timeout:g} seconds: see the server's log, or raise --timeout"
+            ) from None
+        except (OSError, ValueError) as error:  # ValueError: a host's name that is none
+            said = shown(str(error) or type(error).__name__)
+            raise EndpointLost(f"{url} can't be reached ({said}): start the server, or check --endpoint") from None
+        except HTTPException as error:
+            said = shown(f"{type(error).__name__.lstrip('_')}: {error}")
+            kind = EndpointFailed if isinstance(error, _TooLarge) else EndpointLost
+            raise kind(f"{url} gave no whole answer ({said}): see the server's log") from None
+        if not 200 <= status < 300:
+            self._refused(status, reason, content)
+        return content
 
-    def _refused(self, url: str, status: int, reason: str, content: bytes) -> NoReturn:
-        what = f"{url} answered {status} {self.shown(reason)}"
+    def end(self) -> None:
+        """Nobody waits for the answer any more."""
+        self._exchange.end()
+
+    def _refused(self, status: int, reason: str, content: bytes) -> NoReturn:
+        shown = self.server.shown
+        what = f"{self.url} answered {status} {shown(reason)}"
         if 300 <= status < 400:
             raise EndpointFailed(f"{what}, and no redirect is followed: give the URL of the server that answers")
-        raise EndpointFailed(f"{what}: {self.shown(_message(content))}: see the server's log")
+        line = f"{what}: {shown(_message(content))}: see the server's log"
+        if status in BUSY:
+            raise EndpointLost(line)
+        raise EndpointRefused(line, status, content[: 2**16].decode(errors="replace"))
 
 
 class _Exchange:
@@ -82,16 +128,13 @@ class _Exchange:
         self.connection = _connection(address, timeout)
         self.socket: socket.socket | None = None
 
-    def run(self, path: str, body: Mapping[str, Any] | None, key: str) -> tuple[int, str, bytes]:
-        """The answer's status, reason and content."""
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
+    def run(self, path: str, body: Mapping[str, Any] | None, given: Mapping[str, str]) -> Said:
+        headers = {"Content-Type": "application/json", "Accept": "*/*", "Connection": "close", **given}
         data = None if body is None else json.dumps(body).encode()
         with contextlib.closing(self.connection):
             self.connection.connect()
             self.socket = self.connection.sock
-            self.connection.request("GET" if data is None else "POST", self.address.path + path, data, headers)
+            self.connection.request("GET" if data is None else "POST", path, data, headers)
             response = self.connection.getresponse()
             with response:
                 if (response.length or 0) > MOST_BYTES:
@@ -114,8 +157,12 @@ class _Exchange:
                 self.socket.shutdown(socket.SHUT_RDWR)
 
 
-def _too_large(count: int | None) -> HTTPException:
-    return HTTPException(f"its answer has {count} bytes or more, and {MOST_BYTES} are the most that are taken")
+class _TooLarge(HTTPException):
+    """An answer that is not taken, however often it comes."""
+
+
+def _too_large(count: int | None) -> _TooLarge:
+    return _TooLarge(f"its answer has {count} bytes or more, and {MOST_BYTES} are the most that are taken")
 
 
 def _address(url: str) -> SplitResult:
@@ -176,7 +223,8 @@ def _message(content: bytes) -> str:
     try:
         answer = json.loads(content)
         error = answer.get("error", answer)
-        text = error.get("message", "") if isinstance(error, dict) else error
+        text = error.get("message") or error.get("detail", "") if isinstance(error, dict) else error
+        text = text if isinstance(text, str) else json.dumps(text) if text else ""
     except (ValueError, AttributeError, RecursionError):
         text = content.decode(errors="replace")
     text = text.strip() if isinstance(text, str) else ""

@@ -1,0 +1,198 @@
+"""Which protocol a server speaks, where its answers hold token ids, and what it doesn't take: found out by one short
+probe, before anything is asked at length."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from sybil.errors import EndpointFailed, EndpointRefused
+from sybil.losslessness.answers import TEXT, TEXT_ONLY, Answer, Reader, Unreadable
+from sybil.losslessness.dialects import DIALECTS, OF_LLAMA, Body, Dialect, Question, optional, without
+from sybil.losslessness.samples import Request
+from sybil.losslessness.transport import Asking, Server
+
+PROBE = "a b c"
+TOKENS = 4  # asked for by the probe
+STOP = "zz"  # letters that every vocabulary has
+ELSEWHERE = {400, 404, 405, 415, 422, 501}  # refusals that another path, or other parameters, may not get
+WRONG = {400, 422}  # refusals of a parameter
+OWN = "whether the server's own settings change the distribution can't be told"
+AGAIN = "the same draws can't be had again"
+LOST = {
+    "top_k": OWN, "top_p": OWN, "min_p": OWN, "samplers": OWN, "repetition_penalty": OWN, "repeat_penalty": OWN,
+    "seed": AGAIN, "sampling_seed": AGAIN,
+    "ignore_eos": "an answer may end at the model's own end token where none was asked for",
+    "stop": "stop strings aren't tried",
+    "stop_token_ids": "no end tokens but the model's own are tried",
+}  # fmt: skip
+"""What can't be told where a parameter isn't taken; of others nothing is lost as long as ids come."""
+FOR_IDS = {"logprobs", "return_token_ids", "return_tokens_as_token_ids", "return_tokens", "verbose"}
+USED = {
+    "token_ids": {"return_token_ids"},
+    "__verbose.tokens": {"return_tokens", "verbose"},
+    "tokens": {"return_tokens"},
+    "output_ids": set[str](),
+}
+"""What of FOR_IDS each list of ids needs; logprobs are left as the probe had them."""
+NOTHING = Answer(tokens=(), way=TEXT, doubt="", reason=None, prompt_count=None, speculation=None, is_llama=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A protocol that a server speaks. answer: the probe's; left: parameters that it isn't asked by; notes: what can't
+    be checked with it."""
+
+    server: Server
+    dialect: Dialect
+    answer: Answer = NOTHING
+    left: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def url(self) -> str:
+        return (self.server.root if self.dialect.at_root else self.server.url) + self.dialect.path
+
+    @property
+    def told(self) -> str:
+        """In a line."""
+        given = "text alone" if self.answer.way == TEXT else f"token ids ({self.answer.way})"
+        return f"asked by {self.dialect.name}, {self.url} gives {given}"
+
+    def takes(self, request: Request, own_ends: frozenset[int]) -> bool:
+        """Whether a request's stops can be asked for. own_ends: end tokens that the server knows without being told."""
+        unasked = "stop_token_ids" in self.left and not own_ends.issuperset(request.eos_token_ids)
+        return not unasked and not ("stop" in self.left and request.stop_strings)
+
+    def lacking(self, request: Request) -> str:
+        """A filter that is asked for and that the server doesn't take; "" if there is none."""
+        used = {"top_k": request.top_k, "top_p": request.top_p != 1, "min_p": request.min_p}
+        return next((name for name, value in used.items() if value and name in self.left), "")
+
+    def body(self, question: Question) -> Body:
+        return without(self.dialect.body(question), set(self.left))
+
+    def begin(self, question: Question) -> Asking:
+        return self.server.begin(self.url, self.body(question))
+
+
+def probe(server: Server, model: str, reader: Reader) -> Spoken:
+    """The first protocol whose answers hold ids, else the first that is spoken at all. Raises EndpointFailed: what the
+    server said first, where it speaks none."""
+    prompt = reader.tokenizer.encode(PROBE).ids or [0]
+    request = Request(max_new_tokens=TOKENS, temperature=0.0)
+    question = Question(
+        model=model, prompt=prompt, request=request, seed=0, messages=[{"role": "user", "content": PROBE}]
+    )
+    failed, found = list[EndpointFailed](), list[Spoken]()
+    for dialect in DIALECTS:
+        if dialect.by_chat and found:
+            break
+        try:
+            spoken = _tried(server, dialect, question, reader)
+            if spoken.answer.is_llama and dialect.path in OF_LLAMA:
+                spoken = _tried(server, OF_LLAMA[dialect.path], question, reader)
+        except EndpointFailed as failure:
+            if not (found or _may_speak_otherwise(failure)):
+                raise
+            failed.append(failure)
+            continue
+        found.append(spoken)
+        if spoken.answer.way != TEXT:
+            break
+    if not found:
+        raise failed[0]
+    best = found[-1] if found[-1].answer.way != TEXT else found[0]
+    return _noted(_with_stops(_spared(best), question, reader))
+
+
+def read(spoken: Spoken, asking: Asking, reader: Reader) -> Answer:
+    """A server's answer; raises EndpointFailed where it is none."""
+    try:
+        return reader.read(asking.answer())
+    except Unreadable as none:
+        keys = f" (its keys: {spoken.server.shown(none.keys)})" if none.keys else ""
+        raise _NoAnswer(f"{spoken.url} answered {none.how}{keys}: {none.remedy}") from None
+
+
+class _NoAnswer(EndpointFailed):
+    """An answer that is none of this protocol."""
+
+
+def _may_speak_otherwise(failure: EndpointFailed) -> bool:
+    """Whether a server that failed so is worth asking in another protocol."""
+    return failure.status in ELSEWHERE if isinstance(failure, EndpointRefused) else isinstance(failure, _NoAnswer)
+
+
+def _tried(server: Server, dialect: Dialect, question: Question, reader: Reader) -> Spoken:
+    """What one protocol gives, without the parameters that a strict server refuses: by name, or else they are found
+    one by one."""
+    everything, left, one_by_one = _parameters(dialect, question), set[str](), False
+    while True:
+        spoken = Spoken(server, dialect, left=frozenset(left))
+        try:
+            return replace(spoken, answer=read(spoken, spoken.begin(question), reader))
+        except EndpointRefused as refusal:
+            if refusal.status not in WRONG:
+                raise
+            named = {name for name in everything - left if re.search(rf"\b{name}\b", refusal.said)}
+            if named:
+                left |= named
+                continue
+            least = Spoken(server, dialect, left=frozenset(everything))
+            if one_by_one or left == everything or not _asked(least, question, reader):
+                raise
+            one_by_one = True
+            alone = {name: replace(least, left=least.left - {name}) for name in everything}
+            left = {name for name, spoken in alone.items() if not _asked(spoken, question, reader)}
+
+
+def _parameters(dialect: Dialect, question: Question) -> set[str]:
+    """All that a question can go without, stops among it."""
+    request = replace(question.request, eos_token_ids=(0,), stop_strings=("x",))
+    return optional(dialect.body(replace(question, request=request)))
+
+
+def _asked(spoken: Spoken, question: Question, reader: Reader) -> Answer | None:
+    """The answer; None where the server refuses the question."""
+    try:
+        return read(spoken, spoken.begin(question), reader)
+    except EndpointRefused as refusal:
+        if refusal.status in WRONG:
+            return None
+        raise
+
+
+def _spared(spoken: Spoken) -> Spoken:
+    """Without what costs the server time and gives no more ids."""
+    used = USED.get(spoken.answer.way)
+    return spoken if used is None else replace(spoken, left=spoken.left | (FOR_IDS - used))
+
+
+def _with_stops(spoken: Spoken, question: Question, reader: Reader) -> Spoken:
+    """Which stops the server knows. Asked to end at the probe's first token, it does or it doesn't know
+    stop_token_ids: that token follows the prompt, so no block of a draft's is in the way. Of an answer that llama.cpp
+    gives with logprobs only, the tokens of a stop string are cut off by guess."""
+    left, first = set(spoken.left), spoken.answer.tokens[:1]
+    if "stop_token_ids" not in _parameters(spoken.dialect, question):
+        left.add("stop_token_ids")
+    elif "stop_token_ids" not in left:
+        ending = replace(question, request=replace(question.request, eos_token_ids=first))
+        ended = _asked(spoken, ending, reader) if first else None
+        if ended is None or len(ended.tokens) > 1:
+            left.add("stop_token_ids")
+    stopping = replace(question, request=replace(question.request, stop_strings=(STOP,)))
+    guessed = spoken.answer.is_llama and spoken.answer.way == "logprobs"
+    if "stop" not in left and (guessed or _asked(spoken, stopping, reader) is None):
+        left.add("stop")
+    return replace(spoken, left=frozenset(left))
+
+
+def _noted(spoken: Spoken) -> Spoken:
+    """With what can't be told or tried."""
+    notes = [TEXT_ONLY] if spoken.answer.way == TEXT else []
+    for lost in dict.fromkeys(LOST.values()):
+        names = sorted(name for name in spoken.left if LOST.get(name) == lost)
+        if names:
+            notes.append(f"the server doesn't take {', '.join(names)}: {lost}")
+    return replace(spoken, notes=tuple(notes))
