@@ -1,4 +1,4 @@
-"""The verdict on a decoder, and how it is come by: greedily, at its stops, and by sampling."""
+"""The verdict on a decoder, and how it is come by: greedily, at its stops, at other widths, and by sampling."""
 
 from __future__ import annotations
 
@@ -9,28 +9,41 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sybil.errors import EmptyPrompt, InvalidSetting, NotJudgeable, PromptTooLong
-from sybil.losslessness import ending
-from sybil.losslessness.checks import POWER, Check, drift, every
-from sybil.losslessness.child import LARGEST_ID, MOST_TOKENS
-from sybil.losslessness.evidence import NOTHING, Evidence, Floats, Greedy, Reference, greedy, sampled
-from sybil.losslessness.report import Plan, Report, Verdict
-from sybil.losslessness.samples import Request, Sample, Subject
+from sybil.agreement import Tolerance
+from sybil.errors import EmptyPrompt, InvalidSetting, PromptTooLong
+from sybil.losslessness import advice, ending, ruling
+from sybil.losslessness.asking import ask
+from sybil.losslessness.checks import drift, every
+from sybil.losslessness.chisquare import Check
+from sybil.losslessness.evidence import NOTHING, Evidence, Reference, greedy, sampled
+from sybil.losslessness.faults import Fault, certain, listed
+from sybil.losslessness.report import Plan, Question, Report
+from sybil.losslessness.samples import Request, Sample, Subject, widths
+from sybil.losslessness.width import parting
 
 __all__ = ["Plan", "Report", "verify"]
 
-MANY = 8  # prompts that don't all continue with themselves
 PROBED = 64  # prompts, for one token each
 FOREIGN = 0.25  # of the probed tokens: with more of them at fault, another model speaks
-HALVES = (
-    "further from the likeliest token than float32 rounds: does the decoder compute in half precision? say so (dtype)"
-)
-LISTED = 3  # faults and near-ties told in a check's detail
+TOLD_BY: dict[str, tuple[Question, ...]] = {
+    "probe": ("tokens",),
+    "greedy": ("tokens", "endings"),
+    "stopping": ("endings",),
+    "width": ("width",),
+    "sampling": ("distribution", "endings"),
+}
+"""The questions that a phase's answers are about."""
 
 Progress = Callable[[str, int, int], None]
+Path = tuple[int, tuple[int, ...]]
+"""A prompt's number, and greedy tokens that are the target's own beyond doubt."""
 
 
 def _silent(phase: str, done: int, total: int) -> None:
+    pass
+
+
+def _unheard(advice: str) -> None:
     pass
 
 
@@ -40,13 +53,20 @@ def verify(
     prompts: Sequence[Sequence[int]],
     plan: Plan,
     progress: Progress = _silent,
+    advise: Callable[[str], None] = _unheard,
 ) -> Report:
-    """Judge subject by what it says after prompts (token ids). progress: phase, done, total.
+    """Judge subject by what it says after prompts (token ids). progress: phase, done, total; advise: told before the
+    decoder is asked anything that the plan is too small for a PASS, where it is.
 
-    FAIL: with a certain fault, or one that chance explains with probability alpha at most. INCONCLUSIVE: where the
-    target seems not to be the decoder's, answers are in doubt, or tokens too few. PASS: for what was checked."""
+    Of each question, FAIL: with a certain fault, or one that chance explains with probability alpha at most.
+    INCONCLUSIVE: where the target seems not to be the decoder's, answers are in doubt, or tokens too few. PASS: for
+    what was checked. The whole follows as ruling.whole() has it."""
     _refuse(reference, prompts, plan)
-    return _Trial(subject, reference, [tuple(prompt) for prompt in prompts], plan, progress).report()
+    told = [tuple(prompt) for prompt in prompts]
+    too_small = advice.before(reference, told, plan)
+    if too_small:
+        advise(too_small)
+    return _Trial(subject, reference, told, plan, progress).report()
 
 
 def _refuse(reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) -> None:
@@ -78,37 +98,51 @@ class _Trial:
     prompts: list[tuple[int, ...]]
     plan: Plan
     progress: Progress
-    doubts: Counter[str] = field(default_factory=Counter)  # answers, by what is doubtful in them
+    found: ruling.Findings = field(default_factory=ruling.Findings)
+    asked: list[Question] = field(default_factory=list)
     ends: int = 0  # sequences whose end was looked at
-    end_faults: list[str] = field(default_factory=list)
+    end_faults: list[Fault] = field(default_factory=list)
+    greedily_said: dict[int, Sample] = field(default_factory=dict)  # by the prompt's number
 
     @property
     def greedily(self) -> Request:
         return replace(self.plan.request, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
 
+    @property
+    def widest(self) -> Tolerance:
+        """Of a token that stands further below the likeliest no rounding is to blame."""
+        return self.plan.doubtful or self.plan.near_tie
+
     def report(self) -> Report:
-        plan, checks, notes = self.plan, list[Check](), list[str]()  # notes: on what was left out
+        plan, notes, sequences = self.plan, list[str](), 0  # notes: on what was left out
+        self.asked = ["distribution"] if plan.repeats else []
         if plan.greedy or plan.stopping:
+            self.asked += ["tokens", "endings"]
             foreign = self._foreign()
             if foreign:
-                return Report(self.subject.name, "INCONCLUSIVE", (foreign,), (), plan)
-            check, paths = self._greedy()
-            checks.append(check)
+                rulings = tuple(ruling.Ruling(question, "INCONCLUSIVE", (foreign,)) for question in self.asked)
+                return Report(self.subject.name, "INCONCLUSIVE", rulings, (foreign,), (), plan)
+            paths = self._greedy()
             if not self._stopping(paths):
                 notes.append("stops were not tried" + (": no greedy sequence was fit for it" if plan.stopping else ""))
+            notes += self._widths()
         else:
+            self.asked += ["endings"]
             notes.append("without greedy decoding nothing confirms that the target is the decoder's, nor its stops")
-        if not plan.repeats:
+        sampled_checks = list[Check]()
+        if plan.repeats:
+            sequences, sampled_checks = self._sampling()
+        else:
             notes.append("sampling was left out")
-        evidence, sequences, sampled_checks = self._sampling() if plan.repeats else (NOTHING, 0, [])
         holds = "sequences end where plain decoding does"
-        checks += [_certain("stopping", self.end_faults, self.ends, "of sequences", holds), *sampled_checks]
-        verdict, reasons = self._verdict(checks)
+        self.found.checks += [certain("stopping", self.end_faults, self.ends, "of sequences", holds), *sampled_checks]
+        rulings, evidence = ruling.rule(self.found, plan, self.asked), self.found.evidence
         return Report(
             subject=self.subject.name,
-            verdict=verdict,
-            reasons=(*reasons, *notes),
-            checks=tuple(checks),
+            verdict=ruling.whole(rulings),
+            rulings=rulings,
+            reasons=(*ruling.reasons(rulings), *notes, *getattr(self.subject, "notes", ())),
+            checks=tuple(self.found.checks),
             plan=plan,
             drift=drift(evidence) if len(evidence) else None,
             tokens=len(evidence) + evidence.near + len(evidence.impossible),
@@ -121,7 +155,7 @@ class _Trial:
         request = replace(self.greedily, max_new_tokens=1)
         samples = self._ask("probe", self.prompts[:PROBED], request, self.plan.seed)
         first = [greedy(self.reference, _within(s, request)) for s in samples if not s.doubt and s.tokens]
-        wrong = [float(each.deficit[0]) for each in first if each.deficit[0] > self._bound(each)[0]]
+        wrong = [float(each.deficit[0]) for each in first if each.deficit[0] > self.widest.of(each.size)[0]]
         if len(wrong) <= FOREIGN * len(first):
             return ""
         return (
@@ -129,35 +163,37 @@ class _Trial:
             f"first tokens are not this target's likeliest (median {np.median(wrong):.3g} logits below): give its own"
         )
 
-    def _greedy(self) -> tuple[Check, list[tuple[int, tuple[int, ...]]]]:
-        """The comparison; gives the prompts' numbers and paths that are the target's own beyond doubt."""
+    def _greedy(self) -> list[Path]:
+        """The comparison; gives the paths that stops can be tried on."""
         prompts = self.prompts[: max(self.plan.greedy, self.plan.stopping)]
-        faults, ties, paths, tokens = list[str](), list[str](), list[tuple[int, tuple[int, ...]]](), 0
+        faults, ties, paths, tokens, rounded = list[Fault](), list[Fault](), list[Path](), 0, 0
         for number, sample in enumerate(self._ask("greedy", prompts, self.greedily, self.plan.seed)):
             if sample.doubt:
                 continue
+            self.greedily_said[number] = sample
             found = greedy(self.reference, _within(sample, self.greedily))
             tokens += len(found.deficit)
-            bound, rounding = self._bound(found), self.plan.near_tie.of(found.size)
-            self.doubts[HALVES] += int(((found.deficit > rounding) & (found.deficit <= bound)).sum())
+            bound, near_tie = self.widest.of(found.size), self.plan.near_tie.of(found.size)
+            rounded += int(((found.deficit > near_tie) & (found.deficit <= bound)).sum())
             for index in np.flatnonzero(found.deficit > 0):
                 deficit, gap = found.deficit[index], found.gap[index]
-                where = f"prompt {number}, token {index}: {deficit:.3g} logits below the likeliest, top-2 gap {gap:.3g}"
-                (faults if deficit > bound[index] else ties).append(where)
+                told = f"{deficit:.3g} logits below the likeliest, top-2 gap {gap:.3g}"
+                (faults if deficit > bound[index] else ties).append(Fault(f"prompt {number}, token {index}", told))
             unsure = np.flatnonzero((found.deficit > 0) | (found.gap <= bound))
             fit = int(unsure[0]) if len(unsure) else len(sample.tokens)  # tokens that are the target's beyond doubt
             if self._ends_well(sample, self.greedily, f"prompt {number}, greedy") and fit > 1:
                 paths.append((number, sample.tokens[:fit]))
-        near = f"near-ties: {_listed(ties)}" if ties else "no near-tie"
+        near = f"near-ties: {listed(ties)}" if ties else "no near-tie"
         holds = f"tokens are the target's likeliest; {near}"
-        return _certain("greedy", faults, tokens, "of tokens", holds), paths[: self.plan.stopping]
+        self.found.checks.append(certain("greedy", faults, tokens, "of tokens", holds))
+        if rounded:
+            self.found.rounding["tokens"] = (
+                f"{rounded} of {tokens} greedy tokens stand further below the likeliest than the target's own rounding "
+                "explains, and nearer than half precision does: does the decoder round? say how far (dtype, tolerance)"
+            )
+        return paths[: self.plan.stopping]
 
-    def _bound(self, found: Greedy) -> Floats:
-        """Of each token, how far below the likeliest it may stand without being a fault."""
-        bound: Floats = (self.plan.doubtful or self.plan.near_tie).of(found.size)
-        return bound
-
-    def _stopping(self, paths: list[tuple[int, tuple[int, ...]]]) -> int:
+    def _stopping(self, paths: Sequence[Path]) -> int:
         """An end token, a limit and a stop string on each path: the decoder must say the path as far as that, and
         no token more. Gives the number of trials."""
         choice, tokenizer = np.random.default_rng([self.plan.seed, 2]), self.reference.tokenizer
@@ -169,21 +205,48 @@ class _Trial:
             if takes(request)
         ]
         for done, (number, path, request) in enumerate(trials, start=1):
-            (sample,) = self._ask("", [self.prompts[number]], request, self.plan.seed)
-            self.progress("stopping", done, len(trials))
-            where = f"prompt {number}, {ending.in_words(request)}"
+            (sample,) = self._ask("stopping", [self.prompts[number]], request, self.plan.seed, done - 1, len(trials))
+            where = f"prompt {number}, {ending.in_words(request, tokenizer)}"
             if sample.doubt or not self._ends_well(sample, request, where):
                 continue
             if sample.tokens != path[: ending.end(path, request, tokenizer)]:
-                self.end_faults.append(f"{where}: another greedy text than without that stop")
+                self.end_faults.append(Fault(where, "another greedy text than without that stop"))
         return len(trials)
 
-    def _sampling(self) -> tuple[Evidence, int, list[Check]]:
-        """The evidence, of how many sequences, and what it says; none where answers are in doubt, or repeated."""
-        plan = self.plan
+    def _widths(self) -> list[str]:
+        """Greedy texts at other widths beside the ones that are known; gives a note where there are none."""
+        others = widths(self.subject) if self.plan.widths else {}
+        if not others:
+            why = ": the decoder doesn't let one choose how many tokens it verifies at once" if self.plan.widths else ""
+            return [f"other widths were not tried{why}"]
+        self.asked.append("width")
+        numbers = list(self.greedily_said)[: self.plan.widths]
+        prompts, total = [self.prompts[number] for number in numbers], len(numbers) * len(others)
+        faults, near, texts = list[Fault](), list[Fault](), 0
+        for turn, (name, subject) in enumerate(others.items()):
+            answers = self._ask("width", prompts, self.greedily, self.plan.seed, turn * len(numbers), total, subject)
+            for number, sample in zip(numbers, answers, strict=True):
+                if sample.doubt:
+                    continue
+                texts += 1
+                where = f"prompt {number}, {name}"
+                parted = parting(self.reference, self.greedily_said[number], sample, where, self.widest)
+                if parted is not None:
+                    (near if parted[1] else faults).append(parted[0])
+        holds = f"greedy texts are the same at every width: {', '.join(others)}"
+        self.found.checks.append(certain("width", faults, texts, "of texts", holds))
+        if near:
+            self.found.rounding["width"] = (
+                f"{len(near)} of {texts} greedy texts are not the same at another width, and rounding alone explains "
+                f"it: they part where two tokens are as good as equally likely ({listed(near)})"
+            )
+        return []
+
+    def _sampling(self) -> tuple[int, list[Check]]:
+        """How many sequences were judged, and what they say; none where answers are in doubt, or repeated."""
+        plan, found = self.plan, self.found
         noise = np.random.default_rng([plan.seed, 1])
         samples, parts, total = list[Sample](), list[Evidence](), plan.repeats * len(self.prompts)
-        before, wide = self.doubts.total(), plan.doubtful or plan.near_tie
         for repeat in range(plan.repeats):
             seed = int(np.random.SeedSequence([plan.seed, repeat]).generate_state(1)[0] >> 1)
             for sample in self._ask("sampling", self.prompts, plan.request, seed, repeat * len(self.prompts), total):
@@ -193,90 +256,61 @@ class _Trial:
                     continue
                 self._ends_well(sample, plan.request, f"sequence {number} (prompt {number % len(self.prompts)})")
                 sample = _within(sample, plan.request)
-                parts.append(sampled(self.reference, sample, number, plan.request.sampling, noise, wide))
+                parts.append(sampled(self.reference, sample, number, plan.request.sampling, noise, self.widest))
                 self.progress("evidence", len(samples), total)
             if any(part.impossible for part in parts):
                 break
-        if self.doubts.total() > before:
-            return NOTHING, 0, []
+        if found.doubts.get("distribution"):
+            return 0, []
         evidence = Evidence.join(parts)
         faults = [
-            f"sequence {each.sequence} (prompt {each.sequence % len(self.prompts)}), token {each.index}: {each.token}"
+            Fault(
+                f"sequence {each.sequence} (prompt {each.sequence % len(self.prompts)}), token {each.index}",
+                ending.named(each.token, self.reference.tokenizer),
+            )
             for each in evidence.impossible
         ]
         count = len(evidence) + evidence.near + len(faults)
         holds = f"tokens have a probability above 0; {evidence.near} only within the near-tie bound"
-        impossible = _certain("impossible", faults, count, "of tokens", holds)
+        impossible = certain("impossible", faults, count, "of tokens", holds)
         repeated = _repeated(samples, evidence, plan.alpha)
         if repeated:
-            self.doubts["word for word another's, far too long for chance (a cache, or a fixed seed?)"] += repeated
-            return NOTHING, 0, [impossible]
-        return evidence, len(samples), [impossible, *every(evidence, plan.alpha)]
+            why = "word for word another's, far too long for chance (a cache, or a fixed seed?)"
+            found.doubt(why, ["distribution"], repeated)
+            return 0, [impossible]
+        found.evidence = evidence
+        return len(samples), [impossible, *(self._explained(check) for check in every(evidence, plan.alpha))]
+
+    def _explained(self, check: Check) -> Check:
+        """Why there is no check of the draft, where none is known."""
+        if check.name != "draft" or self.reference.draft is not None:
+            return check
+        return replace(check, detail=f"not made: {self.reference.no_draft}")
 
     def _ask(
-        self, phase: str, prompts: list[tuple[int, ...]], request: Request, seed: int, done: int = 0, total: int = 0
-    ) -> list[Sample]:
-        """The decoder's answers, if they can be judged."""
-        name, samples, whole = self.subject.name, list[Sample](), 0
-        for sample in self.subject.sample(prompts, request, seed):
-            if len(samples) == len(prompts) or tuple(sample.prompt) != prompts[len(samples)]:
-                raise NotJudgeable(
-                    f"{name} answers other prompts than it was given: give one sample a prompt, in order"
-                )
-            if len(sample.tokens) > MOST_TOKENS:
-                raise NotJudgeable(
-                    f"{name} gives {len(sample.tokens)} tokens in one answer, and {MOST_TOKENS} are the most that are "
-                    "judged: give the new tokens only"
-                )
-            alien = [token for token in sample.tokens if not 0 <= token < self.reference.vocab_size]
-            if alien:
-                shown = alien[0] if abs(alien[0]) <= LARGEST_ID else "of more than 31 bits"
-                raise NotJudgeable(
-                    f"{name} gives token id {shown}, outside the target's vocabulary of "
-                    f"{self.reference.vocab_size}: give the target that it decodes for"
-                )
-            if sample.places is not None and len(sample.places) != len(sample.tokens):
-                given = f"{len(sample.places)} places for {len(sample.tokens)} tokens"
-                raise NotJudgeable(f"{name} gives {given}: give one a token, or none")
-            samples.append(sample)
-            self.doubts[sample.doubt] += bool(sample.doubt)
-            begins = len(sample.prompt) >= 4 and sample.tokens[: len(sample.prompt)] == tuple(sample.prompt)
-            # a text that repeats itself may begin with its prompt; it won't be too long then, nor will most texts
-            whole += begins and (len(sample.tokens) > request.max_new_tokens or len(prompts) >= MANY)
-            if phase:
-                self.progress(phase, done + len(samples), total or len(prompts))
-        if len(samples) != len(prompts):
-            raise NotJudgeable(f"{name} gives {len(samples)} samples for {len(prompts)} prompts: give one a prompt")
-        if 2 * whole > len(samples):
-            raise NotJudgeable(f"{name} returns the prompt with its answer: give the new tokens only")
+        self, phase: str, prompts: Sequence[tuple[int, ...]], request: Request, seed: int, done: int = 0,
+        total: int = 0, subject: Subject | None = None,
+    ) -> list[Sample]:  # fmt: skip
+        """The answers of the decoder, or of the subject given; what makes one doubtful is noted."""
+
+        def tell(count: int) -> None:
+            self.progress(phase, done + count, total or len(prompts))
+
+        samples = ask(subject or self.subject, prompts, request, seed, self.reference.vocab_size, tell)
+        for sample in samples:
+            if sample.doubt:
+                self.found.doubt(sample.doubt, TOLD_BY[phase])
         return samples
 
     def _ends_well(self, sample: Sample, request: Request, where: str) -> bool:
-        """Whether a sequence ends where it should; a fault is noted."""
+        """Whether a sequence ends where it should; a fault is noted, and a doubt."""
         self.ends += 1
-        fault = ending.fault(sample.tokens, request, self.reference.tokenizer)
-        if fault:
-            self.end_faults.append(f"{where}: {fault}")
-        return not fault
-
-    def _verdict(self, checks: list[Check]) -> tuple[Verdict, list[str]]:
-        plan = self.plan
-        failed = [_accusation(check) for check in checks if check.failed]
-        if failed:
-            return "FAIL", failed
-        open_questions = [f"{count} answers are in doubt: {doubt}" for doubt, count in self.doubts.items() if count]
-        bounds = {"quality": plan.resolution, "uniform": plan.uniformity}
-        for check in checks:
-            bound = bounds.get(check.name)
-            if bound is not None and check.detectable > bound:
-                open_questions.append(f"too few tokens ({check.count}): {_needed(check, bound)}")
-        if open_questions:
-            return "INCONCLUSIVE", open_questions
-        seen = [
-            f"{check.name}: {check.detectable:.3g} {check.unit} would have been seen"
-            for check in checks if check.name in bounds
-        ]  # fmt: skip
-        return "PASS", seen or ["every greedy token is the target's likeliest, and sequences end where they should"]
+        end = ending.judged(sample.tokens, request, self.reference.tokenizer)
+        if end.fault:
+            self.end_faults.append(Fault(where, end.fault))
+        if end.doubt:
+            self.found.doubt(end.doubt, ["endings"])
+        return not end.fault
 
 
 def _repeated(samples: list[Sample], evidence: Evidence, alpha: float) -> int:
@@ -296,36 +330,3 @@ def _within(sample: Sample, request: Request) -> Sample:
     """Without the tokens over the limit, for which the target's context may have no room."""
     count = request.max_new_tokens
     return replace(sample, tokens=sample.tokens[:count], places=sample.places and sample.places[:count])
-
-
-def _certain(name: str, faults: list[str], count: int, unit: str, holds: str) -> Check:
-    """A check whose single fault is proof. detectable: the rate of faults of which one shows with power 0.9."""
-    rate = len(faults) / count if count else 0.0
-    detectable = 1 - (1 - POWER) ** (1 / count) if count else math.inf
-    detail = _listed(faults) if faults else holds if count else "not made: there is nothing to look at"
-    return Check(name=name, p_value=None, statistic=float(len(faults)), effect=rate, detectable=detectable, unit=unit,
-                 count=count, detail=detail, failed=bool(faults))  # fmt: skip
-
-
-def _listed(faults: list[str]) -> str:
-    more = len(faults) - LISTED
-    return "; ".join(faults[:LISTED]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _accusation(check: Check) -> str:
-    if check.adjusted is None:
-        return f"{check.name}: {check.statistic:.0f} faults in {check.count}: {check.detail}"
-    effect = f"effect {check.effect:.3g} {check.unit}"
-    return (
-        f"{check.name}: p = {check.adjusted:.2g} after Holm, {effect}, {check.count} tokens or pairs ({check.detail})"
-    )
-
-
-def _needed(check: Check, bound: float) -> str:
-    if not check.made:
-        return f"{check.name} was {check.detail}"
-    needed = math.ceil(check.count * (check.detectable / bound) ** 2)
-    return (
-        f"{check.name} would show {check.detectable:.3g} {check.unit} at the least, where {bound:g} is asked for: "
-        f"about {needed} tokens do that"
-    )
