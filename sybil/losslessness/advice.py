@@ -16,6 +16,7 @@ from sybil.losslessness.report import Plan
 from sybil.sampling import probabilities
 
 LOOKED_AT = 16  # prompts, whose own tokens say how unsure the target is
+LOOKED_BACK = 32  # of their tokens, at most
 SPARE = 1.1  # of what is advised: how unsure the target is of the tokens to come is an estimate
 
 
@@ -33,10 +34,11 @@ class Unsure:
 
     @classmethod
     def at(cls, reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) -> Unsure:
-        """Of the prompts' own tokens, which is what is known before the decoder has said any."""
+        """Of the prompts' own last tokens, which is what is known before the decoder has said any."""
         variance, third = [], []
         for prompt in prompts[:LOOKED_AT]:
-            logits = reference.logits(prompt[:1], [*prompt[1:], prompt[0]]).double()
+            start = max(1, len(prompt) // 2, len(prompt) - LOOKED_BACK)
+            logits = reference.logits(prompt[:start], [*prompt[start:], prompt[0]]).double()
             _, _, second, cubed = moments(probabilities(logits, plan.request.sampling))
             variance.append(second)
             third.append(cubed)

@@ -16,7 +16,18 @@ import numpy as np
 from scipy import special, stats
 
 from sybil.losslessness.chisquare import (
-    EXPECTED, POWER, Check, adjust, binned, bins_for, chi_square, holm, noncentrality, not_made, pearson, shown,
+    EXPECTED,
+    POWER,
+    Check,
+    adjust,
+    binned,
+    bins_for,
+    chi_square,
+    holm,
+    noncentrality,
+    not_made,
+    pearson,
+    shown,
 )  # fmt: skip
 from sybil.losslessness.evidence import Evidence
 from sybil.losslessness.pairs import LAGS, lag, rows

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from sybil.errors import one_line
+from sybil.errors import InvalidSetting, one_line
 from sybil.losslessness.samples import Request
 from sybil.stopping import Stops
 
@@ -37,9 +38,23 @@ def judged(tokens: Tokens, request: Request, tokenizer: Tokenizer | None) -> End
     if tokens and is_special(tokens[-1], tokenizer):
         which = named(tokens[-1], tokenizer)
         return End(
-            doubt=f"it ends at the special token {which}, which is none of the end tokens: name it (eos) if it is"
+            doubt=f"it ends at the special token {which}, which is none of the end tokens: is it one? name it (eos)"
         )
     return End(f"ends after {count} of {limit} tokens without a reason")
+
+
+def end_tokens(names: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens by id or by text, in order; raises InvalidSetting."""
+    found = set()
+    for name in names:
+        token = int(name) if name.isascii() and name.isdecimal() and len(name) < 10 else tokenizer.token_to_id(name)
+        if token is None or tokenizer.id_to_token(token) is None:
+            shown = one_line(name, 40)
+            raise InvalidSetting(
+                f"eos is {shown!r}, which is no token of the target: use a token's id or its whole text"
+            )
+        found.add(token)
+    return tuple(sorted(found))
 
 
 def named(token: int, tokenizer: Tokenizer | None) -> str:

@@ -15,7 +15,7 @@ from sybil.losslessness import advice, ending, ruling
 from sybil.losslessness.asking import ask
 from sybil.losslessness.checks import drift, every
 from sybil.losslessness.chisquare import Check
-from sybil.losslessness.evidence import NOTHING, Evidence, Reference, greedy, sampled
+from sybil.losslessness.evidence import Evidence, Reference, greedy, sampled
 from sybil.losslessness.faults import Fault, certain, listed
 from sybil.losslessness.report import Plan, Question, Report
 from sybil.losslessness.samples import Request, Sample, Subject, widths
@@ -170,8 +170,8 @@ class _Trial:
         for number, sample in enumerate(self._ask("greedy", prompts, self.greedily, self.plan.seed)):
             if sample.doubt:
                 continue
-            self.greedily_said[number] = sample
-            found = greedy(self.reference, _within(sample, self.greedily))
+            self.greedily_said[number] = _within(sample, self.greedily)
+            found = greedy(self.reference, self.greedily_said[number])
             tokens += len(found.deficit)
             bound, near_tie = self.widest.of(found.size), self.plan.near_tie.of(found.size)
             rounded += int(((found.deficit > near_tie) & (found.deficit <= bound)).sum())

@@ -102,7 +102,8 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; what is infinite or not a number becomes None. The evidence stays out."""
         plain: dict[str, Any] = _plain({
-            "subject": self.subject, "verdict": self.verdict, "verdicts": self.verdicts, "reasons": self.reasons, "alpha": self.alpha,
+            "subject": self.subject, "verdict": self.verdict, "verdicts": self.verdicts,
+            "reasons": self.reasons, "alpha": self.alpha,
             "tokens": self.tokens, "sequences": self.sequences, "drift": self.drift and asdict(self.drift),
             "checks": [asdict(check) for check in self.checks], "plan": asdict(self.plan),
         })  # fmt: skip

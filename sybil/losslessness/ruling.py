@@ -74,14 +74,15 @@ def _on(question: Question, found: Findings, plan: Plan) -> Ruling:
 def _accusations(failed: Sequence[Check]) -> list[str]:
     told = [_accusation(check) for check in failed if not check.echo]
     echoes = ", ".join(check.name for check in failed if check.echo)
-    return told + [
-        f"{echoes}: only echo uniform: as unevenly as u is spread, such tokens know nothing of each other"
-    ] * (bool(echoes))
+    if echoes:
+        told.append(f"{echoes}: only echo uniform: as unevenly as u is spread, such tokens know nothing of each other")
+    return told
 
 
 def _accusation(check: Check) -> str:
     if check.adjusted is None:
-        return f"{check.name}: {check.statistic:.0f} faults in {check.count}: {check.detail}"
+        faults = "fault" if check.statistic == 1 else "faults"
+        return f"{check.name}: {check.statistic:.0f} {faults} in {check.count}: {check.detail}"
     effect = f"effect {check.effect:.3g} {check.unit}"
     return (
         f"{check.name}: {is_shown(check.adjusted)} after Holm, {effect}, {check.count} tokens or pairs ({check.detail})"
