@@ -262,7 +262,7 @@ def _helper(
     if not is_model(draft):
         return None, f"draft {draft} is no model of its own"
     theirs, own = read(target).tokenizer, read(draft).tokenizer
-    differing = differing_tokens(theirs, own) if theirs and own else 0
+    differing = differing_tokens(theirs, own) if theirs is not None and own is not None else 0
     if differing and decoder == ASSISTED:
         raise VocabularyMismatch(
             f"draft {draft} has other tokens than target {target} ({differing} entries of their vocabularies differ), "
@@ -271,7 +271,7 @@ def _helper(
     if differing:
         return None, f"draft {draft} has other tokens than the target: {differing} entries of their vocabularies differ"
     helper = _load(draft, torch.float32, sovereign.device)
-    if not (theirs and own):
+    if theirs is None or own is None:
         sizes = [int(model.config.get_text_config().vocab_size) for model in (sovereign, helper)]
         check_sizes((target, draft), (sizes[0], sizes[1]))
     return helper, ""

@@ -45,7 +45,7 @@ def judged(tokens: Tokens, request: Request, tokenizer: Tokenizer | None) -> End
 
 def end_tokens(names: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens by id or by text, in order; raises InvalidSetting."""
-    found = set()
+    found = set[int]()
     for name in names:
         token = int(name) if name.isascii() and name.isdecimal() and len(name) < 10 else tokenizer.token_to_id(name)
         if token is None or tokenizer.id_to_token(token) is None:
