@@ -109,17 +109,17 @@ def test_text_alone_leaves_a_doubt(serve: Callable[..., Good]) -> None:
     def text(body: dict[str, Any]) -> Any:
         return completion(text=letters().decode(decoded(body)))
 
-    (sample,) = subject_of(serve(text)).sample([[1, 2]], GREEDY, 0)
+    (sample,) = subject_of(serve({"/v1/completions": text})).sample([[1, 2]], GREEDY, 0)
     assert list(sample.tokens) == greedy(gpt2(), torch.tensor([1, 2]), 12)
     assert sample.doubt == TEXT_ONLY
 
     def miscounted(body: dict[str, Any]) -> Any:
         return text(body) | {"usage": {"completion_tokens": 9}}
 
-    (sample,) = subject_of(serve(miscounted)).sample([[1, 2]], GREEDY, 0)
+    (sample,) = subject_of(serve({"/v1/completions": miscounted})).sample([[1, 2]], GREEDY, 0)
     assert "12 tokens where it counts 9" in sample.doubt
 
-    (sample,) = subject_of(serve(lambda body: completion(text="abÿ"))).sample([[1]], GREEDY, 0)
+    (sample,) = subject_of(serve({"/v1/completions": lambda body: completion(text="abÿ")})).sample([[1]], GREEDY, 0)
     assert "doesn't survive" in sample.doubt
 
 

@@ -132,10 +132,11 @@ class EndpointSubject:
 
     def _doubt_of_end(self, answer: Answer, request: Request) -> str:
         """Servers may leave out the end token and the stop string, end at an end token that nobody asked for, cut an
-        answer off, or not know stop_token_ids, which are no part of the protocol."""
+        answer off, or not know stop_token_ids, which are no part of OpenAI's protocol. One that knows them, as its
+        probe showed, and goes on after one is at fault."""
         tokens, reason = answer.tokens, answer.reason
         unasked = set(request.eos_token_ids) - self.eos_token_ids
-        if unasked & set(tokens[:-1]):
+        if "stop_token_ids" in self.spoken.left and unasked & set(tokens[:-1]):
             return "the server went on after a token of stop_token_ids, which it may not know"
         if reason != "stop" and len(tokens) < request.max_new_tokens:
             said = repr(self.server.shown(reason, 40)) if isinstance(reason, str) else f"a {type(reason).__name__}"

@@ -14,6 +14,7 @@ from sybil.losslessness.transport import Asking, Server
 
 PROBE = "a b c"
 TOKENS = 4  # asked for by the probe
+STOP = "zz"  # letters that every vocabulary has
 ELSEWHERE = {400, 404, 405, 415, 422, 501}  # refusals that another path, or other parameters, may not get
 WRONG = {400, 422}  # refusals of a parameter
 OWN = "whether the server's own settings change the distribution can't be told"
@@ -91,13 +92,10 @@ def probe(server: Server, model: str, reader: Reader) -> Spoken:
             spoken = _tried(server, dialect, question, reader)
             if spoken.answer.is_llama and dialect.path in OF_LLAMA:
                 spoken = _tried(server, OF_LLAMA[dialect.path], question, reader)
-        except EndpointRefused as refusal:
-            if refusal.status not in ELSEWHERE:
+        except EndpointFailed as failure:
+            if not (found or _may_speak_otherwise(failure)):
                 raise
-            failed.append(refusal)
-            continue
-        except _NoAnswer as nothing:
-            failed.append(nothing)
+            failed.append(failure)
             continue
         found.append(spoken)
         if spoken.answer.way != TEXT:
@@ -119,6 +117,11 @@ def read(spoken: Spoken, asking: Asking, reader: Reader) -> Answer:
 
 class _NoAnswer(EndpointFailed):
     """An answer that is none of this protocol."""
+
+
+def _may_speak_otherwise(failure: EndpointFailed) -> bool:
+    """Whether a server that failed so is worth asking in another protocol."""
+    return failure.status in ELSEWHERE if isinstance(failure, EndpointRefused) else isinstance(failure, _NoAnswer)
 
 
 def _tried(server: Server, dialect: Dialect, question: Question, reader: Reader) -> Spoken:
@@ -173,12 +176,12 @@ def _with_stops(spoken: Spoken, question: Question, reader: Reader) -> Spoken:
     left, first = set(spoken.left), spoken.answer.tokens[:1]
     if "stop_token_ids" not in _parameters(spoken.dialect, question):
         left.add("stop_token_ids")
-    elif "stop_token_ids" not in left and first:
+    elif "stop_token_ids" not in left:
         ending = replace(question, request=replace(question.request, eos_token_ids=first))
-        ended = _asked(spoken, ending, reader)
+        ended = _asked(spoken, ending, reader) if first else None
         if ended is None or len(ended.tokens) > 1:
             left.add("stop_token_ids")
-    stopping = replace(question, request=replace(question.request, stop_strings=("\n\n",)))
+    stopping = replace(question, request=replace(question.request, stop_strings=(STOP,)))
     guessed = spoken.answer.is_llama and spoken.answer.way == "logprobs"
     if "stop" not in left and (guessed or _asked(spoken, stopping, reader) is None):
         left.add("stop")
