@@ -30,7 +30,7 @@ from sybil.losslessness.chisquare import (
     shown,
 )  # fmt: skip
 from sybil.losslessness.evidence import Evidence
-from sybil.losslessness.pairs import LAGS, lag, rows
+from sybil.losslessness.neighbours import LAGS, lag, rows
 
 BINS, LEAST_BINS, PLACE_BINS = 20, 4, 10
 LEAST_SPREAD = 4.0  # of a sum of overlaps, each between 0 and 1, for its distribution to be known

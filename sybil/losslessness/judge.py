@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sybil.errors import EmptyPrompt, InvalidSetting, PromptTooLong
-from sybil.losslessness import advice, greedily, ruling, sampling
+from sybil.losslessness import advice, drawn, greedily, ruling
 from sybil.losslessness.checks import drift
 from sybil.losslessness.evidence import Reference
 from sybil.losslessness.faults import certain
@@ -89,7 +89,7 @@ def _report(trial: Trial) -> Report:
     else:
         asked.append("endings")
         notes.append("without greedy decoding nothing confirms that the target is the decoder's, nor its stops")
-    sequences, checks = sampling.draws(trial) if plan.repeats else (0, [])
+    sequences, checks = drawn.draws(trial) if plan.repeats else (0, [])
     if not plan.repeats:
         notes.append("sampling was left out")
     holds = "sequences end where plain decoding does"
