@@ -172,8 +172,8 @@ def _speculation(reply: Json, meta: Json, usage: Json) -> Speculation | None:
     if proposed is not None:
         correct = meta.get("spec_num_correct_drafts", meta.get("spec_accept_token_num"))
         return _counted(proposed, correct, "meta_info")
-    kept, refused = details.get("accepted_prediction_tokens"), details.get("rejected_prediction_tokens")
-    if is_id(kept) and is_id(refused) and kept + refused:
+    kept, refused = (_first(details.get(f"{each}_prediction_tokens")) for each in ("accepted", "rejected"))
+    if kept is not None and refused is not None and kept + refused:
         return _counted(kept + refused, kept, "usage")
     return None
 
