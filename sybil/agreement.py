@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from sybil.errors import InvalidSetting
 
 
 def in_common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -49,3 +52,27 @@ FLOAT32 = Tolerance()
 HALF = {torch.float16: Tolerance(0.05, 2**-10), torch.bfloat16: Tolerance(0.5, 2**-7)}
 """Of a forward in half precision and one in float32 with the same weights: absolute is about three times what the
 embedded target shows over twelve prompts (0.015 and 0.19); relative, the last bit of a logit."""
+Q8_ACTIVATIONS = Tolerance(0.6)
+"""Of a forward that rounds what goes into each product to 8 bits, as llama.cpp's does beside quantised weights, and one
+that doesn't: three times what its greedy tokens were seen to leave the likeliest by, 0.2 logits (0.14 where SmolLM2's
+inputs are rounded in blocks of 32, 24 tokens after each of four prompts)."""
+TOLERANCES = {
+    "float32": FLOAT32,
+    "float16": HALF[torch.float16],
+    "bfloat16": HALF[torch.bfloat16],
+    "q8 activations": Q8_ACTIVATIONS,
+}
+
+
+def tolerance_of(text: str) -> Tolerance:
+    """A tolerance by its name, or by a number of logits; raises InvalidSetting."""
+    named = TOLERANCES.get(text.strip().lower())
+    if named is not None:
+        return named
+    try:
+        logits = float(text)
+    except ValueError:
+        logits = math.nan
+    if not 0 < logits < math.inf:
+        raise InvalidSetting(f"tolerance is {text!r}: use a number of logits above 0, or {', '.join(TOLERANCES)}")
+    return Tolerance(logits)

@@ -47,6 +47,11 @@ def stubborn(prompt: list[int], *, max_new_tokens: int, **rest: Any) -> list[int
     return [30] * max_new_tokens
 
 
+def sized(prompt: list[int], *, max_new_tokens: int, gamma: int = 4, **rest: Any) -> list[int]:
+    """Says how many tokens it was to propose at once."""
+    return [gamma] * max_new_tokens
+
+
 def counts(prompt: list[int], *, max_new_tokens: int, **rest: Any) -> Any:
     return np.arange(max_new_tokens), [0, 1] * (max_new_tokens // 2)
 

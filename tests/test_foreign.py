@@ -58,6 +58,14 @@ def test_a_function_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             assert word in str(caught.value)
 
 
+def test_a_function_that_takes_gamma_is_asked_at_several() -> None:
+    sized = subject("sized")
+    assert next(sized.sample([[1]], REQUEST, 0)).tokens == (4, 4, 4, 4)
+    said = {name: next(other.sample([[1]], REQUEST, 0)).tokens for name, other in sized.widths().items()}
+    assert said == {"gamma 1": (1, 1, 1, 1), "gamma 8": (8, 8, 8, 8)}
+    assert subject("counts").widths() == {}
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -15,7 +15,7 @@ import sybil
 from examples import wrong_decoders
 from sybil.drafting import DraftModel
 from sybil.errors import NotJudgeable
-from sybil.losslessness.samples import Request, Subject
+from sybil.losslessness.samples import Request, Subject, widths
 from sybil.losslessness.subjects import CallableSubject, SybilSubject, TransformersSubject, derived
 
 PROMPTS = [prompt.tolist() for prompt in prompts([3, 7, 5, 9])]
@@ -89,6 +89,49 @@ def test_an_end_token_ends_it_and_the_checkpoints_own_does_not(subject: str) -> 
             judged.decoder.eos_token_ids = frozenset({eos})
         (sample,) = judged.sample([prompt], GREEDY, 0)
         assert list(sample.tokens) == whole
+
+
+@pytest.mark.parametrize(
+    ("subject", "names"),
+    [
+        ("sybil", ["plain", "gamma 1", "gamma 8", "one row at a time"]),
+        ("sybil, no draft", ["one row at a time"]),
+        ("transformers", []),
+        ("assisted", ["plain", "gamma 1", "gamma 8"]),
+        ("prompt lookup", ["plain", "gamma 1", "gamma 8"]),
+        ("callable", []),
+    ],
+)
+def test_greedy_tokens_are_the_same_at_every_width(subject: str, names: list[str]) -> None:
+    others = widths(SUBJECTS[subject]())
+    assert list(others) == names
+    for other in others.values():
+        for sample in other.sample(PROMPTS, GREEDY, 0):
+            assert list(sample.tokens) == greedy(gpt2(), torch.tensor(sample.prompt), 12)
+
+
+def test_a_width_is_the_one_that_was_chosen() -> None:
+    """By the longest block that comes of it: a draft that is the target is always right."""
+    decoder = sybil.Decoder(in_sybil(gpt2()), DraftModel(in_sybil(gpt2())), letters(), frozenset({0}))
+    assisted = TransformersSubject(target(), letters(), target())
+    for judged in (SybilSubject(decoder, gamma=3), assisted):
+        blocks = {}
+        for name, other in judged.widths().items():
+            (sample,) = other.sample(PROMPTS[:1], GREEDY, 0)
+            assert sample.places is not None
+            blocks[name] = max(sample.places) + 1
+        assert blocks["plain"] == 1
+        assert blocks["gamma 1"] == 2
+        assert blocks["gamma 8"] > 2
+
+    def sized(prompt: list[int], *, gamma: int = 4, **settings: Any) -> list[int]:
+        return [gamma]
+
+    chosen = CallableSubject(sized, "sized").widths()
+    assert {name: next(other.sample([[1]], GREEDY, 0)).tokens for name, other in chosen.items()} == {
+        "gamma 1": (1,),
+        "gamma 8": (8,),
+    }
 
 
 @pytest.mark.parametrize("subject", ["sybil", "sybil, no draft", "transformers"])

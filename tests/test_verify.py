@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 import torch
 from tiny import gpt2, letters, perturbed, save, sybil
+from vocabularies import turned
 
+from sybil.agreement import Q8_ACTIVATIONS
 from sybil.losslessness import foreign
 
 
@@ -54,7 +56,11 @@ def test_sybil_passes_and_leaves_a_report(folders: Path, tmp_path: Path, capsys:
     assert "| quality " in out
     assert "drift: " in out
     assert "PASS: sybil, rule token, gamma 4\n" in out
+    questions = ("distribution", "tokens", "endings", "width")
+    assert {f"  {question}: PASS" for question in questions} <= set(out.splitlines())
+    assert "    would have been seen, nine times in ten: " in out
     written = report(tmp_path)
+    assert written["verdicts"] == dict.fromkeys(questions, "PASS")
     assert written["verdict"] == "PASS"
     assert written["target"] == str(folders / "target")
     assert written["plan"]["request"]["eos_token_ids"] == [0]
@@ -73,6 +79,53 @@ def test_a_seed_repeats_a_report(folders: Path, tmp_path: Path, capsys: pytest.C
     one, same, other = printed
     assert one == same
     assert one["checks"] != other["checks"]
+
+
+def test_advice_comes_first(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--count", 6, "--repeats", 1, "--max-new-tokens", 8)
+    assert sybil(*command(folders, tmp_path, *sizes)) == 3
+    out = capsys.readouterr().out
+    assert out.startswith("at most 48 tokens will be sampled, too few for a PASS")
+    assert "would do: use " in out
+
+
+def test_a_tolerance_is_apart_from_the_target_s_dtype(folders: Path, tmp_path: Path) -> None:
+    sizes = ("--repeats", 0, "--greedy", 2, "--stopping", 0)
+    for number, (stated, absolute, doubtful) in enumerate(
+        (
+            ((), 1e-3, True),
+            (("--tolerance", "q8 activations"), Q8_ACTIVATIONS.absolute, False),
+            (("--dtype", "bfloat16", "--tolerance", 0.25), 0.25, False),
+        )
+    ):
+        out = tmp_path / str(number)
+        sybil(*command(folders, out, "--decoder", "decoders:stubborn", *sizes, *stated))
+        plan = report(out)["plan"]
+        assert plan["near_tie"]["absolute"] == absolute
+        assert (plan["doubtful"] is not None) == doubtful
+
+
+def test_end_tokens_by_id_and_text(folders: Path, tmp_path: Path) -> None:
+    sizes = ("--repeats", 0, "--greedy", 2, "--stopping", 0)
+    sybil(*command(folders, tmp_path, *sizes, "--eos", 3, "--eos", "z"))
+    assert report(tmp_path)["plan"]["request"]["eos_token_ids"] == [3, letters().token_to_id("z")]
+
+
+def test_a_draft_of_other_tokens_is_told_and_left_out(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(gpt2(), tmp_path / "turned", turned(letters()))
+    draft = ("--draft", tmp_path / "turned")
+    sizes = ("--repeats", 1, "--count", 6, "--greedy", 0, "--stopping", 0, "--max-new-tokens", 8)
+    assert sybil(*command(folders, tmp_path / "out", *sizes, *draft, "--decoder", "decoders:stubborn")) in (1, 3)
+    out = capsys.readouterr().out
+    assert out.startswith("the check of the draft is left out: draft")
+    assert "entries of their vocabularies differ" in out
+    (check,) = (each for each in report(tmp_path / "out")["checks"] if each["name"] == "draft")
+    assert "has other tokens than the target" in check["detail"]
+    assert sybil(*command(folders, tmp_path / "none", *sizes, *draft, "--decoder", "assisted")) == 2
+    assert "choose a draft with the target's" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("decoder", ["transformers", "prompt-lookup"])
@@ -123,6 +176,11 @@ def test_another_target_is_inconclusive(folders: Path, tmp_path: Path, capsys: p
         (("--top-p", 1.5), ["top_p is 1.5"]),
         (("--alpha", 0), ["alpha is 0"]),
         (("--alpha", 1), ["alpha is 1"]),
+        (("--tolerance", "q9"), ["'q9'", "q8 activations"]),
+        (("--tolerance", 0), ["'0'", "above 0"]),
+        (("--eos", 31), ["'31'", "no token of the target"]),
+        (("--eos", "<stop>"), ["'<stop>'", "whole text"]),
+        (("--widths", -1), ["widths is -1"]),
         (("--rule", "lucky"), ["'lucky'", "token"]),
         (("--window", "round"), ["'round'", "constant"]),
         (("--gamma", 0), ["gamma is 0"]),

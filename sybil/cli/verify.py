@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress, TaskID
 from tokenizers import Tokenizer
 
-from sybil.agreement import FLOAT32, HALF
+from sybil.agreement import FLOAT32, HALF, TOLERANCES, tolerance_of
 from sybil.cli import options
-from sybil.cli.terminal import make_console, make_progress, make_table, print_json
+from sybil.cli.terminal import make_console, make_progress, print_json
+from sybil.cli.verdict import bars, show
 from sybil.decoding import Decoder
 from sybil.devices import choose_device, dtype_named
 from sybil.drafting.window import GAMMA, fixed
 from sybil.drafts import is_model
-from sybil.errors import InvalidSetting, NotJudgeable
-from sybil.fit import check_assisted, same_tokens
+from sybil.errors import InvalidSetting, NotJudgeable, VocabularyMismatch
+from sybil.fit import check_assisted, check_sizes, differing_tokens
 from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks, load, read
 from sybil.losslessness.deadline import TIMEOUT, checked
+from sybil.losslessness.ending import end_tokens
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.foreign import ForeignSubject
 from sybil.losslessness.samples import Request, Subject
@@ -39,8 +38,6 @@ from sybil.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from sybil.losslessness.judge import Report
 
 FULL, QUICK = (64, 2, 48, 0.2), (32, 2, 32, 0.4)  # prompts, sequences a prompt, new tokens, resolution
 BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, PROMPT_LOOKUP = "sybil", "transformers", "assisted", "prompt-lookup"
@@ -102,6 +99,27 @@ def verify(
     stopping: Annotated[
         int, typer.Option(help="Prompts to end by end tokens and stop strings.", rich_help_panel=options.AMOUNT)
     ] = 8,
+    widths: Annotated[
+        int,
+        typer.Option(
+            help="Prompts to decode greedily with more and fewer tokens verified at once.",
+            rich_help_panel=options.AMOUNT,
+        ),
+    ] = 4,
+    eos: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An end token, by id or text, in place of the target's own; several are fine.", rich_help_panel=JUDGED
+        ),
+    ] = None,
+    tolerance: Annotated[
+        str | None,
+        typer.Option(
+            help="How far the decoder's logits may stand from the target's by the decoder's own rounding, whatever the "
+            f"target is kept in: logits, or {', '.join(TOLERANCES)}. If left out: as --dtype rounds.",
+            rich_help_panel=VERDICT,
+        ),
+    ] = None,
     resolution: Annotated[
         float | None,
         typer.Option(
@@ -138,8 +156,10 @@ def verify(
     bound = bound if resolution is None else resolution
     request = Request(max_new_tokens=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     plan = Plan(
-        request=request, repeats=sequences, greedy=greedy, stopping=stopping, alpha=alpha, seed=seed, resolution=bound
-    )
+        request=request, repeats=sequences, greedy=greedy, stopping=stopping, widths=widths, alpha=alpha, seed=seed,
+        resolution=bound,
+    )  # fmt: skip
+    stated = None if tolerance is None else tolerance_of(tolerance)
     Settings(  # refused here, before anything is loaded
         gamma=gamma, rule=rule, window=window, max_new_tokens=length,
         do_sample=temperature != 0, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
@@ -162,9 +182,10 @@ def verify(
             dtype=None if as_it_lies else chosen_dtype, draft_dtype=chosen_draft_dtype, device=chosen_device,
             datastore=datastore or (),
         )  # fmt: skip
-        tokenizer, eos = ours.tokenizer, tuple(sorted(ours.eos_token_ids))
+        tokenizer = ours.tokenizer
         assert tokenizer is not None  # a folder without one is refused by load
-        served = None if server is None else EndpointSubject(server, model, tokenizer, frozenset(eos), concurrency)
+        ends = end_tokens(eos, tokenizer) if eos else tuple(sorted(ours.eos_token_ids))
+        served = None if server is None else EndpointSubject(server, model, tokenizer, frozenset(ends), concurrency)
         if served is not None:
             console.print("\n".join([served.spoken.told, *served.notes]), style="dim", soft_wrap=True)
         encoded = _encoded(chosen, ours, served)
@@ -181,20 +202,24 @@ def verify(
             theirs = sovereign if chosen_dtype == torch.float32 else _load(chosen_target, chosen_dtype, chosen_device)
             subject = _transformers(decoder, theirs, tokenizer, chosen_draft, gamma)
         del ours  # and its weights, where it isn't what is judged
-        has_model = chosen_draft is not None and is_model(chosen_draft)
-        has_model = has_model and same_tokens(read(chosen_target), read(str(chosen_draft)))  # else it leans to nothing
-        helper = _load(str(chosen_draft), torch.float32, chosen_device) if has_model else None
-        reference = Reference(sovereign, tokenizer, helper)
-    is_known = dtype is not None or (function is None and server is None)
+        helper, no_draft = _helper(sovereign, chosen_target, chosen_draft, decoder)
+        reference = Reference(sovereign, tokenizer, helper, no_draft)
+    if no_draft and draft is not None:
+        console.print(f"the check of the draft is left out: {no_draft}", style="dim", soft_wrap=True)
+    is_known = stated is not None or dtype is not None or (function is None and server is None)
     plan = replace(
         plan,
-        request=replace(request, eos_token_ids=eos),
-        near_tie=HALF.get(chosen_dtype, FLOAT32),
+        request=replace(request, eos_token_ids=ends),
+        near_tie=stated or HALF.get(chosen_dtype, FLOAT32),
         doubtful=None if is_known else HALF[torch.bfloat16],
     )
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
     try:
         with make_progress(console) as progress:
-            report = judge(subject, reference, encoded, plan, _bars(progress))
+            report = judge(subject, reference, encoded, plan, bars(progress), say)
     except KeyboardInterrupt:
         console.print("interrupted: there is no verdict, and nothing was written")
         raise typer.Exit(130) from None
@@ -220,12 +245,36 @@ def verify(
     if as_json:
         print_json(record)
     else:
-        _print(console, report)
+        show(console, report)
         if speculation is not None:
             console.print(speculation.told, soft_wrap=True)
         console.print(caption, style="dim", soft_wrap=True)
         console.print(f"report: {path}   chart: {chart}", soft_wrap=True)
     raise typer.Exit(STATUS[report.verdict])
+
+
+def _helper(
+    sovereign: PreTrainedModel, target: str, draft: str | None, decoder: str | None
+) -> tuple[PreTrainedModel | None, str]:
+    """The draft, for the judge to hold tokens beside what it proposes; or none, and why. Raises VocabularyMismatch."""
+    if draft is None:
+        return None, "no draft is named: add --draft, where the decoder's is known"
+    if not is_model(draft):
+        return None, f"draft {draft} is no model of its own"
+    theirs, own = read(target).tokenizer, read(draft).tokenizer
+    differing = differing_tokens(theirs, own) if theirs is not None and own is not None else 0
+    if differing and decoder == ASSISTED:
+        raise VocabularyMismatch(
+            f"draft {draft} has other tokens than target {target} ({differing} entries of their vocabularies differ), "
+            "and decoder assisted is asked with one tokenizer: choose a draft with the target's"
+        )
+    if differing:
+        return None, f"draft {draft} has other tokens than the target: {differing} entries of their vocabularies differ"
+    helper = _load(draft, torch.float32, sovereign.device)
+    if theirs is None or own is None:
+        sizes = [int(model.config.get_text_config().vocab_size) for model in (sovereign, helper)]
+        check_sizes((target, draft), (sizes[0], sizes[1]))
+    return helper, ""
 
 
 def _load(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -269,44 +318,3 @@ def _transformers(
     assistant = _load(draft, model.dtype, model.device)
     check_assisted(model, assistant, draft)
     return TransformersSubject(model, tokenizer, assistant)
-
-
-def _bars(progress: Progress) -> Callable[[str, int, int], None]:
-    """A bar a phase, as the phases come."""
-    bars: dict[str, TaskID] = {}
-
-    def report(phase: str, done: int, total: int) -> None:
-        if phase not in bars:
-            bars[phase] = progress.add_task(phase, total=total)
-        progress.update(bars[phase], completed=done)
-
-    return report
-
-
-def _print(console: Console, report: Report) -> None:
-    table = make_table(console, "check", "result", "p-value", "effect", "smallest effect seen", "unit", "tokens")
-    for check in report.checks:
-        table.add_row(
-            check.name,
-            "FAIL" if check.failed else "pass" if check.made else "not made",
-            "" if check.adjusted is None else f"{check.adjusted:.2g}" if check.adjusted else "< 1e-300",
-            f"{check.effect:.3g}" if check.made else "",
-            f"{check.detectable:.2g}" if check.made else "",
-            check.unit,
-            str(check.count),
-        )
-    if report.checks:
-        console.print(table)
-    for check in report.checks:
-        if not check.made:
-            console.print(f"{check.name}: {check.detail}", style="dim", soft_wrap=True)
-    if report.drift is not None:
-        drift = report.drift
-        console.print(
-            f"drift: {drift.value:+.4f} nats a token (95 %: {drift.low:+.4f} to {drift.high:+.4f}); below 0 its "
-            "text is degraded, above 0 too greedy",
-            soft_wrap=True,
-        )
-    console.print(f"{report.verdict}: {report.subject}", style="bold", soft_wrap=True)
-    for reason in report.reasons:
-        console.print(f"  {reason}", soft_wrap=True)

@@ -7,6 +7,7 @@ on what was standard output. The function itself reads nothing on standard input
 from __future__ import annotations
 
 import importlib
+import inspect
 import itertools
 import json
 import os
@@ -87,6 +88,14 @@ def function_of(spec: str) -> Any:
     raise Unfit(f"{module_name} has no function {function_name!r}: choose among {', '.join(there[:20]) or 'none'}")
 
 
+def takes_gamma(function: Any) -> bool:
+    """Whether a function names gamma among what it takes: how many tokens it proposes at once."""
+    try:
+        return "gamma" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of some that are written in C nothing is known
+        return False
+
+
 def _is_public(name: str, value: Any, module_name: str) -> bool:
     return callable(value) and not name.startswith("_") and getattr(value, "__module__", module_name) == module_name
 
@@ -107,7 +116,7 @@ def main() -> None:
             if function is None:
                 sys.path[:] = request["path"]
                 function = function_of(request["spec"])
-                reply: dict[str, Any] = {}
+                reply: dict[str, Any] = {"gamma": takes_gamma(function)}
             else:
                 tokens, places = answer_of(function(request["prompt"], **_settings(request)))
                 reply = {"tokens": tokens, "places": places}

@@ -2,28 +2,73 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from sybil.errors import InvalidSetting, one_line
 from sybil.losslessness.samples import Request
 from sybil.stopping import Stops
 
 Tokens = tuple[int, ...]
 
 
-def fault(tokens: Tokens, request: Request, tokenizer: Tokenizer | None) -> str:
-    """What is wrong with the end of tokens, judged by what they say themselves; "" where nothing is."""
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a sequence ends: what is wrong with it, or what is in doubt; both "" where it ends as it should."""
+
+    fault: str = ""
+    doubt: str = ""
+
+
+def judged(tokens: Tokens, request: Request, tokenizer: Tokenizer | None) -> End:
+    """The end of tokens, by what they say themselves. One at a special token that isn't among the end tokens is in
+    doubt: a decoder may know of more end tokens than the target's files tell."""
     kept, reason = _keep(tokens, request, tokenizer)
     count, limit = len(tokens), request.max_new_tokens
     if reason is not None and kept < count:
-        return f"goes on for {count - kept} tokens after its {reason}"
+        which = f" {named(tokens[kept - 1], tokenizer)}" if tokens[kept - 1] in request.eos_token_ids else ""
+        return End(f"goes on for {count - kept} tokens after its {reason}{which}")
     if count > limit:
-        return f"has {count} tokens where {limit} are the limit"
-    if reason is None and count < limit:
-        return f"ends after {count} of {limit} tokens without a reason"
-    return ""
+        return End(f"has {count} tokens where {limit} are the limit")
+    if reason is not None or count == limit:
+        return End()
+    if tokens and is_special(tokens[-1], tokenizer):
+        which = named(tokens[-1], tokenizer)
+        return End(
+            doubt=f"it ends at the special token {which}, which is none of the end tokens: is it one? name it (eos)"
+        )
+    return End(f"ends after {count} of {limit} tokens without a reason")
+
+
+def end_tokens(names: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens by id or by text, in order; raises InvalidSetting."""
+    found = set[int]()
+    for name in names:
+        token = int(name) if name.isascii() and name.isdecimal() and len(name) < 10 else tokenizer.token_to_id(name)
+        if token is None or tokenizer.id_to_token(token) is None:
+            shown = one_line(name, 40)
+            raise InvalidSetting(
+                f"eos is {shown!r}, which is no token of the target: use a token's id or its whole text"
+            )
+        found.add(token)
+    return tuple(sorted(found))
+
+
+def named(token: int, tokenizer: Tokenizer | None) -> str:
+    """A token by its text, where that is known, and its id."""
+    text = None if tokenizer is None else tokenizer.id_to_token(token)
+    return str(token) if text is None else f"{one_line(text, 40)!r} ({token})"
+
+
+def is_special(token: int, tokenizer: Tokenizer | None) -> bool:
+    """Whether the tokenizer says that a token is no text, but a mark: an end of a text or a turn, padding."""
+    if tokenizer is None:
+        return False
+    added = tokenizer.get_added_tokens_decoder().get(token)
+    return added is not None and bool(added.special)
 
 
 def end(path: Tokens, request: Request, tokenizer: Tokenizer | None) -> int:
@@ -56,10 +101,10 @@ def inside(
     return requests
 
 
-def in_words(request: Request) -> str:
+def in_words(request: Request, tokenizer: Tokenizer | None) -> str:
     """The stop that inside() put there."""
     if request.eos_token_ids:
-        return f"end token {request.eos_token_ids[0]}"
+        return f"end token {named(request.eos_token_ids[0], tokenizer)}"
     if request.stop_strings:
         return f"stop string {request.stop_strings[0]!r}"
     return f"max_new_tokens {request.max_new_tokens}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 
 from tokenizers import Tokenizer
 
@@ -14,7 +15,7 @@ from sybil.losslessness import counters
 from sybil.losslessness.answers import Answer, Reader
 from sybil.losslessness.dialects import Messages, Question
 from sybil.losslessness.probing import probe, read
-from sybil.losslessness.samples import Request, Sample, Speculation
+from sybil.losslessness.samples import Request, Sample, Speculation, Subject
 from sybil.losslessness.subjects import derived
 from sybil.losslessness.transport import Asking, Server
 
@@ -66,6 +67,14 @@ class EndpointSubject:
     def takes(self, request: Request) -> bool:
         """Whether its stops can be asked for."""
         return self.spoken.takes(request, self.eos_token_ids)
+
+    def widths(self) -> dict[str, Subject]:
+        """One answer at a time, where several are asked for at once."""
+        if self.concurrency == 1:
+            return {}
+        alone = copy(self)
+        alone.concurrency = 1
+        return {"one answer at a time": alone}
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
         lacking = self.spoken.lacking(request)

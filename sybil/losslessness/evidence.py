@@ -27,12 +27,17 @@ class Reference:
     """The target, by transformers' own forward, which shares nothing with the decoder under judgement.
 
     Give it in float32 or float64: a Tolerance has to cover how far it is from the decoder's. draft: the decoder's,
-    where it is known; whatever is wrong with a speculative decoder, its tokens then lean to the draft's or away."""
+    where it is known; whatever is wrong with a speculative decoder, its tokens then lean to the draft's or away.
+    no_draft: why none is given, which a report tells."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Tokenizer | None = None, draft: PreTrainedModel | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer | None = None,
+        draft: PreTrainedModel | None = None,
+        no_draft: str = "no draft is named",
     ) -> None:
-        self.draft = None if draft is None else Reference(draft)
+        self.draft, self.no_draft = None if draft is None else Reference(draft), no_draft
         config = model.config.get_text_config()
         self.model, self.tokenizer = model.eval(), tokenizer
         self.vocab_size = int(config.vocab_size)
@@ -141,11 +146,7 @@ def sampled(
     after = probs.masked_fill(~((probs < prob) | tied_after), 0.0).sum(-1)
     tail = after.numpy() + (1.0 - noise.random(count)) * prob[:, 0].numpy()  # summed from the rare end: exact near 0
 
-    log_probs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
-    entropy = -(probs * log_probs).sum(-1)
-    spread = log_probs + entropy[:, None]
-    variance, third = (_moment(probs, spread, power) for power in (2, 3))
-
+    log_probs, entropy, variance, third = moments(probs)
     held = prob[:, 0].numpy() > 0
     left_out = np.flatnonzero(~held)
     near = [index for index in left_out if _is_near(logits[index], sample.tokens[index], sampling, near_tie)]
@@ -154,7 +155,7 @@ def sampled(
     return Evidence(
         tail=tail[held],
         log_prob=log_probs.gather(-1, tokens)[:, 0].numpy()[held],
-        entropy=entropy.numpy()[held],
+        entropy=entropy[held],
         variance=variance[held],
         third=third[held],
         place=np.array(places, dtype=np.int64)[held],
@@ -180,6 +181,14 @@ def _lean(reference: Reference, sample: Sample, sampling: Sampling, probs: Tenso
     centred = overlap - (probs * overlap).sum(-1, keepdim=True)
     own = centred.gather(-1, integers(sample.tokens)[:, None])[:, 0]
     return own.numpy(), _moment(probs, centred, 2), _moment(probs, centred, 3)
+
+
+def moments(probs: Tensor) -> tuple[Tensor, Floats, Floats, Floats]:
+    """The log probabilities (tokens, vocab), and of each token's their entropy, variance and third central moment."""
+    log_probs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
+    entropy = -(probs * log_probs).sum(-1)
+    spread = log_probs + entropy[:, None]
+    return log_probs, entropy.numpy(), _moment(probs, spread, 2), _moment(probs, spread, 3)
 
 
 def _moment(probs: Tensor, spread: Tensor, power: int) -> Floats:

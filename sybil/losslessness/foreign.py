@@ -9,15 +9,15 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sybil.errors import InvalidSetting, NotJudgeable, one_line
 from sybil.losslessness import child
 from sybil.losslessness.deadline import TIMEOUT, checked, within
-from sybil.losslessness.samples import Request, Sample
-from sybil.losslessness.subjects import asked, derived
+from sybil.losslessness.samples import Request, Sample, Subject
+from sybil.losslessness.subjects import WIDTHS, asked, derived
 
 MOST_BYTES = 2**22  # of one answer: more than the most tokens and places take
 
@@ -54,11 +54,22 @@ class ForeignSubject:
             )
         if "unfit" in reply:
             raise InvalidSetting(f"decoder is {spec!r}, and {_text(reply, 'unfit')}")
+        self._gammas = WIDTHS if reply.get("gamma") is True else ()
+
+    def widths(self) -> dict[str, Subject]:
+        """With other gammas, where the function takes one."""
+        return {f"gamma {gamma}": _AtGamma(self, gamma) for gamma in self._gammas}
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
+        return self.answers(prompts, request, seed, {})
+
+    def answers(
+        self, prompts: Sequence[Sequence[int]], request: Request, seed: int, more: Mapping[str, int]
+    ) -> Iterator[Sample]:
+        """What sample() gives; more: what else the function is called with."""
         for index, prompt in enumerate(prompts):
             where = f"(prompt {index} of {len(prompts)}, {len(prompt)} tokens)"
-            settings = asked(request, derived(seed, index))
+            settings = asked(request, derived(seed, index)) | dict(more)
             try:
                 reply = self._exchange({"prompt": list(prompt), "settings": settings})
             except NotJudgeable as error:
@@ -106,6 +117,16 @@ class ForeignSubject:
         if status is not None and status < 0:
             return f"its process was ended by signal {_signal(-status)}"
         return f"its process ended with exit status {status} in place of an answer"
+
+
+class _AtGamma:
+    """The same function, with a gamma of our choice."""
+
+    def __init__(self, subject: ForeignSubject, gamma: int) -> None:
+        self.name, self._subject, self._more = f"{subject.name}, gamma {gamma}", subject, {"gamma": gamma}
+
+    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
+        return self._subject.answers(prompts, request, seed, self._more)
 
 
 def _ask(process: subprocess.Popen[bytes], message: dict[str, Any]) -> bytes:

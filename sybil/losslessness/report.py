@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from sybil.agreement import FLOAT32, Tolerance
 from sybil.arguments import integer
 from sybil.errors import InvalidSetting
-from sybil.losslessness.checks import Check, Drift
+from sybil.losslessness.checks import Drift
+from sybil.losslessness.chisquare import Check
 from sybil.losslessness.evidence import Evidence
 from sybil.losslessness.samples import Request
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+Question = Literal["distribution", "tokens", "endings", "width"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +24,8 @@ class Plan:
     """What is tried, and how sure a verdict is to be.
 
     request: what sampled sequences are asked for; repeats: of them for each prompt; greedy: prompts decoded
-    greedily; stopping: prompts on which stops are tried (0 leaves each out). alpha: the probability that a lossless
+    greedily; stopping: prompts on which stops are tried; widths: greedy prompts asked again with more or fewer tokens
+    verified at once, where the decoder lets one choose (0 leaves each out). alpha: the probability that a lossless
     decoder fails. near_tie: by how much target and decoder may differ by rounding alone; doubtful: by how much if the
     decoder's precision is not known, so that no verdict can be built on such a difference. resolution (nats a token)
     and uniformity (Cohen's w): a PASS would have seen a drift and an uneven u as large, with power 0.9."""
@@ -30,6 +34,7 @@ class Plan:
     repeats: int = 2
     greedy: int = 16
     stopping: int = 8
+    widths: int = 4
     alpha: float = 1e-6
     seed: int = 0
     near_tie: Tolerance = FLOAT32
@@ -38,7 +43,7 @@ class Plan:
     uniformity: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "greedy", "stopping"):
+        for name in ("repeats", "greedy", "stopping", "widths"):
             integer(name, getattr(self, name), least=0, remedy=" (0 leaves this phase out)")
         integer("seed", self.seed, least=0)
         if not (self.repeats or self.greedy or self.stopping):
@@ -58,11 +63,25 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Ruling:
+    """The verdict on one question, and why. distribution: is each sampled token drawn from the target? tokens: is each
+    greedy one its likeliest? endings: do sequences end where plain decoding does? width: are greedy tokens the same
+    however many are verified at once? by_rounding: it is INCONCLUSIVE, and rounding alone leaves it open."""
+
+    question: Question
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    by_rounding: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """tokens, sequences: sampled ones that were judged; evidence: theirs, None where there is none."""
+    """verdict: what follows from the rulings, one a question that was put; reasons: theirs, the worst first, and what
+    was left out. tokens, sequences: sampled ones that were judged; evidence: theirs, None where there is none."""
 
     subject: str
     verdict: Verdict
+    rulings: tuple[Ruling, ...]
     reasons: tuple[str, ...]
     checks: tuple[Check, ...]
     plan: Plan
@@ -75,10 +94,16 @@ class Report:
     def alpha(self) -> float:
         return self.plan.alpha
 
+    @property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """By question."""
+        return {ruling.question: ruling.verdict for ruling in self.rulings}
+
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; what is infinite or not a number becomes None. The evidence stays out."""
         plain: dict[str, Any] = _plain({
-            "subject": self.subject, "verdict": self.verdict, "reasons": self.reasons, "alpha": self.alpha,
+            "subject": self.subject, "verdict": self.verdict, "verdicts": self.verdicts,
+            "reasons": self.reasons, "alpha": self.alpha,
             "tokens": self.tokens, "sequences": self.sequences, "drift": self.drift and asdict(self.drift),
             "checks": [asdict(check) for check in self.checks], "plan": asdict(self.plan),
         })  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -69,11 +69,18 @@ class Speculation:
 
 
 class Subject(Protocol):
-    """A decoder under judgement. It may have notes (list[str]: what can't be checked of it), a speculation, and
-    takes(request) where there are requests that can't be put to it."""
+    """A decoder under judgement. It may have notes (list[str]: what can't be checked of it), a speculation,
+    takes(request) where there are requests that can't be put to it, and widths(), see below."""
 
     name: str
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
         """A Sample for each prompt, in order, drawn independently; the same seed repeats them all, where the decoder
         can be seeded. Raises the errors of sybil.errors."""
+
+
+def widths(subject: Subject) -> Mapping[str, Subject]:
+    """The same decoder verifying more or fewer tokens at once, by what is changed ("gamma 1"); empty where it doesn't
+    let one choose."""
+    offered: Callable[[], Mapping[str, Subject]] = getattr(subject, "widths", dict)
+    return offered()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,17 +15,18 @@ from torch import Tensor
 from sybil.decoding import Decoder
 from sybil.drafting.window import GAMMA
 from sybil.errors import InvalidSetting, NotJudgeable, one_line
-from sybil.losslessness.child import Unfit, answer_of, error_line
-from sybil.losslessness.samples import Request, Sample
+from sybil.losslessness.child import Unfit, answer_of, error_line, takes_gamma
+from sybil.losslessness.samples import Request, Sample, Subject
 from sybil.stopping import Stops
 from sybil.transfer import integers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+WIDTHS = (1, 8)  # gammas that greedy texts are compared at
 Function = Callable[..., Any]
 """(prompt, *, max_new_tokens, temperature, top_k, top_p, min_p, eos_token_ids, stop_strings, seed) -> new tokens, or
-(new tokens, places)."""
+(new tokens, places). One that takes `gamma` besides is asked how its greedy tokens depend on it."""
 
 
 def asked(request: Request, seed: int) -> dict[str, Any]:
@@ -57,6 +59,18 @@ class SybilSubject:
         self._settings: dict[str, Any] = dict(gamma=gamma, rule=rule, window=window)
         windowed = "" if window == "constant" else f", window {window}"
         self.name = f"sybil, rule {rule}, gamma {gamma}{windowed}" if decoder.draft else "sybil, no draft"
+
+    def widths(self) -> dict[str, Subject]:
+        """Without its draft, with other gammas, and one row at a time."""
+        others: dict[str, Subject] = {}
+        if self.decoder.draft is not None:
+            others["plain"] = SybilSubject(self.decoder.without_draft(), batch=self.batch)
+            for gamma in WIDTHS:
+                settings = {**self._settings, "gamma": gamma}
+                others[f"gamma {gamma}"] = SybilSubject(self.decoder, **settings, batch=self.batch)
+        if self.batch > 1:
+            others["one row at a time"] = SybilSubject(self.decoder, **self._settings, batch=1)
+        return others
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
         wanted = dict(
@@ -92,14 +106,26 @@ class TransformersSubject:
         tokenizer: Tokenizer | None,
         assistant: PreTrainedModel | None = None,
         prompt_lookup: int | None = None,
+        assistant_tokens: int | None = None,
     ) -> None:
         from transformers import PreTrainedTokenizerFast
 
         self.model, self.assistant, self.prompt_lookup = model, assistant, prompt_lookup
+        self.assistant_tokens = assistant_tokens
         self.text = tokenizer
         self.tokenizer = None if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
         kind = "assisted generation" if assistant is not None else "prompt lookup" if prompt_lookup else "generate"
         self.name = f"transformers {kind}"
+
+    def widths(self) -> dict[str, Subject]:
+        """Plain, and with other numbers of tokens a round."""
+        if self.assistant is None and not self.prompt_lookup:
+            return {}
+        others: dict[str, Subject] = {"plain": TransformersSubject(self.model, self.text)}
+        for gamma in WIDTHS:
+            tokens = dict(assistant_tokens=gamma) if self.assistant is not None else dict(prompt_lookup=gamma)
+            others[f"gamma {gamma}"] = TransformersSubject(self.model, self.text, self.assistant, **tokens)
+        return others
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
         if request.stop_strings and self.tokenizer is None:
@@ -109,8 +135,9 @@ class TransformersSubject:
             blocks = _Blocks()
             ids = integers([list(prompt)]).to(self.model.device)
             with ExitStack() as stack:
-                for model in filter(None, (self.model, self.assistant)):
-                    stack.enter_context(_without_defaults(model))
+                stack.enter_context(_without_defaults(self.model))
+                if self.assistant is not None:
+                    stack.enter_context(_without_defaults(self.assistant, num_assistant_tokens=self.assistant_tokens))
                 self.model.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
@@ -162,11 +189,11 @@ def _begins_in_prompt(
 
 
 @contextmanager
-def _without_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """A checkpoint's own end tokens, penalties and filters come back wherever a request says None."""
+def _without_defaults(model: PreTrainedModel, **settings: Any) -> Iterator[None]:
+    """A checkpoint's own end tokens, penalties and filters come back wherever a request says None. settings: kept."""
     from transformers import GenerationConfig
 
-    own, model.generation_config = model.generation_config, GenerationConfig()
+    own, model.generation_config = model.generation_config, GenerationConfig(**settings)
     try:
         yield
     finally:
@@ -197,6 +224,15 @@ class CallableSubject:
 
     def __init__(self, function: Function, name: str) -> None:
         self.function, self.name = function, name
+
+    def widths(self) -> dict[str, Subject]:
+        """With other gammas, where the function takes one."""
+        if not takes_gamma(self.function):
+            return {}
+        return {
+            f"gamma {gamma}": CallableSubject(partial(self.function, gamma=gamma), f"{self.name}, gamma {gamma}")
+            for gamma in WIDTHS
+        }
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
         for index, prompt in enumerate(prompts):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-    from sybil.losslessness.checks import Check
+    from sybil.losslessness.chisquare import Check
     from sybil.losslessness.judge import Report as Judgement
 
 PART_COLOURS = ("#c9a227", "#7b2d8b", "#2d6a8b", "#9aa3ad")  # draft, target, sampling and rule, everything else
@@ -206,6 +206,8 @@ def _spread(report: Judgement, axes: Axes, bins: int = 20) -> None:
 
 def _pairs(checks: Sequence[Check], figure: SubFigure) -> None:
     """A small map a check of pairs, in standard deviations."""
+    from sybil.losslessness.chisquare import is_shown
+
     if not checks:
         figure.text(0.5, 0.5, "no pairs of tokens", ha="center", va="center")
         return
@@ -215,7 +217,7 @@ def _pairs(checks: Sequence[Check], figure: SubFigure) -> None:
         residuals = np.array(check.residuals).T  # the earlier token to the right, the later one upwards
         shown = axes.imshow(residuals, cmap="PuOr", vmin=-5, vmax=5, origin="lower", extent=(0, 1, 0, 1))
         colour = VERDICT_COLOURS["FAIL"] if check.failed else "black"
-        axes.set_title(f"{check.name}, p = {check.p_value:.2g}", fontsize=9, color=colour)
+        axes.set_title(f"{check.name}, {is_shown(check.p_value or 0.0)}", fontsize=9, color=colour)
         axes.set_xticks([0, 1])
         axes.set_yticks([0, 1])
         axes.tick_params(length=2, labelsize=8)

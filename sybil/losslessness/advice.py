@@ -1,0 +1,95 @@
+"""How many sampled tokens a verdict needs: known before the first is drawn, and better once some are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from sybil.losslessness.checks import BINS, LEAST_BINS, SKEW, each_share, one_token_weighs
+from sybil.losslessness.chisquare import EXPECTED, POWER, noncentrality
+from sybil.losslessness.evidence import Evidence, Reference, moments
+from sybil.losslessness.report import Plan
+from sybil.sampling import probabilities
+
+LOOKED_AT = 16  # prompts, whose own tokens say how unsure the target is
+LOOKED_BACK = 32  # of their tokens, at most
+SPARE = 1.1  # of what is advised: how unsure the target is of the tokens to come is an estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Unsure:
+    """How unsure the target is of a token, on average: variance and third central moment of log probabilities."""
+
+    variance: float
+    third: float
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Unsure:
+        """Of sampled tokens; evidence holds one at least."""
+        return cls(float(evidence.variance.mean()), float(evidence.third.mean()))
+
+    @classmethod
+    def at(cls, reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) -> Unsure:
+        """Of the prompts' own last tokens, which is what is known before the decoder has said any."""
+        variance, third = [], []
+        for prompt in prompts[:LOOKED_AT]:
+            start = max(1, len(prompt) // 2, len(prompt) - LOOKED_BACK)
+            logits = reference.logits(prompt[:start], [*prompt[start:], prompt[0]]).double()
+            _, _, second, cubed = moments(probabilities(logits, plan.request.sampling))
+            variance.append(second)
+            third.append(cubed)
+        return cls(float(np.concatenate(variance).mean()), float(np.concatenate(third).mean()))
+
+
+def before(reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) -> str:
+    """What to ask for instead, where a plan's sequences are too few even if none ends early; "" where they may do."""
+    most = plan.repeats * len(prompts) * plan.request.max_new_tokens
+    if not most:
+        return ""
+    needed = tokens_needed(Unsure.at(reference, prompts, plan), plan)
+    if most >= needed:
+        return ""
+    return (
+        f"at most {most} tokens will be sampled, too few for a PASS: to see a drift of {plan.resolution:g} nats a "
+        f"token and an uneven u of {plan.uniformity:g}, as is asked for, takes about {needed}: "
+        f"{remedy(needed, most, plan)}"
+    )
+
+
+def remedy(needed: int, count: int, plan: Plan) -> str:
+    """What to change where a plan gave count tokens, or will."""
+    return f"use {math.ceil(plan.repeats * needed / max(count, 1))} repeats in place of {plan.repeats}, or more prompts"
+
+
+def tokens_needed(unsure: Unsure, plan: Plan) -> int:
+    """Of sampled tokens, so that a PASS sees what the plan asks for."""
+    alpha = each_share(plan.alpha)
+    return max(for_uniform(plan.uniformity, alpha), for_quality(unsure, plan.resolution, alpha))
+
+
+def for_uniform(bound: float, alpha: float) -> int:
+    """The fewest tokens from which on `uniform` sees as much. More tokens have more bins, up to 500 of them."""
+    fewest = EXPECTED * BINS
+    for bins in range(BINS, LEAST_BINS - 1, -1):
+        needed = math.ceil(noncentrality(bins - 1, alpha) / bound**2)
+        if needed > EXPECTED * bins:
+            return needed if bins == BINS else min(needed, fewest)
+        fewest = EXPECTED * bins
+    return fewest
+
+
+def for_quality(unsure: Unsure, bound: float, alpha: float) -> int:
+    """The fewest tokens of which `quality` sees as much, where they are as unsure; a tenth to spare."""
+    deviation = math.sqrt(unsure.variance)
+    if not deviation:
+        return 0
+    wanted = float(special.ndtri(POWER) - special.ndtri(alpha / 2)) * deviation / bound
+    skewed = abs(unsure.third) / deviation**3 / SKEW
+    count = max(math.ceil(SPARE * max(wanted, skewed) ** 2), 1)
+    while one_token_weighs(deviation * math.sqrt(count), count, alpha):
+        count = math.ceil(SPARE * count)
+    return count

@@ -1,0 +1,55 @@
+"""A decoder is asked, and what it answers can be judged, or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sybil.errors import NotJudgeable
+from sybil.losslessness.child import LARGEST_ID, MOST_TOKENS
+from sybil.losslessness.samples import Request, Sample, Subject
+
+MANY = 8  # prompts that don't all continue with themselves
+
+
+def ask(
+    subject: Subject,
+    prompts: Sequence[tuple[int, ...]],
+    request: Request,
+    seed: int,
+    vocab_size: int,
+    done: Callable[[int], None] = lambda count: None,
+) -> list[Sample]:
+    """The decoder's answers; done: told how many there are. Raises NotJudgeable for what is no answer."""
+    name, samples, whole = subject.name, list[Sample](), 0
+    for sample in subject.sample(prompts, request, seed):
+        if len(samples) == len(prompts) or tuple(sample.prompt) != prompts[len(samples)]:
+            raise NotJudgeable(f"{name} answers other prompts than it was given: give one sample a prompt, in order")
+        _refuse(name, sample, vocab_size)
+        samples.append(sample)
+        begins = len(sample.prompt) >= 4 and sample.tokens[: len(sample.prompt)] == tuple(sample.prompt)
+        # a text that repeats itself may begin with its prompt; it won't be too long then, nor will most texts
+        whole += begins and (len(sample.tokens) > request.max_new_tokens or len(prompts) >= MANY)
+        done(len(samples))
+    if len(samples) != len(prompts):
+        raise NotJudgeable(f"{name} gives {len(samples)} samples for {len(prompts)} prompts: give one a prompt")
+    if 2 * whole > len(samples):
+        raise NotJudgeable(f"{name} returns the prompt with its answer: give the new tokens only")
+    return samples
+
+
+def _refuse(name: str, sample: Sample, vocab_size: int) -> None:
+    if len(sample.tokens) > MOST_TOKENS:
+        raise NotJudgeable(
+            f"{name} gives {len(sample.tokens)} tokens in one answer, and {MOST_TOKENS} are the most that are "
+            "judged: give the new tokens only"
+        )
+    alien = [token for token in sample.tokens if not 0 <= token < vocab_size]
+    if alien:
+        shown = alien[0] if abs(alien[0]) <= LARGEST_ID else "of more than 31 bits"
+        raise NotJudgeable(
+            f"{name} gives token id {shown}, outside the target's vocabulary of {vocab_size}: give the target that it "
+            "decodes for"
+        )
+    if sample.places is not None and len(sample.places) != len(sample.tokens):
+        given = f"{len(sample.places)} places for {len(sample.tokens)} tokens"
+        raise NotJudgeable(f"{name} gives {given}: give one a token, or none")

@@ -1,0 +1,67 @@
+"""Faults told in a line: the same said of many places is said once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from sybil.losslessness.chisquare import POWER, Check, not_made
+
+LISTED = 3  # places told of each kind, and kinds
+NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong at one place of what a decoder said."""
+
+    where: str
+    what: str
+
+
+def certain(name: str, faults: Sequence[Fault], count: int, unit: str, holds: str) -> Check:
+    """A check whose single fault is proof. detectable: the rate of faults of which one shows with power 0.9; holds:
+    what is so where there is none."""
+    if not count:
+        return not_made(name, unit, 0, "there is nothing to look at")
+    detectable = 1 - (1 - POWER) ** (1 / count)
+    return Check(name=name, p_value=None, statistic=float(len(faults)), effect=len(faults) / count,
+                 detectable=detectable, unit=unit, count=count, detail=listed(faults) if faults else holds,
+                 failed=bool(faults))  # fmt: skip
+
+
+def listed(faults: Iterable[Fault]) -> str:
+    """Faults of one kind, which differ in numbers at most, together."""
+    kinds: dict[str, list[Fault]] = {}
+    for fault in faults:
+        kinds.setdefault(kind(fault.what), []).append(fault)
+    more = len(kinds) - LISTED
+    told = [_together(each) for each in islice(kinds.values(), LISTED)]
+    return "; ".join(told) + (f"; and {more} more kinds" if more > 0 else "")
+
+
+def counted(doubts: Mapping[str, int]) -> list[str]:
+    """A line a kind of doubt, with the answers that it is about."""
+    kinds: dict[str, list[str]] = {}
+    for doubt in doubts:
+        kinds.setdefault(kind(doubt), []).append(doubt)
+    lines = []
+    for alike in kinds.values():
+        count = sum(doubts[each] for each in alike)
+        such = ", for instance" if len(alike) > 1 else ""
+        lines.append(f"{count} {'answer is' if count == 1 else 'answers are'} in doubt{such}: {alike[0]}")
+    return lines
+
+
+def kind(message: str) -> str:
+    """A message without its numbers."""
+    return NUMBER.sub("#", message)
+
+
+def _together(faults: Sequence[Fault]) -> str:
+    same = len({fault.what for fault in faults}) == 1
+    told = [fault.where if same else f"{fault.where}: {fault.what}" for fault in faults[:LISTED]]
+    more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+    return "; ".join(told) + more + (f": {faults[0].what}" if same else "")

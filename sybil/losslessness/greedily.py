@@ -1,0 +1,112 @@
+"""What a decoder says greedily: the target's likeliest tokens, its ends, and the same at every width?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sybil.losslessness import ending
+from sybil.losslessness.evidence import greedy
+from sybil.losslessness.faults import Fault, certain, listed
+from sybil.losslessness.samples import Subject
+from sybil.losslessness.trial import Trial, within
+from sybil.losslessness.width import parting
+
+PROBED = 64  # prompts, for one token each
+FOREIGN = 0.25  # of the probed tokens: with more of them at fault, another model speaks
+
+Path = tuple[int, tuple[int, ...]]
+"""A prompt's number, and greedy tokens that are the target's own beyond doubt."""
+
+
+def foreign(trial: Trial) -> str:
+    """Why the target is hardly the decoder's; "" where it may be."""
+    request = replace(trial.greedily, max_new_tokens=1)
+    samples = trial.ask("probe", trial.prompts[:PROBED], request, trial.plan.seed)
+    first = [greedy(trial.reference, within(s, request)) for s in samples if not s.doubt and s.tokens]
+    wrong = [float(each.deficit[0]) for each in first if each.deficit[0] > trial.widest.of(each.size)[0]]
+    if len(wrong) <= FOREIGN * len(first):
+        return ""
+    return (
+        f"the decoder seems to follow another target, or not to be greedy when asked: {len(wrong)} of {len(first)} "
+        f"first tokens are not this target's likeliest (median {np.median(wrong):.3g} logits below): give its own"
+    )
+
+
+def likeliest(trial: Trial) -> list[Path]:
+    """The comparison; gives the paths that stops can be tried on."""
+    prompts = trial.prompts[: max(trial.plan.greedy, trial.plan.stopping)]
+    faults, ties, paths, tokens, rounded = list[Fault](), list[Fault](), list[Path](), 0, 0
+    for number, sample in enumerate(trial.ask("greedy", prompts, trial.greedily, trial.plan.seed)):
+        if sample.doubt:
+            continue
+        trial.said[number] = within(sample, trial.greedily)
+        found = greedy(trial.reference, trial.said[number])
+        tokens += len(found.deficit)
+        bound, near_tie = trial.widest.of(found.size), trial.plan.near_tie.of(found.size)
+        rounded += int(((found.deficit > near_tie) & (found.deficit <= bound)).sum())
+        for index in np.flatnonzero(found.deficit > 0):
+            deficit, gap = found.deficit[index], found.gap[index]
+            told = f"{deficit:.3g} logits below the likeliest, top-2 gap {gap:.3g}"
+            (faults if deficit > bound[index] else ties).append(Fault(f"prompt {number}, token {index}", told))
+        unsure = np.flatnonzero((found.deficit > 0) | (found.gap <= bound))
+        fit = int(unsure[0]) if len(unsure) else len(sample.tokens)  # tokens that are the target's beyond doubt
+        if trial.ends_well(sample, trial.greedily, f"prompt {number}, greedy") and fit > 1:
+            paths.append((number, sample.tokens[:fit]))
+    near = f"near-ties: {listed(ties)}" if ties else "no near-tie"
+    holds = f"tokens are the target's likeliest; {near}"
+    trial.found.checks.append(certain("greedy", faults, tokens, "of tokens", holds))
+    if rounded:
+        trial.found.rounding["tokens"] = (
+            f"{rounded} of {tokens} greedy tokens stand further below the likeliest than the target's own rounding "
+            "explains, and nearer than half precision does: does the decoder round? say how far (dtype, tolerance)"
+        )
+    return paths[: trial.plan.stopping]
+
+
+def stops(trial: Trial, paths: Sequence[Path]) -> int:
+    """An end token, a limit and a stop string on each path: the decoder must say the path as far as that, and
+    no token more. Gives the number of trials."""
+    choice, tokenizer = np.random.default_rng([trial.plan.seed, 2]), trial.reference.tokenizer
+    takes = getattr(trial.subject, "takes", lambda request: True)
+    trials = [
+        (number, path, request)
+        for number, path in paths
+        for request in ending.inside(trial.prompts[number], path, trial.greedily, tokenizer, choice)
+        if takes(request)
+    ]
+    for done, (number, path, request) in enumerate(trials, start=1):
+        (sample,) = trial.ask("stopping", [trial.prompts[number]], request, trial.plan.seed, done - 1, len(trials))
+        where = f"prompt {number}, {ending.in_words(request, tokenizer)}"
+        if sample.doubt or not trial.ends_well(sample, request, where):
+            continue
+        if sample.tokens != path[: ending.end(path, request, tokenizer)]:
+            trial.end_faults.append(Fault(where, "another greedy text than without that stop"))
+    return len(trials)
+
+
+def at_widths(trial: Trial, others: Mapping[str, Subject]) -> None:
+    """Greedy texts at other widths, beside the ones that are known."""
+    numbers = list(trial.said)[: trial.plan.widths]
+    prompts, total = [trial.prompts[number] for number in numbers], len(numbers) * len(others)
+    faults, near, texts = list[Fault](), list[Fault](), 0
+    for turn, (name, subject) in enumerate(others.items()):
+        answers = trial.ask("width", prompts, trial.greedily, trial.plan.seed, turn * len(numbers), total, subject)
+        for number, sample in zip(numbers, answers, strict=True):
+            if sample.doubt:
+                continue
+            texts += 1
+            where = f"prompt {number}, {name}"
+            parted = parting(trial.reference, trial.said[number], sample, where, trial.widest)
+            if parted is not None:
+                (near if parted[1] else faults).append(parted[0])
+    same = f"greedy texts are the same at every width: {', '.join(others)}"
+    holds = f"greedy texts part at near-ties alone: {listed(near)}" if near else same
+    trial.found.checks.append(certain("width", faults, texts, "of texts", holds))
+    if near:
+        trial.found.rounding["width"] = (
+            f"{len(near)} of {texts} greedy texts are not the same at another width, and rounding alone explains "
+            f"it: they part where two tokens are as good as equally likely ({listed(near)})"
+        )

@@ -1,0 +1,74 @@
+"""Do the u of two tokens know of each other: of neighbours in a sequence, and of neighbouring sequences?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from scipy import special
+
+from sybil.losslessness.chisquare import EXPECTED, Check, binned, bins_for, chi_square, not_made
+from sybil.losslessness.evidence import Evidence, Floats, Integers
+
+BINS, LAGS = 5, 4
+
+
+def lag(evidence: Evidence, steps: int, alpha: float) -> Check:
+    """Whether a token's u depends on that of the token `steps` before it, whatever the bins' own counts."""
+    key = _keys(evidence)
+    return _pairs(evidence, key, key + steps, f"lag {steps}", "tokens of a sequence, one after the other", alpha)
+
+
+def rows(evidence: Evidence, alpha: float) -> Check:
+    """Whether the same place of two sequences asked for side by side shares its noise."""
+    key = _keys(evidence)
+    return _pairs(evidence, key, key + _stride(evidence), "rows", "the same place of neighbouring sequences", alpha)
+
+
+def _stride(evidence: Evidence) -> int:
+    """More than any index and any lag, so that keys of two sequences never meet by chance."""
+    return int(evidence.index.max(initial=0)) + LAGS + 1
+
+
+def _keys(evidence: Evidence) -> Integers:
+    keys: Integers = evidence.sequence * _stride(evidence) + evidence.index
+    return keys
+
+
+def _pairs(evidence: Evidence, firsts: Integers, partners: Integers, name: str, what: str, alpha: float) -> Check:
+    """The interaction in the table of pairs of u, whose margins are known: r = O - row/B - column/B + n/B^2.
+
+    sum r^2 * B^2 / n is chi-square with (B - 1)^2 degrees of freedom. r sums, over the pairs, the products of both
+    tokens' centred bin indicators. Pairs overlap, but a product has mean zero given everything before its later
+    token, so those of two pairs are uncorrelated: their covariances are as if the pairs were independent."""
+    _, later, earlier = np.intersect1d(firsts, partners, assume_unique=True, return_indices=True)
+    count = len(later)
+    bins = bins_for(count, BINS, 2, of=2)
+    if not bins:
+        return not_made(name, "Cohen's w", count, f"{count} pairs of tokens are too few, it needs {EXPECTED * 4}")
+    cells = binned(evidence.u, bins)
+    table = _table(cells[earlier], cells[later], bins)
+    r = table - table.sum(1, keepdims=True) / bins - table.sum(0) / bins + count / bins**2
+    statistic = float((r**2).sum()) * bins**2 / count
+    check = chi_square(name, statistic, (bins - 1) ** 2, count, alpha, f"{what}, in {bins} x {bins} bins")
+    residuals = r * bins / (math.sqrt(count) * (1 - 1 / bins))
+    alone = _dependence(evidence.u[earlier], evidence.u[later], bins)
+    return replace(check, residuals=tuple(tuple(map(float, row)) for row in residuals), alone=alone)
+
+
+def _dependence(earlier: Floats, later: Floats, bins: int) -> float:
+    """The p-value of the pairs' dependence by itself: each side in bins by its ranks, so however u is spread, the
+    bins are as full, and Pearson's chi-square asks about the pairs alone."""
+    table = _table(_ranked(earlier, bins), _ranked(later, bins), bins)
+    expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
+    return float(special.chdtrc((bins - 1) ** 2, float(((table - expected) ** 2 / expected).sum())))
+
+
+def _ranked(u: Floats, bins: int) -> Integers:
+    ranks: Integers = u.argsort(kind="stable").argsort(kind="stable")
+    return ranks * bins // len(u)
+
+
+def _table(earlier: Integers, later: Integers, bins: int) -> Integers:
+    return np.bincount(earlier * bins + later, minlength=bins**2).reshape(bins, bins)

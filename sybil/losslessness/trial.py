@@ -1,0 +1,84 @@
+"""One decoder before the judge: it is asked, and what speaks against it, or against judging it, is gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from sybil.agreement import Tolerance
+from sybil.losslessness import ending
+from sybil.losslessness.asking import ask
+from sybil.losslessness.evidence import Reference
+from sybil.losslessness.faults import Fault
+from sybil.losslessness.report import Plan, Question
+from sybil.losslessness.ruling import Findings
+from sybil.losslessness.samples import Request, Sample, Subject
+
+TOLD_BY: dict[str, tuple[Question, ...]] = {
+    "probe": ("tokens",),
+    "greedy": ("tokens", "endings"),
+    "stopping": ("endings",),
+    "width": ("width",),
+    "sampling": ("distribution", "endings"),
+}
+"""The questions that a phase's answers are about."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(slots=True)
+class Trial:
+    """What every phase needs, and adds to. ends: sequences whose end was looked at; said: greedily, by the prompt's
+    number."""
+
+    subject: Subject
+    reference: Reference
+    prompts: list[tuple[int, ...]]
+    plan: Plan
+    progress: Progress
+    found: Findings = field(default_factory=Findings)
+    ends: int = 0
+    end_faults: list[Fault] = field(default_factory=list)
+    said: dict[int, Sample] = field(default_factory=dict)
+
+    @property
+    def greedily(self) -> Request:
+        """What greedy sequences are asked for."""
+        return replace(self.plan.request, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+
+    @property
+    def widest(self) -> Tolerance:
+        """Of a token that stands further below the likeliest no rounding is to blame."""
+        return self.plan.doubtful or self.plan.near_tie
+
+    def ask(
+        self, phase: str, prompts: Sequence[tuple[int, ...]], request: Request, seed: int, done: int = 0,
+        total: int = 0, subject: Subject | None = None,
+    ) -> list[Sample]:  # fmt: skip
+        """The answers of the decoder, or of the subject given; what makes one doubtful is noted. done, total: answers
+        that the phase has, and will have."""
+
+        def tell(count: int) -> None:
+            self.progress(phase, done + count, total or len(prompts))
+
+        samples = ask(subject or self.subject, prompts, request, seed, self.reference.vocab_size, tell)
+        for sample in samples:
+            if sample.doubt:
+                self.found.doubt(sample.doubt, TOLD_BY[phase])
+        return samples
+
+    def ends_well(self, sample: Sample, request: Request, where: str) -> bool:
+        """Whether a sequence ends where it should; a fault is noted, and a doubt."""
+        self.ends += 1
+        end = ending.judged(sample.tokens, request, self.reference.tokenizer)
+        if end.fault:
+            self.end_faults.append(Fault(where, end.fault))
+        if end.doubt:
+            self.found.doubt(end.doubt, ["endings"])
+        return not end.fault
+
+
+def within(sample: Sample, request: Request) -> Sample:
+    """Without the tokens over the limit, for which the target's context may have no room."""
+    count = request.max_new_tokens
+    return replace(sample, tokens=sample.tokens[:count], places=sample.places and sample.places[:count])
