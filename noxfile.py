@@ -169,6 +169,16 @@ def asv(session: nox.Session) -> None:
 
 
 @nox.session
+def history(session: nox.Session) -> None:
+    """Has Sybil become slower, in a step or bit by bit, by what asv has stored? `-- --markdown FILE`; exit 0, 1, 2."""
+    session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "history"))
+    # by session.run nox would end with 1, whatever the status
+    done = subprocess.run([Path(session.bin) / "python", "-m", "benchmarks.history", *session.posargs])
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+@nox.session
 def site(session: nox.Session) -> None:
     """The site of asv's results, made whole and opened in a headless Chromium; `nox -s asv` measures."""
     session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "site"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,7 +297,7 @@ def test_the_list_of_unstable_tracks_names_tracks(tmp_path: Path) -> None:
     for each in verdict.unstable():
         assert 0 < each.spread < 1, each
         assert each.why, each
-        assert any(verdict.re.search(each.pattern, name) for name in names), each
+        assert any(re.search(each.pattern, name) for name in names), each
     for wrong in ("[]", "{", '{"a": {"spread": "x", "why": ""}}', '{"(": {"spread": 0.1, "why": ""}}'):
         (tmp_path / "list.json").write_text(wrong)
         with pytest.raises(HistoryError, match="is no list of unstable tracks"):

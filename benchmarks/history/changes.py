@@ -19,7 +19,7 @@ BESIDE = 10
 SHORTEST = 3
 """Commits that a slide takes at least."""
 BETTER = 10.0
-"""How much better a slide must fit than a step: n log(residuals of the step / of the slide); by chance 1 in 600 does."""
+"""How much better than a step a slide must fit: n log(residuals of the step / of the slide); 1 in 600 by chance."""
 
 
 @dataclass(frozen=True, slots=True)
