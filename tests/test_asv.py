@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import planted
-from benchmarks import measured, real
+from benchmarks import measured, parameters, real
 from benchmarks.workloads import EMBEDDED, Case
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,33 @@ def test_every_pattern_of_the_configuration_names_a_track(tracks: dict[str, dict
     assert {name for name in tracks if LOWER.match(name)} == tracks.keys() - read
     for name in tracks.keys() - read:
         assert sum(bool(re.match(pattern, name)) for pattern in CONF["regressions_thresholds"]) == 1, name
+
+
+def test_the_fast_plan_asks_for_what_it_measures_and_no_more(tracks: dict[str, dict[str, Any]]) -> None:
+    """noxfile.py's pattern chooses the cells, measured.FAST what is measured: the same ones, but transformers' own."""
+    (pattern,) = re.findall(r"^FAST = \((.*?)^\)$", (ROOT / "noxfile.py").read_text(), re.MULTILINE | re.DOTALL)
+    pattern = ast.literal_eval(f"({pattern})")
+    asked, cells = set(), 0
+    for name, each in tracks.items():
+        for chosen in itertools.product(*each["params"]):
+            if re.search(pattern, f"{name}({', '.join(chosen)})" if chosen else name) is None:
+                continue
+            cells += 1
+            module, _, _ = name.partition(".")
+            if module == "starting":
+                continue
+            kind = getattr(parameters, name.split(".")[1])()
+            names = dict(zip(kind.param_names, map(ast.literal_eval, chosen), strict=True))
+            asked.add(measured.key(kind.case(**names), kind.text(**names), names["device"]))
+    measures = {
+        measured.key(case, text, "cpu")
+        for plan in measured.FAST
+        for case in plan.cases
+        for text in plan.kinds(case)
+        if case != measured.TRANSFORMERS
+    }
+    assert {key for key in asked if ", cuda, " not in key} == measures
+    assert cells < 100
 
 
 def test_the_measured_run_gives_a_sum_a_pass_and_says_what_is_lacking() -> None:

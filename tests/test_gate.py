@@ -33,7 +33,8 @@ STUB = """
 import json, random, sys
 folder, ms, noise, doubling = sys.argv[1], *map(float, sys.argv[2:])
 json.loads(sys.stdin.readline())
-print(json.dumps({"sybil": folder + "/lib/sybil/__init__.py", "about": ABOUT, "prompts": "PROMPTS", "lacking": {}}), flush=True)
+told = {"sybil": folder + "/lib/sybil/__init__.py", "about": ABOUT, "prompts": "PROMPTS", "lacking": {}}
+print(json.dumps(told), flush=True)
 with open(folder + "/started", "a") as started:
     started.write("x")
     started.flush()
