@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from test_asv import LOWER, Scratch
 from typer.testing import CliRunner
 
 from benchmarks.history import __main__ as command
-from benchmarks.history import report, stored, verdict
+from benchmarks.history import report, site, stored, verdict
 from benchmarks.history.changes import changes
 from benchmarks.history.stored import Commit, History, HistoryError, Point, Series
 from benchmarks.history.verdict import Finding, Limits, Unstable
@@ -274,6 +276,30 @@ def test_what_asv_stored_wrongly_is_left_out(made: Callable[..., Path]) -> None:
     (history,) = stored.read(root)
     assert len(history.commits) == 1
     assert not [series for series in history.series if series.track == name]
+
+
+def test_a_busy_machine_is_marked_on_the_site(made: Callable[..., Path]) -> None:
+    """In the grid by track, in the list by cell and machine; asv publishes, and the mark is put on twice as on once."""
+    root = made(lambda track, commit: 1.0, 4)
+    *_, newest = sorted(
+        (root / ".asv" / "results" / "vm").glob("*-*.json"), key=lambda file: json.loads(file.read_text())["date"]
+    )
+    results = json.loads(newest.read_text())
+    columns, name = results["result_columns"], "decoding.Autoregressive.track_ms_per_token"
+    results["results"][name][columns.index("stats_q_75")][1] *= 2
+    newest.write_text(json.dumps(results))
+    busy = site.last_busy(root)
+    assert busy == {("vm", name, "'prose', 'cpu'")}
+    command = [sys.executable, "-m", "asv", "publish", "--no-pull"]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    html = root / ".asv" / "html"
+    for _ in range(2):
+        assert site.mark(html, busy) == 2
+    index = json.loads((html / "index.json").read_text())["benchmarks"]
+    assert [track for track, each in index.items() if each["pretty_name"].startswith(site.MARK)] == [name]
+    (summary,) = (html / "graphs").glob("**/summary.json")
+    rows = [row["pretty_name"] for row in json.loads(summary.read_text())]
+    assert [row for row in rows if row.startswith(site.MARK)] == [f"{site.MARK}{name}('prose', 'cpu')"]
 
 
 def test_commits_elsewhere_and_those_not_measured_are_told() -> None:
