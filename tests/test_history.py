@@ -50,12 +50,12 @@ def history(
     values: np.ndarray,
     track: str = "decoding.Greedy.track_ms_per_token",
     unit: str = "ms/token",
-    spreads: np.ndarray | None = None,
+    spreads: np.ndarray | float | None = 0.03,
     control: np.ndarray | None = None,
 ) -> History:
     """One cell's."""
-    spreads = np.full(len(values), 0.03) if spreads is None else spreads
-    points = tuple(Point(place, float(value), float(spreads[place])) for place, value in enumerate(values))
+    each = np.broadcast_to(np.array(spreads, dtype=object), len(values))
+    points = tuple(Point(place, float(value), each[place]) for place, value in enumerate(values))
     commits = tuple(Commit(f"{place:040x}", f"commit {place}", place) for place in range(len(values)))
     theirs = np.ones(len(values)) if control is None else control
     return History(
@@ -120,7 +120,7 @@ def test_the_verdicts(values: np.ndarray, wanted: str) -> None:
 
 
 def test_a_counter_is_proof_at_one_commit_and_has_no_noise() -> None:
-    told = {"track": "decoding.Greedy.track_rejection_rate", "unit": "rejected/proposed"}
+    told = {"track": "decoding.Greedy.track_rejection_rate", "unit": "rejected/proposed", "spreads": None}
     (found,) = judged(0.4 * step(29, 0.08), **told)
     assert (found.verdict, found.first) == ("regression", 29)
     (found,) = judged(np.where(np.arange(30) < 15, 0.0, 0.1), **told)
@@ -224,19 +224,18 @@ def test_a_whole_history_of_noise_is_silent(made: Callable[..., Path]) -> None:
 
 def test_a_step_and_a_slide_are_in_the_table_by_their_commits(made: Callable[..., Path], tmp_path: Path) -> None:
     """A step of 8 % in one track, a slide of 1 % a commit in another; what is better higher is not looked at."""
-    steps, slides = step(20, 0.08), slide(10, 10, 0.01)
-    factors = {"decoding.Greedy.track_ms_per_token": steps, "decoding.Sampled.track_ms_per_token": slides}
-    root = made(
-        lambda track, commit: (
-            factors[track][commit] if track in factors else steps[commit] ** track.startswith("rates.Greedy")
-        )
-    )
+    moved = {
+        "decoding.Greedy.track_ms_per_token": step(20, 0.08),
+        "decoding.Sampled.track_ms_per_token": slide(10, 10, 0.01),
+        "rates.Greedy.track_tokens_per_second": step(20, 0.08),
+    }
+    root = made(lambda track, commit: moved[track][commit] if track in moved else 1.0)
     files = tmp_path / "history.md", tmp_path / "history.json"
     code, output = run(root, "--markdown", files[0], "--json", files[1])
     assert code == 1, output
     (told,) = json.loads(files[1].read_text())
     regressed = [cell for cell in told["cells"] if cell["verdict"] == "regression"]
-    assert {cell["track"] for cell in regressed} == factors.keys()
+    assert {cell["track"] for cell in regressed} == {track for track in moved if LOWER.match(track)}
     assert {cell["verdict"] for cell in told["cells"]} == {"regression", "steady"}
     text = files[0].read_text()
     assert "| regression | `" in text

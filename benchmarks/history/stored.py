@@ -66,6 +66,11 @@ class Series:
         return self.unit == "s" or self.unit.startswith("ms")
 
     @property
+    def is_counter(self) -> bool:
+        """Whether its numbers are counted, and so have no noise."""
+        return all(point.spread is None for point in self.points)
+
+    @property
     def busy(self) -> frozenset[int]:
         """The places whose spread says that the machine was busy."""
         spreads = [point.spread for point in self.points if point.spread is not None]

@@ -113,7 +113,7 @@ def _doubts(
     """Why the change may not be the commits' doing."""
     found = []
     since = len(places) - change.last
-    if since < limits.after and change.chance > 0:  # without noise one commit is proof
+    if since < limits.after and not series.is_counter:
         found.append(f"{since} commit{'s' if since > 1 else ''} since, {limits.after} would confirm it")
     if listed:
         found.append(f"known to vary by {listed.spread:.0%}: {listed.why}")
@@ -127,10 +127,11 @@ def _doubts(
 
 
 def smallest_step(values: Sequence[float], chance: float) -> float:
-    """The smallest step in the middle of as many and as noisy numbers that the t-test would call rarer than that."""
+    """The smallest step in the middle of as many and as noisy numbers that the t-test would call rarer than that. How
+    noisy they are is taken from neighbours' differences, which a change of the level moves little."""
     if len(values) < 4:
         return float("inf")
-    mean, spread = fmean(values), float(np.std(values, ddof=1))
+    mean, spread = fmean(values), float(np.mean(np.diff(values) ** 2) / 2) ** 0.5
     if not spread:
         return 0.0
     half = len(values) // 2
