@@ -21,7 +21,8 @@ from packaging.utils import canonicalize_name
 
 import planted
 from benchmarks import measured, parameters, real
-from benchmarks.workloads import EMBEDDED, Case
+from benchmarks.workloads import ACCEPTANCES, EMBEDDED, SYNTHETIC, Case, Workload, accepted
+from sybil.drafting import Context, ModelDrafter, Proposal
 
 ROOT = Path(__file__).parents[1]
 CONF = json5.loads((ROOT / "asv.conf.json").read_text())
@@ -143,6 +144,31 @@ def test_the_measured_run_gives_a_sum_a_pass_and_says_what_is_lacking() -> None:
         for passes in runs:
             assert [(sums["emitted"], sums["prompts"]) for sums in passes] == [(6, 2), (6, 2)]
             assert all(0 < sums["time_to_first_token"] < sums["seconds"] for sums in passes)
+
+
+def test_the_drafts_luck_moves_no_synthetic_acceptance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draft that says another token than its own is kept less often; what was put in its mouth is kept as before."""
+    made = Workload(EMBEDDED, 3, 24, "cpu", "float32")
+    cases = Case(), Case(drafter=SYNTHETIC)
+
+    def counted() -> dict[Case, list[tuple[int, int, int]]]:
+        runs = {case: [made.run(case, prompt) for prompt in range(3)] for case in cases}
+        return {case: [(run.rounds, run.proposed, run.accepted) for run in each] for case, each in runs.items()}
+
+    before = counted()
+    for prompt, (acceptance, (_, proposed, kept)) in enumerate(zip(ACCEPTANCES, before[cases[1]], strict=True)):
+        assert kept / proposed == pytest.approx(acceptance, abs=0.05)
+        assert made.kind(cases[1], prompt) == accepted(acceptance)
+    propose = ModelDrafter.propose
+
+    def unlucky(self: ModelDrafter, context: Context, gamma: int) -> Proposal:
+        own = propose(self, context, gamma)
+        return Proposal((own.tokens + 1) % self.vocab_size, own.probs, own.counts)
+
+    monkeypatch.setattr(ModelDrafter, "propose", unlucky)
+    after = counted()
+    assert after[cases[1]] == before[cases[1]]
+    assert sum(kept for _, _, kept in after[cases[0]]) < sum(kept for _, _, kept in before[cases[0]])
 
 
 def test_a_real_model_that_is_lacking_is_said_and_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
