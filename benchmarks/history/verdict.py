@@ -112,7 +112,7 @@ def _doubts(
 ) -> list[str]:
     """Why the change may not be the commits' doing."""
     found = []
-    since = len(places) - change.last
+    since = len(places) - change.first
     if since < limits.after and not series.is_counter:
         found.append(f"{since} commit{'s' if since > 1 else ''} since, {limits.after} would confirm it")
     if listed:
