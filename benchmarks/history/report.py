@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -12,8 +12,6 @@ from benchmarks.history.stored import Commit, History
 from benchmarks.history.verdict import Finding, Limits, Verdict, busy_commits
 
 ORDER: tuple[Verdict, ...] = ("regression", "suspicious", "improvement")
-NEAR = 2
-"""Cells of one track whose changes are no farther apart have one row: of a step in noise the place is uncertain."""
 MOST_ROWS, LONGEST = 60, 72
 BUSY_SHARE = 0.2
 """Of a commit's cells, for it to be named as one that was measured on a busy machine."""
@@ -60,19 +58,15 @@ def section(history: History, findings: Sequence[Finding], limits: Limits) -> st
 
 def rows_of(findings: Sequence[Finding]) -> Iterator[Row]:
     """Verdict by verdict and commit by commit."""
-    changed = [finding for finding in findings if finding.change]
-    for verdict in ORDER:
-        rows: list[list[Finding]] = []
-        chosen = (finding for finding in changed if finding.verdict == verdict)
-        for finding in sorted(chosen, key=lambda each: (each.series.track, each.first)):
-            beside = rows[-1][-1] if rows else None
-            if beside and beside.series.track == finding.series.track and finding.first - beside.first <= NEAR:
-                rows[-1].append(finding)
-            else:
-                rows.append([finding])
-        surest = [sorted(row, key=lambda each: each.change.chance if each.change else 1.0) for row in rows]
-        for row in sorted(surest, key=lambda row: (row[0].first, row[0].series.track)):
-            yield Row(verdict, row[0].series.track, tuple(row))
+    rows: dict[tuple[int, int, str, Verdict, int], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        if finding.change:
+            rows[
+                ORDER.index(finding.verdict), finding.first, finding.series.track, finding.verdict, finding.last
+            ].append(finding)
+    for _, row in sorted(rows.items()):
+        surest = sorted(row, key=lambda each: each.change.chance if each.change else 1.0)
+        yield Row(row[0].verdict, row[0].series.track, tuple(surest))
 
 
 def _columns(row: Row, history: History) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
@@ -17,11 +17,13 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from benchmarks.history.changes import Change, changes
+from benchmarks.history.changes import BESIDE, Change, changes
 from benchmarks.history.stored import History, HistoryError, Series
 
 Verdict = Literal["regression", "improvement", "suspicious", "too little data", "steady"]
 UNSTABLE = Path(__file__).with_name("unstable.json")
+NEAR = 5
+"""How far apart cells of one track may have the change that is one, for each has its own noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,41 @@ def unstable(file: Path = UNSTABLE) -> list[Unstable]:
 
 def judge(history: History, limits: Limits, known: Sequence[Unstable]) -> list[Finding]:
     """Every cell's findings, one at least."""
-    return [finding for series in history.series for finding in of_cell(series, history, limits, known)]
+    found = [finding for series in history.series for finding in of_cell(series, history, limits, known)]
+    return [placed for group in _together(found) for placed in _placed(group, limits)]
+
+
+def _together(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Changes of one track that have one verdict, and are beside each other; and all else by ones."""
+    groups: list[list[Finding]] = []
+    chosen = sorted(findings, key=lambda each: (each.series.track, each.verdict, each.first))
+    for finding in chosen:
+        last = groups[-1][-1] if groups else None
+        is_same = last and last.change and finding.change and last.verdict == finding.verdict
+        if is_same and last.series.track == finding.series.track and finding.first - last.first <= NEAR:
+            groups[-1].append(finding)
+        else:
+            groups.append([finding])
+    return groups
+
+
+def _placed(group: list[Finding], limits: Limits) -> list[Finding]:
+    """The same with the place of the change that all cells together show, whose noise is less than one cell's."""
+    if len(group) == 1:
+        return group
+    rows = [{point.place: point.value for point in each.series.points} for each in group]
+    places = sorted(set.intersection(*(set(row) for row in rows)))[-limits.last :]
+    if any(row[place] <= 0 for row in rows for place in places):
+        return group
+    logs = np.array([[np.log(row[place]) for place in places] for row in rows])
+    pooled = np.exp((logs - logs.mean(1, keepdims=True)).mean(0))
+    own = fmean(each.first for each in group)
+    rises = group[0].change is not None and group[0].change.relative > 0
+    found = [change for change in changes(list(pooled), 1.0, limits.least / 2) if (change.relative > 0) == rises]
+    near = min(found, key=lambda change: abs(places[change.first] - own), default=None)
+    if near is None or abs(places[near.first] - own) > BESIDE:
+        return group
+    return [replace(each, first=places[near.first], last=places[near.last]) for each in group]
 
 
 def of_cell(series: Series, history: History, limits: Limits, known: Sequence[Unstable]) -> list[Finding]:
