@@ -112,8 +112,8 @@ def _notes(history: History, findings: Sequence[Finding], limits: Limits) -> Ite
     if history.elsewhere:
         yield f"{history.elsewhere} measured commits are not on {plain(history.branch)}, and are left out."
     yield (
-        f"Told are changes above {limits.least:.0%} that noise makes less often than {limits.chance:.0e} a cell, in "
-        f"the last {limits.last} commits that were measured, and that no later one has undone; environment "
+        f"Told are changes above {limits.least:.0%} that the t-test gives a chance below {limits.chance:.0e}, in the "
+        f"last {limits.last} commits that were measured, and that no later one has undone; environment "
         f"`{plain(history.environment)}`."
     )
 

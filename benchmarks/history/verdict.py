@@ -29,7 +29,7 @@ NEAR = 5
 @dataclass(frozen=True, slots=True)
 class Limits:
     """least: the smallest change that is told, 0.05 for 5 %. promised: too little data is where a step of that size
-    could not be seen. chance: what noise alone may do at most, a cell. after: commits that confirm a change. last: how
+    could not be seen. chance: what the t-test must give at most. after: commits that confirm a change. last: how
     many commits are looked at."""
 
     least: float = 0.05
