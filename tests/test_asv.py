@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import shutil
@@ -19,8 +20,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import planted
-from benchmarks import measured, real
-from benchmarks.workloads import EMBEDDED, Case
+from benchmarks import measured, parameters, real
+from benchmarks.workloads import ACCEPTANCES, EMBEDDED, SYNTHETIC, Case, Workload, accepted
+from sybil.drafting import Context, ModelDrafter, Proposal
 
 ROOT = Path(__file__).parents[1]
 CONF = json5.loads((ROOT / "asv.conf.json").read_text())
@@ -104,6 +106,33 @@ def test_every_pattern_of_the_configuration_names_a_track(tracks: dict[str, dict
         assert sum(bool(re.match(pattern, name)) for pattern in CONF["regressions_thresholds"]) == 1, name
 
 
+def test_the_fast_plan_asks_for_what_it_measures_and_no_more(tracks: dict[str, dict[str, Any]]) -> None:
+    """noxfile.py's pattern chooses the cells, measured.FAST what is measured: the same ones, but transformers' own."""
+    (pattern,) = re.findall(r"^FAST = \((.*?)^\)$", (ROOT / "noxfile.py").read_text(), re.MULTILINE | re.DOTALL)
+    pattern = ast.literal_eval(f"({pattern})")
+    asked, cells = set(), 0
+    for name, each in tracks.items():
+        for chosen in itertools.product(*each["params"]):
+            if re.search(pattern, f"{name}({', '.join(chosen)})" if chosen else name) is None:
+                continue
+            cells += 1
+            module, _, _ = name.partition(".")
+            if module == "starting":
+                continue
+            kind = getattr(parameters, name.split(".")[1])()
+            names = dict(zip(kind.param_names, map(ast.literal_eval, chosen), strict=True))
+            asked.add(measured.key(kind.case(**names), kind.text(**names), names["device"]))
+    measures = {
+        measured.key(case, text, "cpu")
+        for plan in measured.FAST
+        for case in plan.cases
+        for text in plan.kinds(case)
+        if case != measured.TRANSFORMERS
+    }
+    assert {key for key in asked if ", cuda, " not in key} == measures
+    assert cells < 100
+
+
 def test_the_measured_run_gives_a_sum_a_pass_and_says_what_is_lacking() -> None:
     cases = (measured.TRANSFORMERS, measured.PLAIN, Case(), Case(rule="no such rule"))
     plan = measured.Plan(EMBEDDED, measured.DOMAINS, cases, prompts=6, new_tokens=3, passes=2)
@@ -115,6 +144,31 @@ def test_the_measured_run_gives_a_sum_a_pass_and_says_what_is_lacking() -> None:
         for passes in runs:
             assert [(sums["emitted"], sums["prompts"]) for sums in passes] == [(6, 2), (6, 2)]
             assert all(0 < sums["time_to_first_token"] < sums["seconds"] for sums in passes)
+
+
+def test_the_drafts_luck_moves_no_synthetic_acceptance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draft that says another token than its own is kept less often; what was put in its mouth is kept as before."""
+    made = Workload(EMBEDDED, 3, 24, "cpu", "float32")
+    cases = Case(), Case(drafter=SYNTHETIC)
+
+    def counted() -> dict[Case, list[tuple[int, int, int]]]:
+        runs = {case: [made.run(case, prompt) for prompt in range(3)] for case in cases}
+        return {case: [(run.rounds, run.proposed, run.accepted) for run in each] for case, each in runs.items()}
+
+    before = counted()
+    for prompt, (acceptance, (_, proposed, kept)) in enumerate(zip(ACCEPTANCES, before[cases[1]], strict=True)):
+        assert kept / proposed == pytest.approx(acceptance, abs=0.05)
+        assert made.kind(cases[1], prompt) == accepted(acceptance)
+    propose = ModelDrafter.propose
+
+    def unlucky(self: ModelDrafter, context: Context, gamma: int) -> Proposal:
+        own = propose(self, context, gamma)
+        return Proposal((own.tokens + 1) % self.vocab_size, own.probs, own.counts)
+
+    monkeypatch.setattr(ModelDrafter, "propose", unlucky)
+    after = counted()
+    assert after[cases[1]] == before[cases[1]]
+    assert sum(kept for _, _, kept in after[cases[0]]) < sum(kept for _, _, kept in before[cases[0]])
 
 
 def test_a_real_model_that_is_lacking_is_said_and_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +210,7 @@ class Scratch:
         (self.results / "benchmarks.json").write_text(json.dumps({**tracks, "version": 2}))
 
     def commit(self, scale: Callable[[str], float]) -> str:
-        """A commit, all of whose numbers are the stored ones times scale(track)."""
+        """A commit, all of whose numbers are the stored ones times scale(track), which is asked for each cell."""
         date = f"2026-01-{len(self.commits) + 1:02}T00:00:00+0000"
         who = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
         self._git(*who, "commit", "--quiet", "--allow-empty", "--message", date, "--date", date)
@@ -165,11 +219,12 @@ class Scratch:
         columns = stored["result_columns"]
         for name, row in stored["results"].items():
             values = row[columns.index("result")]
+            factors = [scale(name) for _ in values]
             for column in ("stats_ci_99_a", "stats_ci_99_b", "stats_q_25", "stats_q_75", "result"):
                 place = columns.index(column)
                 if place < len(row) and row[place] is not None:
-                    pairs = zip(values, row[place], strict=True)
-                    row[place] = [end and scale(name) * (value + STILL * (end - value)) for value, end in pairs]
+                    cells = zip(factors, values, row[place], strict=True)
+                    row[place] = [end and factor * (value + STILL * (end - value)) for factor, value, end in cells]
         stored["commit_hash"], stored["date"] = commit, len(self.commits)
         (self.machine / f"{commit[:8]}-{stored['env_name'][:20]}.json").write_text(json.dumps(stored))
         self.commits.append(commit)

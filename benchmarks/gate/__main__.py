@@ -25,11 +25,17 @@ from rich.table import Table
 from benchmarks.gate import sides, turns, verdict
 from benchmarks.gate.sides import GateError, Side
 from benchmarks.gate.turns import Measurements, Plan
-from benchmarks.workloads import Case
+from benchmarks.workloads import REAL, SYNTHETIC, Case
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS = {"pass": 0, "regression": 1, "inconclusive": 3}
-CASES = (Case(), Case(rule="token"), Case(drafter="none"))
+CASES = (
+    Case(),
+    Case(rule="token"),
+    Case(drafter="none"),
+    Case(drafter=SYNTHETIC),  # the loop, whatever the draft's luck
+    Case(REAL, drafter="self"),  # where its package is installed
+)
 ON_GPU = (Case("gpt2:medium"), Case("gpt2:medium", drafter="none"))
 WORDS = {"pass": "not slower", "regression": "SLOWER", "inconclusive": "can't tell"}
 
@@ -126,7 +132,7 @@ def gate(
             first = _measure(built, plan, pairs, measuring, progress)
             findings = {case: verdict.find(ratios, limits) for case, ratios in first.log_ratios.items()}
             verdicts = {case: finding.verdict(limits) for case, finding in findings.items()}
-            flagged = tuple(case for case in plan.cases if verdicts[case.name] != "pass")
+            flagged = tuple(case for case in plan.cases if verdicts.get(case.name, "pass") != "pass")
             again = Measurements()
             if flagged:
                 again = _measure(built, replace(plan, cases=flagged), pairs, measuring, progress)
@@ -142,6 +148,7 @@ def gate(
         "limits": asdict(limits),
         "plan": plan.request() | {"pairs": pairs},
         "cases": [asdict(row) for row in rows],
+        "left_out": first.lacking,
         "log_ratios": {"first": first.log_ratios, "again": again.log_ratios},
         "machine": {name: value for name, value in first.about.items() if name not in ("commit", "sybil")},
         "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
@@ -199,9 +206,16 @@ def machine(report: dict[str, Any]) -> str:
     )
 
 
+def left_out(report: dict[str, Any]) -> list[str]:
+    """The cases that could not be compared, a sentence each."""
+    return [f"{case} is left out: {why}" for case, why in report["left_out"].items()]
+
+
 def show(report: dict[str, Any], console: Console) -> None:
     """The table and the verdict, for a person."""
     console.print(table(report))
+    for line in left_out(report):
+        console.print(line, style="yellow", soft_wrap=True, markup=False, highlight=False)
     style = {"pass": "green", "regression": "red", "inconclusive": "yellow"}[report["verdict"]]
     console.print(f"{report['verdict']}: {headline(report)}", style=style, soft_wrap=True, highlight=False)
     console.print(machine(report), style="dim", soft_wrap=True, highlight=False)
@@ -212,7 +226,8 @@ def summary(report: dict[str, Any]) -> str:
     console = Console(width=200, file=io.StringIO(), color_system=None)
     console.print(table(report, markdown=True))
     rows = "\n".join(line.strip() for line in console.file.getvalue().splitlines() if line.strip())
-    return f"### Speed: {report['verdict']}\n\n{headline(report)}.\n\n{rows}\n\n{machine(report)}\n"
+    parts = f"### Speed: {report['verdict']}", f"{headline(report)}.", rows, *left_out(report), machine(report)
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+
+from benchmarks.workloads import REAL_PACKAGE
 
 MAIN = ("origin/main", "main")
 
@@ -100,10 +103,18 @@ def build(root: Path, name: str, revision: str, commit: str, into: Path) -> Side
         venv.create(folder, with_pip=False, symlinks=True)
         own = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
         (own / "dependencies.pth").write_text(f"{packages}\n")
+        _share(REAL_PACKAGE, own)
         side = Side(name, revision, commit, folder)
         pip = ("--python", str(side.python), "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
         _pip(*pip, str(tree), why=f"{side} can't be built")
     return side
+
+
+def _share(package: str, own: Path) -> None:
+    """Where the gate's environment has that package, the side's has it too, whatever else the side depends on."""
+    found = find_spec(package)
+    for folder in (found and found.submodule_search_locations) or ():
+        (own / package).symlink_to(folder)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gate.sides import GateError, Side
-from benchmarks.workloads import Case
+from benchmarks.workloads import REAL, Case
 
 START_SECONDS, ROUND_SECONDS = 600, 60
 ORDERS = ("base", "new"), ("new", "base")
@@ -27,8 +27,9 @@ ORDERS = ("base", "new"), ("new", "base")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a process decodes. passes: how often each prompt is decoded; threads: of a process, one, for with two every
-    forward waits for the core that anything else has taken."""
+    """What a process decodes. passes: how often each prompt is decoded, but once of a real model, whose round takes ten
+    times as long; threads: of a process, one, for with two every forward waits for the core that anything else has
+    taken."""
 
     cases: tuple[Case, ...]
     prompts: int = 3
@@ -37,6 +38,10 @@ class Plan:
     threads: int = 1
     device: str | None = None
     dtype: str | None = None
+
+    def texts(self, case: Case) -> int:
+        """How many texts of the case a process decodes."""
+        return self.prompts * (1 if case.workload == REAL else self.passes)
 
     def request(self) -> dict[str, Any]:
         return {**asdict(self), "cases": [asdict(case) for case in self.cases]}
@@ -66,6 +71,7 @@ class Process:
         if not Path(told["sybil"]).is_relative_to(self._side.folder):
             raise GateError(f"{self._side} measured {told['sybil']}, which is not its own build: unset PYTHONPATH")
         self.prompts = str(told["prompts"])
+        self.lacking: dict[str, str] = dict(told["lacking"])
         return dict(told["about"])
 
     def pin(self, core: int) -> None:
@@ -129,11 +135,13 @@ class Took:
 
 @dataclass(slots=True)
 class Measurements:
-    """By case: log(new / base) a pair of processes, and each side's milliseconds a token, a pair an entry."""
+    """By case: log(new / base) a pair of processes, and each side's milliseconds a token, a pair an entry; or why it
+    could not be measured."""
 
     log_ratios: dict[str, list[float]] = field(default_factory=dict)
     ms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    lacking: dict[str, str] = field(default_factory=dict)
 
     def add(self, case: Case, took: Mapping[str, Took]) -> None:
         """A pair's."""
@@ -153,19 +161,30 @@ def measure(sides: Mapping[str, Side], plan: Plan, pairs: int, measuring: Path, 
                 processes[name] = Process(sides[name], plan, measuring)
             for process in processes.values():
                 into.about = process.ready()
+            into.lacking = _lacking(processes, plan)
             if len({process.prompts for process in processes.values()}) > 1:
                 raise GateError("the two commits have other prompts or tokens, so their times can't be compared")
             for process in processes.values():
                 process.pin(cores[number % len(cores)])
-            for case in plan.cases:
+            for case in (case for case in plan.cases if case.name not in into.lacking):
                 took = {name: Took() for name in processes}
-                for count in range(plan.passes * plan.prompts):
+                for count in range(plan.texts(case)):
                     _decode(processes, case, count % plan.prompts, took)
                 into.add(case, took)
         finally:
             for process in processes.values():
                 process.close()
         yield
+
+
+def _lacking(processes: Mapping[str, Process], plan: Plan) -> dict[str, str]:
+    """The cases that can't be compared, and why: what base lacks; raises GateError for what only new does."""
+    base, new = processes["base"].lacking, processes["new"].lacking
+    for case in new.keys() - base.keys():
+        raise GateError(f"new can't decode {case!r}, which base can ({new[case]}): mend it, then gate it")
+    if len(base) == len(plan.cases):
+        raise GateError(f"base can decode none of the cases ({next(iter(base.values()))}): name another base")
+    return base
 
 
 def _decode(processes: Mapping[str, Process], case: Case, prompt: int, took: Mapping[str, Took]) -> None:

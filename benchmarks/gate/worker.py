@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
-from benchmarks.workloads import Case, Workload
+from benchmarks.workloads import Case, Lacking, Workload
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
@@ -25,14 +25,9 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
     plan = json.loads(requests.readline())
     cases = {case.name: case for case in (Case(**each) for each in plan["cases"])}
-    workloads = {
-        name: Workload(name, plan["prompts"], plan["new_tokens"], plan["device"], plan["dtype"])
-        for name in {case.workload for case in cases.values()}
-    }
-    for case in cases.values():
-        for prompt in range(plan["prompts"]):
-            workloads[case.workload].run(case, prompt)
-    answer({"sybil": _where(), "about": _about(plan["device"]), "prompts": _digest(workloads)})
+    workloads, lacking = _load(cases, plan)
+    about = {"sybil": _where(), "about": _about(plan["device"]), "prompts": _digest(workloads)}
+    answer({**about, "lacking": lacking})
     rounds: Iterator[tuple[float, int]] | None = None
     for line in requests:
         name, prompt = json.loads(line)
@@ -41,6 +36,24 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         if following is None:
             rounds = None
         answer(following)
+
+
+def _load(cases: Mapping[str, Case], plan: Mapping[str, Any]) -> tuple[dict[str, Workload], dict[str, str]]:
+    """The workloads of the cases, warm; and by case what this Sybil or this environment lacks for it."""
+    from sybil import SybilError
+
+    workloads: dict[str, Workload] = {}
+    lacking: dict[str, str] = {}
+    for name, case in cases.items():
+        try:
+            if case.workload not in workloads:
+                loaded = Workload(case.workload, plan["prompts"], plan["new_tokens"], plan["device"], plan["dtype"])
+                workloads[case.workload] = loaded
+            for prompt in range(plan["prompts"]):
+                workloads[case.workload].run(case, prompt)
+        except (Lacking, SybilError) as error:
+            lacking[name] = str(error)
+    return workloads, lacking
 
 
 def _digest(workloads: Mapping[str, Workload]) -> str:
