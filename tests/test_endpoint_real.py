@@ -35,7 +35,6 @@ sys.stdin.read()
 @pytest.fixture(params=["plain", "drafting"])
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, bool]]:
     """The URL of a server of SmolLM2, and whether it drafts, with the model itself."""
-    pytest.importorskip("xllamacpp", reason="the extra `peers` isn't installed")
     command = [sys.executable, "-c", SERVE, str(smollm2_file()), request.param]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                text=True)  # fmt: skip
