@@ -21,7 +21,7 @@ from sybil.drafting.model import DraftModel, ModelDrafter
 from sybil.drafting.reader import Reader, ReaderCache
 from sybil.drafting.surfaces import Vocabulary, same_ends, shared
 from sybil.models import Model
-from sybil.sampling import Sampling
+from sybil.sampling import GREEDY
 from sybil.transfer import integers, padded
 
 
@@ -84,7 +84,7 @@ class StringDrafter(Drafter):
         self._reader, self._cache = reader, reader.new_cache(generating.batch, generating.capacity)
         self._size = generating.vocab_size
         self._ends = {own: theirs for theirs, own in same_ends(reader.target, reader.draft).items()}
-        own = replace(generating, capacity=1, vocab_size=reader.model.vocab_size, sampling=Sampling())
+        own = replace(generating, capacity=1, vocab_size=reader.model.vocab_size, sampling=GREEDY)
         self._writer = ModelDrafter(reader.model, own)  # whose cache is the reader's
 
     def propose(self, context: Context, gamma: int) -> Proposal:

@@ -38,7 +38,7 @@ class Checkpoint:
     Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
     folder: where it lies, or file: the GGUF file, or model: the object that it is. special_tokens: the texts of
     bos_token, eos_token and so on, which a chat template may name; None where only the config's ids tell them.
-    unknown: why Sybil's own forward doesn't stand in for the model's, of an object."""
+    unknown: where known is None, why Sybil's own forward doesn't run the model."""
 
     name: str
     config: Mapping[str, Any]

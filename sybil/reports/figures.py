@@ -122,9 +122,9 @@ def drafters(
     right.imshow(np.log2(over), cmap="PuOr_r", vmin=-np.log2(most), vmax=np.log2(most), aspect="auto")
     for place, column in np.ndindex(over.shape):
         if not np.isnan(over[place, column]):
-            is_dark = abs(np.log2(over[place, column])) > 0.6 * np.log2(most)
-            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9}
-            right.text(column, place, f"{over[place, column]:.2f}", color="white" if is_dark else "black", **style)
+            told, is_dark = f"{over[place, column]:.2f}", abs(np.log2(over[place, column])) > 0.6 * np.log2(most)
+            colour = "white" if is_dark else "black"
+            right.text(column, place, told, color=colour, ha="center", va="center", fontsize=9)
     right.set_xticks(range(len(domains)), list(domains))
     _slant(right)
     right.set_yticks(range(len(ours)), ours)
