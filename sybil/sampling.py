@@ -17,6 +17,7 @@ from torch import Tensor
 from sybil.arguments import callables, described, integer, number
 from sybil.errors import InvalidSetting
 from sybil.filters import LARGE, filtered, softmax
+from sybil.models.native import drawing
 from sybil.noise import Exponentials
 from sybil.transfer import integers
 
@@ -89,6 +90,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         return torch.where(chosen >= 0, one_hot, math.nan)
     top_k = sampling.top_k if sampling.top_k < logits.shape[-1] else 0
     top_p, min_p = sampling.top_p, sampling.min_p
+    if drawing.does(logits):
+        return drawing.distributions(logits, sampling.temperature, top_k, top_p, min_p)
     if logits.device.type == "cpu" and logits.shape[-1] >= LARGE:
         if top_k or top_p < 1 or min_p:
             return filtered(logits, sampling.temperature, top_k, top_p, min_p)
@@ -171,6 +174,8 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     A token without mass is never drawn, and -1 where a row is NaN or has none at all; rows need not be
     normalised. The sums run in float64."""
     vocab = probs.shape[-1]
+    if drawing.does(probs):
+        return drawing.draw(probs, uniforms)
     if probs.device.type == "cpu" and vocab >= LARGE:
         rows = zip(probs.numpy().reshape(-1, vocab), uniforms.double().numpy().reshape(-1), strict=True)
         return integers([_draw(row, uniform) for row, uniform in rows]).reshape(uniforms.shape)

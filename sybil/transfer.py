@@ -28,12 +28,12 @@ def count_to(end: int) -> Tensor:
     return torch.arange(end, dtype=torch.int64, device=CPU)
 
 
-def native(tensor: Tensor) -> Any:
-    """The tensor as numpy's array where it is on the CPU, itself elsewhere: for what both say alike.
+def native(tensor: Any) -> Any:
+    """A tensor as numpy's array where it is on the CPU; anything else as it is: for what both say alike.
 
     At the size of a vocabulary torch's operators call threads, which cost more than they bring there, and look out for
     more work for milliseconds, in the way of the model's; numpy's keep to their own."""
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+    return tensor.numpy() if isinstance(tensor, Tensor) and tensor.is_cpu else tensor
 
 
 def back(numbers: Any) -> Tensor:
@@ -44,6 +44,18 @@ def back(numbers: Any) -> Tensor:
 def where(condition: Any, one: Any, other: Any) -> Any:
     """numpy's or torch's."""
     return np.where(condition, one, other) if isinstance(condition, np.ndarray) else torch.where(condition, one, other)
+
+
+def counting(end: int, like: Any) -> Any:
+    """0 .. end - 1, int64: numpy's, or torch's on its device, as the numbers given."""
+    if isinstance(like, np.ndarray):
+        return np.arange(end, dtype=np.int64)
+    return torch.arange(end, dtype=torch.int64, device=like.device)
+
+
+def cast(numbers: Any, like: Any) -> Any:
+    """Numbers in the other ones' dtype."""
+    return numbers.astype(like.dtype) if isinstance(numbers, np.ndarray) else numbers.to(like.dtype)
 
 
 def stacked(rows: Sequence[Tensor]) -> Tensor:

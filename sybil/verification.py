@@ -16,8 +16,9 @@ from torch import Tensor
 from sybil.arguments import described
 from sybil.errors import InvalidSetting
 from sybil.noise import Exponentials
-from sybil.sampling import draw, race
-from sybil.transfer import back, native, where
+from sybil.residual import Residual
+from sybil.sampling import race
+from sybil.transfer import back, cast, counting, native
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +61,20 @@ def token(proposed: Proposed, noise: Tensor) -> Verdict:
     target_at, draft_at = _at_tokens(proposed)  # p_i(x_i), q_i(x_i), each (batch, gamma)
 
     # r_i > p_i(x) / q_i(x) rejects: written without the division, so that 0/0 can't arise
-    kept = noise[:, 1:].to(target_at) * draft_at < target_at
-    kept &= _places(proposed) <= proposed.counts[:, None]
-    accepted = kept.long().cumprod(1).sum(1)  # n = min({i - 1 | r_i > p_i(x) / q_i(x)} + {gamma})
+    kept = cast(native(noise)[:, 1:], target_at) * draft_at < target_at
+    kept &= _places(proposed) <= native(proposed.counts)[:, None]
+    accepted = kept.cumprod(1).sum(1)  # n = min({i - 1 | r_i > p_i(x) / q_i(x)} + {gamma})
 
     # p'(x) = norm(max(0, p_{n+1}(x) - q_{n+1}(x)))
-    return Verdict(accepted, _next_token(proposed, accepted, 1.0, noise[:, 0]))
+    return Verdict(back(accepted), _next_token(proposed, accepted, 1.0, noise[:, 0]))
 
 
 def block(proposed: Proposed, noise: Tensor) -> Verdict:
     """Block verification, Sun et al. 2024 (arXiv 2403.10444), Algorithm 2: never keeps less than `token` on average.
 
     Every place is asked, and the last one that agrees wins: a token may be kept for the sake of those after it."""
-    target_at, draft_at = _at_tokens(proposed)
-    counts, gamma = proposed.counts[:, None], proposed.tokens.shape[1]
+    target_at, draft_at = map(back, _at_tokens(proposed))
+    counts, gamma, places = proposed.counts[:, None], proposed.tokens.shape[1], back(_places(proposed))
 
     # w_0 = 1, w_i = min(1, w_{i-1} * target(x_i) / draft(x_i)); a token that no draft could draw weighs nothing
     ratios = torch.where(draft_at > 0, target_at / draft_at, 0.0)
@@ -84,17 +85,14 @@ def block(proposed: Proposed, noise: Tensor) -> Verdict:
 
     # Z_i = sum_x max(w_i * target(x) - draft(x), 0), h_i = Z_i / (Z_i + 1 - w_i) with 0/0 = 1; at the block's end, w_i
     inner = weight[:, 1:gamma]
-    rows = torch.arange(len(counts), dtype=torch.int64, device=counts.device)[:, None]
-    weighed = native(inner)[..., None] * native(proposed.target_probs)[:, 1:gamma]
-    left = back(_above(weighed, _draft_rows(proposed, rows, _places(proposed)[:-1])).sum(-1))
+    left = _residual(proposed, places[:-1].expand(inner.shape), inner, torch.ones_like(inner, dtype=torch.bool)).sums()
+    left = left.reshape(inner.shape)
     whole = left + 1 - inner
     passing = weight[:, 1:].clone()
-    passing[:, :-1] = torch.where(
-        _places(proposed)[:-1] < counts, torch.where(whole == 0, 1.0, left / whole), passing[:, :-1]
-    )
+    passing[:, :-1] = torch.where(places[:-1] < counts, torch.where(whole == 0, 1.0, left / whole), passing[:, :-1])
 
-    agrees = (noise[:, 1:].to(passing) < passing) & (_places(proposed) <= counts)  # eta_i <= h_i
-    accepted = (agrees * _places(proposed)).amax(1) if gamma else counts[:, 0]  # n = max{i | eta_i <= h_i}, else 0
+    agrees = (noise[:, 1:].to(passing) < passing) & (places <= counts)  # eta_i <= h_i
+    accepted = (agrees * places).amax(1) if gamma else counts[:, 0]  # n = max{i | eta_i <= h_i}, else 0
     at_end = weight.gather(1, accepted[:, None])
     return Verdict(accepted, _next_token(proposed, accepted, at_end, noise[:, 0]))
 
@@ -106,7 +104,7 @@ def coupled(proposed: Proposed, noise: Tensor | Exponentials) -> Verdict:
     too. The target draws with them what it draws without a draft, and the proposal only says where that is known."""
     tokens, counts = proposed.tokens, proposed.counts
     drawn = race(proposed.target_probs, noise)  # argmax(log p_i(x) + G_i(x)), (batch, gamma + 1)
-    kept = (tokens == drawn[:, :-1]) & (_places(proposed) <= counts[:, None])
+    kept = (tokens == drawn[:, :-1]) & (back(_places(proposed)) <= counts[:, None])
     accepted = kept.long().cumprod(1).sum(1)
     return Verdict(accepted, drawn.gather(1, accepted[:, None])[:, 0])
 
@@ -121,53 +119,34 @@ def greedy(proposed: Sequence[int], chosen: Sequence[int]) -> tuple[int, int]:
     return accepted, chosen[accepted]
 
 
-def residual(target_probs: Any, draft_probs: Any) -> Any:
-    """max(target - draft, 0), (batch, vocab), not normalised; the target where they agree everywhere.
-
-    They agree only where a rejection has probability 0 but for rounding, so what stands there is harmless."""
-    left = _above(target_probs, draft_probs)
-    return where((left.sum(-1) == 0)[:, None], target_probs, left)
-
-
-def _above(target_probs: Any, draft_probs: Any) -> Any:
-    """max(target - draft, 0), (..., vocab)."""
-    return (target_probs - draft_probs).clip(0)
-
-
-def _next_token(proposed: Proposed, accepted: Tensor, weight: Tensor | float, uniforms: Tensor) -> Tensor:
+def _next_token(proposed: Proposed, accepted: Any, weight: Any, uniforms: Tensor) -> Tensor:
     """(batch,) from norm(max(weight * target - draft, 0)) where a proposed token was rejected, else from the target."""
-    rows = torch.arange(len(accepted), dtype=torch.int64, device=accepted.device)
-    probs = native(proposed.target_probs)[native(rows), native(accepted)]  # (batch, vocab)
-    gamma = proposed.tokens.shape[1]
-    if gamma:
-        weighed = (native(weight) if isinstance(weight, Tensor) else weight) * probs
-        left = residual(weighed, _draft_rows(proposed, rows, accepted.clamp(max=gamma - 1)))
-        probs = where(native(accepted < proposed.counts)[:, None], left, probs)
-    return draw(back(probs), uniforms)
+    accepted, counts, target_probs = native(accepted), native(proposed.counts), native(proposed.target_probs)
+    weights = native(weight) if isinstance(weight, Tensor) else cast(counts * 0 + weight, target_probs)[:, None]
+    return _residual(proposed, accepted[:, None], weights, (accepted < counts)[:, None]).draw(uniforms)
 
 
-def _at_tokens(proposed: Proposed) -> tuple[Tensor, Tensor]:
+def _residual(proposed: Proposed, places: Any, weights: Any, drafted: Any) -> Residual:
+    """max(weight * target - draft, 0) at some places of each row; all of them (batch, places of a row)."""
+    places = native(places)
+    rows = counting(len(places), places)[:, None] + places * 0
+    at = (native(each).reshape(-1) for each in (rows, places, weights, drafted))
+    return Residual(proposed.target_probs, proposed.draft_probs, proposed.tokens, *at)
+
+
+def _at_tokens(proposed: Proposed) -> tuple[Any, Any]:
     """The target's and the draft's probabilities of the proposed tokens, each (batch, gamma)."""
-    tokens = proposed.tokens[..., None]
-    target_at = proposed.target_probs[:, : tokens.shape[1]].gather(-1, tokens).squeeze(-1)
+    tokens, target_probs = native(proposed.tokens), native(proposed.target_probs)
+    rows, places = counting(len(tokens), tokens)[:, None], _places(proposed) - 1
+    target_at = target_probs[rows, places, tokens]
     if proposed.draft_probs is None:
-        return target_at, torch.ones_like(target_at)
-    return target_at, proposed.draft_probs.gather(-1, tokens).squeeze(-1)
+        return target_at, target_at * 0 + 1
+    return target_at, native(proposed.draft_probs)[rows, places, tokens]
 
 
-def _draft_rows(proposed: Proposed, rows: Tensor, places: Tensor) -> Any:
-    """What the tokens at these places were drawn from, (..., vocab): one-hot where they were determined, nothing where
-    the draft has no numbers (NaN), whose tokens are always rejected, so that the target itself is what is left."""
-    if proposed.draft_probs is not None:
-        drawn = native(proposed.draft_probs)[native(rows), native(places)]
-        return where(drawn > 0, drawn, 0.0)
-    tokens = torch.arange(proposed.target_probs.shape[-1], dtype=torch.int64, device=places.device)
-    return where(native(tokens) == native(proposed.tokens[rows, places])[..., None], 1.0, 0.0)
-
-
-def _places(proposed: Proposed) -> Tensor:
+def _places(proposed: Proposed) -> Any:
     """1 .. gamma."""
-    return torch.arange(1, proposed.tokens.shape[1] + 1, dtype=torch.int64, device=proposed.tokens.device)
+    return counting(proposed.tokens.shape[1], native(proposed.tokens)) + 1
 
 
 RULES: dict[str, Rule] = {"token": token, "block": block, "coupled": coupled}

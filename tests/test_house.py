@@ -19,6 +19,7 @@ FLOORS = (
     ("sybil.decoding", "sybil.conversation"),
     ("sybil.inputs", "sybil.shaping", "sybil.chat", "sybil.sandbox"),
     ("sybil.defaults", "sybil.drafting", "sybil.verification", "sybil.settings", "sybil.stopping"),
+    ("sybil.residual",),
     ("sybil.models", "sybil.sampling"),
     ("sybil.filters", "sybil.noise"),
     ("sybil.arguments", "sybil.pieces"),

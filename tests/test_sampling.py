@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from rows import large_rows
 from scipy import stats
 from transformers import (
     LogitsProcessorList,
@@ -45,19 +46,6 @@ def test_probabilities_are_those_of_transformers_warpers(
     wanted = warpers(None, row.clone()).softmax(-1)
     found = probabilities(row, Sampling(temperature, top_k, top_p, min_p))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
-
-
-@st.composite
-def large_rows(draw: st.DrawFn) -> torch.Tensor:
-    """A row (vocab,) of more than LARGE logits, float64: flat, spread, peaked or rounded to few values; some -inf."""
-    vocab = draw(st.sampled_from([4_096, 4_999, 12_345, 40_000]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    row = draw(st.sampled_from([0.0, 0.3, 2.0, 6.0])) * torch.randn(vocab, dtype=torch.float64, generator=generator)
-    spacing = draw(st.sampled_from([0.0, 0.01, 0.5]))
-    row = (row / spacing).round() * spacing if spacing else row
-    row[: draw(st.sampled_from([0, 1, 3_000, vocab - 2]))] = -math.inf
-    row += draw(st.sampled_from([0.0, -50.0, 700.0]))
-    return row[torch.randperm(vocab, generator=generator)]
 
 
 @settings(max_examples=150)

@@ -163,7 +163,7 @@ def test_hostile_numbers_are_refused_or_do_no_harm(lanes: int, drivers: dict[int
 
 def test_the_library_in_a_process_of_python_stays_in_its_memory() -> None:
     """All that these tests ask of it, but for how much memory it takes: the sanitizers take more."""
-    files = [f"tests/test_{name}.py" for name in ("native", "native_refusals", "nan")]
+    files = [f"tests/test_{name}.py" for name in ("native", "native_refusals", "nan", "drawing")]
     asked = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not memory_than", *files]
     root = Path(__file__).parents[1]
     done = subprocess.run(asked, env=instrumented(), cwd=root, capture_output=True, text=True)

@@ -14,7 +14,7 @@ import torch
 from counting import VOCAB
 from torch import Tensor
 
-from sybil import decoding, fit, verification
+from sybil import decoding, fit, residual, verification
 from sybil.decoding import _Row, _Run
 from sybil.drafting import (
     Context,
@@ -39,6 +39,7 @@ from sybil.noise import Exponentials, Noise
 from sybil.results import FinishReason
 from sybil.sampling import draw
 from sybil.stopping import Stops
+from sybil.transfer import back
 from sybil.verification import Proposed, Rule, Verdict
 
 NEVER = 2.0  # a uniform that no probability exceeds
@@ -81,7 +82,8 @@ def wrong_rule(number: str, name: str, seen: str, *caught_by: str, rule: str = "
 
 def at_tokens(proposed: Proposed) -> tuple[Tensor, Tensor]:
     """The target's and the draft's probabilities of the proposed tokens."""
-    return verification._at_tokens(proposed)
+    target_at, draft_at = verification._at_tokens(proposed)
+    return back(target_at), back(draft_at)
 
 
 def judged(proposed: Proposed, noise: Tensor, kept: Tensor) -> Verdict:
@@ -289,11 +291,7 @@ def broken_off(proposed: Proposed, noise: Tensor) -> Verdict:
 
 @fault("19", "residual 0/0 where both distributions agree", "gpt-fast", "equal")
 def _(patch: pytest.MonkeyPatch) -> None:
-    def unguarded(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
-        left = (target_probs - draft_probs).clip(0)
-        return left / left.sum(-1)[:, None]
-
-    patch.setattr(verification, "residual", unguarded)
+    patch.setattr(residual, "unless_nothing", lambda left, target: left / left.sum(-1)[:, None])
 
 
 # caches and positions

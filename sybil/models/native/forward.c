@@ -7,6 +7,7 @@
    Rows: the batch * count tokens of a call. Everything computed is float32, whatever the weights are stored in. */
 
 #include "attention.h"
+#include "drawing.h"
 #include "filling.h"
 #include "pool.h"
 #include "products.h"

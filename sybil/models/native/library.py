@@ -103,6 +103,7 @@ def _open(path: Path, lanes: int | None) -> ctypes.CDLL:
 def _declare(built: ctypes.CDLL) -> None:
     """What forward.c's functions take and return; a char * is what they refuse, or None."""
     address, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    single, double = ctypes.c_float, ctypes.c_double
     built.sybil_sizes.restype = ctypes.POINTER(long)
     built.sybil_refusal.restype = ctypes.c_char_p
     built.sybil_refusal.argtypes = [address]
@@ -114,6 +115,10 @@ def _declare(built: ctypes.CDLL) -> None:
     built.sybil_unpack.argtypes = [address, number, long, long, address]
     built.sybil_round.restype = None
     built.sybil_round.argtypes = [address, long, long, number, address, address]
+    built.sybil_distribute.restype = built.sybil_rest.restype = built.sybil_draw.restype = None
+    built.sybil_distribute.argtypes = [address, long, long, single, long, double, single, address, address]
+    built.sybil_rest.argtypes = [long, long, *[address] * 7]
+    built.sybil_draw.argtypes = [long, long, *[address] * 8]
     built.sybil_forward.restype = ctypes.c_char_p
     built.sybil_forward.argtypes = [*[address] * 4, number, address, address, long, number]
 

@@ -1,0 +1,84 @@
+"""Distributions and draws in C, for float32 rows on a CPU: a pass or two over a row.
+
+numpy makes a dozen, and finds code and copies gone from the caches after each forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sybil.models.native import library
+
+Array = np.ndarray
+CANDIDATE = 12
+"""Bytes of a Candidate of drawing.h."""
+
+
+def does(rows: Tensor) -> bool:
+    """Whether the C library is there and takes these rows."""
+    return rows.dtype is torch.float32 and rows.is_cpu and library.load() is not None
+
+
+def distributions(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """filters.filtered() and filters.softmax(), (..., vocab) -> (..., vocab). What weighs less than e^-87 of the row's
+    likeliest token weighs nothing."""
+    logits = logits.contiguous()
+    probs, vocab = torch.empty_like(logits), logits.shape[-1]
+    built = library.load()
+    if built is not None and logits.numel():
+        room = np.empty(CANDIDATE * (vocab + vocab // 64 + 1), np.uint8)
+        sizes = logits.numel() // vocab, vocab
+        settings = temperature, top_k, top_p, min_p
+        built.sybil_distribute(logits.data_ptr(), *sizes, *settings, probs.data_ptr(), room.ctypes.data)
+    return probs
+
+
+def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """sampling.draw(): rows (..., vocab), uniforms (...) in [0, 1) -> (...)"""
+    probs, uniforms = probs.contiguous(), uniforms.to(torch.float64).contiguous()
+    tokens = torch.empty_like(uniforms, dtype=torch.int64)
+    built, nothing = library.load(), (None,) * 5
+    if built is not None:
+        sizes = uniforms.numel(), probs.shape[-1]
+        built.sybil_draw(*sizes, probs.data_ptr(), *nothing, uniforms.data_ptr(), tokens.data_ptr())
+    return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """max(weight * target - draft, 0), (n, vocab), of rows that lie one after the other in targets and drafts.
+
+    at: (n,), which of the targets. drafted: (n,), which of the drafts, -1 for none. without: (n,), a token of which
+    nothing is left, -1 for none. weights: (n,)."""
+
+    targets: Array
+    at: Array
+    drafts: Array | None
+    drafted: Array | None
+    without: Array | None
+    weights: Array
+
+    def sums(self) -> Array:
+        """(n,), float64"""
+        found = np.empty(len(self.at))
+        self._call("sybil_rest", found)
+        return found
+
+    def draw(self, uniforms: Array) -> Array:
+        """Tokens (n,) by uniforms (n,) in [0, 1); the target's own where nothing is left, -1 where it is NaN or 0."""
+        tokens = np.empty(len(self.at), np.int64)
+        self._call("sybil_draw", uniforms.astype(np.float64), tokens)
+        return tokens
+
+    def _call(self, function: str, *more: Array) -> None:
+        def lying(numbers: Array | None, kind: type) -> Array | None:
+            return None if numbers is None else np.ascontiguousarray(numbers, kind)
+
+        targets, drafts = lying(self.targets, np.float32), lying(self.drafts, np.float32)
+        at, drafted, without = (lying(each, np.int64) for each in (self.at, self.drafted, self.without))
+        given = targets, at, drafts, drafted, without, lying(self.weights, np.float32), *more
+        addresses = [None if each is None else each.ctypes.data for each in given]
+        getattr(library.load(), function)(len(self.at), self.targets.shape[-1], *addresses)
