@@ -40,14 +40,15 @@ def contenders(folder: Path) -> dict[str, tuple[Subject, Reference]]:
     found: dict[str, tuple[Subject, Reference]] = {}
     for rule in RULES:
         found[f"Sybil, rule {rule}"] = SybilSubject(decoder, rule=rule), reference
-    pair = oddities.Chains(oddities.chain(), oddities.chain(noise=0.4), _letters())
+    pair = oddities.Chains(oddities.chain(), oddities.chain(noise=0.4), letters())
     reference = Reference(pair.target, pair.tokenizer, pair.draft)
     for name, way in oddities.ROUNDS.items():
         found[name] = CallableSubject(pair.decoder(way), name), reference
     return found
 
 
-def _letters() -> Tokenizer:
+def letters() -> Tokenizer:
+    """A character a token."""
     tokenizer = Tokenizer(models.BPE({letter: place for place, letter in enumerate("!abcdefghijk")}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -65,10 +66,10 @@ def _sybil(folder: Path) -> tuple[sybil.Decoder, Reference]:
     pair[1].load_state_dict({name: kept + 0.05 * torch.randn_like(kept) for name, kept in pair[0].state_dict().items()})
     for name, model in zip(("target", "draft"), pair, strict=True):
         model.save_pretrained(folder / name)
-        _letters().save(str(folder / name / "tokenizer.json"))
+        letters().save(str(folder / name / "tokenizer.json"))
         (folder / name / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
     decoder = sybil.load(folder / "target", folder / "draft", dtype=torch.float32, device="cpu")
-    return decoder, Reference(pair[0], _letters(), pair[1])
+    return decoder, Reference(pair[0], letters(), pair[1])
 
 
 def judged(name: str, subject: Subject, reference: Reference, seed: int) -> Found:
@@ -102,6 +103,10 @@ def tables(runs: list[Found]) -> Iterator[str]:
         yield f"| {check} | {len(found)} | {low:.3f} | {high:.3f} | {min(found):.2g} | {uniform:.2g} |"
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(
     file: Annotated[Path, typer.Argument(help="A line of JSON a run; what it has already isn't run again.")],
     runs: Annotated[int, typer.Option(help="Seeds a decoder, from 0.")] = 200,
@@ -124,4 +129,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
