@@ -470,7 +470,34 @@ def test_the_reference_is_the_models_own_forward() -> None:
     wanted = Tabled(CHAIN).logits(sample.prompt, sample.tokens)
     torch.testing.assert_close(Reference(CHAIN).logits(sample.prompt, sample.tokens), wanted)
     real = verify(Speculating(), Reference(CHAIN, ALPHABET, DRAFT), PROMPTS, PLAN)
-    assert real.as_dict() == judge(Speculating()).as_dict()
+    tabled = judge(Speculating())
+    assert real.reasons == tabled.reasons
+    for one, other in zip(real.checks, tabled.checks, strict=True):
+        found, due = ((each.name, each.p_value or 0.0, each.effect, each.count) for each in (one, other))
+        assert found[0] == due[0]
+        assert found[1:] == pytest.approx(due[1:], rel=1e-9)  # products of fewer rows round in another way
+
+
+def test_evidence_is_the_same_by_one_thread_or_several() -> None:
+    model = gpt2()
+    tokens = np.random.default_rng(0).integers(0, 31, (5, 40)).tolist()
+    texts = [Sample(tuple(row[: 3 + number]), tuple(row[3 + number :])) for number, row in enumerate(tokens)]
+    told, before = list[int](), torch.get_num_threads()
+
+    def entropy(sample: Sample) -> float:
+        assert torch.get_num_threads() == 1
+        sampling = Sampling(0.8)
+        found = sampled(Reference(model), sample, 0, sampling, np.random.default_rng(0), FLOAT32)
+        return float(found.entropy.sum())
+
+    alone = Reference(model).of_each(entropy, texts)
+    try:
+        torch.set_num_threads(3)
+        assert Reference(model).of_each(entropy, texts, told.append) == alone
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert told == [1, 2, 3, 4, 5]
 
 
 def test_figure(tmp_path) -> None:

@@ -11,7 +11,7 @@ from scipy import special
 
 from sybil.losslessness.checks import BINS, LEAST_BINS, SKEW, each_share, one_token_weighs
 from sybil.losslessness.chisquare import EXPECTED, POWER, noncentrality
-from sybil.losslessness.evidence import Evidence, Reference, moments
+from sybil.losslessness.evidence import Evidence, Floats, Reference, moments
 from sybil.losslessness.report import Plan
 from sybil.sampling import probabilities
 
@@ -35,13 +35,13 @@ class Unsure:
     @classmethod
     def at(cls, reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) -> Unsure:
         """Of the prompts' own last tokens, which is what is known before the decoder has said any."""
-        variance, third = [], []
-        for prompt in prompts[:LOOKED_AT]:
+
+        def unsure(prompt: Sequence[int]) -> tuple[Floats, Floats]:
             start = max(1, len(prompt) // 2, len(prompt) - LOOKED_BACK)
             logits = reference.logits(prompt[:start], [*prompt[start:], prompt[0]]).double()
-            _, _, second, cubed = moments(probabilities(logits, plan.request.sampling))
-            variance.append(second)
-            third.append(cubed)
+            return moments(probabilities(logits, plan.request.sampling))[2:]
+
+        variance, third = zip(*reference.of_each(unsure, prompts[:LOOKED_AT]), strict=True)
         return cls(float(np.concatenate(variance).mean()), float(np.concatenate(third).mean()))
 
 

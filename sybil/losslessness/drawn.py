@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,19 +21,18 @@ from sybil.losslessness.trial import Trial, within
 def draws(trial: Trial) -> tuple[int, list[Check]]:
     """How many sequences were judged, and what they say; none where answers are in doubt, or repeated."""
     plan, found = trial.plan, trial.found
-    noise = np.random.default_rng([plan.seed, 1])
     samples, parts, total = list[Sample](), list[Evidence](), plan.repeats * len(trial.prompts)
     for repeat in range(plan.repeats):
         seed = int(np.random.SeedSequence([plan.seed, repeat]).generate_state(1)[0] >> 1)
-        for sample in trial.ask("sampling", trial.prompts, plan.request, seed, repeat * len(trial.prompts), total):
-            number = len(samples)
-            samples.append(sample)
+        answers = trial.ask("sampling", trial.prompts, plan.request, seed, len(samples), total)
+        fit = list[tuple[int, Sample]]()
+        for number, sample in enumerate(answers, start=len(samples)):
             if sample.doubt:
                 continue
             trial.ends_well(sample, plan.request, f"sequence {number} (prompt {number % len(trial.prompts)})")
-            sample = within(sample, plan.request)
-            parts.append(sampled(trial.reference, sample, number, plan.request.sampling, noise, trial.widest))
-            trial.progress("evidence", len(samples), total)
+            fit.append((number, within(sample, plan.request)))
+        parts += _measured(trial, fit, len(samples), total)
+        samples += answers
         if any(part.impossible for part in parts):
             break
     if found.doubts.get("distribution"):
@@ -55,6 +55,18 @@ def draws(trial: Trial) -> tuple[int, list[Check]]:
         return 0, [impossible]
     found.evidence = evidence
     return len(samples), [impossible, *(_explained(trial, check) for check in every(evidence, plan.alpha))]
+
+
+def _measured(trial: Trial, fit: Sequence[tuple[int, Sample]], done: int, total: int) -> list[Evidence]:
+    """The evidence of sequences, each with its number, which its noise is of."""
+    plan = trial.plan
+
+    def measured(each: tuple[int, Sample]) -> Evidence:
+        number, sample = each
+        noise = np.random.default_rng([plan.seed, 1, number])
+        return sampled(trial.reference, sample, number, plan.request.sampling, noise, trial.widest)
+
+    return trial.reference.of_each(measured, fit, lambda count: trial.progress("evidence", done + count, total))
 
 
 def _explained(trial: Trial, check: Check) -> Check:

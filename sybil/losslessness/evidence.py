@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 
 from sybil.agreement import Tolerance, lead
 from sybil.errors import NumericalFailure
+from sybil.losslessness.prefixes import Forward
 from sybil.losslessness.samples import Sample
 from sybil.models.huggingface import context_of, entrance
+from sybil.models.native.threads import Made, Thing, made_of_each
 from sybil.sampling import Sampling, probabilities
 from sybil.transfer import count_to, integers
 
@@ -42,14 +44,20 @@ class Reference:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.vocab_size = int(config.vocab_size)
         self.context = context_of(config)
+        self._forward = Forward(self.model)
 
-    @torch.inference_mode()
+    def of_each(
+        self, work: Callable[[Thing], Made], things: Sequence[Thing], done: Callable[[int], None] = lambda count: None
+    ) -> list[Made]:
+        """work(thing) of each thing, in order; on the CPU of several at once, each by one thread, for threads that
+        share a forward wait for each other at every operator. done: told after each how many there are."""
+        return made_of_each(work, things, done, most=None if entrance(self.model).type == "cpu" else 1)
+
     def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Before each of tokens, had prompt and the tokens before it been the text: (tokens, vocab), on the CPU."""
-        known = [min(token, self.vocab_size - 1) for token in [*prompt, *tokens][:-1]]  # a draft may know fewer
-        ids = integers([known]).to(entrance(self.model))
-        logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :, : self.vocab_size]
-        logits = logits.cpu()
+        most = self.vocab_size - 1
+        told, said = ([min(token, most) for token in part] for part in (prompt, tokens))  # a draft may know fewer
+        logits = self._forward.logits(told, said)[:, : self.vocab_size].cpu()
         if not bool(logits.amax(-1).isfinite().all()):
             raise NumericalFailure("the model's logits are not finite: load it in float32, or repair its weights")
         return logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -25,7 +26,8 @@ def foreign(trial: Trial) -> str:
     """Why the target is hardly the decoder's; "" where it may be."""
     request = replace(trial.greedily, max_new_tokens=1)
     samples = trial.ask("probe", trial.prompts[:PROBED], request, trial.plan.seed)
-    first = [greedy(trial.reference, within(s, request)) for s in samples if not s.doubt and s.tokens]
+    fit = [within(sample, request) for sample in samples if not sample.doubt and sample.tokens]
+    first = trial.reference.of_each(partial(greedy, trial.reference), fit)
     wrong = [float(each.deficit[0]) for each in first if each.deficit[0] > trial.widest.of(each.size)[0]]
     if len(wrong) <= FOREIGN * len(first):
         return ""
@@ -39,11 +41,11 @@ def likeliest(trial: Trial) -> list[Path]:
     """The comparison; gives the paths that stops can be tried on."""
     prompts = trial.prompts[: max(trial.plan.greedy, trial.plan.stopping)]
     faults, ties, paths, tokens, rounded = list[Fault](), list[Fault](), list[Path](), 0, 0
-    for number, sample in enumerate(trial.ask("greedy", prompts, trial.greedily, trial.plan.seed)):
-        if sample.doubt:
-            continue
-        trial.said[number] = within(sample, trial.greedily)
-        found = greedy(trial.reference, trial.said[number])
+    answers = trial.ask("greedy", prompts, trial.greedily, trial.plan.seed)
+    trial.said = {n: within(sample, trial.greedily) for n, sample in enumerate(answers) if not sample.doubt}
+    measured = trial.reference.of_each(partial(greedy, trial.reference), list(trial.said.values()))
+    for number, found in zip(trial.said, measured, strict=True):
+        sample = answers[number]
         tokens += len(found.deficit)
         bound, near_tie = trial.widest.of(found.size), trial.plan.near_tie.of(found.size)
         rounded += int(((found.deficit > near_tie) & (found.deficit <= bound)).sum())

@@ -94,7 +94,7 @@ class HuggingFaceModel:
         text = config.get_text_config()
         if config.is_encoder_decoder or not inner.can_generate():
             raise UnsupportedModel(f"{type(inner).__name__} is not a decoder-only language model: give one of those")
-        takes = _keywords(inner)
+        takes = keywords_of(inner)
         layers = {*(getattr(text, "layer_types", None) or ()), *(getattr(text, "attention_layers", None) or ())}
         if getattr(inner, "_is_stateful", False) or layers - ATTENTION or "past_key_values" not in takes:
             raise UnsupportedModel(
@@ -172,7 +172,7 @@ class HuggingFaceModel:
         return getattr(out, "logits", out)
 
 
-def _keywords(model: PreTrainedModel) -> set[str]:
+def keywords_of(model: PreTrainedModel) -> set[str]:
     """What forward() may be given by name. One that takes any passes them on to the forward that it replaces."""
     names: set[str] = set()
     for forward in (model.forward, *(vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind))):

@@ -130,6 +130,7 @@ def counts(seed: int) -> None:
     """The loop's samples, counted as whole sequences and by place, follow the target's exact distribution."""
     for case in (
         Case(),
+        Case(drafter="transformers"),  # many tokens are rejected
         Case(processors="filters", stop="end token"),
         Case(window="confident", batch="mixed"),
         Case(rule="block"),
@@ -155,6 +156,7 @@ def proposals(seed: int) -> None:
     rows, gamma = SEQUENCES, 3
     for least_confidence, coupled, sampling in (
         (0.0, False, Sampling(0.8, top_k=3)),
+        (0.0, False, Sampling(1.0, top_p=0.8)),
         (0.4, False, Sampling(1.0)),
         (0.0, True, Sampling(1.0)),
     ):

@@ -27,6 +27,7 @@ from sybil.drafting import (
     hybrid,
     surfaces,
 )
+from sybil.drafting import model as drafting_model
 from sybil.drafting.cascade import _Proposing
 from sybil.drafting.reader import Reader, ReaderCache
 from sybil.drafting.vocabulary import Intersection
@@ -37,7 +38,7 @@ from sybil.models.operators.cache import KVCache, Layout
 from sybil.models.operators.transformer import Transformer
 from sybil.noise import Exponentials, Noise
 from sybil.results import FinishReason
-from sybil.sampling import draw
+from sybil.sampling import Sampling, draw
 from sybil.stopping import Stops
 from sybil.transfer import back
 from sybil.verification import Proposed, Rule, Verdict
@@ -138,6 +139,18 @@ def _(patch: pytest.MonkeyPatch) -> None:
     drawn_through(patch, lambda probs: probs.where(probs >= probs.topk(2).values[:, -1:], 0.0))
 
 
+@fault("2c", "top-p is read by the draft's draw, and not by what it hands over", "", "proposals")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original, seen = drafting_model.probabilities, list[Tensor]()
+
+    def unread(logits: Tensor, sampling: Sampling) -> Tensor:
+        seen[:] = [original(logits, sampling)]
+        return original(logits, replace(sampling, top_p=1.0))
+
+    patch.setattr(drafting_model, "probabilities", unread)
+    drawn_through(patch, lambda probs: seen[-1])
+
+
 # noise
 
 
@@ -184,6 +197,26 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Context, "uniforms", uniforms)
 
 
+@fault("3f", "draft and target draw from one stream: a token and what takes its place", "llama.cpp #27694", "counts")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original, drew = Context.uniforms, list[Tensor]()
+
+    def uniforms(self: Context, count: int, use: int) -> Tensor:
+        found = original(self, count, use)
+        if use == Noise.PROPOSE:
+            drew[:] = [found]
+        return found
+
+    def token(proposed: Proposed, noise: Tensor) -> Verdict:
+        accepted, gamma = verification.token(proposed, noise).accepted, proposed.tokens.shape[1]
+        own = torch.cat([drew[-1][:, :gamma], noise[:, :1]], 1) if gamma and drew else noise[:, :1].expand_as(noise)
+        following = own.gather(1, accepted[:, None])[:, 0]
+        return Verdict(accepted, verification._next_token(proposed, accepted, 1.0, following))
+
+    patch.setattr(Context, "uniforms", uniforms)
+    patch.setitem(verification.RULES, "token", token)
+
+
 # the rule
 
 
@@ -215,6 +248,23 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
     original = verification.greedy
     patch.setattr(verification, "greedy", early)
+
+
+@fault("5d", "a rejection is handled one round late", "", "counts", "verify")
+def _(patch: pytest.MonkeyPatch) -> None:
+    original, late = _Run.__init__, list[Tensor]()
+
+    def start(self: _Run, *arguments: Any) -> None:
+        late.clear()
+        original(self, *arguments)
+
+    def token(proposed: Proposed, noise: Tensor) -> Verdict:
+        before = late[-1] if late else proposed.counts
+        late[:] = [verification.token(proposed, noise).accepted]
+        return judged(proposed, noise, torch.arange(proposed.tokens.shape[1]) < before[:, None])
+
+    patch.setattr(_Run, "__init__", start)
+    patch.setitem(verification.RULES, "token", token)
 
 
 @wrong_rule("6", "min(1, draft(x) / target(y)), y an independent draw", "OpenVINO GenAI", "proof", "counts", "verify")
@@ -530,17 +580,28 @@ def _(patch: pytest.MonkeyPatch) -> None:
 # the target as its own draft
 
 
-@fault("22", "a wrong scale in the copy", "", "copies")
-def _(patch: pytest.MonkeyPatch) -> None:
+def scaled_by(patch: pytest.MonkeyPatch, changed: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+    """Every block of a copy is kept with changed(scale, minimum)."""
     original = rounding.rounded
 
-    def scaled(weight: Tensor, bits: Any, *rest: Any) -> Tensor:
+    def rounded(weight: Tensor, bits: Any, *rest: Any) -> Tensor:
         numbers = original(weight, bits, *rest)
-        scales = numbers.view(len(numbers), -1, rounding.block_bytes(bits))[..., :2]
-        scales.copy_((scales.contiguous().view(torch.float16) * 1.05).view(torch.uint8))
+        kept = numbers.view(len(numbers), -1, rounding.block_bytes(bits))[..., :4]
+        scale, least = kept.contiguous().view(torch.float16).float().unbind(-1)
+        kept.copy_(torch.stack(changed(scale, least), -1).half().view(torch.uint8))
         return numbers
 
-    patch.setattr(rounding, "rounded", scaled)
+    patch.setattr(rounding, "rounded", rounded)
+
+
+@fault("22a", "a wrong scale in the copy", "", "copies")
+def _(patch: pytest.MonkeyPatch) -> None:
+    scaled_by(patch, lambda scale, least: (scale * 1.05, least))
+
+
+@fault("22b", "a block's zero point is rounded to a whole step", "", "copies")
+def _(patch: pytest.MonkeyPatch) -> None:
+    scaled_by(patch, lambda scale, least: (scale, (least / scale).round() * scale))
 
 
 @fault("23a", "the target's cache counts what the draft wrote", "", "guard")

@@ -1,18 +1,21 @@
-"""Threads for loading, which don't wait for each other. torch's threads do at the end of each operator; where other
-processes compute too, that wait takes longer than the work."""
+"""Threads that don't wait for each other. torch's threads do at the end of each operator; where other processes compute
+too, that wait takes longer than the work."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 
 AT_ONCE = 1 << 19
 """Weights that a thread takes together."""
 
+Thing = TypeVar("Thing")
+Made = TypeVar("Made")
 _threads: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
@@ -40,3 +43,23 @@ def by_rows(work: Callable[[int, int], object], rows: int, inputs: int, unit: in
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(work, first, min(first + some, rows)) for first in firsts]:
             done.result()
+
+
+def made_of_each(
+    work: Callable[[Thing], Made],
+    things: Sequence[Thing],
+    done: Callable[[int], None] = lambda count: None,
+    most: int | None = None,
+) -> list[Made]:
+    """work(thing) of each thing, in order, by as many threads as torch has, or most of them, each with torch's
+    operators to itself. done: told after each how many there are."""
+    made, threads = list[Made](), min(most or _threads.get() or torch.get_num_threads(), len(things))
+    with contextlib.ExitStack() as stack:
+        results: Iterator[Made] = map(work, things)
+        if threads > 1:
+            stack.enter_context(torch_alone())
+            results = stack.enter_context(ThreadPoolExecutor(threads)).map(work, things)
+        for result in results:
+            made.append(result)
+            done(len(made))
+    return made

@@ -1,0 +1,104 @@
+"""transformers' own forward over many texts, in which what comes before several of them is computed once."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from sybil.agreement import FLOAT32
+from sybil.models.huggingface import entrance, keywords_of
+from sybil.transfer import integers
+
+MOST_BYTES = 1 << 28  # of keys and values that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """keys: of every layer, and values; last: the logits after the last token, (1, vocab)."""
+
+    keys: DynamicCache
+    last: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.keys.layers) + self.last.nbytes
+
+    def copied(self) -> DynamicCache:
+        """For a text that goes on from here. It appends to the same tensors by making new ones."""
+        other = copy.copy(self.keys)
+        other.layers = [copy.copy(layer) for layer in self.keys.layers]
+        return other
+
+
+class Forward:
+    """A causal model's logits, several threads at a time.
+
+    A prefix is kept where the model's layers keep keys and values of every token and nothing else, and where the first
+    text of several tokens has the same logits in two parts as in one."""
+
+    def __init__(self, model: PreTrainedModel, most_bytes: int = MOST_BYTES) -> None:
+        self.model, self.most_bytes = model, most_bytes
+        self._can_keep = "logits_to_keep" in keywords_of(model)
+        self._divides: bool | None = None  # whether texts may be computed in two parts; None until it was tried
+        self._prefixes: OrderedDict[tuple[int, ...], _Prefix] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @torch.inference_mode()
+    def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Before each of tokens, at least one, had prompt and the tokens before it been the text: (tokens, vocab)."""
+        if self._divides is None and len(tokens) > 1:
+            whole, parts = self._whole(prompt, tokens), self._in_two(prompt, tokens)
+            self._divides = parts is not None and _agree(whole, parts)
+            return whole
+        parts = self._in_two(prompt, tokens) if self._divides else None
+        return self._whole(prompt, tokens) if parts is None else parts
+
+    def _whole(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        return self._rows([*prompt, *tokens][:-1], len(tokens), None)[0]
+
+    def _in_two(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor | None:
+        """None where the model keeps something else than keys and values."""
+        prefix = self._prefix(tuple(prompt))
+        if prefix is None:
+            return None
+        if len(tokens) == 1:
+            return prefix.last
+        return torch.cat([prefix.last, self._rows(tokens[:-1], len(tokens) - 1, prefix.copied())[0]])
+
+    def _prefix(self, prompt: tuple[int, ...]) -> _Prefix | None:
+        with self._lock:
+            if prompt in self._prefixes:
+                self._prefixes.move_to_end(prompt)
+                return self._prefixes[prompt]
+        last, keys = self._rows(prompt, 1, DynamicCache(config=self.model.config.get_text_config()))
+        if not all(type(layer) is DynamicLayer for layer in keys.layers) or keys.get_seq_length() != len(prompt):
+            return None
+        prefix = _Prefix(keys, last)
+        with self._lock:
+            self._prefixes[prompt] = prefix
+            while sum(each.bytes for each in self._prefixes.values()) > self.most_bytes:
+                self._prefixes.popitem(last=False)
+        return prefix
+
+    def _rows(self, ids: Sequence[int], count: int, past: DynamicCache | None) -> tuple[Tensor, DynamicCache]:
+        """The logits after the last tokens, so many, and what is kept of all."""
+        kept = {"logits_to_keep": count} if self._can_keep else {}
+        inputs = integers([list(ids)]).to(entrance(self.model))
+        out = self.model(input_ids=inputs, past_key_values=past, use_cache=past is not None, **kept)
+        logits: Tensor = out.logits
+        return logits[0, logits.shape[1] - count :], out.past_key_values
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Whether two forwards of one text stand no further apart than rounding explains."""
+    size = float(one.masked_fill(one.isinf(), 0.0).abs().amax())
+    apart = (one - other).abs().masked_fill(one == other, 0.0).amax()
+    return bool(apart <= float(FLOAT32.of(size)))

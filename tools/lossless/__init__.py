@@ -1,0 +1,1 @@
+"""The judge on lossless decoders, a run a seed: it must neither accuse nor sleep. `python -m tools.lossless FILE`."""
