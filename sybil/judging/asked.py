@@ -19,9 +19,9 @@ class Asked(TypedDict, total=False):
 
     Of a sequence: max_new_tokens, temperature, top_k, top_p, min_p. Of the plan: count, of the prompts that Sybil
     ships; repeats, sequences a prompt; greedy, stopping and widths, prompts for each of these phases, and stop_strings,
-    whether such are tried; alpha, how often a lossless decoder may be accused; resolution, the drift in nats a token
-    that a PASS would have shown; seed. Of Sybil's own decoder: gamma, which transformers' prompt lookup takes too, rule
-    and window."""
+    whether such are tried; alpha, how often a lossless decoder may be accused; resolution and uniformity, the drift in
+    nats a token and the unevenness (Cohen's w) that a PASS would have shown; seed. Of Sybil's own decoder: gamma, which
+    transformers' prompt lookup takes too, rule and window."""
 
     max_new_tokens: int
     temperature: float
@@ -36,6 +36,7 @@ class Asked(TypedDict, total=False):
     widths: int
     alpha: float
     resolution: float
+    uniformity: float
     seed: int
     gamma: int | str
     rule: str
@@ -45,7 +46,7 @@ class Asked(TypedDict, total=False):
 FULL: Mapping[str, Any] = MappingProxyType(dict(count=64, repeats=2, max_new_tokens=48, resolution=0.2))
 QUICK: Mapping[str, Any] = MappingProxyType(dict(count=32, repeats=2, max_new_tokens=32, resolution=0.4))
 SEQUENCE = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
-PLAN = ("repeats", "greedy", "stopping", "stop_strings", "widths", "alpha", "resolution", "seed")
+PLAN = ("repeats", "greedy", "stopping", "stop_strings", "widths", "alpha", "resolution", "uniformity", "seed")
 
 
 def planned(asked: Asked, quick: bool = False) -> tuple[Plan, Settings]:
