@@ -16,6 +16,7 @@ from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, print_json
 from sybil.cli.verdict import bars, show
 from sybil.errors import InvalidSetting
+from sybil.losslessness.child import FORMS, NAMED
 from sybil.losslessness.deadline import TIMEOUT
 from sybil.measuring import files
 from sybil.measuring.compare import digest
@@ -44,8 +45,10 @@ def verify(
     decoder: Annotated[
         str | None,
         typer.Option(
-            help="sybil (if left out), transformers, assisted, prompt-lookup, or a function of yours: "
-            "package.module:function or file.py:function.",
+            help=f"sybil (if left out), transformers, assisted, prompt-lookup, or a function of yours: {FORMS}. It is "
+            f"called as f(prompt, {', '.join(f'{name}=' for name in NAMED)}) with those of the names that it takes; "
+            "prompt is a list of token ids. It returns the new token ids, or a tuple of them and of the place of each in "
+            "its block. One that takes gamma is asked whether its greedy tokens depend on it.",
             rich_help_panel=JUDGED,
         ),
     ] = None,
@@ -99,14 +102,14 @@ def verify(
     stopping: Annotated[
         int, typer.Option(help="Prompts to end by end tokens and stop strings.", rich_help_panel=options.AMOUNT)
     ] = 8,
-    stop_strings: Annotated[
+    no_stop_strings: Annotated[
         bool,
         typer.Option(
-            " /--no-stop-strings",
+            "--no-stop-strings",
             help="Leave stop strings out, where a decoder has none.",
             rich_help_panel=options.AMOUNT,
         ),
-    ] = True,
+    ] = False,
     widths: Annotated[
         int,
         typer.Option(
@@ -142,11 +145,7 @@ def verify(
     as_json: options.JsonOption = False,
 ) -> None:
     """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, and 2
-    where there is no verdict.
-
-    A function is called as f(prompt, *, max_new_tokens, temperature, top_k, top_p, min_p, eos_token_ids, stop_strings,
-    seed), with those that it takes; prompt is a list of token ids. It returns the new token ids, or a tuple of them and
-    of the place of each in its block. One that takes gamma too is asked whether its greedy tokens depend on it."""
+    where there is no verdict."""
     from sybil.judging.asked import FULL, QUICK, planned
     from sybil.judging.case import Case
     from sybil.judging.decoders import Bench, Models
@@ -155,8 +154,8 @@ def verify(
     judged = _judged(decoder, endpoint, model, concurrency, header)
     asked = _said(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeats=repeats,
-        greedy=greedy, stopping=stopping, stop_strings=stop_strings, widths=widths, alpha=alpha, resolution=resolution,
-        seed=seed, gamma=gamma, rule=rule, window=window,
+        greedy=greedy, stopping=stopping, stop_strings=not no_stop_strings, widths=widths, alpha=alpha,
+        resolution=resolution, seed=seed, gamma=gamma, rule=rule, window=window,
     )  # fmt: skip
     plan, settings = planned(asked, quick)  # refused here, before anything is loaded
     stated = None if tolerance is None else tolerance_of(tolerance)
