@@ -47,8 +47,8 @@ def verify(
         typer.Option(
             help=f"sybil (if left out), transformers, assisted, prompt-lookup, or a function of yours: {FORMS}. It is "
             f"called as f(prompt, {', '.join(f'{name}=' for name in NAMED)}) with those of the names that it takes; "
-            "prompt is a list of token ids. It returns the new token ids, or them and each one's place in its block, as "
-            "a tuple. One that takes gamma is asked whether its greedy tokens depend on it.",
+            "prompt is a list of token ids. It returns the new ones, or a tuple of them and of each one's place in its "
+            "block. One that takes gamma is asked whether its greedy tokens depend on it.",
             rich_help_panel=JUDGED,
         ),
     ] = None,
