@@ -23,7 +23,7 @@ from sybil.judging.original import Original
 from sybil.judging.wording import chosen
 from sybil.losslessness.checks import Drift
 from sybil.losslessness.control import beside
-from sybil.losslessness.report import Plan, Report, Ruling
+from sybil.losslessness.report import Plan, Report, Ruling, Verdict
 from sybil.losslessness.samples import Request
 from sybil.losslessness.subjects import TransformersSubject
 from sybil.measuring.prompts import Prompt
@@ -219,18 +219,36 @@ def test_what_a_control_gets_wrong_too_is_not_speculations_fault() -> None:
     assert neither.told == ("neither fails where the other doesn't",)
 
 
+def made(verdict: Verdict, drift: float = 0.0) -> Report:
+    """A report on the distribution alone."""
+    rulings = (Ruling("distribution", verdict, ("why",)),)
+    plan = Plan(request=Request(max_new_tokens=8))
+    return Report("it", verdict, rulings, ("why",), (), plan, Drift(drift, drift - 0.1, drift + 0.1))
+
+
 @pytest.mark.parametrize(
     ("drift", "words"), [(0.0, "the two drifts are the same"), (-0.7, "speculation adds a fault of its own")]
 )
 def test_drifts_are_compared(drift: float, words: str) -> None:
-    def made(value: float) -> Report:
-        rulings = (Ruling("distribution", "FAIL", ("why",)),)
-        plan = Plan(request=Request(max_new_tokens=8))
-        return Report("it", "FAIL", rulings, ("why",), (), plan, Drift(value, value - 0.1, value + 0.1))
-
-    (told,) = beside(made(-0.77 + drift), made(-0.77)).told
+    (told,) = beside(made("FAIL", drift - 0.77), made("FAIL", -0.77)).told
     assert words in told
     assert f"{drift:+.4f} nats" in told
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("FAIL", "PASS", "the control passes, so neither the target as it was imported nor the sampler is to blame"),
+        ("FAIL", "INCONCLUSIVE", "whether speculation is to blame is open"),
+        ("INCONCLUSIVE", "INCONCLUSIVE", "open for the control too"),
+        ("PASS", "FAIL", "the control fails where the first decoder doesn't"),
+        ("PASS", "PASS", "neither fails where the other doesn't"),
+        ("INCONCLUSIVE", "PASS", "neither fails where the other doesn't"),
+    ],
+)
+def test_what_two_verdicts_say_together(first: Verdict, second: Verdict, words: str) -> None:
+    (told,) = beside(made(first), made(second)).told
+    assert words in told
 
 
 # --- what is asked

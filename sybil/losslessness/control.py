@@ -35,6 +35,8 @@ def _on(question: Question, report: Report, plain: Report) -> Iterator[str]:
         )
     elif first == "FAIL":
         yield f"{question}: the control is INCONCLUSIVE, so whether speculation is to blame is open"
+    elif first == second == "INCONCLUSIVE":
+        yield f"{question}: open for the control too, so it isn't speculation alone that leaves it open"
     elif second == "FAIL":
         yield f"{question}: the control fails where the first decoder doesn't"
 
