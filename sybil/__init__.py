@@ -1,5 +1,6 @@
 """Sybil: lossless speculative decoding."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sybil.chat import ChatTemplate
@@ -14,6 +15,7 @@ from sybil.settings import Settings
 
 if TYPE_CHECKING:
     from sybil.interop import custom_generate
+    from sybil.judging import judge
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,14 +33,14 @@ __all__ = [
     "Timings",
     "__version__",
     "custom_generate",
+    "judge",
     "load",
 ]
+LATER = {"custom_generate": "sybil.interop", "judge": "sybil.judging"}
 
 
 def __getattr__(name: str) -> Any:
-    """custom_generate at its first use: it needs transformers, which takes seconds to import."""
-    if name == "custom_generate":
-        from sybil.interop import custom_generate
-
-        return custom_generate
+    """What needs transformers, at its first use: that takes seconds to import."""
+    if name in LATER:
+        return getattr(import_module(LATER[name]), name)
     raise AttributeError(f"module 'sybil' has no attribute {name!r}")

@@ -79,7 +79,7 @@ def load(
     defaults = Defaults.of(main.generation, main.config, main.name)
     model = building.load(main, _storage(main, asked, kept), kept, chosen)
     defaults.warn(main.name)
-    decoder = Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values, _chat_template(main))
+    decoder = Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values, chat_template(main))
     stored = indexed(datastore, main.tokenizer)
     if (stored or keep_answers) and not (isinstance(draft, str) and looks_up(parse(draft))):
         given = "datastore is given" if stored else "keep_answers is True"
@@ -127,7 +127,8 @@ def check_draft_dtype(draft: Any, draft_dtype: torch.dtype | Literal["auto"] | N
         )
 
 
-def _chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
+def chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
+    """What makes a prompt of messages; None where the checkpoint has none."""
     text, tokens = checkpoint.chat_template, checkpoint.special_tokens
     if text is None or checkpoint.tokenizer is None:
         return None

@@ -52,6 +52,11 @@ def sized(prompt: list[int], *, max_new_tokens: int, gamma: int = 4, **rest: Any
     return [gamma] * max_new_tokens
 
 
+def short(prompt: list[int], max_new_tokens: int, temperature: float = 1.0) -> list[int]:
+    """Takes less than it could be given."""
+    return [max_new_tokens] * 2
+
+
 def counts(prompt: list[int], *, max_new_tokens: int, **rest: Any) -> Any:
     return np.arange(max_new_tokens), [0, 1] * (max_new_tokens // 2)
 

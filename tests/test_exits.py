@@ -283,7 +283,7 @@ def test_an_exception_that_nobody_foresaw_is_no_verdict(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.delenv("SYBIL_TRACEBACK", raising=False)
-    places = {"compare": "sybil.measuring.compare.Comparison"}
+    places = {"compare": "sybil.measuring.compare.Comparison", "verify": "sybil.judging.decoders.load"}
     for error in UNFORESEEN:
 
         def raises(*_: object, error: BaseException = error, **__: object) -> None:

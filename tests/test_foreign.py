@@ -58,6 +58,35 @@ def test_a_function_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             assert word in str(caught.value)
 
 
+def test_a_function_in_a_file(tmp_path: Path) -> None:
+    """Its neighbours are found, and a module of its file's name stays what it is."""
+    (tmp_path / "neighbour.py").write_text("TOKEN = 9\n")
+    body = (
+        "import sys\nimport json as real\nfrom dataclasses import dataclass\nfrom neighbour import TOKEN\n"
+        "@dataclass\nclass Held:\n    token: int = TOKEN\n"
+        "def mine(prompt, max_new_tokens): return [Held().token, len(real.dumps([]))][:max_new_tokens]\n"
+    )
+    (tmp_path / "json.py").write_text(body)
+    assert list(ForeignSubject(f"{tmp_path / 'json.py'}:mine").sample([[7]], REQUEST, 0)) == [Sample((7,), (9, 2))]
+    for spec, words in {
+        f"{tmp_path / 'absent.py'}:f": ["there is no file", "absent.py"],
+        f"{tmp_path / 'json.py'}:absent": ["'absent'", "choose among Held, mine"],
+    }.items():
+        with pytest.raises(InvalidSetting) as caught:
+            ForeignSubject(spec)
+        for word in words:
+            assert word in str(caught.value)
+
+
+def test_a_function_is_given_what_it_takes() -> None:
+    made = subject("short")
+    assert next(made.sample([[1]], REQUEST, 0)).tokens == (4, 4)
+    assert len(made.notes) == 3
+    assert not made.takes(REQUEST)
+    assert made.takes(Request(max_new_tokens=4))
+    assert subject("strict").notes == []
+
+
 def test_a_function_that_takes_gamma_is_asked_at_several() -> None:
     sized = subject("sized")
     assert next(sized.sample([[1]], REQUEST, 0)).tokens == (4, 4, 4, 4)
@@ -107,7 +136,7 @@ def test_whatever_is_raised_is_no_exit() -> None:
     assert "RecursionError: maximum recursion depth" in refusal(subject("recurses"), [1])
     line = refusal(subject("exits"), [1, 2])
     assert "SystemExit: 0 (prompt 0 of 1, 2 tokens)" in line
-    assert "SYBIL_TRACEBACK=1" in line
+    assert "--traceback" in line
 
 
 def test_the_traceback_is_shown_where_it_is_asked_for(
@@ -115,6 +144,8 @@ def test_the_traceback_is_shown_where_it_is_asked_for(
 ) -> None:
     refusal(subject("exits"), [1])
     assert "Traceback" not in capfd.readouterr().err
+    refusal(ForeignSubject("decoders:exits", traceback=True), [1])
+    assert "in exits" in capfd.readouterr().err
     monkeypatch.setenv("SYBIL_TRACEBACK", "1")
     refusal(subject("exits"), [1])
     assert "in exits" in capfd.readouterr().err

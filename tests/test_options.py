@@ -139,8 +139,10 @@ def test_verify_asks_for_what_its_options_say(
         raise InvalidSetting("that will do")
 
     request = Request
-    monkeypatch.setattr("sybil.cli.verify.load", noting)
-    monkeypatch.setattr("sybil.cli.verify.Request", lambda **said: asked.append(said["temperature"]) or request(**said))
+    monkeypatch.setattr("sybil.judging.decoders.load", noting)
+    monkeypatch.setattr(
+        "sybil.judging.asked.Request", lambda **said: asked.append(said.get("temperature", 1.0)) or request(**said)
+    )
     out = ("--out", tmp_path / "out")
     assert sybil("verify", *models, *out) == 2
     assert sybil("verify", *models, *out, "--draft-dtype", "float32", "--temperature", 0.5) == 2

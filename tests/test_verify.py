@@ -148,6 +148,40 @@ def test_a_decoder_that_is_too_cold_fails(folders: Path, tmp_path: Path, capsys:
     assert report(tmp_path)["drift"]["low"] > 0
 
 
+def test_a_control_is_told_in_report_and_terminal(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ("--count", 8, "--repeats", 1, "--greedy", 2, "--stopping", 1, "--max-new-tokens", 24, "--no-stop-strings")
+    chosen = ("--decoder", f"{Path(__file__).with_name('decoders.py')}:cold", "--control", "sybil")
+    assert sybil(*command(folders, tmp_path, *sizes, *chosen)) == 1
+    out = capsys.readouterr().out
+    assert "decoders.py:cold\n" in out
+    assert "\ncontrol: INCONCLUSIVE: sybil, no draft\n" in out
+    assert "whether speculation is to blame is open" in out
+    written = report(tmp_path)
+    assert written["control"]["subject"] == "sybil, no draft"
+    assert written["control"]["told"]
+    assert "stop strings were left out" in written["reasons"]
+    assert written["plan"]["stop_strings"] is False
+
+
+def test_help_tells_how_a_function_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sybil("verify", "--help") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for word in ("file.py:function", "max_new_tokens", "stop_strings", "--traceback", "--no-stop-strings", "--control"):
+        assert word in out
+
+
+def test_a_function_s_traceback_is_shown_where_it_is_asked_for(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ("--decoder", "decoders:exits", "--timeout", 60)
+    assert sybil(*command(folders, tmp_path, *chosen)) == 2
+    assert "Traceback" not in capfd.readouterr().err
+    assert sybil(*command(folders, tmp_path, *chosen, "--traceback")) == 2
+    assert "in exits" in capfd.readouterr().err
+
+
 def test_another_target_is_inconclusive(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = command(folders, tmp_path, "--decoder", "decoders:stubborn")
     assert sybil(*arguments) == 3

@@ -42,17 +42,8 @@ def show(console: Console, report: Report) -> None:
             "text is degraded, above 0 too greedy",
             soft_wrap=True,
         )
-    console.print(f"{report.verdict}: {report.subject}", style="bold", soft_wrap=True)
-    told: set[str] = set()
-    for ruling in report.rulings:
-        console.print(f"  {ruling.question}: {ruling.verdict}", soft_wrap=True)
-        for reason in ruling.reasons:
-            if reason not in told:
-                console.print(f"    {reason}", soft_wrap=True)
-        told |= set(ruling.reasons)
-    for note in report.reasons:
-        if note not in told:
-            console.print(f"  {note}", soft_wrap=True)
+    for line in report.lines:
+        console.print(line, style=None if line.startswith(" ") else "bold", soft_wrap=True)
 
 
 def _table(console: Console, report: Report) -> None:

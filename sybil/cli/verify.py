@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import torch
 import typer
-from tokenizers import Tokenizer
+from rich.console import Console
 
-from sybil.agreement import FLOAT32, HALF, TOLERANCES, tolerance_of
+from sybil.agreement import TOLERANCES, tolerance_of
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, print_json
 from sybil.cli.verdict import bars, show
-from sybil.decoding import Decoder
-from sybil.devices import choose_device, dtype_named
-from sybil.drafting.window import GAMMA, fixed
-from sybil.drafts import is_model
-from sybil.errors import InvalidSetting, NotJudgeable, VocabularyMismatch
-from sybil.fit import check_assisted, check_sizes, differing_tokens
-from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks, load, read
-from sybil.losslessness.deadline import TIMEOUT, checked
-from sybil.losslessness.ending import end_tokens
-from sybil.losslessness.endpoint import EndpointSubject
-from sybil.losslessness.foreign import ForeignSubject
-from sybil.losslessness.samples import Request, Subject
-from sybil.losslessness.subjects import SybilSubject, TransformersSubject
-from sybil.losslessness.transport import Server
-from sybil.measuring import files, prompts
+from sybil.errors import InvalidSetting
+from sybil.losslessness.child import FORMS, NAMED
+from sybil.losslessness.deadline import TIMEOUT
+from sybil.measuring import files
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
-from sybil.measuring.prompts import Prompt
 from sybil.reports import figures
-from sybil.settings import Settings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from sybil.judging.asked import Asked
+    from sybil.judging.case import Case
+    from sybil.judging.decoders import Bench, Judged
+    from sybil.losslessness.report import Report
+    from sybil.measuring.prompts import Prompt
 
-FULL, QUICK = (64, 2, 48, 0.2), (32, 2, 32, 0.4)  # prompts, sequences a prompt, new tokens, resolution
-BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, PROMPT_LOOKUP = "sybil", "transformers", "assisted", "prompt-lookup"
 JUDGED, VERDICT = "What is judged", "How sure a verdict is"  # in --help
 STATUS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
@@ -56,7 +45,18 @@ def verify(
     decoder: Annotated[
         str | None,
         typer.Option(
-            help="sybil (if left out), transformers, assisted, prompt-lookup, or package.module:function.",
+            help=f"sybil (if left out), transformers, assisted, prompt-lookup, or a function of yours: {FORMS}. It is "
+            f"called as f(prompt, {', '.join(f'{name}=' for name in NAMED)}) with those of the names that it takes; "
+            "prompt is a list of token ids. It returns the new ones, or a tuple of them and of each one's place in its "
+            "block. One that takes gamma is asked whether its greedy tokens depend on it.",
+            rich_help_panel=JUDGED,
+        ),
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            help="A second decoder, judged beside the first: plain where the first speculates, so that what both get "
+            "wrong isn't blamed on speculation. As --decoder, where sybil is without its draft; or a server's URL.",
             rich_help_panel=JUDGED,
         ),
     ] = None,
@@ -82,6 +82,9 @@ def verify(
         list[str] | None,
         typer.Option(help="A header for the server, as 'Name: value'; several are fine.", rich_help_panel=JUDGED),
     ] = None,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where a function raised its error.", rich_help_panel=JUDGED)
+    ] = False,
     gamma: options.GammaOption = None,
     rule: options.RuleOption = options.RULE,
     window: options.WindowOption = options.WINDOW,
@@ -99,6 +102,14 @@ def verify(
     stopping: Annotated[
         int, typer.Option(help="Prompts to end by end tokens and stop strings.", rich_help_panel=options.AMOUNT)
     ] = 8,
+    no_stop_strings: Annotated[
+        bool,
+        typer.Option(
+            "--no-stop-strings",
+            help="Leave stop strings out, where a decoder has none.",
+            rich_help_panel=options.AMOUNT,
+        ),
+    ] = False,
     widths: Annotated[
         int,
         typer.Option(
@@ -135,186 +146,126 @@ def verify(
 ) -> None:
     """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, and 2
     where there is no verdict."""
-    from sybil.losslessness.evidence import Reference
-    from sybil.losslessness.judge import Plan
-    from sybil.losslessness.judge import verify as judge
+    from sybil.judging.asked import FULL, QUICK, planned
+    from sybil.judging.case import Case
+    from sybil.judging.decoders import Bench, Models
 
     console = make_console(stderr=as_json)
-    server = None if endpoint is None else Server(endpoint, timeout, header or ())
-    if decoder is not None and server is not None:
-        raise InvalidSetting(f"decoder is {decoder!r} and endpoint {server.url!r}: give one of them")
-    if server is None and (header or concurrency != 1):
-        raise InvalidSetting("header and concurrency are for a server: add --endpoint, or leave them out")
-    checked(timeout)
-    most, sequences, length, bound = QUICK if quick else FULL
-    most = most if count is None else count
-    sequences = sequences if repeats is None else repeats
-    length = length if max_new_tokens is None else max_new_tokens
-    temperature, seed = 1.0 if temperature is None else temperature, seed or 0
-    gamma = GAMMA if gamma is None else gamma
-    out = options.out_folder(out, "verify")
-    bound = bound if resolution is None else resolution
-    request = Request(max_new_tokens=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    plan = Plan(
-        request=request, repeats=sequences, greedy=greedy, stopping=stopping, widths=widths, alpha=alpha, seed=seed,
-        resolution=bound,
+    judged = _judged(decoder, endpoint, model, concurrency, header)
+    asked = _said(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeats=repeats,
+        greedy=greedy, stopping=stopping, stop_strings=not no_stop_strings, widths=widths, alpha=alpha,
+        resolution=resolution, seed=seed, gamma=gamma, rule=rule, window=window,
     )  # fmt: skip
+    plan, settings = planned(asked, quick)  # refused here, before anything is loaded
     stated = None if tolerance is None else tolerance_of(tolerance)
-    Settings(  # refused here, before anything is loaded
-        gamma=gamma, rule=rule, window=window, max_new_tokens=length,
-        do_sample=temperature != 0, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-    )  # fmt: skip
-    chosen = options.prompts(pair, target, prompt_file, most)
-    chosen_device = choose_device(device)
+    chosen = options.prompts(pair, target, prompt_file, (QUICK if quick else FULL)["count"] if count is None else count)
     chosen_target, chosen_draft = options.names(pair, target, draft)
-    chosen_dtype = dtype_chosen(chosen_target, dtype, chosen_device)
-    as_it_lies = keeps_blocks(chosen_target, dtype, chosen_device)
-    chosen_draft_dtype = dtype_named(draft_dtype, draft=True)  # refused here
-    if decoder is not None and decoder not in BUILT_IN and ":" not in decoder:
-        raise InvalidSetting(f"decoder is {decoder!r}: use {', '.join(BUILT_IN)}, or a package.module:function")
-    function = None if decoder is None or decoder in BUILT_IN else ForeignSubject(decoder, timeout)
-
+    out = options.out_folder(out, "verify")
+    models = Models(
+        target=chosen_target, draft=chosen_draft, dtype=dtype, draft_dtype=draft_dtype, device=device,
+        datastore=datastore or (),
+    )  # fmt: skip
+    bench = Bench(models, settings, eos or (), timeout, traceback)
     files.check_folder(out)
+    _only_our_bars()
     with console.status("loading the models"):
-        is_ours = server is None and decoder in (None, SYBIL)
-        ours = load(
-            chosen_target, chosen_draft if is_ours else None,
-            dtype=None if as_it_lies else chosen_dtype, draft_dtype=chosen_draft_dtype, device=chosen_device,
-            datastore=datastore or (),
-        )  # fmt: skip
-        tokenizer = ours.tokenizer
-        assert tokenizer is not None  # a folder without one is refused by load
-        ends = end_tokens(eos, tokenizer) if eos else tuple(sorted(ours.eos_token_ids))
-        served = None if server is None else EndpointSubject(server, model, tokenizer, frozenset(ends), concurrency)
-        if served is not None:
-            console.print("\n".join([served.spoken.told, *served.notes]), style="dim", soft_wrap=True)
-        encoded = _encoded(chosen, ours, served)
-        # the weights as the decoder has them, computed in float32
-        sovereign = _load(chosen_target, chosen_dtype, chosen_device).float()
-        subject: Subject
-        if is_ours:
-            subject = SybilSubject(ours, gamma, rule, window)
-        elif served is not None:
-            subject = served
-        elif function is not None:
-            subject = function
-        else:
-            theirs = sovereign if chosen_dtype == torch.float32 else _load(chosen_target, chosen_dtype, chosen_device)
-            subject = _transformers(decoder, theirs, tokenizer, chosen_draft, gamma)
-        del ours  # and its weights, where it isn't what is judged
-        helper, no_draft = _helper(sovereign, chosen_target, chosen_draft, decoder)
-        reference = Reference(sovereign, tokenizer, helper, no_draft)
-    if no_draft and draft is not None:
-        console.print(f"the check of the draft is left out: {no_draft}", style="dim", soft_wrap=True)
-    is_known = stated is not None or dtype is not None or (function is None and server is None)
-    plan = replace(
-        plan,
-        request=replace(request, eos_token_ids=ends),
-        near_tie=stated or HALF.get(chosen_dtype, FLOAT32),
-        doubtful=None if is_known else HALF[torch.bfloat16],
-    )
+        case = Case.of(bench, judged, chosen, plan, stated, control)
+    _tell_what_is_asked(console, case, draft)
+    report = _report(console, case)
+    record, caption = _record(bench, case, report, chosen)
+    path = _written(record, report, caption, out)
+    if as_json:
+        print_json(record)
+    else:
+        show(console, report)
+        speculation = getattr(case.decoder.subject, "speculation", None)
+        if speculation is not None:
+            console.print(speculation.told, soft_wrap=True)
+        console.print(caption, style="dim", soft_wrap=True)
+        console.print(f"report: {path}   chart: {path.with_suffix('.png')}", soft_wrap=True)
+    raise typer.Exit(STATUS[report.verdict])
+
+
+def _judged(
+    decoder: str | None, endpoint: str | None, model: str | None, concurrency: int, header: list[str] | None
+) -> Judged:
+    """What the options name; raises InvalidSetting."""
+    from sybil.judging.decoders import SYBIL, Endpoint
+
+    if endpoint is None:
+        if header or concurrency != 1:
+            raise InvalidSetting("header and concurrency are for a server: add --endpoint, or leave them out")
+        return decoder or SYBIL
+    served = Endpoint(url=endpoint, model=model, concurrency=concurrency, headers=header or ())
+    if decoder is not None:
+        raise InvalidSetting(f"decoder is {decoder!r} and endpoint {endpoint!r}: give one of them")
+    return served
+
+
+def _said(**options: Any) -> Asked:
+    """What the user named."""
+    return cast("Asked", {name: value for name, value in options.items() if value is not None})
+
+
+def _only_our_bars() -> None:
+    """transformers loads and decodes without a word."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _tell_what_is_asked(console: Console, case: Case, draft: str | None) -> None:
+    """What a server was found to speak, and why a draft that was named is left out."""
+    from sybil.losslessness.endpoint import EndpointSubject
+
+    for tried in (case.decoder, case.control):
+        if tried is not None and isinstance(tried.subject, EndpointSubject):
+            said = [tried.subject.spoken.told, *tried.subject.notes]
+            console.print("\n".join(said), style="dim", soft_wrap=True)
+    why = case.reference.no_draft
+    if why and draft is not None:
+        console.print(f"the check of the draft is left out: {why}", style="dim", soft_wrap=True)
+
+
+def _report(console: Console, case: Case) -> Report:
+    """The verdict, with a bar a phase; Ctrl-C ends without any."""
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True)
 
     try:
         with make_progress(console) as progress:
-            report = judge(subject, reference, encoded, plan, bars(progress), say)
+            return case.judged(bars(progress), say)
     except KeyboardInterrupt:
         console.print("interrupted: there is no verdict, and nothing was written")
         raise typer.Exit(130) from None
 
-    speculation = getattr(subject, "speculation", None)
-    about, kept = describe(chosen_device), IN_BLOCKS if as_it_lies else str(chosen_dtype).removeprefix("torch.")
+
+def _record(bench: Bench, case: Case, report: Report, chosen: list[Prompt]) -> tuple[dict[str, Any], str]:
+    """The report with what it was made of, for JSON, and a caption."""
+    about, target, plan = describe(bench.target.device), bench.target, report.plan
     caption = (
-        f"{report.subject} against {chosen_target}, temperature {temperature:g}, {len(encoded)} prompts, "
-        f"{report.sequences} sequences of at most {length} tokens, alpha {alpha:g}, seed {seed}, on "
-        f"{about['processor']}, torch {about['torch']}, transformers {about['transformers']}, "
+        f"{report.subject} against {target.name}, temperature {plan.request.temperature:g}, {len(case.prompts)} "
+        f"prompts, {report.sequences} sequences of at most {plan.request.max_new_tokens} tokens, alpha {plan.alpha:g}, "
+        f"seed {plan.seed}, on {about['processor']}, torch {about['torch']}, transformers {about['transformers']}, "
         f"commit {about['commit'] or 'none'}"
     )
+    speculation = getattr(case.decoder.subject, "speculation", None)
     record = {
-        "target": chosen_target, "draft": chosen_draft, "dtype": kept,
-        "device": str(chosen_device), "prompts": digest(chosen), "date": time.strftime("%Y-%m-%d"), **about,
+        "target": target.name, "draft": bench.models.draft, "dtype": target.kept, "device": str(target.device),
+        "prompts": digest(chosen), "date": time.strftime("%Y-%m-%d"), **about,
         "speculation": None if speculation is None else asdict(speculation), **report.as_dict(),
     }  # fmt: skip
+    return record, caption
+
+
+def _written(record: dict[str, Any], report: Report, caption: str, out: Path) -> Path:
+    """The JSON file, which lies beside its chart."""
     path = files.unused(files.folder(out) / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
     chart = path.with_suffix(".png")
     with files.all_or_none(path, chart):
         files.replace(path, json.dumps(record, indent=1).encode())
         figures.losslessness(report, caption, chart)
-    if as_json:
-        print_json(record)
-    else:
-        show(console, report)
-        if speculation is not None:
-            console.print(speculation.told, soft_wrap=True)
-        console.print(caption, style="dim", soft_wrap=True)
-        console.print(f"report: {path}   chart: {chart}", soft_wrap=True)
-    raise typer.Exit(STATUS[report.verdict])
-
-
-def _helper(
-    sovereign: PreTrainedModel, target: str, draft: str | None, decoder: str | None
-) -> tuple[PreTrainedModel | None, str]:
-    """The draft, for the judge to hold tokens beside what it proposes; or none, and why. Raises VocabularyMismatch."""
-    if draft is None:
-        return None, "no draft is named: add --draft, where the decoder's is known"
-    if not is_model(draft):
-        return None, f"draft {draft} is no model of its own"
-    theirs, own = read(target).tokenizer, read(draft).tokenizer
-    differing = differing_tokens(theirs, own) if theirs is not None and own is not None else 0
-    if differing and decoder == ASSISTED:
-        raise VocabularyMismatch(
-            f"draft {draft} has other tokens than target {target} ({differing} entries of their vocabularies differ), "
-            "and decoder assisted is asked with one tokenizer: choose a draft with the target's"
-        )
-    if differing:
-        return None, f"draft {draft} has other tokens than the target: {differing} entries of their vocabularies differ"
-    helper = _load(draft, torch.float32, sovereign.device)
-    if theirs is None or own is None:
-        sizes = [int(model.config.get_text_config().vocab_size) for model in (sovereign, helper)]
-        check_sizes((target, draft), (sizes[0], sizes[1]))
-    return helper, ""
-
-
-def _load(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """transformers' own model."""
-    from transformers.utils import logging
-
-    from sybil.models.pretrained import load_transformers
-
-    logging.set_verbosity_error()  # our own bars are the only ones
-    logging.disable_progress_bar()
-    return load_transformers(read(name), dtype, device).eval()
-
-
-def _encoded(chosen: list[Prompt], ours: Decoder, served: EndpointSubject | None) -> list[list[int]]:
-    """Prompts as token ids. A server that takes messages only is given each as a user's message."""
-    if served is None or not served.by_chat:
-        return [prompts.encode(prompt, ours) for prompt in chosen]
-    if ours.chat_template is None:
-        raise NotJudgeable(
-            f"{served.spoken.url} takes messages only, and the target has no chat template to make token ids of them "
-            "by: give a target with one, or a server of completions"
-        )
-    said = [replace(prompt, messages=prompt.messages or (("user", prompt.text),)) for prompt in chosen]
-    encoded = [prompts.encode(prompt, ours) for prompt in said]
-    served.messages = {
-        tuple(ids): [{"role": role, "content": content} for role, content in prompt.messages]
-        for ids, prompt in zip(encoded, said, strict=True)
-    }
-    return encoded
-
-
-def _transformers(
-    decoder: str | None, model: PreTrainedModel, tokenizer: Tokenizer, draft: str | None, gamma: int | str
-) -> TransformersSubject:
-    if decoder == PROMPT_LOOKUP:
-        return TransformersSubject(model, tokenizer, prompt_lookup=fixed(gamma))
-    if decoder == TRANSFORMERS:
-        return TransformersSubject(model, tokenizer)
-    if draft is None:
-        raise InvalidSetting("decoder is assisted and the target has no draft: add --draft")
-    assistant = _load(draft, model.dtype, model.device)
-    check_assisted(model, assistant, draft)
-    return TransformersSubject(model, tokenizer, assistant)
+    return path

@@ -7,6 +7,7 @@ on what was standard output. The function itself reads nothing on standard input
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import itertools
 import json
@@ -16,10 +17,15 @@ import reprlib
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
+FORMS = "package.module:function or file.py:function"
+TRACEBACK = "SYBIL_TRACEBACK"  # in the environment: what is raised is shown whole
 MOST_TOKENS = 100_000  # in one answer; more are no answer to anything that was asked
 LARGEST_ID = 2**31 - 1
+NAMED = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "eos_token_ids", "stop_strings", "seed", "gamma")
+"""What a function may be called with by name, beside its prompt; gamma only where it names that itself."""
 
 Answer = tuple[tuple[int, ...], tuple[int, ...] | None]
 """New tokens, and the place of each in its block where the function says it."""
@@ -78,22 +84,57 @@ def error_line(error: BaseException) -> str:
 
 
 def function_of(spec: str) -> Any:
-    """The function package.module:function; raises Unfit where the module has none, and what its import raises."""
-    module_name, _, function_name = spec.partition(":")
-    module = importlib.import_module(module_name)
+    """The function package.module:function, or file.py:function; raises Unfit where there is none, and what its import
+    raises."""
+    module_name, _, function_name = spec.rpartition(":")
+    module = _of_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
     function = getattr(module, function_name, None)
     if callable(function):
         return function
-    there = sorted(name for name, value in vars(module).items() if _is_public(name, value, module_name))
+    there = sorted(name for name, value in vars(module).items() if _is_public(name, value, module.__name__))
     raise Unfit(f"{module_name} has no function {function_name!r}: choose among {', '.join(there[:20]) or 'none'}")
 
 
-def takes_gamma(function: Any) -> bool:
-    """Whether a function names gamma among what it takes: how many tokens it proposes at once."""
+def _of_file(path: str) -> Any:
+    """The module in a file, which finds its neighbours as `python file.py` does."""
+    file = Path(path).expanduser().absolute()
+    if not file.is_file():
+        raise Unfit(f"there is no file {file}")
+    sys.path.insert(0, str(file.parent))
+    spec = importlib.util.spec_from_file_location(f"judged_{file.stem}", file)  # a name that no other module has
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def taken(function: Any) -> list[str]:
+    """Which of NAMED a function is called with; raises Unfit for one that can't be called so."""
     try:
-        return "gamma" in inspect.signature(function).parameters
+        parameters = [*inspect.signature(function).parameters.values()]
     except (TypeError, ValueError):  # of some that are written in C nothing is known
-        return False
+        return [*NAMED[:-1]]
+    if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+        raise Unfit("it takes no prompt: let its first argument be the prompt, a list of token ids")
+    rest = parameters[1:]
+    named = [each for each in rest if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    unknown = [each.name for each in rest if _is_needed(each) and (each not in named or each.name not in NAMED)]
+    if unknown:
+        raise Unfit(
+            f"it asks for {', '.join(unknown)}, which the judge doesn't give: give that a default. Beside the prompt a "
+            f"function is called with those that it names of {', '.join(NAMED)}"
+        )
+    takes_any = any(each.kind == each.VAR_KEYWORD for each in rest)
+    names = {each.name for each in named}
+    return [name for name in NAMED if name in names or (takes_any and name != "gamma")]
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty and parameter.kind not in (
+        parameter.VAR_POSITIONAL,
+        parameter.VAR_KEYWORD,
+    )
 
 
 def _is_public(name: str, value: Any, module_name: str) -> bool:
@@ -116,14 +157,14 @@ def main() -> None:
             if function is None:
                 sys.path[:] = request["path"]
                 function = function_of(request["spec"])
-                reply: dict[str, Any] = {"gamma": takes_gamma(function)}
+                reply: dict[str, Any] = {"takes": taken(function)}
             else:
                 tokens, places = answer_of(function(request["prompt"], **_settings(request)))
                 reply = {"tokens": tokens, "places": places}
         except Unfit as error:
             reply = {"unfit": str(error)}
         except BaseException as error:  # an exit is no more than any other exception here
-            if os.environ.get("SYBIL_TRACEBACK"):
+            if os.environ.get(TRACEBACK):
                 traceback.print_exc()
             reply = {"raised": error_line(error)}
         answers.write(json.dumps(reply) + "\n")

@@ -11,29 +11,34 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sybil.errors import InvalidSetting, NotJudgeable, one_line
 from sybil.losslessness import child
 from sybil.losslessness.deadline import TIMEOUT, checked, within
 from sybil.losslessness.samples import Request, Sample, Subject
-from sybil.losslessness.subjects import WIDTHS, asked, derived
+from sybil.losslessness.subjects import WIDTHS, derived
+from sybil.losslessness.taking import Taking
+
+if TYPE_CHECKING:
+    from sybil.losslessness.report import Plan
 
 MOST_BYTES = 2**22  # of one answer: more than the most tokens and places take
 
 
 class ForeignSubject:
-    """The function "package.module:function", sought from the current folder as `python -m` does, called once a prompt.
+    """The function "package.module:function", sought from the current folder as `python -m` does, or
+    "file.py:function", called once a prompt with what it takes of a request.
 
     It runs in a child process, so whatever it raises, exits with, prints or leaves behind ends nothing here. timeout:
     seconds for the module's import, and for each answer; the process and those that it started are killed then, and
-    when this object goes. Raises InvalidSetting where there is no such function, and NotJudgeable for an answer that
-    is none."""
+    when this object goes. traceback: whether what it raises is shown whole on standard error. Raises InvalidSetting
+    where there is no such function, and NotJudgeable for an answer that is none."""
 
-    def __init__(self, spec: str, timeout: float = TIMEOUT) -> None:
-        module_name, colon, function_name = spec.partition(":")
+    def __init__(self, spec: str, timeout: float = TIMEOUT, traceback: bool = False) -> None:
+        module_name, colon, function_name = spec.rpartition(":")
         if not (module_name and colon and function_name):
-            raise InvalidSetting(f"decoder is {spec!r}: name a function as package.module:function")
+            raise InvalidSetting(f"decoder is {spec!r}: name a function as {child.FORMS}")
         self.name, self._timeout = spec, checked(timeout)
         here = str(Path.cwd())
         self._process = subprocess.Popen(
@@ -41,6 +46,7 @@ class ForeignSubject:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # a group to be killed as one, and Ctrl-C is for us alone
+            env={**os.environ, child.TRACEBACK: "1"} if traceback else None,
         )
         self._end = weakref.finalize(self, _kill, self._process)
         try:
@@ -48,13 +54,23 @@ class ForeignSubject:
         except NotJudgeable as error:
             raise InvalidSetting(f"decoder is {spec!r}, and while {module_name} was imported {error}") from None
         if "raised" in reply:
+            is_file = module_name.endswith(".py")
+            remedy = "mend it" if is_file else f"check the name, and run it where `python -m {module_name}` works"
             raise InvalidSetting(
-                f"decoder is {spec!r}, and importing {module_name} from {here} raised {_text(reply, 'raised')}: check "
-                f"the name, and run it where `python -m {module_name}` works"
+                f"decoder is {spec!r}, and importing {module_name} from {here} raised {_text(reply, 'raised')}: "
+                f"{remedy}; --traceback shows where it was raised"
             )
         if "unfit" in reply:
             raise InvalidSetting(f"decoder is {spec!r}, and {_text(reply, 'unfit')}")
-        self._gammas = WIDTHS if reply.get("gamma") is True else ()
+        takes = reply.get("takes")
+        known = {name for name in child.NAMED if name in takes} if isinstance(takes, list) else set[str]()
+        self._taking = Taking(frozenset(known - {"gamma"}))
+        self._gammas = WIDTHS if "gamma" in known else ()
+        self.notes, self.takes = self._taking.notes, self._taking.takes
+
+    def check(self, plan: Plan) -> None:
+        """See samples.Subject."""
+        self._taking.check(self.name, plan)
 
     def widths(self) -> dict[str, Subject]:
         """With other gammas, where the function takes one."""
@@ -69,15 +85,15 @@ class ForeignSubject:
         """What sample() gives; more: what else the function is called with."""
         for index, prompt in enumerate(prompts):
             where = f"(prompt {index} of {len(prompts)}, {len(prompt)} tokens)"
-            settings = asked(request, derived(seed, index)) | dict(more)
+            settings = self._taking.settings(request, derived(seed, index)) | dict(more)
             try:
                 reply = self._exchange({"prompt": list(prompt), "settings": settings})
             except NotJudgeable as error:
                 raise NotJudgeable(f"decoder {self.name}: {error} {where}: mend it") from None
             if "raised" in reply:
                 raise NotJudgeable(
-                    f"decoder {self.name} raised {_text(reply, 'raised')} {where}: mend it; SYBIL_TRACEBACK=1 shows "
-                    "where it was raised"
+                    f"decoder {self.name} raised {_text(reply, 'raised')} {where}: mend it; --traceback shows where "
+                    "it was raised"
                 )
             if "unfit" in reply:
                 raise NotJudgeable(f"decoder {self.name} {_text(reply, 'unfit')}")

@@ -77,7 +77,7 @@ def stops(trial: Trial, paths: Sequence[Path]) -> int:
         (number, path, request)
         for number, path in paths
         for request in ending.inside(trial.prompts[number], path, trial.greedily, tokenizer, choice)
-        if takes(request)
+        if takes(request) and (trial.plan.stop_strings or not request.stop_strings)
     ]
     for done, (number, path, request) in enumerate(trials, start=1):
         (sample,) = trial.ask("stopping", [trial.prompts[number]], request, trial.plan.seed, done - 1, len(trials))

@@ -79,6 +79,8 @@ def _report(trial: Trial) -> Report:
         paths = greedily.likeliest(trial)
         if not greedily.stops(trial, paths):
             notes.append("stops were not tried" + (": no greedy sequence was fit for it" if plan.stopping else ""))
+        elif not plan.stop_strings:
+            notes.append("stop strings were left out")
         others = widths(trial.subject) if plan.widths else {}
         if others:
             asked.append("width")

@@ -24,16 +24,18 @@ class Plan:
     """What is tried, and how sure a verdict is to be.
 
     request: what sampled sequences are asked for; repeats: of them for each prompt; greedy: prompts decoded
-    greedily; stopping: prompts on which stops are tried; widths: greedy prompts asked again with more or fewer tokens
-    verified at once, where the decoder lets one choose (0 leaves each out). alpha: the probability that a lossless
-    decoder fails. near_tie: by how much target and decoder may differ by rounding alone; doubtful: by how much if the
-    decoder's precision is not known, so that no verdict can be built on such a difference. resolution (nats a token)
-    and uniformity (Cohen's w): a PASS would have seen a drift and an uneven u as large, with power 0.9."""
+    greedily; stopping: prompts on which stops are tried (stop_strings: strings among them); widths: greedy prompts
+    asked again with more or fewer tokens verified at once, where the decoder lets one choose (0 leaves each out).
+    alpha: the probability that a lossless decoder fails. near_tie: by how much target and decoder may differ by
+    rounding alone; doubtful: by how much if the decoder's precision is not known, so that no verdict can be built on
+    such a difference. resolution (nats a token) and uniformity (Cohen's w): a PASS would have seen a drift and an
+    uneven u as large, with power 0.9."""
 
     request: Request
     repeats: int = 2
     greedy: int = 16
     stopping: int = 8
+    stop_strings: bool = True
     widths: int = 4
     alpha: float = 1e-6
     seed: int = 0
@@ -77,7 +79,8 @@ class Ruling:
 @dataclass(frozen=True, slots=True)
 class Report:
     """verdict: what follows from the rulings, one a question that was put; reasons: theirs, the worst first, and what
-    was left out. tokens, sequences: sampled ones that were judged; evidence: theirs, None where there is none."""
+    was left out. tokens, sequences: sampled ones that were judged; evidence: theirs, None where there is none.
+    control: of a second decoder that was judged beside this one."""
 
     subject: str
     verdict: Verdict
@@ -89,6 +92,7 @@ class Report:
     tokens: int = 0
     sequences: int = 0
     evidence: Evidence | None = field(default=None, repr=False)
+    control: Control | None = None
 
     @property
     def alpha(self) -> float:
@@ -99,6 +103,23 @@ class Report:
         """By question."""
         return {ruling.question: ruling.verdict for ruling in self.rulings}
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The whole verdict, and under it those that it follows from, each with its reasons, and the notes."""
+        told, lines = set[str](), [f"{self.verdict}: {self.subject}"]
+        for ruling in self.rulings:
+            lines.append(f"  {ruling.question}: {ruling.verdict}")
+            lines += [f"    {reason}" for reason in ruling.reasons if reason not in told]
+            told |= set(ruling.reasons)
+        lines += [f"  {note}" for note in self.reasons if note not in told]
+        if self.control is not None:
+            lines.append(f"control: {self.control.report.verdict}: {self.control.report.subject}")
+            lines += [f"  {line}" for line in self.control.told]
+        return tuple(lines)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; what is infinite or not a number becomes None. The evidence stays out."""
         plain: dict[str, Any] = _plain({
@@ -106,8 +127,18 @@ class Report:
             "reasons": self.reasons, "alpha": self.alpha,
             "tokens": self.tokens, "sequences": self.sequences, "drift": self.drift and asdict(self.drift),
             "checks": [asdict(check) for check in self.checks], "plan": asdict(self.plan),
+            "control": self.control and {"told": self.control.told, **self.control.report.as_dict()},
         })  # fmt: skip
         return plain
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A second decoder, plain where the first speculates. told: whose fault is whose, as the two reports together say
+    it."""
+
+    report: Report
+    told: tuple[str, ...]
 
 
 def _plain(value: Any) -> Any:

@@ -70,7 +70,8 @@ class Speculation:
 
 class Subject(Protocol):
     """A decoder under judgement. It may have notes (list[str]: what can't be checked of it), a speculation,
-    takes(request) where there are requests that can't be put to it, and widths(), see below."""
+    takes(request) where there are requests that can't be put to it, check(plan), which raises InvalidSetting where a
+    whole plan can't, and widths(), see below."""
 
     name: str
 

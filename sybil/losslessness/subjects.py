@@ -15,32 +15,22 @@ from torch import Tensor
 from sybil.decoding import Decoder
 from sybil.drafting.window import GAMMA
 from sybil.errors import InvalidSetting, NotJudgeable, one_line
-from sybil.losslessness.child import Unfit, answer_of, error_line, takes_gamma
+from sybil.losslessness.child import Unfit, answer_of, error_line, taken
 from sybil.losslessness.samples import Request, Sample, Subject
+from sybil.losslessness.taking import Taking
 from sybil.stopping import Stops
 from sybil.transfer import integers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sybil.losslessness.report import Plan
+
 WIDTHS = (1, 8)  # gammas that greedy texts are compared at
 Function = Callable[..., Any]
 """(prompt, *, max_new_tokens, temperature, top_k, top_p, min_p, eos_token_ids, stop_strings, seed) -> new tokens, or
-(new tokens, places). One that takes `gamma` besides is asked how its greedy tokens depend on it."""
-
-
-def asked(request: Request, seed: int) -> dict[str, Any]:
-    """A request as the keywords of a Function."""
-    return {
-        "max_new_tokens": request.max_new_tokens,
-        "temperature": request.temperature,
-        "top_k": request.top_k,
-        "top_p": request.top_p,
-        "min_p": request.min_p,
-        "eos_token_ids": request.eos_token_ids,
-        "stop_strings": request.stop_strings,
-        "seed": seed,
-    }
+(new tokens, places). It is called with those that it names, or with all if it takes any (**). One that names `gamma`
+besides is asked how its greedy tokens depend on it."""
 
 
 def derived(seed: int, index: int) -> int:
@@ -224,10 +214,20 @@ class CallableSubject:
 
     def __init__(self, function: Function, name: str) -> None:
         self.function, self.name = function, name
+        try:
+            takes = frozenset(taken(function))
+        except Unfit as error:
+            raise InvalidSetting(f"decoder is {name}, and {one_line(str(error), 400)}") from None
+        self._takes_gamma, self._taking = "gamma" in takes, Taking(takes - {"gamma"})
+        self.notes, self.takes = self._taking.notes, self._taking.takes
+
+    def check(self, plan: Plan) -> None:
+        """See samples.Subject."""
+        self._taking.check(self.name, plan)
 
     def widths(self) -> dict[str, Subject]:
         """With other gammas, where the function takes one."""
-        if not takes_gamma(self.function):
+        if not self._takes_gamma:
             return {}
         return {
             f"gamma {gamma}": CallableSubject(partial(self.function, gamma=gamma), f"{self.name}, gamma {gamma}")
@@ -237,7 +237,7 @@ class CallableSubject:
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
         for index, prompt in enumerate(prompts):
             try:
-                answer = answer_of(self.function(list(prompt), **asked(request, derived(seed, index))))
+                answer = answer_of(self.function(list(prompt), **self._taking.settings(request, derived(seed, index))))
             except KeyboardInterrupt:  # Ctrl-C is meant for us
                 raise
             except Unfit as error:

@@ -6,9 +6,12 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from tokenizers import Tokenizer
 
 from sybil.arguments import described
-from sybil.decoding import Decoder
+from sybil.chat import ChatTemplate
 from sybil.errors import InvalidSetting, told
 from sybil.models.folders import embedded_folder
 
@@ -88,15 +91,27 @@ def _messages(said: object, where: str) -> tuple[tuple[str, str], ...]:
     return tuple(messages)
 
 
-def encode(prompt: Prompt, decoder: Decoder) -> list[int]:
+class Reader(Protocol):
+    """What reads a prompt: a Decoder, or whatever else knows a model's tokens."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Text to token ids."""
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """Messages to text, where the model has one."""
+
+
+def encode(prompt: Prompt, reader: Reader) -> list[int]:
     """A prompt's token ids: its messages by the model's chat template where both are there, else its text."""
-    assert decoder.tokenizer is not None
-    if prompt.messages and decoder.chat_template is not None:
+    assert reader.tokenizer is not None
+    if prompt.messages and reader.chat_template is not None:
         said = [{"role": role, "content": content} for role, content in prompt.messages]
-        text, special = decoder.chat_template.render(said), False  # the template writes special tokens itself
+        text, special = reader.chat_template.render(said), False  # the template writes special tokens itself
     else:
         text, special = prompt.text, True
-    ids: list[int] = decoder.tokenizer.encode(text, add_special_tokens=special).ids
+    ids: list[int] = reader.tokenizer.encode(text, add_special_tokens=special).ids
     return ids
 
 

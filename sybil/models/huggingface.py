@@ -161,7 +161,7 @@ class HuggingFaceModel:
         positions = cache.append(tokens.shape[1]).clamp(max=self.context - 1)
         known = {"position_ids": positions.to(self.device), "logits_to_keep": logits_to_keep}
         tokens = tokens.clone() if tokens.is_inference() else tokens
-        with _evaluating(self._parts):
+        with evaluating(self._parts):
             out = self.model(
                 input_ids=tokens.to(self.device),
                 attention_mask=cache.mask().to(self.device),
@@ -206,7 +206,7 @@ def _check_around(model: nn.Module, inner: str, needed: set[str]) -> None:
 
 
 @contextmanager
-def _evaluating(parts: Iterable[nn.Module]) -> Iterator[None]:
+def evaluating(parts: Iterable[nn.Module]) -> Iterator[None]:
     """Every part in evaluation mode, where dropout is off, and afterwards as it was.
 
     The flags are set one by one: a module's own eval() may do more, such as merging adapters into weights."""

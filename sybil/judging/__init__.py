@@ -1,0 +1,84 @@
+"""The judge as a library: is a decoder, anybody's, lossless?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import nn
+
+from sybil.agreement import tolerance_of
+from sybil.judging.asked import FULL, QUICK, Asked, planned
+from sybil.judging.case import Case
+from sybil.judging.decoders import Bench, Endpoint, Judged, Models
+from sybil.judging.original import Source
+from sybil.judging.wording import Prompts, chosen
+from sybil.losslessness.deadline import TIMEOUT
+from sybil.losslessness.report import Report
+from sybil.losslessness.trial import Progress
+from sybil.models.huggingface import evaluating
+from sybil.models.objects import inside
+from sybil.pairs import PAIRS
+
+__all__ = ["Asked", "Endpoint", "Judged", "Models", "Prompts", "Report", "judge"]
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    pass
+
+
+def _unheard(advice: str) -> None:
+    pass
+
+
+def judge(
+    decoder: Judged,
+    target: Source,
+    prompts: Prompts = None,
+    *,
+    draft: Source | None = None,
+    control: Judged | None = None,
+    tokenizer: Any = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    eos: Sequence[str | int] = (),
+    tolerance: str | float | None = None,
+    timeout: float = TIMEOUT,
+    quick: bool = False,
+    progress: Progress = _silent,
+    advise: Callable[[str], None] = _unheard,
+    **asked: Unpack[Asked],
+) -> Report:
+    """Is a decoder lossless? Judged by what it says, and by the target that it claims to follow.
+
+    decoder: a function (prompt, *, max_new_tokens, temperature, top_k, top_p, min_p, eos_token_ids, stop_strings,
+    seed, gamma) -> new token ids, or (new ids, the place of each in its block), which is called with those of the
+    keywords that it takes; a sybil.Decoder; a transformers model, for its generate(); a name ("sybil", "transformers",
+    "assisted", "prompt-lookup", "package.module:function", "file.py:function"); a server's URL, or an Endpoint.
+    target: a pair's name, a hub id, a folder, a GGUF file, or a transformers model. The judge runs it by transformers'
+    own forward. prompts: texts, messages or token ids, or a JSONL file (pathlib.Path); None: those that Sybil ships.
+
+    draft: the decoder's, where it is known: what it proposes is looked for in what the decoder says. control: a second
+    decoder, plain where the first speculates ("sybil": without a draft), so that what both get wrong isn't blamed on
+    speculation. tokenizer: the target's, where it is an object. dtype: what the decoder keeps the weights in; a model's
+    own where it is one. eos: end tokens by id or text, in place of the target's own. tolerance: how far the decoder's
+    own rounding may move a logit: logits, or a name ("float16", "q8 activations"). timeout: seconds for an answer of a
+    server or a named function; a function of this process is trusted to come to an end. quick: fewer prompts and
+    tokens. progress: told phase, done and total; advise: told beforehand that the plan is too small for a PASS.
+    asked: see Asked.
+
+    The report's verdict is "PASS", "FAIL" or "INCONCLUSIVE"; print(report) tells it with its reasons. Raises the errors
+    of sybil.errors where there is no verdict, as NotJudgeable for a function that raises."""
+    plan, settings = planned(asked, quick)
+    stated = None if tolerance is None else tolerance_of(str(tolerance))
+    texts = chosen(prompts, target, asked.get("count", (QUICK if quick else FULL)["count"]))
+    if isinstance(target, str) and target in PAIRS:
+        target, draft = PAIRS[target].source, PAIRS[target].draft if draft is None else draft
+    if dtype is None and isinstance(decoder, nn.Module) and isinstance(target, str | Path):
+        dtype = inside(decoder).dtype
+    models = Models(target=target, draft=draft, dtype=dtype, device=device, tokenizer=tokenizer)
+    bench = Bench(models, settings, eos, timeout)
+    with evaluating(target.modules() if isinstance(target, nn.Module) else ()):
+        return Case.of(bench, decoder, texts, plan, stated, control).judged(progress, advise)

@@ -1,0 +1,103 @@
+"""A model by transformers' own hands: what a decoder is held to, and one copy for whoever can share it."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import PreTrainedModel
+
+from sybil.chat import ChatTemplate
+from sybil.defaults import Defaults
+from sybil.devices import choose_device, dtype_named
+from sybil.errors import InvalidSetting
+from sybil.loading import IN_BLOCKS, chat_template, dtype_chosen, keeps_blocks, read
+from sybil.models.folders import Checkpoint
+from sybil.models.huggingface import entrance
+from sybil.models.objects import inside
+
+WIDE = (torch.float32, torch.float64)
+Source = str | Path | nn.Module
+"""A hub id, a folder, a GGUF file, or a transformers model."""
+
+
+class Original:
+    """A target, or the judge's own copy of a draft. Each part is read or loaded when it is first asked for, and once.
+
+    dtype: what the decoder keeps the weights in, as sybil.load takes it. Whatever transformers loads can be judged,
+    whether Sybil can decode for it or not. Raises the errors of sybil.errors."""
+
+    def __init__(
+        self,
+        source: Source,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        tokenizer: object = None,
+    ) -> None:
+        self._source, self._tokenizer = source, tokenizer
+        if isinstance(source, str | Path):
+            named = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+            self.device = choose_device(device)
+            self.dtype = dtype_chosen(source, named, self.device)
+            self.in_blocks = keeps_blocks(source, named, self.device)
+        else:
+            model = inside(source)
+            self.device, self.dtype, self.in_blocks = entrance(model), model.dtype, False
+            self._check_as_it_is(dtype, device)
+
+    def _check_as_it_is(self, dtype: str | torch.dtype | None, device: str | torch.device | None) -> None:
+        asked = dtype_named(dtype)
+        if isinstance(asked, torch.dtype) and asked != self.dtype:
+            raise InvalidSetting(f"dtype is {asked} and the model is in {self.dtype}: convert it, or leave dtype out")
+        if device is not None and choose_device(device).type != self.device.type:
+            raise InvalidSetting(f"device is {device} and the model is on {self.device}: move it, or leave device out")
+
+    @property
+    def name(self) -> str:
+        return str(self._source) if isinstance(self._source, str | Path) else type(inside(self._source)).__name__
+
+    @property
+    def kept(self) -> str:
+        """What the weights are kept in, as a report says it."""
+        return IN_BLOCKS if self.in_blocks else str(self.dtype).removeprefix("torch.")
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return read(self._source, self._tokenizer)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.checkpoint.tokenizer
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        return chat_template(self.checkpoint)
+
+    @cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        known = self.checkpoint
+        return tuple(sorted(Defaults.of(known.generation, known.config, known.name).end_tokens))
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """With its weights as a decoder has them."""
+        return inside(self._source) if isinstance(self._source, nn.Module) else self._loaded()
+
+    @cached_property
+    def reference(self) -> PreTrainedModel:
+        """The same weights, computed in float32 at least: `model` itself where it is so wide, or quantised, when its
+        weights can't be converted."""
+        if self.dtype in WIDE or self.checkpoint.config.get("quantization_config"):
+            return self.model
+        model = copy.deepcopy(self.model) if isinstance(self._source, nn.Module) else self._loaded()
+        widened: PreTrainedModel = model.float()
+        return widened
+
+    def _loaded(self) -> PreTrainedModel:
+        from sybil.models.pretrained import load_transformers
+
+        return load_transformers(self.checkpoint, self.dtype, self.device).eval()
