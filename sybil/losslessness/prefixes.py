@@ -86,7 +86,7 @@ class Forward:
                 self._prefixes.move_to_end(prompt)
                 return self._prefixes[prompt]
         keys = DynamicCache(config=self.model.config.get_text_config())
-        last = self._rows(prompt, 1, keys)
+        last = self._rows(prompt, 1, keys).clone()
         if not all(type(layer) is DynamicLayer for layer in keys.layers) or keys.get_seq_length() != len(prompt):
             return None
         prefix = _Prefix(keys, last)
