@@ -27,9 +27,9 @@ class Counting(Forward):
         super().__init__(*rest, **named)
         self.computed = list[int]()
 
-    def _rows(self, ids, count, past):
+    def _rows(self, ids, count, keys=None):
         self.computed.append(len(ids))
-        return super()._rows(ids, count, past)
+        return super()._rows(ids, count, keys)
 
 
 def held(forward: Counting, prompt: list[int], tokens: list[int]) -> list[int]:
@@ -59,19 +59,36 @@ def test_a_model_that_keeps_something_else_is_computed_whole(model: PreTrainedMo
         assert held(forward, PROMPT, tokens) == [len(PROMPT) + len(tokens) - 1]
 
 
-def test_a_model_that_is_wrong_in_two_parts_is_computed_whole() -> None:
-    """As one that takes positions from what it is given, not from what it keeps."""
+class Forgetful(GPT2LMHeadModel):
+    """Takes positions from what it is given, not from what it keeps."""
 
-    class Forgetful(GPT2LMHeadModel):
-        def forward(self, input_ids=None, **rest):
-            return super().forward(input_ids, position_ids=torch.arange(input_ids.shape[1])[None], **rest)
+    def forward(self, input_ids=None, **rest):
+        return super().forward(input_ids, position_ids=torch.arange(input_ids.shape[1])[None], **rest)
 
+
+class Refusing(GPT2LMHeadModel):
+    """Wants no keys of its own again."""
+
+    def forward(self, input_ids=None, past_key_values=None, **rest):
+        if past_key_values is not None and past_key_values.get_seq_length():
+            raise RuntimeError("a text is computed once here")
+        return super().forward(input_ids, past_key_values=past_key_values, **rest)
+
+
+class Keyless(GPT2LMHeadModel):
+    """Keeps nothing, and takes nothing but ids."""
+
+    def forward(self, input_ids=None, use_cache=None):
+        return super().forward(input_ids, use_cache=False)
+
+
+@pytest.mark.parametrize("kind", [Forgetful, Refusing, Keyless])
+def test_a_model_that_is_wrong_in_two_parts_is_computed_whole(kind: type[GPT2LMHeadModel]) -> None:
     model = copy.deepcopy(gpt2())
-    model.__class__ = Forgetful
+    model.__class__ = kind
     forward = Counting(model)
-    for _ in range(2):
-        held(forward, PROMPT, TOKENS)
-    assert forward.computed == [10]
+    held(forward, PROMPT, TOKENS)
+    assert held(forward, PROMPT, TOKENS) == [10]
 
 
 def test_no_more_is_kept_than_was_allowed() -> None:

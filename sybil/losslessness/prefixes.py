@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class _Prefix:
 
     @property
     def bytes(self) -> int:
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.keys.layers) + self.last.nbytes
+        return self.last.nbytes + sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in self.keys.layers)
 
     def copied(self) -> DynamicCache:
         """For a text that goes on from here. It appends to the same tensors by making new ones."""
@@ -46,8 +47,10 @@ class Forward:
 
     def __init__(self, model: PreTrainedModel, most_bytes: int = MOST_BYTES) -> None:
         self.model, self.most_bytes = model, most_bytes
-        self._can_keep = "logits_to_keep" in keywords_of(model)
-        self._divides: bool | None = None  # whether texts may be computed in two parts; None until it was tried
+        takes = keywords_of(model)
+        self._can_keep = "logits_to_keep" in takes
+        # whether texts may be computed in two parts; None until it was tried
+        self._divides: bool | None = None if "past_key_values" in takes else False
         self._prefixes: OrderedDict[tuple[int, ...], _Prefix] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -55,14 +58,18 @@ class Forward:
     def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Before each of tokens, at least one, had prompt and the tokens before it been the text: (tokens, vocab)."""
         if self._divides is None and len(tokens) > 1:
-            whole, parts = self._whole(prompt, tokens), self._in_two(prompt, tokens)
+            whole = self._whole(prompt, tokens)
+            try:
+                parts = self._in_two(prompt, tokens)
+            except Exception:  # whatever a model makes of keys that it is given: it is computed whole
+                parts = None
             self._divides = parts is not None and _agree(whole, parts)
             return whole
         parts = self._in_two(prompt, tokens) if self._divides else None
         return self._whole(prompt, tokens) if parts is None else parts
 
     def _whole(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        return self._rows([*prompt, *tokens][:-1], len(tokens), None)[0]
+        return self._rows([*prompt, *tokens][:-1], len(tokens))
 
     def _in_two(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor | None:
         """None where the model keeps something else than keys and values."""
@@ -71,14 +78,15 @@ class Forward:
             return None
         if len(tokens) == 1:
             return prefix.last
-        return torch.cat([prefix.last, self._rows(tokens[:-1], len(tokens) - 1, prefix.copied())[0]])
+        return torch.cat([prefix.last, self._rows(tokens[:-1], len(tokens) - 1, prefix.copied())])
 
     def _prefix(self, prompt: tuple[int, ...]) -> _Prefix | None:
         with self._lock:
             if prompt in self._prefixes:
                 self._prefixes.move_to_end(prompt)
                 return self._prefixes[prompt]
-        last, keys = self._rows(prompt, 1, DynamicCache(config=self.model.config.get_text_config()))
+        keys = DynamicCache(config=self.model.config.get_text_config())
+        last = self._rows(prompt, 1, keys).clone()
         if not all(type(layer) is DynamicLayer for layer in keys.layers) or keys.get_seq_length() != len(prompt):
             return None
         prefix = _Prefix(keys, last)
@@ -88,13 +96,13 @@ class Forward:
                 self._prefixes.popitem(last=False)
         return prefix
 
-    def _rows(self, ids: Sequence[int], count: int, past: DynamicCache | None) -> tuple[Tensor, DynamicCache]:
-        """The logits after the last tokens, so many, and what is kept of all."""
-        kept = {"logits_to_keep": count} if self._can_keep else {}
-        inputs = integers([list(ids)]).to(entrance(self.model))
-        out = self.model(input_ids=inputs, past_key_values=past, use_cache=past is not None, **kept)
-        logits: Tensor = out.logits
-        return logits[0, logits.shape[1] - count :], out.past_key_values
+    def _rows(self, ids: Sequence[int], count: int, keys: DynamicCache | None = None) -> Tensor:
+        """The logits after the last tokens, so many. keys: of what is before them, to which theirs are added."""
+        given: dict[str, Any] = {"use_cache": False} if keys is None else {"use_cache": True, "past_key_values": keys}
+        if self._can_keep:
+            given["logits_to_keep"] = count
+        logits: Tensor = self.model(input_ids=integers([list(ids)]).to(entrance(self.model)), **given).logits
+        return logits[0, logits.shape[1] - count :]
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
