@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -12,9 +13,9 @@ import typer
 from tokenizers import Tokenizer
 
 from sybil.agreement import FLOAT32, HALF, TOLERANCES, tolerance_of
-from sybil.cli import options
-from sybil.cli.terminal import make_console, make_progress, print_json
-from sybil.cli.verdict import bars, show
+from sybil.cli import keeping, options
+from sybil.cli.terminal import make_console, print_json
+from sybil.cli.verdict import progress_on, show
 from sybil.decoding import Decoder
 from sybil.devices import choose_device, dtype_named
 from sybil.drafting.window import GAMMA, fixed
@@ -131,6 +132,13 @@ def verify(
         float, typer.Option(help="How often a lossless decoder may be accused.", rich_help_panel=VERDICT)
     ] = 1e-6,
     out: options.OutOption = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with an earlier run's answers: its folder, or its JSONL file. Only what is lacking is asked.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, and 2
@@ -152,7 +160,6 @@ def verify(
     length = length if max_new_tokens is None else max_new_tokens
     temperature, seed = 1.0 if temperature is None else temperature, seed or 0
     gamma = GAMMA if gamma is None else gamma
-    out = options.out_folder(out, "verify")
     bound = bound if resolution is None else resolution
     request = Request(max_new_tokens=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     plan = Plan(
@@ -174,7 +181,19 @@ def verify(
         raise InvalidSetting(f"decoder is {decoder!r}: use {', '.join(BUILT_IN)}, or a package.module:function")
     function = None if decoder is None or decoder in BUILT_IN else ForeignSubject(decoder, timeout)
 
-    files.check_folder(out)
+    about = describe(chosen_device)
+    its_own = {
+        "draft": chosen_draft,
+        "draft_dtype": draft_dtype,
+        "gamma": gamma,
+        "datastore": datastore and str(datastore),
+    }
+    kept = keeping.kept_in(out, resume, {  # what answers depend on
+        "target": chosen_target, "dtype": IN_BLOCKS if as_it_lies else str(chosen_dtype).removeprefix("torch."),
+        "device": str(chosen_device), "named": decoder or SYBIL, "model": model,
+        **(its_own if server is None and function is None else {}),
+        **{name: about[name] for name in ("torch", "transformers", "sybil")},
+    })  # fmt: skip
     with console.status("loading the models"):
         is_ours = server is None and decoder in (None, SYBIL)
         ours = load(
@@ -217,15 +236,8 @@ def verify(
     def say(text: str) -> None:
         console.print(text, soft_wrap=True)
 
-    try:
-        with make_progress(console) as progress:
-            report = judge(subject, reference, encoded, plan, bars(progress), say)
-    except KeyboardInterrupt:
-        console.print("interrupted: there is no verdict, and nothing was written")
-        raise typer.Exit(130) from None
-
-    speculation = getattr(subject, "speculation", None)
-    about, kept = describe(chosen_device), IN_BLOCKS if as_it_lies else str(chosen_dtype).removeprefix("torch.")
+    with keeping.going_on(console, kept), progress_on(console) as progress:
+        report = judge(subject, reference, encoded, plan, progress, say, kept)
     caption = (
         f"{report.subject} against {chosen_target}, temperature {temperature:g}, {len(encoded)} prompts, "
         f"{report.sequences} sequences of at most {length} tokens, alpha {alpha:g}, seed {seed}, on "
@@ -233,11 +245,11 @@ def verify(
         f"commit {about['commit'] or 'none'}"
     )
     record = {
-        "target": chosen_target, "draft": chosen_draft, "dtype": kept,
+        "target": chosen_target, "draft": chosen_draft, "dtype": kept.settings["dtype"],
         "device": str(chosen_device), "prompts": digest(chosen), "date": time.strftime("%Y-%m-%d"), **about,
-        "speculation": None if speculation is None else asdict(speculation), **report.as_dict(),
+        **report.as_dict(),
     }  # fmt: skip
-    path = files.unused(files.folder(out) / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
+    path = keeping.report_path(kept)
     chart = path.with_suffix(".png")
     with files.all_or_none(path, chart):
         files.replace(path, json.dumps(record, indent=1).encode())
@@ -246,10 +258,10 @@ def verify(
         print_json(record)
     else:
         show(console, report)
-        if speculation is not None:
-            console.print(speculation.told, soft_wrap=True)
         console.print(caption, style="dim", soft_wrap=True)
-        console.print(f"report: {path}   chart: {chart}", soft_wrap=True)
+        console.print(f"report: {path}   chart: {chart}   answers: {kept.path}", soft_wrap=True)
+        if report.verdict == "INCONCLUSIVE":
+            console.print("with --resume and those answers more repeats cost only the difference", soft_wrap=True)
     raise typer.Exit(STATUS[report.verdict])
 
 

@@ -14,6 +14,7 @@ from sybil.losslessness.checks import Drift
 from sybil.losslessness.chisquare import Check
 from sybil.losslessness.evidence import Evidence
 from sybil.losslessness.samples import Request
+from sybil.losslessness.speculation import UNKNOWN, Speculation
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Question = Literal["distribution", "tokens", "endings", "width"]
@@ -77,7 +78,8 @@ class Ruling:
 @dataclass(frozen=True, slots=True)
 class Report:
     """verdict: what follows from the rulings, one a question that was put; reasons: theirs, the worst first, and what
-    was left out. tokens, sequences: sampled ones that were judged; evidence: theirs, None where there is none."""
+    was left out. tokens, sequences: sampled ones that were judged; evidence: theirs, None where there is none;
+    speculation: what was drafted and accepted, None where nothing tells."""
 
     subject: str
     verdict: Verdict
@@ -89,6 +91,7 @@ class Report:
     tokens: int = 0
     sequences: int = 0
     evidence: Evidence | None = field(default=None, repr=False)
+    speculation: Speculation | None = None
 
     @property
     def alpha(self) -> float:
@@ -99,6 +102,11 @@ class Report:
         """By question."""
         return {ruling.question: ruling.verdict for ruling in self.rulings}
 
+    @property
+    def speculated(self) -> str:
+        """Whether speculation was observed, in a line."""
+        return UNKNOWN if self.speculation is None else self.speculation.told
+
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; what is infinite or not a number becomes None. The evidence stays out."""
         plain: dict[str, Any] = _plain({
@@ -106,6 +114,7 @@ class Report:
             "reasons": self.reasons, "alpha": self.alpha,
             "tokens": self.tokens, "sequences": self.sequences, "drift": self.drift and asdict(self.drift),
             "checks": [asdict(check) for check in self.checks], "plan": asdict(self.plan),
+            "speculation": self.speculation and self.speculation.as_dict(),
         })  # fmt: skip
         return plain
 
