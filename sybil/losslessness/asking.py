@@ -7,7 +7,7 @@ from itertools import chain
 
 from sybil.errors import NotJudgeable
 from sybil.losslessness.child import LARGEST_ID, MOST_TOKENS
-from sybil.losslessness.kept import Kept, key
+from sybil.losslessness.kept import Kept
 from sybil.losslessness.samples import Request, Sample, Subject, answered, answered_each, goes_on_at
 
 MANY = 8  # prompts that don't all continue with themselves
@@ -16,31 +16,30 @@ MANY = 8  # prompts that don't all continue with themselves
 def ask(
     subject: Subject,
     prompts: Sequence[tuple[int, ...]],
-    requests: Request | Sequence[Request],
+    requests: Sequence[Request],
     seed: int,
     vocab_size: int,
     done: Callable[[int], None] = lambda count: None,
     kept: Kept | None = None,
     phase: str = "",
 ) -> list[Sample]:
-    """The decoder's answers; done: told how many there are. requests: the one of all prompts, or one a prompt. Answers
-    that were kept are not asked for again, and others are kept as they come, under the phase's name. Raises
-    NotJudgeable for what is no answer."""
-    is_one, kept = isinstance(requests, Request), kept or Kept()
-    each = [requests] * len(prompts) if isinstance(requests, Request) else list(requests)
-    keys = [key(phase, prompts[index], each[index], seed, index) for index in range(len(prompts))]
-    known = _leading(kept, keys, prompts)
+    """The decoder's answers; done: told how many there are. requests: one a prompt. Answers that were kept are not
+    asked for again, and others are kept as they come, under the phase's name. Raises NotJudgeable for what is no
+    answer."""
+    kept, is_one = kept or Kept(), len(set(requests)) <= 1
+    keys = kept.keys(phase, prompts, requests, seed)
+    known = kept.leading(keys, prompts)
     first = len(known) if len(known) == len(prompts) or not is_one else goes_on_at(subject, len(known))
     name, samples, whole = subject.name, list[Sample](), 0
     for sample in chain(known[:first], _asked(subject, prompts, requests, seed, first)):
         if len(samples) == len(prompts) or tuple(sample.prompt) != prompts[len(samples)]:
             raise NotJudgeable(f"{name} answers other prompts than it was given: give one sample a prompt, in order")
         _refuse(name, sample, vocab_size)
-        if len(samples) >= first:
+        if keys and len(samples) >= first:
             kept.keep(keys[len(samples)], phase, sample)
         begins = len(sample.prompt) >= 4 and sample.tokens[: len(sample.prompt)] == tuple(sample.prompt)
         # a text that repeats itself may begin with its prompt; it won't be too long then, nor will most texts
-        too_long = len(sample.tokens) > each[len(samples)].max_new_tokens
+        too_long = len(sample.tokens) > requests[len(samples)].max_new_tokens
         whole += begins and (too_long or (is_one and len(prompts) >= MANY))
         samples.append(sample)
         done(len(samples))
@@ -51,25 +50,14 @@ def ask(
     return samples
 
 
-def _leading(kept: Kept, keys: Sequence[str], prompts: Sequence[tuple[int, ...]]) -> list[Sample]:
-    """The answers that were kept, as far as none is lacking."""
-    found = list[Sample]()
-    for each, prompt in zip(keys, prompts, strict=True):
-        sample = kept.known(each, prompt)
-        if sample is None:
-            break
-        found.append(sample)
-    return found
-
-
 def _asked(
-    subject: Subject, prompts: Sequence[tuple[int, ...]], requests: Request | Sequence[Request], seed: int, first: int
+    subject: Subject, prompts: Sequence[tuple[int, ...]], requests: Sequence[Request], seed: int, first: int
 ) -> Iterator[Sample]:
     """The decoder's answers to the prompts from number first on."""
     if first == len(prompts):
         return iter(())
-    if isinstance(requests, Request):
-        return answered(subject, prompts, requests, seed, first)
+    if len(set(requests)) == 1:
+        return answered(subject, prompts, requests[0], seed, first)
     return answered_each(subject, prompts[first:], requests[first:], seed)
 
 

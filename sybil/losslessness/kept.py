@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,22 @@ class Kept:
             if whole.torn:
                 os.truncate(self.path, whole.bytes)
 
-    def known(self, key: str, prompt: tuple[int, ...]) -> Sample | None:
-        """The answer to a question, if it is there."""
-        found = self._known.get(key)
-        return None if found is None else Sample(prompt, *_rest(found))
+    def keys(self, phase: str, prompts: Sequence[tuple[int, ...]], requests: Sequence[Request], seed: int) -> list[str]:
+        """What each question is known by; [] where nothing is kept."""
+        if self.path is None:
+            return []
+        return [
+            _key(phase, *question, seed, index) for index, question in enumerate(zip(prompts, requests, strict=True))
+        ]
+
+    def leading(self, keys: Sequence[str], prompts: Sequence[tuple[int, ...]]) -> list[Sample]:
+        """The answers to the first questions, as far as none is lacking."""
+        found = takewhile(lambda each: each is not None, map(self._known.get, keys))
+        return [Sample(prompt, *_rest(each)) for prompt, each in zip(prompts, found, strict=False) if each is not None]
 
     def keep(self, key: str, phase: str, sample: Sample) -> None:
         """Add an answer, to the file too."""
-        if self.path is None:
-            return
+        assert self.path is not None
         if not self.resumes:
             files.folder(self.path.parent)
             self.path, self.resumes = files.unused(self.path), True
@@ -93,9 +101,9 @@ class Kept:
             self._synced = time.monotonic()
 
 
-def key(name: str, prompt: Sequence[int], request: Request, seed: int, index: int) -> str:
-    """What a question is known by. index: of the prompt among those that the seed is for."""
-    question = json.dumps([name, list(prompt), asdict(request), seed, index])
+def _key(phase: str, prompt: Sequence[int], request: Request, seed: int, index: int) -> str:
+    """index: of the prompt among those that the seed is for."""
+    question = json.dumps([phase, list(prompt), asdict(request), seed, index])
     return hashlib.sha256(question.encode()).hexdigest()[:32]
 
 
@@ -111,8 +119,7 @@ def weights(model: torch.nn.Module) -> str:
     for name, weight in model.state_dict().items():
         found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         flat = weight.flatten()
-        few = flat[:: max(1, len(flat) // LOOKED_AT)][: LOOKED_AT + 1]
-        found.update(few.double().cpu().numpy().tobytes())
+        found.update(flat[:: max(1, len(flat) // LOOKED_AT)].cpu().double().numpy().tobytes())
     return found.hexdigest()[:16]
 
 
@@ -129,14 +136,14 @@ class _Reader:
             raise ResultsMismatch(f"{self.path} is no file: name the folder or the JSONL file of an earlier run")
         try:
             with self.path.open("rb") as file:
-                for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES), b""), start=1):
-                    if number == 1:
-                        self._check(line)
-                    elif not line.endswith(b"\n") and len(line) < MOST_BYTES:
-                        self.torn = True
+                first = file.readline(MOST_BYTES)
+                self._check(first)
+                self.bytes = len(first)
+                for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES), b""), start=2):
+                    self.torn = not line.endswith(b"\n") and len(line) < MOST_BYTES
+                    if self.torn:
                         break
-                    else:
-                        yield self._answer(number, line)
+                    yield self._answer(number, line)
                     self.bytes += len(line)
         except OSError as error:
             raise ResultsMismatch(f"{self.path} can't be gone on with ({error.strerror}): name another file") from None

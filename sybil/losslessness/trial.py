@@ -56,17 +56,18 @@ class Trial:
         return self.plan.doubtful or self.plan.near_tie
 
     def ask(
-        self, phase: str, prompts: Sequence[tuple[int, ...]], requests: Request | Sequence[Request], seed: int,
+        self, phase: str, prompts: Sequence[tuple[int, ...]], request: Request | Sequence[Request], seed: int,
         done: int = 0, total: int = 0, other: tuple[str, Subject] | None = None,
     ) -> list[Sample]:  # fmt: skip
-        """The answers of the decoder, or of another subject by its name; what makes one doubtful is noted. requests:
-        the one of all prompts, or one a prompt; done, total: answers that the phase has, and will have."""
+        """The answers of the decoder, or of another subject by its name; what makes one doubtful is noted. request:
+        that of all prompts, or one a prompt; done, total: answers that the phase has, and will have."""
 
         def tell(count: int) -> None:
             self.progress(phase, done + count, total or len(prompts))
 
         name, subject = ("", self.subject) if other is None else other
         vocab_size, named = self.reference.vocab_size, f"{phase}, {name}" if name else phase
+        requests = [request] * len(prompts) if isinstance(request, Request) else request
         samples = ask(subject, prompts, requests, seed, vocab_size, tell, self.kept, named)
         for sample in samples:
             if other is None:
