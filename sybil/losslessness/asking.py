@@ -35,12 +35,12 @@ def ask(
         if len(samples) == len(prompts) or tuple(sample.prompt) != prompts[len(samples)]:
             raise NotJudgeable(f"{name} answers other prompts than it was given: give one sample a prompt, in order")
         _refuse(name, sample, vocab_size)
-        if keys and len(samples) >= first:
-            kept.keep(keys[len(samples)], phase, sample)
         begins = len(sample.prompt) >= 4 and sample.tokens[: len(sample.prompt)] == tuple(sample.prompt)
         # a text that repeats itself may begin with its prompt; it won't be too long then, nor will most texts
         too_long = len(sample.tokens) > requests[len(samples)].max_new_tokens
         whole += begins and (too_long or (is_one and len(prompts) >= MANY))
+        if keys and len(samples) >= first and not (begins and too_long):
+            kept.keep(keys[len(samples)], phase, sample)
         samples.append(sample)
         done(len(samples))
     if len(samples) != len(prompts):
