@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -132,13 +131,7 @@ def verify(
         float, typer.Option(help="How often a lossless decoder may be accused.", rich_help_panel=VERDICT)
     ] = 1e-6,
     out: options.OutOption = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            help="Go on with an earlier run's answers: its folder, or its JSONL file. Only what is lacking is asked.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
+    resume: options.ResumeOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, and 2

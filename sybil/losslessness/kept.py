@@ -84,7 +84,8 @@ class Kept:
         if not self.resumes:
             files.folder(self.path.parent)
             self.path, self.resumes = files.unused(self.path), True
-            self._append({"settings": self.settings}, sync=True)
+            with files.all_or_none(self.path):
+                self._append({"settings": self.settings}, sync=True)
         self._known[key] = Sample((), *_rest(sample))
         counts = sample.speculation
         now = time.monotonic()

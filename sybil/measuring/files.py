@@ -47,12 +47,12 @@ def append(path: Path, row: dict[str, Any], sync: bool = True) -> None:
         try:
             if file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            if sync:
+                os.fsync(file.fileno())
         except BaseException:
             with contextlib.suppress(OSError):  # a device has no length
                 file.truncate(start)
             raise
-        if sync:
-            os.fsync(file.fileno())
 
 
 def replace(path: Path, content: bytes) -> None:
