@@ -576,7 +576,7 @@ def test_letters_that_the_terminal_can_not_print(
     status, said, err = terminal.run(*command(folders, "verify", out), encoding=encoding)
     assert (status, err) == (0, "")
     assert b"PASS" in said
-    assert len(list(out.iterdir())) == 2
+    assert len(list(out.iterdir())) == 3  # answers, report and chart
     status, _, err = terminal.run("generate", "abc", "--pair", prompt, encoding=encoding)
     assert status == 2
     assert err.count("\n") == 1
