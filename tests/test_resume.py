@@ -168,7 +168,7 @@ def test_what_can_t_be_gone_on_with(tmp_path: Path) -> None:
         keeping.kept_in(None, tmp_path, {})
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text("")
-    with pytest.raises(InvalidSetting, match="leave out away"):
+    with pytest.raises(InvalidSetting, match="give one of them"):
         keeping.kept_in(tmp_path / "other", tmp_path, {})
     assert keeping.kept_in(tmp_path, tmp_path, {}).path == tmp_path / "b.jsonl"
     assert keeping.kept_in(None, tmp_path / "a.json", {}).path == tmp_path / "a.jsonl"

@@ -28,7 +28,7 @@ def kept_in(out: Path | None, resume: Path | None, settings: dict[str, Any]) -> 
         return Kept(folder / f"{time.strftime('%Y%m%d-%H%M%S')}{SUFFIX}", settings=settings)
     path = _last(resume) if resume.is_dir() else resume.with_suffix(SUFFIX) if resume.suffix == ".json" else resume
     if out is not None and out.resolve() != path.parent.resolve():
-        raise InvalidSetting(f"out is {out} and resume {resume}: a report lies beside its answers, so leave out away")
+        raise InvalidSetting(f"out is {out} and resume {resume}: a report lies beside its answers, so give one of them")
     files.check_folder(path.parent)
     return Kept(path, resumes=True, settings=settings)
 
