@@ -61,6 +61,11 @@ def counts(prompt: list[int], *, max_new_tokens: int, **rest: Any) -> Any:
     return np.arange(max_new_tokens), [0, 1] * (max_new_tokens // 2)
 
 
+def drafting(prompt: list[int], *, max_new_tokens: int, **rest: Any) -> Any:
+    """Counts what it drafted and accepted, and says nothing of places."""
+    return [1] * max_new_tokens, None, (max_new_tokens, 0)
+
+
 def strict(
     prompt: list[int], *, max_new_tokens: int, temperature: float, top_k: int, top_p: float, min_p: float,
     eos_token_ids: tuple[int, ...], stop_strings: tuple[str, ...], seed: int,

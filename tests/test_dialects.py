@@ -21,7 +21,8 @@ from sybil.losslessness import counters, endpoint
 from sybil.losslessness.answers import TEXT, TEXT_ONLY
 from sybil.losslessness.evidence import Reference
 from sybil.losslessness.judge import Plan, verify
-from sybil.losslessness.samples import Request, Sample, Speculation
+from sybil.losslessness.samples import Request, Sample
+from sybil.losslessness.speculation import Seen, Speculation
 from sybil.losslessness.transport import Server
 
 PROMPTS = [prompt.tolist() for prompt in prompts([3, 7, 5, 9])]
@@ -476,18 +477,23 @@ def test_headers_and_concurrency_are_for_servers(capsys: pytest.CaptureFixture[s
 # --- counts of speculation
 
 
+def counted(subject: endpoint.EndpointSubject, asked: list[list[int]] = PROMPTS) -> Speculation | None:
+    """What its answers say, all together."""
+    seen = Seen()
+    for sample in subject.sample(asked, GREEDY, 0):
+        seen.add(sample.places, sample.speculation)
+    return seen.of(subject)
+
+
 def test_what_the_answers_say_of_speculation_is_summed(serve: Serve) -> None:
     for name, each in (("llama.cpp", (6, 4)), ("llama.cpp's own", (6, 4)), ("sglang", (9, 5))):
         subject = subject_of(serve(SPOKEN[name][0]))
-        assert subject.speculation is None  # the probe doesn't count
-        list(subject.sample(PROMPTS, GREEDY, 0))
-        found = subject.speculation
+        found = counted(subject)
         assert (found.drafted, found.accepted) == (4 * each[0], 4 * each[1])
 
     def counting(details: Any) -> Speculation | None:
-        subject = subject_of(serve(lambda body: vllm(body) | {"usage": {"completion_tokens_details": details}}))
-        list(subject.sample(PROMPTS[:1], GREEDY, 0))
-        return subject.speculation
+        server = serve(lambda body: vllm(body) | {"usage": {"completion_tokens_details": details}})
+        return counted(subject_of(server), PROMPTS[:1])
 
     assert counting({"accepted_prediction_tokens": 3, "rejected_prediction_tokens": 2}) == Speculation(
         5, 3, "the usage of its answers"
@@ -502,10 +508,10 @@ def test_llama_cpp_without_a_draft_counts_none(serve: Serve) -> None:
     def undrafted(body: dict[str, Any]) -> Any:
         return llama(body) | {"timings": {"predicted_n": 12}}
 
-    subject = subject_of(serve(undrafted))
-    list(subject.sample(PROMPTS, GREEDY, 0))
-    assert subject.speculation == Speculation(0, 0, "the timings of its answers")
-    assert "speculation not observed: the decoder counts no drafted token" in subject.speculation.told
+    found = counted(subject_of(serve(undrafted)))
+    assert found == Speculation(0, 0, "the timings of its answers")
+    assert "speculation not observed: the decoder counts no drafted token" in found.told
+    assert not found.observed
 
 
 METRICS = """# HELP vllm:spec_decode_num_draft_tokens_total Number of draft tokens.

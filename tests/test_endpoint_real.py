@@ -11,7 +11,8 @@ from real import smollm2_file
 
 from sybil.loading import read
 from sybil.losslessness.endpoint import EndpointSubject
-from sybil.losslessness.samples import Request, Speculation
+from sybil.losslessness.samples import Request
+from sybil.losslessness.speculation import Seen, Speculation
 from sybil.losslessness.transport import Server
 
 pytestmark = pytest.mark.real
@@ -68,7 +69,10 @@ def test_llama_cpp_gives_the_tokens_that_it_drew_and_counts_its_drafts(served: t
     assert sample.tokens == free[0].tokens[: len(sample.tokens)]
     assert stop in tokenizer.decode(list(sample.tokens))
     assert stop not in tokenizer.decode(list(sample.tokens[:-1]))
-    found = subject.speculation
+    seen = Seen()
+    for each in (*free, sample):
+        seen.add(each.places, each.speculation)
+    found = seen.of(subject)
     assert found is not None
     assert (found.drafted > 0) == (found.accepted > 0) == drafts
     assert drafts or found == Speculation(0, 0, found.source)

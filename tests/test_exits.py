@@ -356,13 +356,16 @@ def test_rows_to_resume_that_are_nested(folders: Path, tmp_path: Path, capsys: p
 # --- what is written
 
 
-@pytest.mark.parametrize("failing", [1, 2])
-@pytest.mark.parametrize("name", ["profile", "verify"])
-def test_a_full_disk_leaves_no_file(
+@pytest.mark.parametrize(
+    ("name", "failing", "left"),
+    [("profile", 1, []), ("profile", 2, []), ("verify", 1, []), ("verify", 2, [".jsonl"]), ("verify", 3, [".jsonl"])],
+)
+def test_a_full_disk_leaves_no_half_report(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str,
-    failing: int,
+    failing: int, left: list[str],
 ) -> None:  # fmt: skip
-    """The report goes first, then the chart: with either goes the other."""
+    """The report goes first, then the chart: with either goes the other. Answers that were kept before stay."""
+    monkeypatch.setattr("sybil.losslessness.kept.EVERY", float("inf"))
     calls = []
 
     def full(_: int) -> None:
@@ -373,7 +376,7 @@ def test_a_full_disk_leaves_no_file(
     monkeypatch.setattr("os.fsync", full)
     assert "No space left on device" in refused(capsys, *command(folders, name, tmp_path))
     assert len(calls) == failing
-    assert list(tmp_path.iterdir()) == []
+    assert [path.suffix for path in tmp_path.iterdir()] == left
 
 
 @contextlib.contextmanager
@@ -573,7 +576,7 @@ def test_letters_that_the_terminal_can_not_print(
     status, said, err = terminal.run(*command(folders, "verify", out), encoding=encoding)
     assert (status, err) == (0, "")
     assert b"PASS" in said
-    assert len(list(out.iterdir())) == 2
+    assert len(list(out.iterdir())) == 3  # answers, report and chart
     status, _, err = terminal.run("generate", "abc", "--pair", prompt, encoding=encoding)
     assert status == 2
     assert err.count("\n") == 1

@@ -63,10 +63,7 @@ def compare(
     prompt_file: options.PromptsOption = None,
     count: options.CountOption = None,
     out: options.OutOption = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(help="Go on with the JSONL file of a run that was cut off.", rich_help_panel=options.OUTPUT),
-    ] = None,
+    resume: options.ResumeOption = None,
     check: Annotated[
         bool,
         typer.Option(

@@ -176,6 +176,13 @@ OutOption = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+ResumeOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Go on with an earlier run, by its JSONL file, or in verify by its folder: only what is lacking is asked.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.", rich_help_panel=OUTPUT)]
 
 

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from sybil.cli.terminal import make_table
+from sybil.cli.terminal import make_console, make_progress, make_table
 
 if TYPE_CHECKING:
     from sybil.losslessness.chisquare import Check
     from sybil.losslessness.report import Report
 
+EVERY = 15.0  # seconds between two lines of progress
+Phases = Callable[[str, int, int], None]
+"""What is told of a phase: its name, how much of it is done, and of how much."""
 
-def bars(progress: Progress) -> Callable[[str, int, int], None]:
+
+@contextmanager
+def progress_on(console: Console) -> Iterator[Phases]:
+    """Bars on a terminal; elsewhere a line on standard error now and then, if it takes long."""
+    if not console.is_terminal:
+        yield lines(make_console(stderr=True))
+        return
+    with make_progress(console) as progress:
+        yield bars(progress)
+
+
+def lines(console: Console, clock: Callable[[], float] = time.monotonic) -> Phases:
+    """A line every EVERY seconds, and none where it all takes less."""
+    began = told = clock()
+
+    def report(phase: str, done: int, total: int) -> None:
+        nonlocal told
+        if clock() - told >= EVERY:
+            told = clock()
+            console.print(f"{phase}: {done} of {total}, after {told - began:.0f} s", soft_wrap=True, highlight=False)
+
+    return report
+
+
+def bars(progress: Progress) -> Phases:
     """A bar a phase, as the phases come."""
     tasks: dict[str, TaskID] = {}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -12,9 +11,9 @@ import typer
 from rich.console import Console
 
 from sybil.agreement import TOLERANCES, tolerance_of
-from sybil.cli import options
-from sybil.cli.terminal import make_console, make_progress, print_json
-from sybil.cli.verdict import bars, show
+from sybil.cli import keeping, options
+from sybil.cli.terminal import make_console, print_json
+from sybil.cli.verdict import progress_on, show
 from sybil.errors import InvalidSetting
 from sybil.losslessness.child import FORMS, NAMED
 from sybil.losslessness.deadline import TIMEOUT
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from sybil.judging.asked import Asked
     from sybil.judging.case import Case
     from sybil.judging.decoders import Bench, Judged
+    from sybil.losslessness.kept import Kept
     from sybil.losslessness.report import Report
     from sybil.measuring.prompts import Prompt
 
@@ -142,6 +142,7 @@ def verify(
         float, typer.Option(help="How often a lossless decoder may be accused.", rich_help_panel=VERDICT)
     ] = 1e-6,
     out: options.OutOption = None,
+    resume: options.ResumeOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, and 2
@@ -161,29 +162,27 @@ def verify(
     stated = None if tolerance is None else tolerance_of(tolerance)
     chosen = options.prompts(pair, target, prompt_file, (QUICK if quick else FULL)["count"] if count is None else count)
     chosen_target, chosen_draft = options.names(pair, target, draft)
-    out = options.out_folder(out, "verify")
     models = Models(
         target=chosen_target, draft=chosen_draft, dtype=dtype, draft_dtype=draft_dtype, device=device,
         datastore=datastore or (),
     )  # fmt: skip
     bench = Bench(models, settings, eos or (), timeout, traceback)
-    files.check_folder(out)
+    kept = keeping.kept_in(out, resume, _answers_depend_on(bench, judged, draft_dtype))
     _only_our_bars()
     with console.status("loading the models"):
         case = Case.of(bench, judged, chosen, plan, stated, control)
     _tell_what_is_asked(console, case, draft)
-    report = _report(console, case)
+    report = _report(console, case, kept)
     record, caption = _record(bench, case, report, chosen)
-    path = _written(record, report, caption, out)
+    path = _written(record, report, caption, kept)
     if as_json:
         print_json(record)
     else:
         show(console, report)
-        speculation = getattr(case.decoder.subject, "speculation", None)
-        if speculation is not None:
-            console.print(speculation.told, soft_wrap=True)
         console.print(caption, style="dim", soft_wrap=True)
-        console.print(f"report: {path}   chart: {path.with_suffix('.png')}", soft_wrap=True)
+        console.print(f"report: {path}   chart: {path.with_suffix('.png')}   answers: {kept.path}", soft_wrap=True)
+        if report.verdict == "INCONCLUSIVE":
+            console.print("with --resume and those answers more repeats cost only the difference", soft_wrap=True)
     raise typer.Exit(STATUS[report.verdict])
 
 
@@ -229,18 +228,36 @@ def _tell_what_is_asked(console: Console, case: Case, draft: str | None) -> None
         console.print(f"the check of the draft is left out: {why}", style="dim", soft_wrap=True)
 
 
-def _report(console: Console, case: Case) -> Report:
-    """The verdict, with a bar a phase; Ctrl-C ends without any."""
+def _answers_depend_on(bench: Bench, judged: Judged, draft_dtype: str | None) -> dict[str, Any]:
+    """What must be the same where a run goes on, besides what the judge knows."""
+    from sybil.judging.decoders import BUILT_IN, Endpoint
+
+    models, about = bench.models, describe(bench.target.device)
+    its_own = {
+        "draft": models.draft,
+        "draft_dtype": draft_dtype,
+        "gamma": bench.settings.gamma,
+        "datastore": str(models.datastore) if models.datastore else None,
+    }
+    return {
+        "target": bench.target.name,
+        "dtype": bench.target.kept,
+        "device": str(bench.target.device),
+        "named": judged.url if isinstance(judged, Endpoint) else judged,
+        "model": judged.model if isinstance(judged, Endpoint) else None,
+        **(its_own if judged in BUILT_IN else {}),
+        **{name: about[name] for name in ("torch", "transformers", "sybil")},
+    }
+
+
+def _report(console: Console, case: Case, kept: Kept) -> Report:
+    """The verdict, with a bar a phase. What ends without any says what is kept."""
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True)
 
-    try:
-        with make_progress(console) as progress:
-            return case.judged(bars(progress), say)
-    except KeyboardInterrupt:
-        console.print("interrupted: there is no verdict, and nothing was written")
-        raise typer.Exit(130) from None
+    with keeping.going_on(console, kept), progress_on(console) as progress:
+        return case.judged(progress, say, kept)
 
 
 def _record(bench: Bench, case: Case, report: Report, chosen: list[Prompt]) -> tuple[dict[str, Any], str]:
@@ -252,18 +269,17 @@ def _record(bench: Bench, case: Case, report: Report, chosen: list[Prompt]) -> t
         f"seed {plan.seed}, on {about['processor']}, torch {about['torch']}, transformers {about['transformers']}, "
         f"commit {about['commit'] or 'none'}"
     )
-    speculation = getattr(case.decoder.subject, "speculation", None)
     record = {
         "target": target.name, "draft": bench.models.draft, "dtype": target.kept, "device": str(target.device),
         "prompts": digest(chosen), "date": time.strftime("%Y-%m-%d"), **about,
-        "speculation": None if speculation is None else asdict(speculation), **report.as_dict(),
+        **report.as_dict(),
     }  # fmt: skip
     return record, caption
 
 
-def _written(record: dict[str, Any], report: Report, caption: str, out: Path) -> Path:
+def _written(record: dict[str, Any], report: Report, caption: str, kept: Kept) -> Path:
     """The JSON file, which lies beside its chart."""
-    path = files.unused(files.folder(out) / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
+    path = keeping.report_path(kept)
     chart = path.with_suffix(".png")
     with files.all_or_none(path, chart):
         files.replace(path, json.dumps(record, indent=1).encode())

@@ -17,6 +17,7 @@ from sybil.judging.wording import Ids, encoded
 from sybil.losslessness import control as controls
 from sybil.losslessness.evidence import Reference
 from sybil.losslessness.judge import verify
+from sybil.losslessness.kept import Kept
 from sybil.losslessness.report import Plan, Report
 from sybil.losslessness.samples import Subject
 from sybil.losslessness.trial import Progress
@@ -64,9 +65,11 @@ class Case:
         ]
         return cls(tried[0], tried[1] if len(tried) > 1 else None, reference, ids)
 
-    def judged(self, progress: Progress, advise: Callable[[str], None]) -> Report:
-        """The report on the decoder, with the control's in it. progress, advise: as judge.verify takes them."""
-        report = verify(self.decoder.subject, self.reference, self.prompts, self.decoder.plan, progress, advise)
+    def judged(self, progress: Progress, advise: Callable[[str], None], kept: Kept | None = None) -> Report:
+        """The report on the decoder, with the control's in it. progress, advise: as judge.verify takes them; kept:
+        where the decoder's answers go."""
+        tried = self.decoder
+        report = verify(tried.subject, self.reference, self.prompts, tried.plan, progress, advise, kept or Kept())
         if self.control is None:
             return report
 

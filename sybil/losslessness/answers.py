@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from sybil.losslessness.child import LARGEST_ID, MOST_TOKENS
-from sybil.losslessness.samples import Speculation
+from sybil.losslessness.speculation import Speculation
 
 TOKEN_ID = "token_id:"  # what vLLM writes in place of a token's text
 TOKEN = re.compile(f"{TOKEN_ID}[0-9]{{1,10}}")

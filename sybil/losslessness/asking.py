@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from sybil.errors import NotJudgeable
 from sybil.losslessness.child import LARGEST_ID, MOST_TOKENS
-from sybil.losslessness.samples import Request, Sample, Subject
+from sybil.losslessness.kept import Kept
+from sybil.losslessness.samples import Request, Sample, Subject, answered, answered_each, goes_on_at
 
 MANY = 8  # prompts that don't all continue with themselves
 
@@ -14,27 +16,49 @@ MANY = 8  # prompts that don't all continue with themselves
 def ask(
     subject: Subject,
     prompts: Sequence[tuple[int, ...]],
-    request: Request,
+    requests: Sequence[Request],
     seed: int,
     vocab_size: int,
     done: Callable[[int], None] = lambda count: None,
+    kept: Kept | None = None,
+    phase: str = "",
 ) -> list[Sample]:
-    """The decoder's answers; done: told how many there are. Raises NotJudgeable for what is no answer."""
+    """The decoder's answers; done: told how many there are. requests: one a prompt. Answers that were kept are not
+    asked for again, and others are kept as they come, under the phase's name. Raises NotJudgeable for what is no
+    answer."""
+    kept, is_one = kept or Kept(), len(set(requests)) <= 1
+    keys = kept.keys(phase, prompts, requests, seed)
+    known = kept.leading(keys, prompts)
+    first = len(known) if len(known) == len(prompts) or not is_one else goes_on_at(subject, len(known))
     name, samples, whole = subject.name, list[Sample](), 0
-    for sample in subject.sample(prompts, request, seed):
+    for sample in chain(known[:first], _asked(subject, prompts, requests, seed, first)):
         if len(samples) == len(prompts) or tuple(sample.prompt) != prompts[len(samples)]:
             raise NotJudgeable(f"{name} answers other prompts than it was given: give one sample a prompt, in order")
         _refuse(name, sample, vocab_size)
-        samples.append(sample)
         begins = len(sample.prompt) >= 4 and sample.tokens[: len(sample.prompt)] == tuple(sample.prompt)
         # a text that repeats itself may begin with its prompt; it won't be too long then, nor will most texts
-        whole += begins and (len(sample.tokens) > request.max_new_tokens or len(prompts) >= MANY)
+        too_long = len(sample.tokens) > requests[len(samples)].max_new_tokens
+        whole += begins and (too_long or (is_one and len(prompts) >= MANY))
+        if keys and len(samples) >= first and not (begins and too_long):
+            kept.keep(keys[len(samples)], phase, sample)
+        samples.append(sample)
         done(len(samples))
     if len(samples) != len(prompts):
         raise NotJudgeable(f"{name} gives {len(samples)} samples for {len(prompts)} prompts: give one a prompt")
     if 2 * whole > len(samples):
         raise NotJudgeable(f"{name} returns the prompt with its answer: give the new tokens only")
     return samples
+
+
+def _asked(
+    subject: Subject, prompts: Sequence[tuple[int, ...]], requests: Sequence[Request], seed: int, first: int
+) -> Iterator[Sample]:
+    """The decoder's answers to the prompts from number first on."""
+    if first == len(prompts):
+        return iter(())
+    if len(set(requests)) == 1:
+        return answered(subject, prompts, requests[0], seed, first)
+    return answered_each(subject, prompts[first:], requests[first:], seed)
 
 
 def _refuse(name: str, sample: Sample, vocab_size: int) -> None:

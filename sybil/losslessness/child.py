@@ -27,8 +27,9 @@ LARGEST_ID = 2**31 - 1
 NAMED = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "eos_token_ids", "stop_strings", "seed", "gamma")
 """What a function may be called with by name, beside its prompt; gamma only where it names that itself."""
 
-Answer = tuple[tuple[int, ...], tuple[int, ...] | None]
-"""New tokens, and the place of each in its block where the function says it."""
+Answer = tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int, int] | None]
+"""New tokens, the place of each in its block where the function says it, and where it counts them the tokens that it
+drafted and of those the ones that it accepted."""
 
 
 class Unfit(Exception):
@@ -36,16 +37,24 @@ class Unfit(Exception):
 
 
 def answer_of(given: Any) -> Answer:
-    """The tokens and places that a function gave; raises Unfit."""
-    with_places = isinstance(given, tuple) and len(given) == 2 and not isinstance(given[0], int)
-    tokens, places = given if with_places else (given, None)
+    """The tokens, places and counts that a function gave; raises Unfit."""
+    with_more = isinstance(given, tuple) and len(given) in (2, 3) and not isinstance(given[0], int)
+    tokens, places, counts = (*given, None, None)[:3] if with_more else (given, None, None)
     tokens = _integers(tokens, "tokens")
+    counts = None if counts is None else _counts(counts)
     if places is None:
-        return tokens, None
+        return tokens, None, counts
     places = _integers(places, "places")
     if len(places) != len(tokens):
         raise Unfit(f"gave {len(tokens)} tokens and {len(places)} places: give a place a token")
-    return tokens, places
+    return tokens, places, counts
+
+
+def _counts(values: Any) -> tuple[int, int]:
+    counts = _integers(values, "counts")
+    if len(counts) != 2 or counts[1] > counts[0]:
+        raise Unfit(f"gave counts {_shown(values)}: give the tokens drafted, and those of them that were accepted")
+    return counts[0], counts[1]
 
 
 def _integers(values: Any, what: str) -> tuple[int, ...]:
@@ -59,7 +68,7 @@ def _integers(values: Any, what: str) -> tuple[int, ...]:
         return found
     raise Unfit(
         f"gave {what} {_shown(values)}: return the new tokens as a list of token ids or a 1-d tensor of them, or a "
-        "tuple of such tokens and of their places in the block"
+        "tuple of such tokens, of their places in the block, and of the counts of drafted and accepted ones"
     )
 
 
@@ -159,8 +168,8 @@ def main() -> None:
                 function = function_of(request["spec"])
                 reply: dict[str, Any] = {"takes": taken(function)}
             else:
-                tokens, places = answer_of(function(request["prompt"], **_settings(request)))
-                reply = {"tokens": tokens, "places": places}
+                tokens, places, counts = answer_of(function(request["prompt"], **_settings(request)))
+                reply = {"tokens": tokens, "places": places, "counts": counts}
         except Unfit as error:
             reply = {"unfit": str(error)}
         except BaseException as error:  # an exit is no more than any other exception here

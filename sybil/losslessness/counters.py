@@ -6,7 +6,7 @@ import math
 import re
 
 from sybil.errors import EndpointFailed
-from sybil.losslessness.samples import Speculation
+from sybil.losslessness.speculation import Speculation
 from sybil.losslessness.transport import Server
 
 LINE = re.compile(
@@ -28,6 +28,12 @@ def counted(server: Server) -> Speculation | None:
     except EndpointFailed:
         return None
     return parsed(text)
+
+
+def since(before: Speculation, now: Speculation) -> Speculation | None:
+    """What came between two counts; None where the server began anew."""
+    drafted, accepted = (now.drafted or 0) - (before.drafted or 0), now.accepted - before.accepted
+    return Speculation(drafted, accepted, now.source) if 0 <= accepted <= drafted else None
 
 
 def parsed(text: str) -> Speculation | None:

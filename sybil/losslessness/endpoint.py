@@ -15,7 +15,8 @@ from sybil.losslessness import counters
 from sybil.losslessness.answers import Answer, Reader
 from sybil.losslessness.dialects import Messages, Question
 from sybil.losslessness.probing import probe, read
-from sybil.losslessness.samples import Request, Sample, Speculation, Subject
+from sybil.losslessness.samples import Request, Sample, Subject
+from sybil.losslessness.speculation import Speculation
 from sybil.losslessness.subjects import derived
 from sybil.losslessness.transport import Asking, Server
 
@@ -47,7 +48,6 @@ class EndpointSubject:
         self.messages: Mapping[tuple[int, ...], Messages] = {}
         self.spoken = probe(server, self.model, self.reader)
         self.notes = list(self.spoken.notes)
-        self._answered: Speculation | None = None  # of the answers that told
         self._before = None if self.spoken.answer.speculation else counters.counted(server)
 
     @property
@@ -56,13 +56,11 @@ class EndpointSubject:
 
     @property
     def speculation(self) -> Speculation | None:
-        """What was drafted and accepted since this object is there, by the answers themselves, or else by what the
-        server counts for all who ask it; None where neither tells."""
-        if self._answered is not None or self._before is None:
-            return self._answered
-        now = counters.counted(self.server)
-        since = None if now is None else now - self._before
-        return since if since and 0 <= since.accepted <= since.drafted else None
+        """What was drafted and accepted since this object is there, by what the server counts for all who ask it; None
+        where its answers tell, or nothing does."""
+        before = self._before
+        now = None if before is None else counters.counted(self.server)
+        return None if before is None or now is None else counters.since(before, now)
 
     def takes(self, request: Request) -> bool:
         """Whether its stops can be asked for."""
@@ -76,17 +74,25 @@ class EndpointSubject:
         alone.concurrency = 1
         return {"one answer at a time": alone}
 
-    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
-        lacking = self.spoken.lacking(request)
-        if lacking:
-            value = getattr(request, lacking)
-            raise EndpointFailed(f"{self.spoken.url} doesn't take {lacking}, which is {value:g}: leave it out")
-        questions = (self._question(prompt, request, derived(seed, index)) for index, prompt in enumerate(prompts))
-        for prompt, answer in zip(prompts, self._answers(questions), strict=True):
-            if answer.speculation is not None:
-                self._answered = answer.speculation + (self._answered or Speculation(0, 0))
+    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int = 0) -> Iterator[Sample]:
+        return self.several(prompts, [request] * len(prompts), seed, first)
+
+    def several(
+        self, prompts: Sequence[Sequence[int]], requests: Sequence[Request], seed: int, first: int = 0
+    ) -> Iterator[Sample]:
+        """What sample() gives, to prompts with a request each."""
+        for request in dict.fromkeys(requests):
+            lacking = self.spoken.lacking(request)
+            if lacking:
+                value = getattr(request, lacking)
+                raise EndpointFailed(f"{self.spoken.url} doesn't take {lacking}, which is {value:g}: leave it out")
+        questions = (
+            self._question(prompt, request, derived(seed, index))
+            for index, (prompt, request) in enumerate(zip(prompts, requests, strict=True), start=first)
+        )
+        for prompt, request, answer in zip(prompts, requests, self._answers(questions), strict=True):
             doubt = answer.doubt or self._doubt_of_prompt(prompt, answer) or self._doubt_of_end(answer, request)
-            yield Sample(tuple(prompt), answer.tokens, None, doubt)
+            yield Sample(tuple(prompt), answer.tokens, None, doubt, answer.speculation)
 
     def _question(self, prompt: Sequence[int], request: Request, seed: int) -> Question:
         messages = self.messages.get(tuple(prompt), ())

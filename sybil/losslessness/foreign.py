@@ -17,7 +17,7 @@ from sybil.errors import InvalidSetting, NotJudgeable, one_line
 from sybil.losslessness import child
 from sybil.losslessness.deadline import TIMEOUT, checked, within
 from sybil.losslessness.samples import Request, Sample, Subject
-from sybil.losslessness.subjects import WIDTHS, derived
+from sybil.losslessness.subjects import WIDTHS, derived, sample_of
 from sybil.losslessness.taking import Taking
 
 if TYPE_CHECKING:
@@ -76,16 +76,16 @@ class ForeignSubject:
         """With other gammas, where the function takes one."""
         return {f"gamma {gamma}": _AtGamma(self, gamma) for gamma in self._gammas}
 
-    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
-        return self.answers(prompts, request, seed, {})
+    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int = 0) -> Iterator[Sample]:
+        return self.answers(prompts, request, seed, first, {})
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], request: Request, seed: int, more: Mapping[str, int]
+        self, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int, more: Mapping[str, int]
     ) -> Iterator[Sample]:
         """What sample() gives; more: what else the function is called with."""
         for index, prompt in enumerate(prompts):
             where = f"(prompt {index} of {len(prompts)}, {len(prompt)} tokens)"
-            settings = self._taking.settings(request, derived(seed, index)) | dict(more)
+            settings = self._taking.settings(request, derived(seed, first + index)) | dict(more)
             try:
                 reply = self._exchange({"prompt": list(prompt), "settings": settings})
             except NotJudgeable as error:
@@ -98,10 +98,10 @@ class ForeignSubject:
             if "unfit" in reply:
                 raise NotJudgeable(f"decoder {self.name} {_text(reply, 'unfit')}")
             try:  # what comes from that process is believed no more than the function itself
-                tokens, places = child.answer_of((reply.get("tokens"), reply.get("places")))
+                answer = child.answer_of((reply.get("tokens"), reply.get("places"), reply.get("counts")))
             except child.Unfit as error:
                 raise NotJudgeable(f"decoder {self.name} {one_line(str(error))}") from None
-            yield Sample(tuple(prompt), tokens, places)
+            yield sample_of(prompt, answer)
 
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
         """The child's reply; raises NotJudgeable, with what is to be said of it, where there is none in time."""
@@ -141,8 +141,8 @@ class _AtGamma:
     def __init__(self, subject: ForeignSubject, gamma: int) -> None:
         self.name, self._subject, self._more = f"{subject.name}, gamma {gamma}", subject, {"gamma": gamma}
 
-    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
-        return self._subject.answers(prompts, request, seed, self._more)
+    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int = 0) -> Iterator[Sample]:
+        return self._subject.answers(prompts, request, seed, first, self._more)
 
 
 def _ask(process: subprocess.Popen[bytes], message: dict[str, Any]) -> bytes:

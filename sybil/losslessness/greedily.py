@@ -79,8 +79,9 @@ def stops(trial: Trial, paths: Sequence[Path]) -> int:
         for request in ending.inside(trial.prompts[number], path, trial.greedily, tokenizer, choice)
         if takes(request) and (trial.plan.stop_strings or not request.stop_strings)
     ]
-    for done, (number, path, request) in enumerate(trials, start=1):
-        (sample,) = trial.ask("stopping", [trial.prompts[number]], request, trial.plan.seed, done - 1, len(trials))
+    prompts, requests = [trial.prompts[number] for number, _, _ in trials], [request for _, _, request in trials]
+    samples = trial.ask("stopping", prompts, requests, trial.plan.seed)
+    for (number, path, request), sample in zip(trials, samples, strict=True):
         where = f"prompt {number}, {ending.in_words(request, tokenizer)}"
         if sample.doubt or not trial.ends_well(sample, request, where):
             continue
@@ -95,7 +96,9 @@ def at_widths(trial: Trial, others: Mapping[str, Subject]) -> None:
     prompts, total = [trial.prompts[number] for number in numbers], len(numbers) * len(others)
     faults, near, texts = list[Fault](), list[Fault](), 0
     for turn, (name, subject) in enumerate(others.items()):
-        answers = trial.ask("width", prompts, trial.greedily, trial.plan.seed, turn * len(numbers), total, subject)
+        answers = trial.ask(
+            "width", prompts, trial.greedily, trial.plan.seed, turn * len(numbers), total, (name, subject)
+        )
         for number, sample in zip(numbers, answers, strict=True):
             if sample.doubt:
                 continue

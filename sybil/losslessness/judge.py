@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from sybil.errors import EmptyPrompt, InvalidSetting, PromptTooLong
 from sybil.losslessness import advice, drawn, greedily, ruling
 from sybil.losslessness.checks import drift
 from sybil.losslessness.evidence import Reference
 from sybil.losslessness.faults import certain
+from sybil.losslessness.kept import Kept, digest, weights
 from sybil.losslessness.report import Plan, Question, Report, Ruling
 from sybil.losslessness.samples import Subject, widths
 from sybil.losslessness.trial import Progress, Trial
@@ -31,19 +33,38 @@ def verify(
     plan: Plan,
     progress: Progress = _silent,
     advise: Callable[[str], None] = _unheard,
+    kept: Kept | None = None,
 ) -> Report:
     """Judge subject by what it says after prompts (token ids). progress: phase, done, total; advise: told before the
-    decoder is asked anything that the plan is too small for a PASS, where it is.
+    decoder is asked anything that the plan is too small for a PASS, where it is; kept: where answers are kept, and
+    taken from.
 
     Of each question, FAIL: with a certain fault, or one that chance explains with probability alpha at most.
     INCONCLUSIVE: where the target seems not to be the decoder's, answers are in doubt, or tokens too few. PASS: for
     what was checked. The whole follows as ruling.whole() has it."""
     _refuse(reference, prompts, plan)
     told = [tuple(prompt) for prompt in prompts]
+    if kept is not None:
+        kept.begin(_settings(subject, reference, told, plan), reference.vocab_size)
+        if kept.count:
+            advise(f"going on with {kept.count} answers of {kept.path}")
     too_small = advice.before(reference, told, plan)
     if too_small:
         advise(too_small)
-    return _report(Trial(subject, reference, told, plan, progress))
+    return _report(Trial(subject, reference, told, plan, progress, kept or Kept()))
+
+
+def _settings(
+    subject: Subject, reference: Reference, prompts: Sequence[tuple[int, ...]], plan: Plan
+) -> dict[str, object]:
+    """What answers depend on."""
+    return {
+        "decoder": subject.name,
+        "weights of the target": weights(reference.model),
+        "prompts": digest(prompts),
+        "seed": plan.seed,
+        **asdict(plan.request),
+    }
 
 
 def _refuse(reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) -> None:
@@ -108,4 +129,5 @@ def _report(trial: Trial) -> Report:
         tokens=len(evidence) + evidence.near + len(evidence.impossible),
         sequences=sequences,
         evidence=evidence if len(evidence) else None,
+        speculation=trial.seen.of(trial.subject),
     )

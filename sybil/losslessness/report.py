@@ -14,6 +14,7 @@ from sybil.losslessness.checks import Drift
 from sybil.losslessness.chisquare import Check
 from sybil.losslessness.evidence import Evidence
 from sybil.losslessness.samples import Request
+from sybil.losslessness.speculation import UNKNOWN, Speculation
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Question = Literal["distribution", "tokens", "endings", "width"]
@@ -79,8 +80,9 @@ class Ruling:
 @dataclass(frozen=True, slots=True)
 class Report:
     """verdict: what follows from the rulings, one a question that was put; reasons: theirs, the worst first, and what
-    was left out. tokens, sequences: sampled ones that were judged; evidence: theirs, None where there is none.
-    control: of a second decoder that was judged beside this one."""
+    was left out. tokens, sequences: sampled ones that were judged; evidence: theirs, None where there is none;
+    speculation: what was drafted and accepted, None where nothing tells. control: of a second decoder that was judged
+    beside this one."""
 
     subject: str
     verdict: Verdict
@@ -93,6 +95,7 @@ class Report:
     sequences: int = 0
     evidence: Evidence | None = field(default=None, repr=False)
     control: Control | None = None
+    speculation: Speculation | None = None
 
     @property
     def alpha(self) -> float:
@@ -112,6 +115,7 @@ class Report:
             lines += [f"    {reason}" for reason in ruling.reasons if reason not in told]
             told |= set(ruling.reasons)
         lines += [f"  {note}" for note in self.reasons if note not in told]
+        lines.append(self.speculated)
         if self.control is not None:
             lines.append(f"control: {self.control.report.verdict}: {self.control.report.subject}")
             lines += [f"  {line}" for line in self.control.told]
@@ -119,6 +123,11 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
+
+    @property
+    def speculated(self) -> str:
+        """Whether speculation was observed, in a line."""
+        return UNKNOWN if self.speculation is None else self.speculation.told
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; what is infinite or not a number becomes None. The evidence stays out."""
@@ -128,6 +137,7 @@ class Report:
             "tokens": self.tokens, "sequences": self.sequences, "drift": self.drift and asdict(self.drift),
             "checks": [asdict(check) for check in self.checks], "plan": asdict(self.plan),
             "control": self.control and {"told": self.control.told, **self.control.report.as_dict()},
+            "speculation": self.speculation and self.speculation.as_dict(),
         })  # fmt: skip
         return plain
 

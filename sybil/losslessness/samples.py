@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from inspect import signature
 from typing import Protocol
 
+from sybil.losslessness.speculation import Speculation
 from sybil.sampling import Sampling
 
 
@@ -33,51 +35,61 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One sequence. tokens: new ones only; places: of each token its place in its block, from 0, where the decoder
-    says so; doubt: why tokens may not be those that were really drawn, "" where they surely are."""
+    says so; doubt: why tokens may not be those that were really drawn, "" where they surely are; speculation: what was
+    drafted and accepted for it, where the decoder counts."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     places: tuple[int, ...] | None = None
     doubt: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Speculation:
-    """Tokens that a decoder drafted, and those of them that it accepted, as it counts them itself. source: where it
-    says so."""
-
-    drafted: int
-    accepted: int
-    source: str = ""
-
-    def __add__(self, other: Speculation) -> Speculation:
-        return replace(self, drafted=self.drafted + other.drafted, accepted=self.accepted + other.accepted)
-
-    def __sub__(self, other: Speculation) -> Speculation:
-        return replace(self, drafted=self.drafted - other.drafted, accepted=self.accepted - other.accepted)
-
-    @property
-    def told(self) -> str:
-        """In a line."""
-        said = f" (by {self.source})" if self.source else ""
-        if not self.drafted:
-            return f"speculation not observed: the decoder counts no drafted token{said}"
-        if not self.accepted:
-            return f"speculation not observed: of {self.drafted} drafted tokens the decoder accepted none{said}"
-        share = self.accepted / self.drafted
-        return f"speculation: {self.drafted} tokens drafted, {self.accepted} ({share:.0%}) accepted{said}"
+    speculation: Speculation | None = None
 
 
 class Subject(Protocol):
-    """A decoder under judgement. It may have notes (list[str]: what can't be checked of it), a speculation,
-    takes(request) where there are requests that can't be put to it, check(plan), which raises InvalidSetting where a
-    whole plan can't, and widths(), see below."""
+    """A decoder under judgement. It may have notes (list[str]: what can't be checked of it), a speculation (its counts
+    where its samples have none), takes(request) where there are requests that can't be put to it, check(plan), which
+    raises InvalidSetting where a whole plan can't, widths() and several(), see below.
+
+    Where its sample() takes `first` besides, it can be asked from any prompt on: first is the number of the first
+    prompt given among all those that the seed is for. Then it may have a batch (int): how many prompts, from a multiple
+    of that number on, it answers together."""
 
     name: str
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
         """A Sample for each prompt, in order, drawn independently; the same seed repeats them all, where the decoder
         can be seeded. Raises the errors of sybil.errors."""
+
+
+def goes_on_at(subject: Subject, count: int) -> int:
+    """Which prompt a subject can be asked for next, where the answers to the first `count` are there."""
+    if "first" not in signature(subject.sample).parameters:
+        return 0
+    batch: int = getattr(subject, "batch", 1)
+    return count - count % batch
+
+
+def answered(
+    subject: Subject, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int
+) -> Iterator[Sample]:
+    """Those to the prompts from number first on."""
+    if not first:
+        return subject.sample(prompts, request, seed)
+    asked: Callable[..., Iterator[Sample]] = subject.sample
+    return asked(prompts[first:], request, seed, first=first)
+
+
+def answered_each(
+    subject: Subject, prompts: Sequence[Sequence[int]], requests: Sequence[Request], seed: int
+) -> Iterator[Sample]:
+    """Those to prompts with a request each: at once where the subject has a method several(prompts, requests, seed),
+    one after the other elsewhere."""
+    at_once: Callable[..., Iterator[Sample]] | None = getattr(subject, "several", None)
+    if at_once is not None:
+        yield from at_once(prompts, requests, seed)
+        return
+    for prompt, request in zip(prompts, requests, strict=True):
+        yield from subject.sample([prompt], request, seed)
 
 
 def widths(subject: Subject) -> Mapping[str, Subject]:

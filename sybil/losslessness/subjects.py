@@ -15,8 +15,9 @@ from torch import Tensor
 from sybil.decoding import Decoder
 from sybil.drafting.window import GAMMA
 from sybil.errors import InvalidSetting, NotJudgeable, one_line
-from sybil.losslessness.child import Unfit, answer_of, error_line, taken
+from sybil.losslessness.child import Answer, Unfit, answer_of, error_line, taken
 from sybil.losslessness.samples import Request, Sample, Subject
+from sybil.losslessness.speculation import Speculation
 from sybil.losslessness.taking import Taking
 from sybil.stopping import Stops
 from sybil.transfer import integers
@@ -27,10 +28,20 @@ if TYPE_CHECKING:
     from sybil.losslessness.report import Plan
 
 WIDTHS = (1, 8)  # gammas that greedy texts are compared at
+BATCH = 8  # prompts that are answered together
+COUNTED = "its own counts"
 Function = Callable[..., Any]
 """(prompt, *, max_new_tokens, temperature, top_k, top_p, min_p, eos_token_ids, stop_strings, seed) -> new tokens, or
-(new tokens, places). It is called with those that it names, or with all if it takes any (**). One that names `gamma`
-besides is asked how its greedy tokens depend on it."""
+(new tokens, places), or (new tokens, places or None, (tokens drafted, of them accepted)). It is called with those of
+the keywords that it names, or with all if it takes any (**). One that names `gamma` besides is asked how its greedy
+tokens depend on it."""
+
+
+def sample_of(prompt: Sequence[int], answer: Answer) -> Sample:
+    """A function's answer as a Sample."""
+    tokens, places, counts = answer
+    told = None if counts is None else Speculation(*counts, source=COUNTED)
+    return Sample(tuple(prompt), tokens, places, speculation=told)
 
 
 def derived(seed: int, index: int) -> int:
@@ -42,7 +53,12 @@ class SybilSubject:
     """Sybil's decoder under one of its rules, several prompts side by side."""
 
     def __init__(
-        self, decoder: Decoder, gamma: int | str = GAMMA, rule: str = "token", window: str = "constant", batch: int = 8
+        self,
+        decoder: Decoder,
+        gamma: int | str = GAMMA,
+        rule: str = "token",
+        window: str = "constant",
+        batch: int = BATCH,
     ) -> None:
         alone = any(getattr(model, "counts_slots", False) for model in decoder.models)
         self.decoder, self.batch = decoder.without_defaults(), 1 if alone else batch  # a request says all
@@ -62,7 +78,7 @@ class SybilSubject:
             others["one row at a time"] = SybilSubject(self.decoder, **self._settings, batch=1)
         return others
 
-    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
+    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int = 0) -> Iterator[Sample]:
         wanted = dict(
             max_new_tokens=request.max_new_tokens,
             **request.sampling.keywords,
@@ -73,20 +89,23 @@ class SybilSubject:
             chosen = prompts[start : start + self.batch]
             tokens: list[list[int]] = [[] for _ in chosen]
             places: list[list[int]] = [[] for _ in chosen]
+            counts = [Speculation(0, 0, COUNTED)] * len(chosen)
             inputs = [integers(prompt) for prompt in chosen]
-            for step in self.decoder.stream(inputs, **wanted, **self._settings, seed=derived(seed, start)):
+            for step in self.decoder.stream(inputs, **wanted, **self._settings, seed=derived(seed, first + start)):
                 for row, block in enumerate(step.tokens):
                     tokens[row] += block
                     places[row] += range(len(block))
+                    counts[row] += Speculation(step.proposed[row], step.accepted[row])
             for row, prompt in enumerate(chosen):
                 doubt = _begins_in_prompt(prompt, tokens[row], request, self.decoder.tokenizer)
-                yield Sample(tuple(prompt), tuple(tokens[row]), tuple(places[row]), doubt)
+                yield Sample(tuple(prompt), tuple(tokens[row]), tuple(places[row]), doubt, counts[row])
 
 
 class TransformersSubject:
-    """transformers' generate at batch 1; with an assistant its assisted generation, with prompt_lookup (tokens a
-    round) its prompt lookup.
+    """transformers' generate, several prompts side by side; with an assistant its assisted generation, with
+    prompt_lookup (tokens a round) its prompt lookup, which it does at batch 1 only.
 
+    Stop strings are asked for a prompt at a time, too: in a batch transformers pads no row that one of them ended.
     Assisted generation refuses stop_strings (5.23: the assistant is given them without a tokenizer), so they are asked
     for there as a StoppingCriteria, which is the same class."""
 
@@ -97,52 +116,80 @@ class TransformersSubject:
         assistant: PreTrainedModel | None = None,
         prompt_lookup: int | None = None,
         assistant_tokens: int | None = None,
+        batch: int = BATCH,
     ) -> None:
         from transformers import PreTrainedTokenizerFast
 
         self.model, self.assistant, self.prompt_lookup = model, assistant, prompt_lookup
         self.assistant_tokens = assistant_tokens
+        alone = assistant is not None or prompt_lookup or getattr(model, "_is_stateful", False)
+        self.batch = 1 if alone else batch  # a state that isn't a cache of keys reads the padding, too
         self.text = tokenizer
         self.tokenizer = None if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
         kind = "assisted generation" if assistant is not None else "prompt lookup" if prompt_lookup else "generate"
         self.name = f"transformers {kind}"
 
     def widths(self) -> dict[str, Subject]:
-        """Plain, and with other numbers of tokens a round."""
+        """Plain and with other numbers of tokens a round; or one row at a time."""
         if self.assistant is None and not self.prompt_lookup:
-            return {}
-        others: dict[str, Subject] = {"plain": TransformersSubject(self.model, self.text)}
+            alone = TransformersSubject(self.model, self.text, batch=1)
+            return {"one row at a time": alone} if self.batch > 1 else {}
+        others: dict[str, Subject] = {"plain": TransformersSubject(self.model, self.text, batch=1)}
         for gamma in WIDTHS:
             tokens = dict(assistant_tokens=gamma) if self.assistant is not None else dict(prompt_lookup=gamma)
             others[f"gamma {gamma}"] = TransformersSubject(self.model, self.text, self.assistant, **tokens)
         return others
 
-    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
+    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int = 0) -> Iterator[Sample]:
         if request.stop_strings and self.tokenizer is None:
             raise InvalidSetting("stop strings are asked for without a tokenizer: give the model's")
-        for index, prompt in enumerate(prompts):
-            torch.manual_seed(derived(seed, index))
-            blocks = _Blocks()
-            ids = integers([list(prompt)]).to(self.model.device)
-            with ExitStack() as stack:
-                stack.enter_context(_without_defaults(self.model))
-                if self.assistant is not None:
-                    stack.enter_context(_without_defaults(self.assistant, num_assistant_tokens=self.assistant_tokens))
-                self.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    generation_config=self._config(request),
-                    assistant_model=self.assistant,
-                    tokenizer=self.tokenizer if request.stop_strings else None,
-                    stopping_criteria=self._criteria(request),
-                    streamer=blocks,
-                )
-            yield Sample(
-                tuple(prompt),
-                tuple(blocks.tokens),
-                tuple(blocks.places),
-                _begins_in_prompt(prompt, blocks.tokens, request, self.text),
+        for start in range(0, len(prompts), self.batch):
+            chosen = prompts[start : start + self.batch]
+            if self.batch > 1 and not request.stop_strings:
+                torch.manual_seed(derived(seed, first + start))
+                yield from self._together(chosen, request)
+                continue
+            for index, prompt in enumerate(chosen, start=first + start):
+                torch.manual_seed(derived(seed, index))
+                yield self._alone(prompt, request)
+
+    def _alone(self, prompt: Sequence[int], request: Request) -> Sample:
+        blocks = _Blocks()
+        ids = integers([list(prompt)])
+        self._generate(
+            ids,
+            torch.ones_like(ids),
+            request,
+            tokenizer=self.tokenizer if request.stop_strings else None,
+            stopping_criteria=self._criteria(request),
+            streamer=blocks,
+        )
+        doubt = _begins_in_prompt(prompt, blocks.tokens, request, self.text)
+        return Sample(tuple(prompt), tuple(blocks.tokens), tuple(blocks.places), doubt)
+
+    def _together(self, prompts: Sequence[Sequence[int]], request: Request) -> Iterator[Sample]:
+        """Rows padded to the left. One that ends before the others is padded on, behind its end token."""
+        length, padding = max(map(len, prompts)), _padding(request)
+        ids = integers([[padding] * (length - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = integers([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        rows = self._generate(ids, mask, request)[:, length:].tolist()
+        for prompt, row in zip(prompts, rows, strict=True):
+            tokens = row[: _end(row, request)]
+            yield Sample(tuple(prompt), tuple(tokens), (0,) * len(tokens))
+
+    def _generate(self, ids: Tensor, mask: Tensor, request: Request, **more: Any) -> Tensor:
+        with ExitStack() as stack:
+            stack.enter_context(_without_defaults(self.model))
+            if self.assistant is not None:
+                stack.enter_context(_without_defaults(self.assistant, num_assistant_tokens=self.assistant_tokens))
+            whole: Tensor = self.model.generate(
+                ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                generation_config=self._config(request),
+                assistant_model=self.assistant,
+                **more,
             )
+        return whole
 
     def _config(self, request: Request) -> Any:
         from transformers import GenerationConfig
@@ -152,7 +199,7 @@ class TransformersSubject:
             **(drawn if request.temperature else dict(do_sample=False)),
             max_new_tokens=request.max_new_tokens,
             eos_token_id=list(request.eos_token_ids) or None,
-            pad_token_id=0,  # unused in a batch of one, and asked for where there is an end token
+            pad_token_id=_padding(request),
             stop_strings=None if self.assistant is not None else list(request.stop_strings) or None,
             prompt_lookup_num_tokens=self.prompt_lookup,
         )
@@ -163,6 +210,18 @@ class TransformersSubject:
         if self.assistant is None or not request.stop_strings:
             return []
         return [StopStringCriteria(self.tokenizer, list(request.stop_strings))]
+
+
+def _padding(request: Request) -> int:
+    """A token that pads; none of the end tokens, so that what is padding behind one can be told."""
+    return next(token for token in range(len(request.eos_token_ids) + 1) if token not in request.eos_token_ids)
+
+
+def _end(row: Sequence[int], request: Request) -> int:
+    """How many tokens transformers drew for a row: as far as the end token behind which there is padding alone."""
+    padding = _padding(request)
+    ends = (index + 1 for index, token in enumerate(row) if token in request.eos_token_ids)
+    return next((end for end in ends if all(token == padding for token in row[end:])), len(row))
 
 
 def _begins_in_prompt(
@@ -234,10 +293,11 @@ class CallableSubject:
             for gamma in WIDTHS
         }
 
-    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
+    def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int = 0) -> Iterator[Sample]:
         for index, prompt in enumerate(prompts):
             try:
-                answer = answer_of(self.function(list(prompt), **self._taking.settings(request, derived(seed, index))))
+                settings = self._taking.settings(request, derived(seed, first + index))
+                answer = answer_of(self.function(list(prompt), **settings))
             except KeyboardInterrupt:  # Ctrl-C is meant for us
                 raise
             except Unfit as error:
@@ -247,4 +307,4 @@ class CallableSubject:
                     f"decoder {self.name} raised {one_line(error_line(error), 400)} (prompt {index} of "
                     f"{len(prompts)}, {len(prompt)} tokens): mend it, or run it alone for the traceback"
                 ) from error
-            yield Sample(tuple(prompt), *answer)
+            yield sample_of(prompt, answer)

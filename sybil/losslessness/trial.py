@@ -10,9 +10,11 @@ from sybil.losslessness import ending
 from sybil.losslessness.asking import ask
 from sybil.losslessness.evidence import Reference
 from sybil.losslessness.faults import Fault
+from sybil.losslessness.kept import Kept
 from sybil.losslessness.report import Plan, Question
 from sybil.losslessness.ruling import Findings
 from sybil.losslessness.samples import Request, Sample, Subject
+from sybil.losslessness.speculation import Seen
 
 TOLD_BY: dict[str, tuple[Question, ...]] = {
     "probe": ("tokens",),
@@ -28,18 +30,20 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(slots=True)
 class Trial:
-    """What every phase needs, and adds to. ends: sequences whose end was looked at; said: greedily, by the prompt's
-    number."""
+    """What every phase needs, and adds to. kept: answers of an earlier run, and this one's; ends: sequences whose end
+    was looked at; said: greedily, by the prompt's number; seen: of speculation."""
 
     subject: Subject
     reference: Reference
     prompts: list[tuple[int, ...]]
     plan: Plan
     progress: Progress
+    kept: Kept = field(default_factory=Kept)
     found: Findings = field(default_factory=Findings)
     ends: int = 0
     end_faults: list[Fault] = field(default_factory=list)
     said: dict[int, Sample] = field(default_factory=dict)
+    seen: Seen = field(default_factory=Seen)
 
     @property
     def greedily(self) -> Request:
@@ -52,17 +56,22 @@ class Trial:
         return self.plan.doubtful or self.plan.near_tie
 
     def ask(
-        self, phase: str, prompts: Sequence[tuple[int, ...]], request: Request, seed: int, done: int = 0,
-        total: int = 0, subject: Subject | None = None,
+        self, phase: str, prompts: Sequence[tuple[int, ...]], request: Request | Sequence[Request], seed: int,
+        done: int = 0, total: int = 0, other: tuple[str, Subject] | None = None,
     ) -> list[Sample]:  # fmt: skip
-        """The answers of the decoder, or of the subject given; what makes one doubtful is noted. done, total: answers
-        that the phase has, and will have."""
+        """The answers of the decoder, or of another subject by its name; what makes one doubtful is noted. request:
+        that of all prompts, or one a prompt; done, total: answers that the phase has, and will have."""
 
         def tell(count: int) -> None:
             self.progress(phase, done + count, total or len(prompts))
 
-        samples = ask(subject or self.subject, prompts, request, seed, self.reference.vocab_size, tell)
+        name, subject = ("", self.subject) if other is None else other
+        vocab_size, named = self.reference.vocab_size, f"{phase}, {name}" if name else phase
+        requests = [request] * len(prompts) if isinstance(request, Request) else request
+        samples = ask(subject, prompts, requests, seed, vocab_size, tell, self.kept, named)
         for sample in samples:
+            if other is None:
+                self.seen.add(sample.places, sample.speculation)
             if sample.doubt:
                 self.found.doubt(sample.doubt, TOLD_BY[phase])
         return samples

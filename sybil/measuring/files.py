@@ -38,19 +38,21 @@ def unused(path: Path) -> Path:
     return path if not path.exists() else next(name for name in names if not name.exists())
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
-    """One whole JSON line, on the disk before the next is measured; nothing of it where it can't be written whole."""
+def append(path: Path, row: dict[str, Any], sync: bool = True) -> None:
+    """One whole JSON line, on the disk before this returns, or without sync in the system's hands; nothing of it where
+    it can't be written whole."""
     line = json.dumps(row).encode() + b"\n"
     with path.open("ab", buffering=0) as file:
         start = file.tell()
         try:
             if file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            if sync:
+                os.fsync(file.fileno())
         except BaseException:
             with contextlib.suppress(OSError):  # a device has no length
                 file.truncate(start)
             raise
-        os.fsync(file.fileno())
 
 
 def replace(path: Path, content: bytes) -> None:
