@@ -18,7 +18,7 @@ from sybil.cli.verdict import bars, show
 from sybil.decoding import Decoder
 from sybil.devices import choose_device, dtype_named
 from sybil.drafting.window import GAMMA, fixed
-from sybil.drafts import is_model
+from sybil.drafts import LOOKUP, is_model
 from sybil.errors import InvalidSetting, NotJudgeable, VocabularyMismatch
 from sybil.fit import check_assisted, check_sizes, differing_tokens
 from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks, load, read
@@ -26,6 +26,7 @@ from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.ending import end_tokens
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.foreign import ForeignSubject
+from sybil.losslessness.openvino import OpenVINOSubject
 from sybil.losslessness.samples import Request, Subject
 from sybil.losslessness.subjects import SybilSubject, TransformersSubject
 from sybil.losslessness.transport import Server
@@ -33,6 +34,7 @@ from sybil.measuring import files, prompts
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
 from sybil.measuring.prompts import Prompt
+from sybil.models.folders import locate
 from sybil.reports import figures
 from sybil.settings import Settings
 
@@ -40,7 +42,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FULL, QUICK = (64, 2, 48, 0.2), (32, 2, 32, 0.4)  # prompts, sequences a prompt, new tokens, resolution
-BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, PROMPT_LOOKUP = "sybil", "transformers", "assisted", "prompt-lookup"
+BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, USD, PROMPT_LOOKUP, OPENVINO = (
+    "sybil", "transformers", "assisted", "usd", "prompt-lookup", "openvino",
+)  # fmt: skip
 JUDGED, VERDICT = "What is judged", "How sure a verdict is"  # in --help
 STATUS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
@@ -56,7 +60,8 @@ def verify(
     decoder: Annotated[
         str | None,
         typer.Option(
-            help="sybil (if left out), transformers, assisted, prompt-lookup, or package.module:function.",
+            help="sybil (if left out), transformers, assisted, usd (a draft with other tokens), "
+            "prompt-lookup, openvino, or package.module:function.",
             rich_help_panel=JUDGED,
         ),
     ] = None,
@@ -198,6 +203,8 @@ def verify(
             subject = served
         elif function is not None:
             subject = function
+        elif decoder == OPENVINO:
+            subject = _openvino(chosen_target, chosen_draft, gamma)
         else:
             theirs = sovereign if chosen_dtype == torch.float32 else _load(chosen_target, chosen_dtype, chosen_device)
             subject = _transformers(decoder, theirs, tokenizer, chosen_draft, gamma)
@@ -266,7 +273,7 @@ def _helper(
     if differing and decoder == ASSISTED:
         raise VocabularyMismatch(
             f"draft {draft} has other tokens than target {target} ({differing} entries of their vocabularies differ), "
-            "and decoder assisted is asked with one tokenizer: choose a draft with the target's"
+            "and decoder assisted is asked with one tokenizer: choose a draft with the target's, or decoder usd"
         )
     if differing:
         return None, f"draft {draft} has other tokens than the target: {differing} entries of their vocabularies differ"
@@ -313,8 +320,18 @@ def _transformers(
         return TransformersSubject(model, tokenizer, prompt_lookup=fixed(gamma))
     if decoder == TRANSFORMERS:
         return TransformersSubject(model, tokenizer)
-    if draft is None:
-        raise InvalidSetting("decoder is assisted and the target has no draft: add --draft")
+    if draft is None or not is_model(draft):
+        raise InvalidSetting(f"decoder is {decoder} and draft {draft or 'none'}: name a model with --draft")
     assistant = _load(draft, model.dtype, model.device)
+    if decoder == USD:
+        return TransformersSubject(model, tokenizer, assistant, assistant_tokenizer=read(draft).tokenizer)
     check_assisted(model, assistant, draft)
     return TransformersSubject(model, tokenizer, assistant)
+
+
+def _openvino(target: str, draft: str | None, gamma: int | str) -> OpenVINOSubject:
+    """draft: a model's name, LOOKUP, or none."""
+    lookup = draft == LOOKUP
+    return OpenVINOSubject(
+        locate(target), None if draft is None or lookup else locate(draft), gamma=fixed(gamma), lookup=lookup
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +95,12 @@ class SybilSubject:
 
 
 class TransformersSubject:
-    """transformers' generate at batch 1; with an assistant its assisted generation, with prompt_lookup (tokens a
-    round) its prompt lookup.
+    """transformers' generate at batch 1; with an assistant its assisted generation, with an assistant_tokenizer
+    besides its universal one (an assistant with other tokens), with prompt_lookup (tokens a round) its prompt lookup.
 
     Assisted generation refuses stop_strings (5.23: the assistant is given them without a tokenizer), so they are asked
-    for there as a StoppingCriteria, which is the same class."""
+    for there as a StoppingCriteria, which is the same class. Sampling with two tokenizers changes the assistant's
+    embeddings for good, once for a pair of tokenizers: the assistant is the subject's own, and so are they."""
 
     def __init__(
         self,
@@ -107,15 +109,16 @@ class TransformersSubject:
         assistant: PreTrainedModel | None = None,
         prompt_lookup: int | None = None,
         assistant_tokens: int | None = None,
+        assistant_tokenizer: Tokenizer | None = None,
     ) -> None:
-        from transformers import PreTrainedTokenizerFast
-
         self.model, self.assistant, self.prompt_lookup = model, assistant, prompt_lookup
         self.assistant_tokens = assistant_tokens
         self.text = tokenizer
-        self.tokenizer = None if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+        self.tokenizer, self.assistant_tokenizer = _fast(tokenizer), _fast(assistant_tokenizer)
         kind = "assisted generation" if assistant is not None else "prompt lookup" if prompt_lookup else "generate"
-        self.name = f"transformers {kind}"
+        self.name = (
+            f"transformers {kind}" if assistant_tokenizer is None else "transformers universal assisted generation"
+        )
 
     def widths(self) -> dict[str, Subject]:
         """Plain, and with other numbers of tokens a round."""
@@ -123,8 +126,12 @@ class TransformersSubject:
             return {}
         others: dict[str, Subject] = {"plain": TransformersSubject(self.model, self.text)}
         for gamma in WIDTHS:
-            tokens = dict(assistant_tokens=gamma) if self.assistant is not None else dict(prompt_lookup=gamma)
-            others[f"gamma {gamma}"] = TransformersSubject(self.model, self.text, self.assistant, **tokens)
+            other = copy(self)  # with the same tokenizers
+            if self.assistant is not None:
+                other.assistant_tokens = gamma
+            else:
+                other.prompt_lookup = gamma
+            others[f"gamma {gamma}"] = other
         return others
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
@@ -143,7 +150,8 @@ class TransformersSubject:
                     attention_mask=torch.ones_like(ids),
                     generation_config=self._config(request),
                     assistant_model=self.assistant,
-                    tokenizer=self.tokenizer if request.stop_strings else None,
+                    tokenizer=self.tokenizer if request.stop_strings or self.assistant_tokenizer else None,
+                    assistant_tokenizer=self.assistant_tokenizer,
                     stopping_criteria=self._criteria(request),
                     streamer=blocks,
                 )
@@ -173,6 +181,13 @@ class TransformersSubject:
         if self.assistant is None or not request.stop_strings:
             return []
         return [StopStringCriteria(self.tokenizer, list(request.stop_strings))]
+
+
+def _fast(tokenizer: Tokenizer | None) -> Any:
+    """transformers' face of a tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+
+    return None if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def _begins_in_prompt(
