@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sybil.drafting.window import GAMMA
 from sybil.errors import InvalidSetting, NotJudgeable, PackageMissing, one_line, told
@@ -49,7 +50,8 @@ class OpenVINOSubject:
             ) from None
 
     def _load(self, draft: Path | None) -> Any:
-        settings: dict[str, Any] = dict(EXACTLY)
+        threads = {"INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
+        settings: dict[str, Any] = {**EXACTLY, **threads}
         if self.drafts or self.lookup:
             settings["scheduler_config"] = self._genai.SchedulerConfig()
         if self.lookup:
@@ -58,7 +60,7 @@ class OpenVINOSubject:
             return self._genai.LLMPipeline(str(self.target), "CPU", **settings)
         with tempfile.TemporaryDirectory() as folder:
             settings["draft_model"] = self._genai.draft_model(
-                str(self._converted(draft, Path(folder))), "CPU", **EXACTLY
+                str(self._converted(draft, Path(folder))), "CPU", **EXACTLY, **threads
             )
             return self._genai.LLMPipeline(str(self.target), "CPU", **settings)
 
