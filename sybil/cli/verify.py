@@ -20,7 +20,7 @@ from sybil.devices import choose_device, dtype_named
 from sybil.drafting.window import GAMMA, fixed
 from sybil.drafts import LOOKUP, is_model
 from sybil.errors import InvalidSetting, NotJudgeable, VocabularyMismatch
-from sybil.fit import check_assisted, check_sizes, differing_tokens
+from sybil.fit import check_assisted, check_sizes, check_universal, differing_tokens
 from sybil.loading import IN_BLOCKS, dtype_chosen, keeps_blocks, load, read
 from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.ending import end_tokens
@@ -324,6 +324,7 @@ def _transformers(
         raise InvalidSetting(f"decoder is {decoder} and draft {draft or 'none'}: name a model with --draft")
     assistant = _load(draft, model.dtype, model.device)
     if decoder == USD:
+        check_universal(model, assistant, draft)
         return TransformersSubject(model, tokenizer, assistant, assistant_tokenizer=read(draft).tokenizer)
     check_assisted(model, assistant, draft)
     return TransformersSubject(model, tokenizer, assistant)

@@ -139,6 +139,7 @@ class TransformersSubject:
             raise InvalidSetting("stop strings are asked for without a tokenizer: give the model's")
         for index, prompt in enumerate(prompts):
             torch.manual_seed(derived(seed, index))
+            two_tokenizers = {"assistant_tokenizer": self.assistant_tokenizer} if self.assistant_tokenizer else {}
             blocks = _Blocks()
             ids = integers([list(prompt)]).to(self.model.device)
             with ExitStack() as stack:
@@ -151,9 +152,9 @@ class TransformersSubject:
                     generation_config=self._config(request),
                     assistant_model=self.assistant,
                     tokenizer=self.tokenizer if request.stop_strings or self.assistant_tokenizer else None,
-                    assistant_tokenizer=self.assistant_tokenizer,
                     stopping_criteria=self._criteria(request),
                     streamer=blocks,
+                    **two_tokenizers,
                 )
             yield Sample(
                 tuple(prompt),
