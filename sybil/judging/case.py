@@ -111,7 +111,8 @@ def _helper(bench: Bench, judged: Judged) -> tuple[PreTrainedModel | None, str]:
     if differing and judged == ASSISTED:
         raise VocabularyMismatch(
             f"draft {draft.name} has other tokens than target {target.name} ({differing} entries of their vocabularies "
-            "differ), and decoder assisted is asked with one tokenizer: choose a draft with the target's"
+            "differ), and decoder assisted is asked with one tokenizer: choose a draft with the target's, or decoder "
+            "usd"
         )
     if differing:
         why = f"{differing} entries of their vocabularies differ"

@@ -16,9 +16,9 @@ from sybil.arguments import described
 from sybil.decoding import Decoder
 from sybil.devices import dtype_named
 from sybil.drafting.window import fixed
-from sybil.drafts import is_model
+from sybil.drafts import LOOKUP, is_model
 from sybil.errors import InvalidSetting
-from sybil.fit import check_assisted
+from sybil.fit import check_assisted, check_universal
 from sybil.judging.original import Original, Source
 from sybil.loading import load
 from sybil.losslessness.child import FORMS
@@ -26,13 +26,17 @@ from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.ending import end_tokens
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.foreign import ForeignSubject
+from sybil.losslessness.openvino import OpenVINOSubject
 from sybil.losslessness.samples import Subject
 from sybil.losslessness.subjects import CallableSubject, SybilSubject, TransformersSubject
 from sybil.losslessness.transport import Server
+from sybil.models.folders import locate
 from sybil.models.objects import inside
 from sybil.settings import Settings
 
-BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, PROMPT_LOOKUP = "sybil", "transformers", "assisted", "prompt-lookup"
+BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, USD, PROMPT_LOOKUP, OPENVINO = (
+    "sybil", "transformers", "assisted", "usd", "prompt-lookup", "openvino",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +130,8 @@ class Bench:
             return self._served(Endpoint(url=name))
         if name == SYBIL:
             return self._sybil(self._loaded(plain), plain)
+        if name == OPENVINO:
+            return self._openvino()
         if name in BUILT_IN:
             return self._transformers(name)
         if ":" in name:
@@ -149,8 +155,9 @@ class Bench:
 
     def _transformers(self, name: str) -> TransformersSubject:
         """transformers' own decoders; raises InvalidSetting for what a model or its lack of a draft rules out."""
-        if name == ASSISTED and self.draft is None:
-            raise InvalidSetting("decoder is assisted and the target has no draft: add --draft, a model of its own")
+        if name in (ASSISTED, USD) and self.draft is None:
+            has = "the target has no draft" if self.models.draft is None else f"draft {self.models.draft}"
+            raise InvalidSetting(f"decoder is {name} and {has}: add --draft, a model of its own")
         model, tokenizer = self.target.model, self.target.tokenizer
         if name == TRANSFORMERS:
             return TransformersSubject(model, tokenizer)
@@ -161,8 +168,22 @@ class Bench:
             )
         if name == PROMPT_LOOKUP or self.draft is None:
             return TransformersSubject(model, tokenizer, prompt_lookup=fixed(self.settings.gamma))
+        if name == USD:
+            check_universal(model, self.draft.model, self.draft.name)
+            theirs = self.draft.tokenizer
+            if tokenizer is None or theirs is None:
+                raise InvalidSetting("decoder is usd, which needs two tokenizers: give target and draft with theirs")
+            return TransformersSubject(model, tokenizer, self.draft.loaded(), assistant_tokenizer=theirs)
         check_assisted(model, self.draft.model, self.draft.name)
         return TransformersSubject(model, tokenizer, self.draft.model)
+
+    def _openvino(self) -> OpenVINOSubject:
+        """Of files or folders that it reads itself."""
+        target, draft = self.models.target, self.models.draft
+        if isinstance(target, nn.Module) or isinstance(draft, nn.Module):
+            raise InvalidSetting("decoder is openvino, which reads files itself: give target and draft by name or path")
+        its = None if draft is None or draft == LOOKUP else locate(draft)
+        return OpenVINOSubject(locate(target), its, gamma=fixed(self.settings.gamma), lookup=draft == LOOKUP)
 
     def _served(self, endpoint: Endpoint) -> EndpointSubject:
         server = Server(endpoint.url, self._timeout, endpoint.headers)
@@ -177,7 +198,11 @@ class Bench:
 
 def rounds_as_the_target(judged: Judged) -> bool:
     """Whether the target's dtype is the decoder's own, and tells how it rounds."""
-    return judged in BUILT_IN if isinstance(judged, str) else isinstance(judged, Decoder | nn.Module)
+    return (
+        judged in BUILT_IN and judged != OPENVINO
+        if isinstance(judged, str)
+        else isinstance(judged, Decoder | nn.Module)
+    )
 
 
 def name_of(function: Callable[..., Any]) -> str:

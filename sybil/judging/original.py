@@ -85,7 +85,7 @@ class Original:
     @cached_property
     def model(self) -> PreTrainedModel:
         """With its weights as a decoder has them."""
-        return inside(self._source) if isinstance(self._source, nn.Module) else self._loaded()
+        return inside(self._source) if isinstance(self._source, nn.Module) else self.loaded()
 
     @cached_property
     def reference(self) -> PreTrainedModel:
@@ -93,11 +93,13 @@ class Original:
         weights can't be converted."""
         if self.dtype in WIDE or self.checkpoint.config.get("quantization_config"):
             return self.model
-        model = copy.deepcopy(self.model) if isinstance(self._source, nn.Module) else self._loaded()
-        widened: PreTrainedModel = model.float()
+        widened: PreTrainedModel = self.loaded().float()
         return widened
 
-    def _loaded(self) -> PreTrainedModel:
+    def loaded(self) -> PreTrainedModel:
+        """A copy of the caller's own."""
+        if isinstance(self._source, nn.Module):
+            return copy.deepcopy(inside(self._source))
         from sybil.models.pretrained import load_transformers
 
         return load_transformers(self.checkpoint, self.dtype, self.device).eval()

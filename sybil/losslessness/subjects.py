@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -102,12 +103,14 @@ class SybilSubject:
 
 
 class TransformersSubject:
-    """transformers' generate, several prompts side by side; with an assistant its assisted generation, with
-    prompt_lookup (tokens a round) its prompt lookup, which it does at batch 1 only.
+    """transformers' generate, several prompts side by side; with an assistant its assisted generation, with an
+    assistant_tokenizer besides its universal one (an assistant with other tokens), with prompt_lookup (tokens a round)
+    its prompt lookup, which it does at batch 1 only.
 
     Stop strings are asked for a prompt at a time, too: in a batch transformers pads no row that one of them ended.
     Assisted generation refuses stop_strings (5.23: the assistant is given them without a tokenizer), so they are asked
-    for there as a StoppingCriteria, which is the same class."""
+    for there as a StoppingCriteria, which is the same class. Sampling with two tokenizers changes the assistant's
+    embeddings for good, once for a pair of tokenizers: the assistant is the subject's own, and so are they."""
 
     def __init__(
         self,
@@ -117,17 +120,18 @@ class TransformersSubject:
         prompt_lookup: int | None = None,
         assistant_tokens: int | None = None,
         batch: int = BATCH,
+        assistant_tokenizer: Tokenizer | None = None,
     ) -> None:
-        from transformers import PreTrainedTokenizerFast
-
         self.model, self.assistant, self.prompt_lookup = model, assistant, prompt_lookup
         self.assistant_tokens = assistant_tokens
         alone = assistant is not None or prompt_lookup or getattr(model, "_is_stateful", False)
         self.batch = 1 if alone else batch  # a state that isn't a cache of keys reads the padding, too
         self.text = tokenizer
-        self.tokenizer = None if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+        self.tokenizer, self.assistant_tokenizer = _fast(tokenizer), _fast(assistant_tokenizer)
         kind = "assisted generation" if assistant is not None else "prompt lookup" if prompt_lookup else "generate"
-        self.name = f"transformers {kind}"
+        self.name = (
+            f"transformers {kind}" if assistant_tokenizer is None else "transformers universal assisted generation"
+        )
 
     def widths(self) -> dict[str, Subject]:
         """Plain and with other numbers of tokens a round; or one row at a time."""
@@ -136,8 +140,12 @@ class TransformersSubject:
             return {"one row at a time": alone} if self.batch > 1 else {}
         others: dict[str, Subject] = {"plain": TransformersSubject(self.model, self.text, batch=1)}
         for gamma in WIDTHS:
-            tokens = dict(assistant_tokens=gamma) if self.assistant is not None else dict(prompt_lookup=gamma)
-            others[f"gamma {gamma}"] = TransformersSubject(self.model, self.text, self.assistant, **tokens)
+            other = copy(self)  # with the same tokenizers
+            if self.assistant is not None:
+                other.assistant_tokens = gamma
+            else:
+                other.prompt_lookup = gamma
+            others[f"gamma {gamma}"] = other
         return others
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int = 0) -> Iterator[Sample]:
@@ -160,9 +168,10 @@ class TransformersSubject:
             ids,
             torch.ones_like(ids),
             request,
-            tokenizer=self.tokenizer if request.stop_strings else None,
+            tokenizer=self.tokenizer if request.stop_strings or self.assistant_tokenizer else None,
             stopping_criteria=self._criteria(request),
             streamer=blocks,
+            **({"assistant_tokenizer": self.assistant_tokenizer} if self.assistant_tokenizer else {}),
         )
         doubt = _begins_in_prompt(prompt, blocks.tokens, request, self.text)
         return Sample(tuple(prompt), tuple(blocks.tokens), tuple(blocks.places), doubt)
@@ -222,6 +231,13 @@ def _end(row: Sequence[int], request: Request) -> int:
     padding = _padding(request)
     ends = (index + 1 for index, token in enumerate(row) if token in request.eos_token_ids)
     return next((end for end in ends if all(token == padding for token in row[end:])), len(row))
+
+
+def _fast(tokenizer: Tokenizer | None) -> Any:
+    """transformers' face of a tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+
+    return None if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def _begins_in_prompt(
