@@ -146,7 +146,7 @@ def test_two_tokenizers_sample_by_seed() -> None:
     ("options", "words"),
     [
         (["--pair", "stdlib", "--decoder", "usd", "--draft", "lookup"], "decoder is usd and draft lookup"),
-        (["--target", "embedded:stdlib/target", "--decoder", "usd"], "decoder is usd and draft none"),
+        (["--target", "embedded:stdlib/target", "--decoder", "usd"], "decoder is usd and the target has no draft"),
         (["--pair", "stdlib", "--decoder", "usd"], "have logits for 4096 tokens each"),
     ],
 )
