@@ -49,7 +49,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def proofs(session: nox.Session) -> None:
-    """What proves losslessness at length: every choice against every other, 100,000 coupled tokens; an hour and a half."""
+    """What proves losslessness at length: every choice against every other; an hour and a half."""
     install(session, "test")
     session.run(
         "pytest", "-m", "slow", "--numprocesses=2", "--timeout=1800", *session.posargs, env={"OMP_NUM_THREADS": "1"}
