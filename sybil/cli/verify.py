@@ -48,8 +48,9 @@ def verify(
             help="sybil (if left out), transformers, assisted, usd (assisted by a draft with other tokens), "
             f"prompt-lookup, openvino, or a function of yours: {FORMS}. It is called as "
             f"f(prompt, {', '.join(f'{name}=' for name in NAMED)}) with those of the names that it takes; "
-            "prompt is a list of token ids. It returns the new ones, or a tuple of them and of each one's place in its "
-            "block. One that takes gamma is asked whether its greedy tokens depend on it.",
+            "prompt is a list of token ids. It returns the new ones; or a tuple of them, of each one's place in its "
+            "block (or None), and, if it counts them, of (tokens drafted, of them accepted). One that takes gamma is "
+            "asked whether its greedy tokens depend on it.",
             rich_help_panel=JUDGED,
         ),
     ] = None,

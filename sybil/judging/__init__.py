@@ -54,9 +54,10 @@ def judge(
     """Is a decoder lossless? Judged by what it says, and by the target that it claims to follow.
 
     decoder: a function (prompt, *, max_new_tokens, temperature, top_k, top_p, min_p, eos_token_ids, stop_strings,
-    seed, gamma) -> new token ids, or (new ids, the place of each in its block), which is called with those of the
-    keywords that it takes; a sybil.Decoder; a transformers model, for its generate(); a name ("sybil", "transformers",
-    "assisted", "prompt-lookup", "package.module:function", "file.py:function"); a server's URL, or an Endpoint.
+    seed, gamma) -> new token ids, or (new ids, the place of each in its block), or (new ids, places or None, (tokens
+    drafted, of them accepted)), which is called with those of the keywords that it takes; a sybil.Decoder; a
+    transformers model, for its generate(); a name ("sybil", "transformers", "assisted", "usd", "prompt-lookup",
+    "openvino", "package.module:function", "file.py:function"); a server's URL, or an Endpoint.
     target: a pair's name, a hub id, a folder, a GGUF file, or a transformers model. The judge runs it by transformers'
     own forward. prompts: texts, messages or token ids, or a JSONL file (pathlib.Path); None: those that Sybil ships.
 
