@@ -50,9 +50,10 @@ def before(reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) -
     most = plan.repeats * len(prompts) * plan.request.max_new_tokens
     if not most:
         return ""
-    needed = tokens_needed(Unsure.at(reference, prompts, plan), plan)
-    if most >= needed:
+    unsure = Unsure.at(reference, prompts, plan)
+    if most >= tokens_needed(unsure, plan, spare=1.0):
         return ""
+    needed = tokens_needed(unsure, plan)
     return (
         f"at most {most} tokens will be sampled, too few for a PASS: to see a drift of {plan.resolution:g} nats a "
         f"token and an uneven u of {plan.uniformity:g}, as is asked for, takes about {needed}: "
@@ -65,10 +66,10 @@ def remedy(needed: int, count: int, plan: Plan) -> str:
     return f"use {math.ceil(plan.repeats * needed / max(count, 1))} repeats in place of {plan.repeats}, or more prompts"
 
 
-def tokens_needed(unsure: Unsure, plan: Plan) -> int:
+def tokens_needed(unsure: Unsure, plan: Plan, spare: float = SPARE) -> int:
     """Of sampled tokens, so that a PASS sees what the plan asks for."""
     alpha = each_share(plan.alpha)
-    return max(for_uniform(plan.uniformity, alpha), for_quality(unsure, plan.resolution, alpha))
+    return max(for_uniform(plan.uniformity, alpha), for_quality(unsure, plan.resolution, alpha, spare))
 
 
 def for_uniform(bound: float, alpha: float) -> int:
@@ -82,14 +83,14 @@ def for_uniform(bound: float, alpha: float) -> int:
     return fewest
 
 
-def for_quality(unsure: Unsure, bound: float, alpha: float) -> int:
+def for_quality(unsure: Unsure, bound: float, alpha: float, spare: float = SPARE) -> int:
     """The fewest tokens of which `quality` sees as much, where they are as unsure; a tenth to spare."""
     deviation = math.sqrt(unsure.variance)
     if not deviation:
         return 0
     wanted = float(special.ndtri(POWER) - special.ndtri(alpha / 2)) * deviation / bound
     skewed = abs(unsure.third) / deviation**3 / SKEW
-    count = max(math.ceil(SPARE * max(wanted, skewed) ** 2), 1)
+    count = max(math.ceil(spare * max(wanted, skewed) ** 2), 1)
     while one_token_weighs(deviation * math.sqrt(count), count, alpha):
         count = math.ceil(SPARE * count)
     return count
