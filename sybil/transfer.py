@@ -53,6 +53,11 @@ def counting(end: int, like: Any) -> Any:
     return torch.arange(end, dtype=torch.int64, device=like.device)
 
 
+def filled(like: Any, value: float) -> Any:
+    """As many numbers of the same dtype, all of one value."""
+    return np.full_like(like, value) if isinstance(like, np.ndarray) else torch.full_like(like, value)
+
+
 def cast(numbers: Any, like: Any) -> Any:
     """Numbers in the other ones' dtype."""
     return numbers.astype(like.dtype) if isinstance(numbers, np.ndarray) else numbers.to(like.dtype)

@@ -18,7 +18,7 @@ from sybil.errors import InvalidSetting
 from sybil.noise import Exponentials
 from sybil.residual import Residual
 from sybil.sampling import race
-from sybil.transfer import back, cast, counting, native
+from sybil.transfer import back, cast, counting, filled, native
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +122,14 @@ def greedy(proposed: Sequence[int], chosen: Sequence[int]) -> tuple[int, int]:
 def _next_token(proposed: Proposed, accepted: Any, weight: Any, uniforms: Tensor) -> Tensor:
     """(batch,) from norm(max(weight * target - draft, 0)) where a proposed token was rejected, else from the target."""
     accepted, counts, target_probs = native(accepted), native(proposed.counts), native(proposed.target_probs)
-    weights = native(weight) if isinstance(weight, Tensor) else cast(counts * 0 + weight, target_probs)[:, None]
+    weights = native(weight) if isinstance(weight, Tensor) else filled(cast(counts, target_probs), weight)[:, None]
     return _residual(proposed, accepted[:, None], weights, (accepted < counts)[:, None]).draw(uniforms)
 
 
 def _residual(proposed: Proposed, places: Any, weights: Any, drafted: Any) -> Residual:
     """max(weight * target - draft, 0) at some places of each row; all of them (batch, places of a row)."""
     places = native(places)
-    rows = counting(len(places), places)[:, None] + places * 0
+    rows = counting(len(places), places)[:, None] + filled(places, 0)
     at = (native(each).reshape(-1) for each in (rows, places, weights, drafted))
     return Residual(proposed.target_probs, proposed.draft_probs, proposed.tokens, *at)
 
@@ -140,7 +140,7 @@ def _at_tokens(proposed: Proposed) -> tuple[Any, Any]:
     rows, places = counting(len(tokens), tokens)[:, None], _places(proposed) - 1
     target_at = target_probs[rows, places, tokens]
     if proposed.draft_probs is None:
-        return target_at, target_at * 0 + 1
+        return target_at, filled(target_at, 1.0)
     return target_at, native(proposed.draft_probs)[rows, places, tokens]
 
 

@@ -17,20 +17,12 @@ from sybil.judging.original import Source
 from sybil.judging.wording import Prompts, chosen
 from sybil.losslessness.deadline import TIMEOUT
 from sybil.losslessness.report import Report
-from sybil.losslessness.trial import Progress
+from sybil.losslessness.trial import Progress, silent, unheard
 from sybil.models.huggingface import evaluating
 from sybil.models.objects import inside
 from sybil.pairs import PAIRS
 
 __all__ = ["Asked", "Endpoint", "Judged", "Models", "Prompts", "Report", "judge"]
-
-
-def _silent(phase: str, done: int, total: int) -> None:
-    pass
-
-
-def _unheard(advice: str) -> None:
-    pass
 
 
 def judge(
@@ -47,8 +39,8 @@ def judge(
     tolerance: str | float | None = None,
     timeout: float = TIMEOUT,
     quick: bool = False,
-    progress: Progress = _silent,
-    advise: Callable[[str], None] = _unheard,
+    progress: Progress = silent,
+    advise: Callable[[str], None] = unheard,
     **asked: Unpack[Asked],
 ) -> Report:
     """Is a decoder lossless? Judged by what it says, and by the target that it claims to follow.

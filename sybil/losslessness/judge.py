@@ -13,17 +13,9 @@ from sybil.losslessness.faults import certain
 from sybil.losslessness.kept import Kept, digest, weights
 from sybil.losslessness.report import Plan, Question, Report, Ruling
 from sybil.losslessness.samples import Subject, widths
-from sybil.losslessness.trial import Progress, Trial
+from sybil.losslessness.trial import Progress, Trial, silent, unheard
 
 __all__ = ["Plan", "Report", "verify"]
-
-
-def _silent(phase: str, done: int, total: int) -> None:
-    pass
-
-
-def _unheard(advice: str) -> None:
-    pass
 
 
 def verify(
@@ -31,8 +23,8 @@ def verify(
     reference: Reference,
     prompts: Sequence[Sequence[int]],
     plan: Plan,
-    progress: Progress = _silent,
-    advise: Callable[[str], None] = _unheard,
+    progress: Progress = silent,
+    advise: Callable[[str], None] = unheard,
     kept: Kept | None = None,
 ) -> Report:
     """Judge subject by what it says after prompts (token ids). progress: phase, done, total; advise: told before the

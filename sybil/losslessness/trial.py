@@ -28,6 +28,14 @@ TOLD_BY: dict[str, tuple[Question, ...]] = {
 Progress = Callable[[str, int, int], None]
 
 
+def silent(phase: str, done: int, total: int) -> None:
+    """A Progress that tells nobody."""
+
+
+def unheard(advice: str) -> None:
+    """Takes advice, and tells nobody."""
+
+
 @dataclass(slots=True)
 class Trial:
     """What every phase needs, and adds to. kept: answers of an earlier run, and this one's; ends: sequences whose end

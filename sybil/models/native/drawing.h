@@ -1,7 +1,8 @@
 /* Logits into the distributions that are sampled from, and tokens drawn from them: see drawing.py, and filters.py beside
    it, which does the same by numpy.
 
-   A row's numbers depend on that row alone. Sums are in double precision, of one row in one fixed order. */
+   A row's numbers depend on that row alone. Sums are of one row in one fixed order; those of runs of tokens
+   are added in double precision. */
 
 #pragma once
 
@@ -253,7 +254,8 @@ static void distribute(const float *logits, int64_t vocab, float temperature, in
         put_lanes(probs, at, vocab, lanes_at(probs, at, vocab, 0) * all((float)(1.0 / whole)));
 }
 
-/* logits (rows, vocab) -> probs (rows, vocab); some: room for vocab candidates. temperature is above 0; top_k 0, top_p 1 and
+/* logits (rows, vocab) -> probs (rows, vocab); some: room for a candidate a token, and one for every 64
+   tokens. temperature is above 0; top_k 0, top_p 1 and
    min_p 0 switch a filter off. A row with NaN, +inf or nothing finite becomes NaN. */
 void sybil_distribute(const float *logits, int64_t rows, int64_t vocab, float temperature, int64_t top_k, double top_p,
                       float min_p, float *probs, void *some) {

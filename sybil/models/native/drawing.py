@@ -4,6 +4,7 @@ numpy makes a dozen, and finds code and copies gone from the caches after each f
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from sybil.models.native import library
 Array = np.ndarray
 CANDIDATE = 12
 """Bytes of a Candidate of drawing.h."""
+RUN = 64
+"""Tokens in a run of its kth_largest(), which has a candidate a run beside those of the tokens."""
 
 
 def does(rows: Tensor) -> bool:
@@ -22,17 +25,22 @@ def does(rows: Tensor) -> bool:
     return rows.dtype is torch.float32 and rows.is_cpu and library.load() is not None
 
 
+def _built() -> ctypes.CDLL:
+    built = library.load()
+    assert built is not None  # whoever comes here has asked does()
+    return built
+
+
 def distributions(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
     """filters.filtered() and filters.softmax(), (..., vocab) -> (..., vocab). What weighs less than e^-87 of the row's
     likeliest token weighs nothing."""
     logits = logits.contiguous()
     probs, vocab = torch.empty_like(logits), logits.shape[-1]
-    built = library.load()
-    if built is not None and logits.numel():
-        room = np.empty(CANDIDATE * (vocab + vocab // 64 + 1), np.uint8)
+    if logits.numel():
+        room = np.empty(CANDIDATE * (vocab + vocab // RUN + 1), np.uint8)
         sizes = logits.numel() // vocab, vocab
         settings = temperature, top_k, top_p, min_p
-        built.sybil_distribute(logits.data_ptr(), *sizes, *settings, probs.data_ptr(), room.ctypes.data)
+        _built().sybil_distribute(logits.data_ptr(), *sizes, *settings, probs.data_ptr(), room.ctypes.data)
     return probs
 
 
@@ -40,10 +48,8 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     """sampling.draw(): rows (..., vocab), uniforms (...) in [0, 1) -> (...)"""
     probs, uniforms = probs.contiguous(), uniforms.to(torch.float64).contiguous()
     tokens = torch.empty_like(uniforms, dtype=torch.int64)
-    built, nothing = library.load(), (None,) * 5
-    if built is not None:
-        sizes = uniforms.numel(), probs.shape[-1]
-        built.sybil_draw(*sizes, probs.data_ptr(), *nothing, uniforms.data_ptr(), tokens.data_ptr())
+    sizes, nothing = (uniforms.numel(), probs.shape[-1]), (None,) * 5
+    _built().sybil_draw(*sizes, probs.data_ptr(), *nothing, uniforms.data_ptr(), tokens.data_ptr())
     return tokens
 
 
@@ -81,4 +87,4 @@ class Rest:
         at, drafted, without = (lying(each, np.int64) for each in (self.at, self.drafted, self.without))
         given = targets, at, drafts, drafted, without, lying(self.weights, np.float32), *more
         addresses = [None if each is None else each.ctypes.data for each in given]
-        getattr(library.load(), function)(len(self.at), self.targets.shape[-1], *addresses)
+        getattr(_built(), function)(len(self.at), self.targets.shape[-1], *addresses)
