@@ -91,10 +91,15 @@ def check_sizes(names: tuple[str, str], sizes: tuple[int, int]) -> None:
         )
 
 
+def logits_of(model: PreTrainedModel) -> int:
+    """For how many tokens a transformers model has logits."""
+    return int(model.config.get_text_config().vocab_size)
+
+
 def check_assisted(target: PreTrainedModel, draft: PreTrainedModel, name: str) -> None:
     """Raises VocabularyMismatch for a draft, of that name, which transformers' assisted generation refuses though we
     take it: the same tokens with other padding."""
-    sizes = [int(model.config.get_text_config().vocab_size) for model in (target, draft)]
+    sizes = logits_of(target), logits_of(draft)
     if sizes[0] != sizes[1]:
         raise VocabularyMismatch(
             f"the target has logits for {sizes[0]} tokens and draft {name} for {sizes[1]}, which transformers' "
@@ -105,7 +110,7 @@ def check_assisted(target: PreTrainedModel, draft: PreTrainedModel, name: str) -
 def check_universal(target: PreTrainedModel, draft: PreTrainedModel, name: str) -> None:
     """Raises VocabularyMismatch for a draft, of that name, which transformers takes for one with the target's tokens,
     and so refuses a second tokenizer for."""
-    sizes = [int(model.config.get_text_config().vocab_size) for model in (target, draft)]
+    sizes = logits_of(target), logits_of(draft)
     if sizes[0] == sizes[1]:
         raise VocabularyMismatch(
             f"the target and draft {name} have logits for {sizes[0]} tokens each, which transformers takes for one "

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sybil.agreement import FLOAT32, HALF, Tolerance
 from sybil.errors import VocabularyMismatch
-from sybil.fit import check_sizes, differing_tokens
+from sybil.fit import check_sizes, differing_tokens, logits_of
 from sybil.judging.decoders import ASSISTED, Bench, Judged, rounds_as_the_target
 from sybil.judging.original import Original
 from sybil.judging.wording import Ids, encoded
@@ -119,8 +119,7 @@ def _helper(bench: Bench, judged: Judged) -> tuple[PreTrainedModel | None, str]:
         return None, f"draft {draft.name} has other tokens than the target: {why}"
     helper = draft.reference
     if target.tokenizer is None or draft.tokenizer is None:
-        sizes = [int(model.config.get_text_config().vocab_size) for model in (target.reference, helper)]
-        check_sizes((target.name, draft.name), (sizes[0], sizes[1]))
+        check_sizes((target.name, draft.name), (logits_of(target.reference), logits_of(helper)))
     return helper, ""
 
 
