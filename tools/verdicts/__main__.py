@@ -75,7 +75,16 @@ def _judged(row: Row, found: str) -> dict[str, Any]:
         return {"row": row.key, "missing": f"no verdict within {TIMEOUT:g} seconds"}
     if report is None:
         return {"row": row.key, "missing": page.last_line(done.stderr)}
+    if not _is_changed():
+        report["commit"] = report["commit"].removesuffix("-dirty")
     return page.record(row, found, report, time.monotonic() - began)
+
+
+def _is_changed() -> bool:
+    """Whether the checkout differs from its commit by more than what this program writes."""
+    written = (f":(exclude){path.relative_to(ROOT)}" for path in (page.RECORDS, page.PAGE))
+    command = ["git", "diff", "--quiet", "HEAD", "--", ".", *written]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode != 0
 
 
 @contextlib.contextmanager
