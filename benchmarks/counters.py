@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from sybil import Decoder
     from sybil.models import Model
@@ -26,8 +28,15 @@ if TYPE_CHECKING:
 EXPECTED = Path(__file__).with_name("expected.json")
 COUNTERS = ("target forwards", "draft forwards", "proposed", "accepted", "emitted")
 TEXTS, REAL = "texts", "smollm2"
-"""The counter of real cases alone, and the pair that they are of: what is said, as a digest of the tokens."""
+"""What is said, as a digest of the tokens, which cases of blocks have besides; and the pair of the real ones."""
 RULES = ("greedy", "token", "block", "coupled")
+COPIES = ("self:4", "self:8", "hybrid:lookup,self:8", "cascade:self:4,self:8")
+SKIPS = ("skip:2", "hybrid:lookup,skip:2", "cascade:lookup,skip:2")
+"""Drafters that a target has without a second model. Copies round what their products are given to 8 bits, where the
+last bits of a sum, which differ from processor to processor, can become a whole step: so they are counted of a tiny
+target alone, where that was not seen to happen, and with a fixed gamma, for a tiny copy's bytes are mostly padding."""
+STORED = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+"""What the blocks of a GGUF file are counted in."""
 Counters = dict[str, Any]
 
 
@@ -84,9 +93,26 @@ def cases() -> Iterator[tuple[str, Counters]]:
         for settings in ({"gamma": 2}, {"gamma": 8}, {"window": "heuristic"}, {"window": "confident"}):
             found = count(decoders["draft model"], prompts, 1, max_new_tokens=new_tokens, **settings)
             yield f"{name}, draft model, greedy, {' '.join(map(str, *settings.items()))}", found
-        for rule in ("token", "block"):  # seeded, so that costs are by sizes; greedily they are by the clock
-            drawn = {"max_new_tokens": new_tokens, "do_sample": True, "rule": rule, "gamma": "auto"}
-            yield f"{name}, draft model, {rule}, gamma auto", count(decoders["draft model"], prompts, 3, **drawn)
+        for drafter, rule in itertools.product(("draft model", *SKIPS), ("token", "block")):
+            if drafter in decoders:  # seeded, so that costs are by sizes; greedily they are by the clock
+                drawn = {"max_new_tokens": new_tokens, "do_sample": True, "rule": rule, "gamma": "auto"}
+                yield f"{name}, {drafter}, {rule}, gamma auto", count(decoders[drafter], prompts, 3, **drawn)
+    yield from stored_cases()
+
+
+def stored_cases() -> Iterator[tuple[str, Counters]]:
+    """The tiny target again, each time in another kind of blocks of a GGUF file."""
+    import sybil
+    from tests import ggufs
+
+    model, _, prompts = _tiny_models()
+    for kind in STORED:
+        with tempfile.TemporaryDirectory() as folder:
+            file = ggufs.write(model, Path(folder) / f"{kind}.gguf", storage=kind)
+            for draft in (None, "self:8"):
+                decoder = sybil.load(file, draft, device="cpu")
+                found = count(decoder, prompts, 3, with_texts=True, max_new_tokens=40)
+                yield f"tiny {kind}, {draft or 'no draft'}, greedy, batch 3", found
 
 
 def real_cases() -> Iterator[tuple[str, Counters]]:
@@ -96,12 +122,13 @@ def real_cases() -> Iterator[tuple[str, Counters]]:
     import sybil
     from sybil.measuring import prompts
 
-    plain, lookup = (sybil.load(REAL, draft=draft, device="cpu") for draft in (None, "lookup"))
+    names = {"no draft": None, **{name: name for name in ("lookup", *SKIPS)}}
+    decoders = {name: sybil.load(REAL, draft=draft, device="cpu") for name, draft in names.items()}
     chosen = prompts.spread(prompts.load(shipped=sybil.PAIRS[REAL].prompts), 6)
-    texts = [torch.tensor(prompts.encode(each, plain)) for each in chosen]
-    for name, decoder in (("no draft", plain), ("lookup", lookup)):
+    texts = [torch.tensor(prompts.encode(each, decoders["no draft"])) for each in chosen]
+    for name, decoder in decoders.items():
         for rule, batch in (("greedy", 1), ("greedy", 3), ("token", 1), ("coupled", 1)):
-            if rule == "coupled" and decoder is plain:
+            if rule == "coupled" and not decoder.draft:
                 continue
             sampled = {} if rule == "greedy" else {"do_sample": True, "rule": rule}
             found = count(decoder, texts, batch, with_texts=True, max_new_tokens=16, **sampled)
@@ -116,19 +143,28 @@ def _embedded() -> tuple[dict[str, Decoder], list[Tensor]]:
 
     decoder = sybil.load("stdlib", dtype=torch.float32, draft_dtype=torch.float32, device="cpu")
     quantised = sybil.load("stdlib", dtype=torch.float32, draft_dtype=torch.int8, device="cpu")
-    lookup = sybil.load("stdlib", draft="lookup", dtype=torch.float32, device="cpu")
+    named = {name: sybil.load("stdlib", name, dtype=torch.float32, device="cpu") for name in ("lookup", *SKIPS)}
     assert decoder.tokenizer is not None
     texts = [torch.tensor(decoder.tokenizer.encode(each.text).ids) for each in prompts.spread(prompts.load(), 6)]
-    decoders = {"no draft": decoder.without_draft(), "draft model": decoder, "int8 draft": quantised, "lookup": lookup}
-    return decoders, texts
+    decoders = {"no draft": decoder.without_draft(), "draft model": decoder, "int8 draft": quantised}
+    return {**decoders, **named}, texts
 
 
 def _tiny() -> tuple[dict[str, Decoder], list[Tensor]]:
-    """A random GPT-2 of two layers in float32, and a draft that is the same with noise on its weights."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
 
     import sybil
+
+    target, draft, prompts = _tiny_models()
+    decoder = sybil.load(target, draft, draft_dtype=torch.float32)
+    named = {name: sybil.load(target, name) for name in ("lookup", *COPIES)}
+    return {"no draft": decoder.without_draft(), "draft model": decoder, **named}, prompts
+
+
+def _tiny_models() -> tuple[PreTrainedModel, PreTrainedModel, list[Tensor]]:
+    """A random GPT-2 of two layers in float32, a draft that is the same with noise on its weights, and prompts."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(13)
     config = GPT2Config(
@@ -146,13 +182,7 @@ def _tiny() -> tuple[dict[str, Decoder], list[Tensor]]:
     with torch.no_grad():
         for parameter in draft.parameters():
             parameter += 0.03 * torch.randn(parameter.shape)
-    prompts = [torch.randint(1, 31, (length,)) for length in (3, 11, 7, 5, 2, 17)]
-    decoder = sybil.load(target, draft, draft_dtype=torch.float32)
-    return {
-        "no draft": decoder.without_draft(),
-        "draft model": decoder,
-        "lookup": sybil.load(target, "lookup"),
-    }, prompts
+    return target, draft, [torch.randint(1, 31, (length,)) for length in (3, 11, 7, 5, 2, 17)]
 
 
 def _is_json(path: Path) -> bool:
