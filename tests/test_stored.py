@@ -45,6 +45,7 @@ class Lying(State):
         }
         super().__init__(state | {name: dequantised(blocks) for name, blocks in self.lying.items()})
         self.lasting = False
+        self.storages = {name: blocks.storage for name, blocks in self.lying.items()}
         self.nbytes = sum(
             self.lying[name].numbers.nbytes if name in self.lying else state[name].nbytes for name in state
         )

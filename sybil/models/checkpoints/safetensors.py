@@ -4,7 +4,7 @@ They are read one at a time, so that loading takes little more memory than the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from sybil.errors import NotAModel, shown, told
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import check_regular, is_there, read_json
-from sybil.models.storage import Blocks
+from sybil.models.storage import Blocks, BlockStorage
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,6 +29,7 @@ class Folder:
 
     lasting = False
     norms_are_whole = False
+    storages: Mapping[str, BlockStorage] = {}
 
     def __init__(self, folder: Path) -> None:
         """Raises NotAModel where a file is missing or broken."""
