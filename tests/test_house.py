@@ -21,7 +21,7 @@ FLOORS = (
     ("sybil.inputs", "sybil.shaping", "sybil.chat", "sybil.sandbox"),
     ("sybil.defaults", "sybil.drafting", "sybil.verification", "sybil.settings", "sybil.stopping"),
     ("sybil.residual",),
-    ("sybil.models", "sybil.sampling"),
+    ("sybil.models", "sybil.sampling", "sybil.budget"),
     ("sybil.filters", "sybil.noise"),
     ("sybil.arguments", "sybil.pieces"),
     ("sybil.errors",),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sybil.models import Model, native
+from sybil.models import Model, native, planning
 from sybil.models.checkpoints.weights import Stored, arrange
 from sybil.models.folders import Checkpoint
 from sybil.models.operators.transformer import Transformer
@@ -23,9 +23,10 @@ def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, devi
 
     Without the C forward "stored" becomes foreign_dtype, with a UserWarning where that takes more memory."""
     if checkpoint.known and checkpoint.stored:
-        if storage == "stored" and not _has_native(device):
+        if storage == "stored" and not planning.has_native(device):
             storage = storage_of(foreign_dtype)
             _warn_of_memory(checkpoint.name, checkpoint.stored, storage)
+        planning.check_fits(checkpoint, storage, foreign_dtype, device)
         read_as = FORMATS[storage].read_as if isinstance(storage, str) and storage != "stored" else torch.float32
         shape, weights = arrange(
             checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, read_as, device
@@ -37,6 +38,7 @@ def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, devi
         return HuggingFaceModel(checkpoint.model)
     from sybil.models import pretrained
 
+    planning.check_fits(checkpoint, storage, foreign_dtype, device)
     return pretrained.load(checkpoint, foreign_dtype, device)
 
 
@@ -45,16 +47,10 @@ def build(shape: Shape, weights: Mapping[str, Tensor], storage: Kept, device: to
 
     weights: as the storage has them read; they may be made as they are asked for, each once. The C forward takes 8 bits
     in blocks for int8, and the operators int8 for any bits."""
-    if storage == "int8" and _has_native(device):
-        storage = Rounding(8)
-    rounded = isinstance(storage, Rounding)
-    if (rounded or storage in (*native.STORAGES, "stored")) and _has_native(device):
+    storage, is_native = planning.resolved(storage, device)
+    if is_native:
         return native.NativeTransformer(shape, weights, storage)
-    return Transformer(shape, weights, "int8" if rounded or storage == "int8" else None)
-
-
-def _has_native(device: torch.device) -> bool:
-    return device.type == "cpu" and native.library.load() is not None
+    return Transformer(shape, weights, "int8" if isinstance(storage, Rounding) or storage == "int8" else None)
 
 
 def _warn_of_memory(name: str, stored: Stored, storage: Storage) -> None:

@@ -1,0 +1,282 @@
+"""What a model takes in memory, in bytes: from its shape, what its weights are kept in, and how long texts are.
+
+Pure: nothing is loaded, and no model is built. sybil.load refuses by it what can't fit; `sybil check` shows it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import cast
+
+import torch
+
+from sybil.allocation import WORTH_ASKING
+from sybil.errors import OutOfMemory
+from sybil.models.checkpoints.sources import Source
+from sybil.models.checkpoints.weights import Stored
+from sybil.models.native.records import ROUNDED, SAME, WIDE, Word, panel_bytes
+from sybil.models.native.transformer import PREFILL_ROWS
+from sybil.models.rounding import row_bytes
+from sybil.models.shape import Shape
+from sybil.models.storage import BLOCKS, FORMATS, Kept, Rounding, Storage
+
+FLOAT = 4
+EMBEDDING, POSITIONS, HEAD = "token_embedding", "position_embedding", "head.weight"
+MARGIN = 1.1
+"""What is refused needs more than so many times what is free: no reckoning is exact, and no reading of what is free."""
+CHUNK = 1024
+"""Positions whose rotations the C forward computes together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Which forward computes. lanes: floats of a vector of the C forward; 0 where torch's operators compute. packs:
+    whether these keep a product's weight in an order of the processor's own."""
+
+    lanes: int
+    packs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a model's weights take.
+
+    parameters: how many numbers they are. kept: bytes by what they are kept in. loading: the most while they are made
+    one after the other, those that are made included. needed: of that, what the system can't take back, as it can the
+    pages of a file that is read. step: what a forward over one token reads of them."""
+
+    parameters: int
+    kept: Mapping[str, int]
+    loading: int
+    needed: int
+    step: int
+
+    @property
+    def total(self) -> int:
+        """The bytes of all weights once they are loaded."""
+        return sum(self.kept.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One weight. kept: bytes by what it is kept in. held: the most memory while it is made, itself included; mapped:
+    of that, pages of a file."""
+
+    kept: Mapping[str, int]
+    held: int
+    mapped: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.kept.values())
+
+
+def weights(shape: Shape, sources: Mapping[str, Source], stored: Stored, kept: Kept, engine: Engine) -> Weights:
+    """The weights of a shape, which sources says are made of the stored ones. kept: what products are kept in."""
+    by: Counter[str] = Counter()
+    done = loading = needed = step = 0
+    names: Iterable[str] = sources
+    if engine.lanes:  # the largest first, as the C forward takes them
+        names = sorted(sources, key=lambda name: (name != EMBEDDING, name != HEAD))
+    making = _Making(shape, sources, stored, kept, engine)
+    for name in names:
+        made = making.one(name)
+        loading = max(loading, done + made.held)
+        needed = max(needed, done + made.held - made.mapped)
+        done += made.total
+        by.update(made.kept)
+        looked_up = name == POSITIONS or (name == EMBEDDING and not shape.tied_head)
+        step += 0 if looked_up else made.total
+    parameters = sum(math.prod(source.size) for source in sources.values())
+    return Weights(parameters, dict(by), loading, needed, step)
+
+
+def foreign(stored: Stored, dtype: torch.dtype, *, quantised: bool) -> Weights:
+    """The weights of a model that runs by transformers' forward. quantised: they stay as they are stored."""
+    parameters = sum(math.prod(size) for size in stored.shapes.values())
+    size = stored.nbytes if quantised else parameters * dtype.itemsize
+    kept = "quantised" if quantised else str(dtype).removeprefix("torch.")
+    return Weights(parameters, {kept: size}, size, size, size)
+
+
+def cache(shape: Shape, batch: int, places: int, engine: Engine, dtype: torch.dtype = torch.float32) -> int:
+    """Keys and values of so many rows of so many tokens. dtype: of the operators' cache; the C forward's is float32."""
+    lanes, itemsize = (engine.lanes, FLOAT) if engine.lanes else (1, dtype.itemsize)
+    size = _whole(places, lanes) * _whole(shape.head_size, lanes)
+    return 2 * itemsize * shape.layers * batch * shape.kv_heads * size
+
+
+def rotations(shape: Shape, places: int, engine: Engine, dtype: torch.dtype = torch.float32) -> int:
+    """Cosines and sines: of the whole context, or as far as the C forward has come."""
+    kinds = {attention.rotary for attention in shape.attentions if attention.rotary}
+    itemsize = FLOAT if engine.lanes else dtype.itemsize
+    reached = min(_whole(places, CHUNK), shape.context) if engine.lanes else shape.context
+    return sum(2 * itemsize * reached * len(rotary.inverse_frequencies) for rotary in kinds)
+
+
+def activations(
+    shape: Shape, batch: int, places: int, width: int, threads: int, engine: Engine, dtype: torch.dtype = torch.float32
+) -> int:
+    """What a forward works in. places: of the cache; width: the most tokens of a row that are verified together."""
+    logits = FLOAT * batch * width * shape.vocab_size
+    most = min(max(PREFILL_ROWS, batch * width), batch * places) if engine.lanes else batch * places
+    widest = max(shape.width, shape.embedding_width, shape.heads * shape.head_size)
+    heads = (shape.heads + 2 * shape.kv_heads) * shape.head_size
+    if not engine.lanes:
+        joined = max(heads, (1 + shape.gated) * shape.inner) + 3 * widest
+        return logits + dtype.itemsize * most * joined
+    own = most * (10 * -(-max(widest, shape.inner) // 32) + shape.width) + shape.head_size + places
+    return logits + FLOAT * (most * (3 * widest + heads + shape.inner + 4) + threads * own)
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """How the weights of a shape are made, one after the other."""
+
+    shape: Shape
+    sources: Mapping[str, Source]
+    stored: Stored
+    kept: Kept
+    engine: Engine
+
+    def one(self, name: str) -> Made:
+        """A weight, by our name."""
+        source = self.sources[name]
+        is_product = len(source.size) == 2 and name != POSITIONS
+        if not self.engine.lanes:
+            return self._by_operators(name, source, is_product)
+        return self._product(name, source) if is_product else self._floats(name, source)
+
+    def _product(self, name: str, source: Source) -> Made:
+        """A product's weight in the C forward: in panels."""
+        packed = self._packed(name, source)
+        total, lying = sum(packed.values()), _lying(source, self.stored)
+        if self.kept == "stored" and lying:
+            mapped = _stored_bytes(source, self.stored)
+            arranged = mapped if len(lying) > 1 or source.heads else 0
+            return Made(packed, mapped + arranged + total, mapped)
+        numbers, kept, other = math.prod(source.size), self.kept, 0
+        itemsize = FLOAT if lying or not isinstance(kept, str) or kept == "stored" else FORMATS[kept].read_as.itemsize
+        if isinstance(kept, Rounding):
+            other = source.size[0] * row_bytes(kept.bits_of(name.removesuffix(".weight")), source.size[1])
+        elif lying and kept == "bfloat16":
+            other = FORMATS[kept].dtype.itemsize * numbers
+        whole, (reading, mapped) = itemsize * numbers, _reading(source, self.stored, itemsize, self.engine.lanes)
+        making = max(whole + other, (other or whole) + total)
+        return Made(packed, max(reading, making), max(min(mapped, reading - making), 0))
+
+    def _floats(self, name: str, source: Source) -> Made:
+        """A norm, a bias or learned positions in the C forward: float32; a product's bias as long as its panels."""
+        numbers = rows = math.prod(source.size)
+        weight = name.removesuffix("bias") + "weight"
+        if name.endswith(".bias") and len(self.sources[weight].size) == 2:
+            rows = sum(_whole(rows, WIDE * self.engine.lanes) for _, rows in self._runs(weight, self.sources[weight]))
+        return Made({"float32": FLOAT * rows}, FLOAT * (rows + numbers), 0)
+
+    def _runs(self, name: str, source: Source) -> list[tuple[Word, int]]:
+        """The parts of a product: what each is kept in, and its outputs. Neighbours that are kept in the same are one,
+        but for a gated product's gates and what they open."""
+        outputs, product = source.size[0], name.removesuffix(".weight")
+        lying = _lying(source, self.stored) if self.kept == "stored" else None
+        if isinstance(self.kept, Rounding):
+            parts: list[tuple[Word, int]] = [(ROUNDED[self.kept.bits_of(product)], outputs)]
+        else:
+            parts = lying or [("float32" if self.kept == "stored" else cast(Word, self.kept), outputs)]
+        if self.shape.gated and product.endswith("mlp_in"):
+            return parts if len(parts) > 1 else [(parts[0][0], outputs // 2)] * 2
+        groups = groupby(parts, key=lambda part: part[0])
+        return [(word, sum(rows for _, rows in group)) for word, group in groups]
+
+    def _packed(self, name: str, source: Source) -> dict[str, int]:
+        """The bytes of a product's panels, by what they are kept in."""
+        found: Counter[str] = Counter()
+        for word, rows in self._runs(name, source):
+            found[word] += _panels(word, rows, source.size[1], self.engine.lanes)
+        return dict(found)
+
+    def _by_operators(self, name: str, source: Source, is_product: bool) -> Made:
+        """A weight as torch's operators have it. The embedding is looked up in, and a tied head multiplies by it."""
+        kept: Storage = "float32" if self.kept == "stored" else "int8" if isinstance(self.kept, Rounding) else self.kept
+        dtype = source.kept_in(FORMATS[kept].read_as)
+        word, whole = str(dtype).removeprefix("torch."), dtype.itemsize * math.prod(source.size)
+        reading, mapped = _reading(source, self.stored, dtype.itemsize, 0)
+        total, product = Counter({word: whole}), Counter[str]()
+        if is_product and (name != EMBEDDING or self.shape.tied_head):
+            if kept == "int8":
+                product["int8"] = FORMATS["int8"].nbytes(source.size[0], source.size[1])
+            elif self.engine.packs:
+                product[word] = whole
+        if product:
+            total = total + product if name == EMBEDDING else product
+        making = whole + product.total()
+        return Made(dict(total), max(reading, making), max(min(mapped, reading - making), 0))
+
+
+def _lying(source: Source, stored: Stored) -> list[tuple[Word, int]] | None:
+    """The words and outputs of the blocks that a weight lies in; None where it has to be made from numbers."""
+    if source.transposed or source.offset or len(source.size) != 2:
+        return None
+    words = [stored.storages.get(name) for name, _ in source.parts]
+    found = [(SAME.get(word, word), size[0]) for word, (_, size) in zip(words, source.parts, strict=True) if word]
+    return cast(list[tuple[Word, int]], found) if len(found) == len(words) else None
+
+
+def _panels(word: Word, outputs: int, inputs: int, lanes: int) -> int:
+    return -(-outputs // (WIDE * lanes)) * panel_bytes(word, inputs, lanes)
+
+
+def _reading(source: Source, stored: Stored, itemsize: int, lanes: int) -> tuple[int, int]:
+    """The most memory while a whole weight is made of stored tensors, and of that the pages of files.
+
+    Numbers come a tensor at a time; blocks all together, and become float32 by way of panels where there are lanes."""
+    numbers = math.prod(source.size)
+    if lanes and (lying := _lying(source, stored)):
+        mapped, whole = _stored_bytes(source, stored), FLOAT * numbers
+        panels = max(_panels(word, rows, source.size[1], lanes) for word, rows in lying)
+        return mapped + whole + max(panels, whole if len(lying) > 1 else 0), mapped
+    largest = max((_part_bytes(stored, name, size) for name, size in source.parts), default=0)
+    unpacked = [FLOAT * math.prod(size) for name, size in source.parts if name in stored.storages]
+    return itemsize * numbers + largest + max(unpacked, default=0), largest
+
+
+def _stored_bytes(source: Source, stored: Stored) -> int:
+    return sum(_part_bytes(stored, name, size) for name, size in source.parts)
+
+
+def _part_bytes(stored: Stored, name: str, size: tuple[int, ...]) -> int:
+    """What a stored tensor takes in its file."""
+    if stored.lasting:
+        return 0
+    word, dtype = stored.storages.get(name), stored.dtypes[name]
+    if word is not None:
+        inputs, nbytes = BLOCKS[word]
+        return math.prod(size) // inputs * nbytes
+    return math.prod(size) * (dtype.itemsize if isinstance(dtype, torch.dtype) else 1)
+
+
+def check(name: str, kept: Kept, needed: int, free: int | None, others: Mapping[str, int]) -> None:
+    """Raises OutOfMemory where so many bytes are more than the free ones, by a tenth at least (None: nobody knows).
+
+    kept: what the weights of that name are to be kept in; others: the bytes that they would need otherwise."""
+    if free is None or needed < WORTH_ASKING or needed <= MARGIN * free:
+        return
+    fitting = [f"{word} needs {size:,}" for word, size in others.items() if size <= free]
+    remedy = f"{' and '.join(fitting)}, " if fitting else ""
+    raise OutOfMemory(
+        f"loading {name} in {said(kept)} needs {needed:,} bytes, and {free:,} are free: {remedy}`sybil check` shows "
+        "what fits, or use a smaller model"
+    )
+
+
+def said(kept: Kept) -> str:
+    """What weights are kept in, as a message has it."""
+    if isinstance(kept, Rounding):
+        return f"{kept.bits} bits"
+    return "the file's own blocks" if kept == "stored" else kept
+
+
+def _whole(number: int, unit: int) -> int:
+    return -(-number // unit) * unit

@@ -1,0 +1,86 @@
+"""What loading a checkpoint would take, before anything of its weights is read, and the refusal of what can't fit."""
+
+from __future__ import annotations
+
+import torch
+
+from sybil import allocation, budget
+from sybil.models import native
+from sybil.models.checkpoints.weights import sources_of
+from sybil.models.folders import Checkpoint
+from sybil.models.operators.linear import can_pack
+from sybil.models.shape import Shape
+from sybil.models.storage import FORMATS, Kept, Rounding, Storage, storage_of
+
+
+def weights(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, device: torch.device) -> budget.Weights:
+    """What building.load() would make of the checkpoint's weights, in bytes. Raises WeightsMismatch."""
+    assert checkpoint.stored is not None
+    if checkpoint.known is None:
+        quantised = bool(checkpoint.config.get("quantization_config"))
+        return budget.foreign(checkpoint.stored, foreign_dtype, quantised=quantised)
+    kept = storage_of(foreign_dtype) if kept == "stored" and not has_native(device) else kept
+    shape, sources = sources_of(checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, unread=True)
+    return budget.weights(shape, sources, checkpoint.stored, resolved(kept, device)[0], engine(kept, device))
+
+
+def shape_of(checkpoint: Checkpoint) -> Shape | None:
+    """The checkpoint's shape, as its tensors have it; None where Sybil's own forward doesn't know it."""
+    if checkpoint.known is None or checkpoint.stored is None:
+        return None
+    return sources_of(checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, unread=True)[0]
+
+
+def engine(kept: Kept, device: torch.device) -> budget.Engine:
+    """The forward that computes with weights that are kept so."""
+    kept, is_native = resolved(kept, device)
+    if is_native:
+        library = native.library.load()
+        assert library is not None
+        return budget.Engine(library.sybil_lanes())
+    if isinstance(kept, Rounding) or kept in ("int8", "stored"):
+        return budget.Engine(0)
+    return budget.Engine(0, can_pack(torch.empty(0, dtype=FORMATS[kept].dtype, device=device)))
+
+
+def resolved(kept: Kept, device: torch.device) -> tuple[Kept, bool]:
+    """What the forward keeps, for what it is asked to keep, and whether it is the C forward."""
+    if kept == "int8" and has_native(device):
+        kept = Rounding(8)
+    return kept, (isinstance(kept, Rounding) or kept in (*native.STORAGES, "stored")) and has_native(device)
+
+
+def has_native(device: torch.device) -> bool:
+    """Whether the C forward can compute there."""
+    return device.type == "cpu" and native.library.load() is not None
+
+
+def choices(checkpoint: Checkpoint, device: torch.device) -> list[Kept]:
+    """What a target's weights may be kept in on a device, those that say most of the model first."""
+    stored = checkpoint.stored is not None and bool(checkpoint.stored.storages)
+    wide: list[Storage] = ["float32", "bfloat16"] if device.type == "cpu" else ["float32", "float16", "bfloat16"]
+    return [*wide, *(["stored"] if stored and has_native(device) else [])]  # type: ignore[list-item]
+
+
+def check_fits(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, device: torch.device) -> None:
+    """Raises OutOfMemory, with what would fit, where building.load() needs more memory than there is."""
+    stored = checkpoint.stored
+    if stored is None or stored.lasting:  # an object's weights are there already
+        return
+    needed, found = weights(checkpoint, kept, foreign_dtype, device).needed, allocation.free(device)
+    if found is not None and device.type == "cpu":
+        found += allocation.swap()
+    if found is None or needed <= found:
+        return
+    own = kept if checkpoint.known else storage_of(foreign_dtype)
+    others = {
+        budget.said(each): weights(checkpoint, each, dtype_of(each, foreign_dtype), device).needed
+        for each in choices(checkpoint, device)
+        if each != own
+    }
+    budget.check(checkpoint.name, own, needed, found, others)
+
+
+def dtype_of(kept: Kept, otherwise: torch.dtype) -> torch.dtype:
+    """The dtype of a storage that is one, for a model that runs by transformers' forward."""
+    return FORMATS[kept].dtype if isinstance(kept, str) and kept in FORMATS else otherwise  # type: ignore[index]
