@@ -94,6 +94,16 @@ def weights(shape: Shape, sources: Mapping[str, Source], stored: Stored, kept: K
     return Weights(parameters, dict(by), loading, needed, step)
 
 
+def fitting(shape: Shape, sources: Mapping[str, Source], stored: Stored, tokens: int, engine: Engine) -> int:
+    """The most while the shape is computed once over so many tokens in float32, its layers one after the other: the
+    embedding and the head are whole then, beside one layer and the logits."""
+    sizes = {name: FLOAT * math.prod(source.size) for name, source in sources.items()}
+    layer = sum(size for name, size in sizes.items() if name.startswith("0."))
+    whole = sum(sizes.get(name, 0) for name in (EMBEDDING, POSITIONS, HEAD))
+    reading, _ = _reading(sources[EMBEDDING], stored, FLOAT, engine.lanes)
+    return max(reading, whole + layer + FLOAT * tokens * shape.vocab_size)
+
+
 def foreign(stored: Stored, dtype: torch.dtype, *, quantised: bool) -> Weights:
     """The weights of a model that runs by transformers' forward. quantised: they stay as they are stored."""
     parameters = sum(math.prod(size) for size in stored.shapes.values())

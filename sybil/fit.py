@@ -41,9 +41,9 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
     if target.tokenizer is None or draft.tokenizer is None:
         check_sizes((target.name, draft.name), (model.vocab_size, drafting.vocab_size))
     found = relation(target, draft)
-    if found.way is None:
+    if found.vocabularies is None:
         return DraftModel(drafting)
-    theirs, own = (_vocabulary(each) for each in (target, draft))
+    theirs, own = found.vocabularies
     if found.way == "intersection":
         return DraftIntersection(Intersection(drafting, theirs, own, model))
     return DraftStrings(Reader(drafting, theirs, own, model.context))
@@ -52,10 +52,12 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
 @dataclass(frozen=True, slots=True)
 class Relation:
     """How a draft's tokens stand to a target's. way: how the draft drafts where they differ in more than padding, None
-    where they don't; share: of an English text's tokens, those that the draft's vocabulary has."""
+    where they don't; share: of an English text's tokens, those that the draft's vocabulary has; vocabularies: the
+    target's and the draft's, where they differ."""
 
     way: Literal["intersection", "strings"] | None
     share: float
+    vocabularies: tuple[Vocabulary, Vocabulary] | None = None
 
 
 def relation(target: Checkpoint, draft: Checkpoint) -> Relation:
@@ -64,14 +66,15 @@ def relation(target: Checkpoint, draft: Checkpoint) -> Relation:
         return Relation(None, 1.0)
     assert target.tokenizer is not None
     assert draft.tokenizer is not None
-    share = share_of(_vocabulary(target), _vocabulary(draft), _sample())
+    theirs, own = (_vocabulary(each) for each in (target, draft))
+    share = share_of(theirs, own, _sample())
     if not share:
         raise VocabularyMismatch(
             f"target {target.name} has {target.tokenizer.get_vocab_size()} tokens and draft {draft.name} "
             f"{draft.tokenizer.get_vocab_size()}, and they share none that an English text is made of: choose a draft "
             "whose tokenizer writes the same letters, or draft='lookup'"
         )
-    return Relation("intersection" if share >= SAID else "strings", share)
+    return Relation("intersection" if share >= SAID else "strings", share, (theirs, own))
 
 
 def way_of(draft: DrafterFactory | None) -> str | None:

@@ -74,10 +74,10 @@ def load(
     check_draft_dtype(draft, draft_asked)
     chosen = choose_device(device)
     main = read(target, tokenizer)
-    kept = dtype_of(main, asked, chosen)
+    storage, kept = kept_in(main, asked, chosen)
     _check_as_it_is(main, asked, chosen, "dtype")
     defaults = Defaults.of(main.generation, main.config, main.name)
-    model = building.load(main, _storage(main, asked, kept), kept, chosen)
+    model = building.load(main, storage, kept, chosen)
     defaults.warn(main.name)
     decoder = Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values, chat_template(main))
     stored = indexed(datastore, main.tokenizer)
@@ -107,15 +107,31 @@ def maker(
     def source(named: str | Path | nn.Module) -> DrafterFactory:
         device = model.device
         helper = read(named, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
-        own = default_draft_dtype(dtype, device) if draft_dtype is None else dtype_of(helper, draft_dtype, device)
-        if own == torch.int8 and device.type != "cpu":
-            raise InvalidSetting(f"draft_dtype is int8 on {device}: int8 is for CPUs, use {dtype} or leave it out")
+        storage, foreign = draft_kept_in(helper, draft_dtype, dtype, device)
         _check_as_it_is(helper, draft_dtype, None, "draft_dtype")
-        foreign = dtype if draft_dtype is None else own
-        drafting = building.load(helper, _storage(helper, draft_dtype, own), foreign, device)
+        drafting = building.load(helper, storage, foreign, device)
         return fit.drafter(checkpoint, helper, model, drafting)
 
     return Maker(checkpoint, model, source, lookup or DraftLookup())
+
+
+def kept_in(
+    checkpoint: Checkpoint, asked: torch.dtype | Literal["auto"] | None, device: torch.device
+) -> tuple[Kept, torch.dtype]:
+    """What a target's weights are kept in, and the dtype of transformers' forward where that runs it. Raises
+    InvalidSetting."""
+    dtype = dtype_of(checkpoint, asked, device)
+    return _storage(checkpoint, asked, dtype), dtype
+
+
+def draft_kept_in(
+    checkpoint: Checkpoint, asked: torch.dtype | Literal["auto"] | None, dtype: torch.dtype, device: torch.device
+) -> tuple[Kept, torch.dtype]:
+    """kept_in() for a draft, beside a target in dtype."""
+    own = default_draft_dtype(dtype, device) if asked is None else dtype_of(checkpoint, asked, device)
+    if own == torch.int8 and device.type != "cpu":
+        raise InvalidSetting(f"draft_dtype is int8 on {device}: int8 is for CPUs, use {dtype} or leave it out")
+    return _storage(checkpoint, asked, own), dtype if asked is None else own
 
 
 def check_draft_dtype(draft: Any, draft_dtype: torch.dtype | Literal["auto"] | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sybil.errors import InvalidSetting
-from sybil.models import Model
+from sybil.models import Model, planning
 from sybil.models.activations import mean_squares
 from sybil.models.checkpoints.weights import arrange
 from sybil.models.folders import Checkpoint
@@ -57,6 +57,8 @@ def rounded(checkpoint: Checkpoint, model: Ours, bits: Bits, text: Callable[[], 
     assert checkpoint.known
     assert checkpoint.stored
     dtype = torch.float32 if isinstance(model, NativeTransformer) else model.dtype
+    if isinstance(model, NativeTransformer):
+        planning.check_fits(checkpoint, rounding(model.shape, bits, {}), dtype, model.device)
     shape, weights = arrange(
         checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, dtype, model.device
     )

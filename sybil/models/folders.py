@@ -157,10 +157,16 @@ def packaged_file(name: str) -> Path | None:
 
 
 def locate(source: str | Path) -> Path:
-    """The local place of an embedded pair, a package's file, a path, a local Ollama's model or a hub id (fetched where
-    it isn't cached): a folder, or a GGUF file.
+    """The local place of a source: a folder, or a GGUF file. A hub id is fetched where it isn't cached.
 
     Raises NotAModel or HubUnreachable."""
+    return here(source) or _fetch(str(source))
+
+
+def here(source: str | Path) -> Path | None:
+    """The local place of an embedded pair, a package's file, a path or a local Ollama's model; None for a hub id.
+
+    Raises NotAModel."""
     name = str(source)
     if name.startswith(EMBEDDED):
         return embedded_folder(name.removeprefix(EMBEDDED))
@@ -199,7 +205,7 @@ def locate(source: str | Path) -> Path:
             f"{one_line(name, 80)} is no pair, and no hub id has a colon: give {ollama.PREFIX}{one_line(name, 80)} for "
             "a model of the local Ollama, or a pair's name"
         )
-    return _fetch(name)
+    return None
 
 
 def _fetch(name: str) -> Path:

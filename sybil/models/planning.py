@@ -24,6 +24,14 @@ def weights(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, devi
     return budget.weights(shape, sources, checkpoint.stored, resolved(kept, device)[0], engine(kept, device))
 
 
+def fitting(checkpoint: Checkpoint, tokens: int, device: torch.device) -> int:
+    """The most memory while the weights of a copy in few bits are fitted to so many tokens, in bytes."""
+    assert checkpoint.known
+    assert checkpoint.stored
+    shape, sources = sources_of(checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, unread=True)
+    return budget.fitting(shape, sources, checkpoint.stored, tokens, engine("float32", device))
+
+
 def shape_of(checkpoint: Checkpoint) -> Shape | None:
     """The checkpoint's shape, as its tensors have it; None where Sybil's own forward doesn't know it."""
     if checkpoint.known is None or checkpoint.stored is None:

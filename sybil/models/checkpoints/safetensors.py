@@ -21,7 +21,7 @@ from sybil.models.storage import Blocks, BlockStorage
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 INDEX_BYTES = 64 << 20
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Folder:
@@ -52,7 +52,7 @@ class Folder:
             )
         self.files[name] = file
         self.shapes[name] = tuple(tensor.get_shape())
-        self.dtypes[name] = _DTYPES.get(tensor.get_dtype(), tensor.get_dtype())
+        self.dtypes[name] = DTYPES.get(tensor.get_dtype(), tensor.get_dtype())
 
     def read(self, name: str) -> Tensor:
         with _opened(self.files[name]) as tensors:

@@ -1,0 +1,248 @@
+"""Does a target fit, which drafts could serve, and what would they bring? All of it before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from sybil import allocation, fit
+from sybil.checking.memory import Asked, Memory, Part, memory, step_bytes, target_bytes
+from sybil.checking.promise import Promise, promise, verified_in
+from sybil.checking.sight import seen
+from sybil.devices import choose_device, dtype_named
+from sybil.drafts import Cascade, Draft, Hybrid, Lookup, Self, Source, has_model, parse
+from sybil.errors import InvalidSetting, VocabularyMismatch
+from sybil.loading import check_draft_dtype, draft_kept_in, kept_in
+from sybil.models import copies, planning
+from sybil.models.storage import Kept
+from sybil.pairs import PAIRS
+
+CONTEXT = 2048
+"""Tokens of a row, where nothing is said and the model takes so many."""
+MOST_ROWS = 1 << 16
+SHORTEST = 256
+"""Tokens of the shortest context that is offered in place of one that doesn't fit."""
+Tokens = Literal["same", "padded", "intersection", "strings", "none shared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """What could draft. memory: of the target and it. promise: None where nobody knows."""
+
+    name: str
+    memory: Memory
+    promise: Promise | None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What would fit in place of what doesn't: its words, and the memory that it takes."""
+
+    words: str
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known before anything is loaded. here: whether all weights are on this machine; free: bytes on the
+    device, None where nobody knows; tokens: how the draft's tokens stand to the target's, None without a draft model;
+    share: of an English text's tokens, those that the draft has; context: the most tokens that the target takes."""
+
+    target: Part
+    draft: str | None
+    helper: Part | None
+    here: bool
+    device: torch.device
+    asked: Asked
+    memory: Memory
+    free: int | None
+    ways: tuple[Way, ...]
+    tokens: Tokens | None
+    share: float | None
+    drafters: tuple[Drafter, ...]
+    context: int | None
+
+    @property
+    def fits(self) -> bool | None:
+        """None where nobody knows what is free."""
+        return None if self.free is None else self.memory.peak <= self.free
+
+
+def check(
+    target: str,
+    draft: str | None = None,
+    *,
+    dtype: str | None = None,
+    draft_dtype: str | None = None,
+    device: str | None = None,
+    batch: int = 1,
+    context: int | None = None,
+    revision: str | None = None,
+) -> Found:
+    """target, draft, dtype, draft_dtype, device and revision are sybil.load's; batch and context: of what is to be
+    decoded, rows and the tokens of each. Raises the errors of sybil.errors."""
+    target, draft = _named(target, draft)
+    tree = None if draft is None else parse(draft)
+    asked_dtype, asked_draft = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
+    check_draft_dtype(draft, asked_draft)
+    place = choose_device(device)
+    source = _source(tree)
+    main, is_here = seen(target, tokenizer=source is not None, revision=revision)
+    kept, compute = kept_in(main, asked_dtype, place)
+    part, helper = Part(main, kept, compute, place), None
+    if source is not None:
+        other, other_here = seen(source.name, tokenizer=True)
+        helper, is_here = Part(other, *draft_kept_in(other, asked_draft, compute, place), place), is_here and other_here
+    _check_copies(part, draft, tree)
+    most = _context(part)
+    asked = _asked(batch, context, most)
+    tokens, share = (None, None) if helper is None else _relation(part, helper)
+    free = allocation.free(place)
+    found = memory(part, tree, helper, asked)
+    return Found(
+        target=part,
+        draft=draft,
+        helper=helper,
+        here=is_here,
+        device=place,
+        asked=asked,
+        memory=found,
+        free=free,
+        ways=() if free is None or found.peak <= free else tuple(_ways(part, tree, helper, asked, free)),
+        tokens=tokens,
+        share=share,
+        drafters=tuple(_drafters(part, draft, tree, helper, asked)) if tokens != "none shared" else (),
+        context=most,
+    )
+
+
+def _named(target: str, draft: str | None) -> tuple[str, str | None]:
+    """What a pair's name stands for; a target of a registered pair brings that pair's draft. Raises InvalidSetting."""
+    for name, value in (("target", target), ("draft", draft)):
+        if value == "":
+            raise InvalidSetting(f"{name} is '': give a pair's name, a hub id, a folder or a GGUF file")
+    pair = PAIRS.get(target)
+    if pair is not None:
+        return pair.source, pair.draft if draft is None else draft
+    of_target = next((each.draft for each in PAIRS.values() if each.target == target and each.draft), None)
+    return target, of_target if draft is None else draft
+
+
+def _source(tree: Draft | None) -> Source | None:
+    """The model that a draft names."""
+    if isinstance(tree, Hybrid):
+        return _source(tree.other)
+    if isinstance(tree, Cascade):
+        return _source(tree.draft)
+    return tree if isinstance(tree, Source) else None
+
+
+def _check_copies(target: Part, draft: str | None, tree: Draft | None) -> None:
+    """Raises InvalidSetting for a copy of a target that runs by transformers' forward."""
+    if tree is not None and target.checkpoint.known is None and not isinstance(tree, Lookup) and not has_model(tree):
+        raise InvalidSetting(
+            f"draft is {draft}, and {target.checkpoint.name} runs by transformers' own forward "
+            f"({target.checkpoint.unknown}), which Sybil can't copy: give a draft model, or lookup"
+        )
+
+
+def _context(target: Part) -> int | None:
+    """The most tokens that a target takes."""
+    shape = target.shape
+    if shape is not None:
+        return shape.context
+    said = target.checkpoint.config.get("max_position_embeddings")
+    return said if type(said) is int and said > 0 else None
+
+
+def _asked(batch: int, context: int | None, most: int | None) -> Asked:
+    """Raises InvalidSetting."""
+    if not 1 <= batch <= MOST_ROWS:
+        raise InvalidSetting(f"batch is {batch}: use 1 to {MOST_ROWS} rows")
+    if context is not None and not 2 <= context <= (most or 1 << 24):
+        raise InvalidSetting(f"context is {context}: the target takes 2 to {most or 1 << 24} tokens")
+    return Asked(batch, context or min(CONTEXT, most or CONTEXT), torch.get_num_threads())
+
+
+def _relation(target: Part, helper: Part) -> tuple[Tokens, float | None]:
+    try:
+        found = fit.relation(target.checkpoint, helper.checkpoint)
+    except VocabularyMismatch:
+        return "none shared", 0.0
+    if found.way is not None:
+        return found.way, found.share
+    sizes = [part.shape.vocab_size for part in (target, helper) if part.shape is not None]
+    return ("padded" if len({*sizes}) > 1 else "same"), None
+
+
+def _drafters(
+    target: Part, name: str | None, tree: Draft | None, helper: Part | None, asked: Asked
+) -> Iterator[Drafter]:
+    """The draft that was asked for, the target's copies, and lookup."""
+    trees: dict[str, Draft] = {} if tree is None or name is None else {name: tree}
+    if target.checkpoint.known is not None:
+        best = copies.best_bits(target.checkpoint)
+        trees |= {f"self:{bits}": Self(bits) for bits in dict.fromkeys((best, 8 if target.device.type == "cpu" else 4))}
+    trees |= {"lookup": Lookup()}
+    places = asked.context // 2  # of a text as it grows, the mean
+    verified = verified_in(target.kept, on_cpu=target.device.type == "cpu")
+    for each, draft in trees.items():
+        promised = None
+        if isinstance(draft, Source | Self | Lookup):
+            promised = promise(target_bytes(target, places), step_bytes(target, draft, helper, places), verified)
+        yield Drafter(each, memory(target, draft, helper, asked), promised)
+
+
+def _ways(target: Part, tree: Draft | None, helper: Part | None, asked: Asked, free: int) -> Iterator[Way]:
+    """What fits: another storage, a shorter context, another draft; then these together."""
+    others: list[Kept] = [each for each in planning.choices(target.checkpoint, target.device) if each != target.kept]
+    smaller = [_kept(target, each) for each in others]
+    drafts: list[tuple[str, Draft | None]] = (
+        [("draft lookup", Lookup()), ("no draft", None)] if tree is not None else []
+    )
+    lengths = _shorter(asked)
+    tried: list[tuple[list[str], Part, Draft | None, Asked]] = []
+    tried += [([_storage(each)], each, tree, asked) for each in smaller]
+    tried += [([f"context {each.context}"], target, tree, each) for each in lengths]
+    tried += [([words], target, draft, asked) for words, draft in drafts]
+    if not any(memory(*_in_order(each, helper)).peak <= free for each in tried):
+        tried = [
+            ([_storage(part), f"context {length.context}", words], part, draft, length)
+            for part in (*smaller, target)
+            for words, draft in (drafts or [("no draft", None)])
+            for length in lengths[-1:]
+        ]
+    seen_lengths = False
+    for each in tried:
+        needed = memory(*_in_order(each, helper))
+        is_length = each[3] is not asked and len(each[0]) == 1
+        if needed.peak <= free and not (is_length and seen_lengths):
+            seen_lengths |= is_length
+            yield Way(", ".join(each[0]), needed)
+
+
+def _in_order(
+    each: tuple[list[str], Part, Draft | None, Asked], helper: Part | None
+) -> tuple[Part, Draft | None, Part | None, Asked]:
+    _, part, draft, asked = each
+    return part, draft, helper, asked
+
+
+def _shorter(asked: Asked) -> list[Asked]:
+    """Half the context, a quarter, and so on."""
+    found, context = [], asked.context // 2
+    while context >= SHORTEST:
+        found.append(replace(asked, context=context))
+        context //= 2
+    return found
+
+
+def _kept(target: Part, kept: Kept) -> Part:
+    return replace(target, kept=kept, dtype=planning.dtype_of(kept, target.dtype))
+
+
+def _storage(part: Part) -> str:
+    return "the file's blocks" if part.kept == "stored" else f"dtype {part.kept}"
