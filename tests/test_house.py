@@ -14,7 +14,7 @@ FLOORS = (
     ("sybil.cli",),
     ("sybil.reports",),
     ("sybil.judging",),
-    ("sybil.measuring", "sybil.losslessness", "sybil.interop"),
+    ("sybil.measuring", "sybil.losslessness", "sybil.interop", "sybil.checking"),
     ("sybil.loading",),
     ("sybil.fit", "sybil.pairs", "sybil.drafts"),
     ("sybil.decoding", "sybil.conversation"),
@@ -23,7 +23,7 @@ FLOORS = (
     ("sybil.residual",),
     ("sybil.models", "sybil.sampling", "sybil.budget"),
     ("sybil.filters", "sybil.noise"),
-    ("sybil.arguments", "sybil.pieces"),
+    ("sybil.arguments", "sybil.pieces", "sybil.servers"),
     ("sybil.errors",),
 )
 """From the top down: a file may import its own floor and those below."""

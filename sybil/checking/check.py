@@ -9,22 +9,20 @@ from typing import Literal
 import torch
 
 from sybil import allocation, fit
-from sybil.checking.memory import Asked, Memory, Part, memory, step_bytes, target_bytes
+from sybil.checking.memory import Asked, Memory, Part, Plan, memory, step_bytes, target_bytes
 from sybil.checking.promise import Promise, promise, verified_in
 from sybil.checking.sight import seen
+from sybil.checking.ways import Way, ways
 from sybil.devices import choose_device, dtype_named
 from sybil.drafts import Cascade, Draft, Hybrid, Lookup, Self, Source, has_model, parse
 from sybil.errors import InvalidSetting, VocabularyMismatch
 from sybil.loading import check_draft_dtype, draft_kept_in, kept_in
-from sybil.models import copies, planning
-from sybil.models.storage import Kept
+from sybil.models import copies
 from sybil.pairs import PAIRS
 
 CONTEXT = 2048
 """Tokens of a row, where nothing is said and the model takes so many."""
 MOST_ROWS = 1 << 16
-SHORTEST = 256
-"""Tokens of the shortest context that is offered in place of one that doesn't fit."""
 Tokens = Literal["same", "padded", "intersection", "strings", "none shared"]
 
 
@@ -38,25 +36,16 @@ class Drafter:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """What would fit in place of what doesn't: its words, and the memory that it takes."""
-
-    words: str
-    memory: Memory
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
-    """What is known before anything is loaded. here: whether all weights are on this machine; free: bytes on the
-    device, None where nobody knows; tokens: how the draft's tokens stand to the target's, None without a draft model;
-    share: of an English text's tokens, those that the draft has; context: the most tokens that the target takes."""
+    """What is known before anything is loaded.
 
-    target: Part
+    draft: its name, None for none. here: whether all weights are on this machine. free: bytes on the device, None where
+    nobody knows. tokens: how the draft's tokens stand to the target's, None without a draft model; share: of an English
+    text's tokens, those that the draft has. context: the most tokens that the target takes."""
+
+    plan: Plan
     draft: str | None
-    helper: Part | None
     here: bool
-    device: torch.device
-    asked: Asked
     memory: Memory
     free: int | None
     ways: tuple[Way, ...]
@@ -101,20 +90,18 @@ def check(
     asked = _asked(batch, context, most)
     tokens, share = (None, None) if helper is None else _relation(part, helper)
     free = allocation.free(place)
-    found = memory(part, tree, helper, asked)
+    plan = Plan(part, tree, helper, asked)
+    found = memory(plan)
     return Found(
-        target=part,
+        plan=plan,
         draft=draft,
-        helper=helper,
         here=is_here,
-        device=place,
-        asked=asked,
         memory=found,
         free=free,
-        ways=() if free is None or found.peak <= free else tuple(_ways(part, tree, helper, asked, free)),
+        ways=() if free is None or found.peak <= free else ways(plan, free),
         tokens=tokens,
         share=share,
-        drafters=tuple(_drafters(part, draft, tree, helper, asked)) if tokens != "none shared" else (),
+        drafters=tuple(_drafters(plan, draft)) if tokens != "none shared" else (),
         context=most,
     )
 
@@ -178,71 +165,18 @@ def _relation(target: Part, helper: Part) -> tuple[Tokens, float | None]:
     return ("padded" if len({*sizes}) > 1 else "same"), None
 
 
-def _drafters(
-    target: Part, name: str | None, tree: Draft | None, helper: Part | None, asked: Asked
-) -> Iterator[Drafter]:
+def _drafters(plan: Plan, name: str | None) -> Iterator[Drafter]:
     """The draft that was asked for, the target's copies, and lookup."""
-    trees: dict[str, Draft] = {} if tree is None or name is None else {name: tree}
+    trees: dict[str, Draft] = {} if plan.draft is None or name is None else {name: plan.draft}
+    target, on_cpu = plan.target, plan.target.device.type == "cpu"
     if target.checkpoint.known is not None:
         best = copies.best_bits(target.checkpoint)
-        trees |= {f"self:{bits}": Self(bits) for bits in dict.fromkeys((best, 8 if target.device.type == "cpu" else 4))}
+        trees |= {f"self:{bits}": Self(bits) for bits in dict.fromkeys((best, 8 if on_cpu else 4))}
     trees |= {"lookup": Lookup()}
-    places = asked.context // 2  # of a text as it grows, the mean
-    verified = verified_in(target.kept, on_cpu=target.device.type == "cpu")
+    places = plan.asked.context // 2  # of a text as it grows, the mean
     for each, draft in trees.items():
-        promised = None
+        own, promised = replace(plan, draft=draft), None
         if isinstance(draft, Source | Self | Lookup):
-            promised = promise(target_bytes(target, places), step_bytes(target, draft, helper, places), verified)
-        yield Drafter(each, memory(target, draft, helper, asked), promised)
-
-
-def _ways(target: Part, tree: Draft | None, helper: Part | None, asked: Asked, free: int) -> Iterator[Way]:
-    """What fits: another storage, a shorter context, another draft; then these together."""
-    others: list[Kept] = [each for each in planning.choices(target.checkpoint, target.device) if each != target.kept]
-    smaller = [_kept(target, each) for each in others]
-    drafts: list[tuple[str, Draft | None]] = (
-        [("draft lookup", Lookup()), ("no draft", None)] if tree is not None else []
-    )
-    lengths = _shorter(asked)
-    tried: list[tuple[list[str], Part, Draft | None, Asked]] = []
-    tried += [([_storage(each)], each, tree, asked) for each in smaller]
-    tried += [([f"context {each.context}"], target, tree, each) for each in lengths]
-    tried += [([words], target, draft, asked) for words, draft in drafts]
-    if not any(memory(*_in_order(each, helper)).peak <= free for each in tried):
-        tried = [
-            ([_storage(part), f"context {length.context}", words], part, draft, length)
-            for part in (*smaller, target)
-            for words, draft in (drafts or [("no draft", None)])
-            for length in lengths[-1:]
-        ]
-    seen_lengths = False
-    for each in tried:
-        needed = memory(*_in_order(each, helper))
-        is_length = each[3] is not asked and len(each[0]) == 1
-        if needed.peak <= free and not (is_length and seen_lengths):
-            seen_lengths |= is_length
-            yield Way(", ".join(each[0]), needed)
-
-
-def _in_order(
-    each: tuple[list[str], Part, Draft | None, Asked], helper: Part | None
-) -> tuple[Part, Draft | None, Part | None, Asked]:
-    _, part, draft, asked = each
-    return part, draft, helper, asked
-
-
-def _shorter(asked: Asked) -> list[Asked]:
-    """Half the context, a quarter, and so on."""
-    found, context = [], asked.context // 2
-    while context >= SHORTEST:
-        found.append(replace(asked, context=context))
-        context //= 2
-    return found
-
-
-def _kept(target: Part, kept: Kept) -> Part:
-    return replace(target, kept=kept, dtype=planning.dtype_of(kept, target.dtype))
-
-
-def _storage(part: Part) -> str:
-    return "the file's blocks" if part.kept == "stored" else f"dtype {part.kept}"
+            read, drafted = target_bytes(own, places), step_bytes(own, places)
+            promised = promise(read, drafted, verified_in(target.kept, on_cpu=on_cpu))
+        yield Drafter(each, memory(own), promised)

@@ -14,7 +14,7 @@ from sybil.drafts import BEGINNINGS, NEW_TOKENS, Cascade, Draft, Hybrid, Self, S
 from sybil.models import copies, planning
 from sybil.models.folders import Checkpoint
 from sybil.models.shape import Shape
-from sybil.models.storage import Bits, Kept, storage_of
+from sybil.models.storage import Bits, Kept
 
 LIBRARIES = 20 << 20
 """Code and tables that are read at the first use, by the process and its libraries."""
@@ -52,6 +52,16 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be loaded and decoded. draft: what drafts, None for nothing; helper: the model that it names."""
+
+    target: Part
+    draft: Draft | None
+    helper: Part | None
+    asked: Asked
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes. parts: what decoding takes, by what for; loading: the most while the models are loaded, tokenizers and
     libraries included."""
@@ -70,23 +80,23 @@ class Memory:
         return max(self.loading, self.decoding)
 
 
-def memory(target: Part, draft: Draft | None, helper: Part | None, asked: Asked) -> Memory:
-    """draft: what drafts, None for nothing; helper: the model that it names, where it names one."""
-    width = 1 if draft is None else MOST + 1
+def memory(plan: Plan) -> Memory:
+    """What all of it takes. Raises WeightsMismatch."""
+    target, asked = plan.target, plan.asked
+    width = 1 if plan.draft is None else MOST + 1
     models, cached = [target.weights], [target]
-    for each in _models(draft):
+    for each in _models(plan.draft):
         if isinstance(each, Source):
-            assert helper is not None
-            models.append(helper.weights)
-            cached.append(helper)
+            assert plan.helper is not None
+            models.append(plan.helper.weights)
+            cached.append(plan.helper)
         elif isinstance(each, Self) or each.bits is not None:
             models.append(_copy(target, each.bits))
-    on_host = target.device.type == "cpu"
-    vocabularies = {part.checkpoint.name: _vocabulary(part.checkpoint) for part in cached}
-    beside = LIBRARIES + TOKEN * sum(vocabularies.values()) if on_host else 0
-    loading, done = 0, 0
+    loading = done = 0
     for weights in models:
         loading, done = max(loading, done + weights.loading), done + weights.total
+    tokens = sum({part.checkpoint.name: _vocabulary(part.checkpoint) for part in cached}.values())
+    beside = LIBRARIES + TOKEN * tokens if target.device.type == "cpu" else 0
     places = asked.context + width
     parts = {
         "target's weights": models[0].total,
@@ -98,19 +108,19 @@ def memory(target: Part, draft: Draft | None, helper: Part | None, asked: Asked)
     return Memory({name: size for name, size in parts.items() if size}, loading + beside)
 
 
-def step_bytes(target: Part, draft: Draft, helper: Part | None, places: int) -> int:
-    """What a draft reads for a token: its weights, and the keys and values of so many places."""
-    if isinstance(draft, Source):
-        assert helper is not None
-        return helper.weights.step + _cache(helper, 1, places)
-    if isinstance(draft, Self):
-        return _copy(target, draft.bits).step + _cache(target, 1, places)
+def step_bytes(plan: Plan, places: int) -> int:
+    """What the draft, a model or the target's copy, reads for a token: weights, keys and values of so many places."""
+    if isinstance(plan.draft, Source):
+        assert plan.helper is not None
+        return plan.helper.weights.step + _cache(plan.helper, 1, places)
+    if isinstance(plan.draft, Self):
+        return _copy(plan.target, plan.draft.bits).step + _cache(plan.target, 1, places)
     return 0
 
 
-def target_bytes(target: Part, places: int) -> int:
+def target_bytes(plan: Plan, places: int) -> int:
     """What the target reads for a token."""
-    return target.weights.step + _cache(target, 1, places)
+    return plan.target.weights.step + _cache(plan.target, 1, places)
 
 
 def _models(draft: Draft | None) -> list[Self | Skip | Source]:
@@ -149,7 +159,7 @@ def _cache(part: Part, batch: int, places: int) -> int:
 
 
 def _foreign_cache(config: Mapping[str, Any], batch: int, places: int, dtype: torch.dtype) -> int:
-    """Keys and values of transformers' forward, by the usual names of a config's fields; 0 where it has none of them."""
+    """Keys and values of transformers' forward, by a config's usual fields; 0 where it has none of them."""
 
     def number(*names: str) -> int:
         return next((config[name] for name in names if type(config.get(name)) is int and config[name] > 0), 0)

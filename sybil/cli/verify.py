@@ -16,11 +16,11 @@ from sybil.cli.terminal import make_console, print_json
 from sybil.cli.verdict import progress_on, show
 from sybil.errors import InvalidSetting
 from sybil.losslessness.child import FORMS, NAMED
-from sybil.losslessness.deadline import TIMEOUT
 from sybil.measuring import files
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
 from sybil.reports import figures
+from sybil.servers.deadline import TIMEOUT
 
 if TYPE_CHECKING:
     from sybil.judging.asked import Asked

@@ -15,12 +15,12 @@ from sybil.judging.case import Case
 from sybil.judging.decoders import Bench, Endpoint, Judged, Models
 from sybil.judging.original import Source
 from sybil.judging.wording import Prompts, chosen
-from sybil.losslessness.deadline import TIMEOUT
 from sybil.losslessness.report import Report
 from sybil.losslessness.trial import Progress, silent, unheard
 from sybil.models.huggingface import evaluating
 from sybil.models.objects import inside
 from sybil.pairs import PAIRS
+from sybil.servers.deadline import TIMEOUT
 
 __all__ = ["Asked", "Endpoint", "Judged", "Models", "Prompts", "Report", "judge"]
 

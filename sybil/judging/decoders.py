@@ -22,16 +22,16 @@ from sybil.fit import check_assisted, check_universal
 from sybil.judging.original import Original, Source
 from sybil.loading import load
 from sybil.losslessness.child import FORMS
-from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.ending import end_tokens
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.foreign import ForeignSubject
 from sybil.losslessness.openvino import OpenVINOSubject
 from sybil.losslessness.samples import Subject
 from sybil.losslessness.subjects import CallableSubject, SybilSubject, TransformersSubject
-from sybil.losslessness.transport import Server
 from sybil.models.folders import locate
 from sybil.models.objects import inside
+from sybil.servers.deadline import TIMEOUT, checked
+from sybil.servers.transport import Server
 from sybil.settings import Settings
 
 BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, USD, PROMPT_LOOKUP, OPENVINO = (
