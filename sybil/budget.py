@@ -41,7 +41,7 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class WeightBytes:
     """What a model's weights take.
 
     parameters: how many numbers they are. kept: bytes by what they are kept in. loading: the most while they are made
@@ -61,7 +61,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class OneWeight:
     """One weight. kept: bytes by what it is kept in. held: the most memory while it is made, itself included; mapped:
     of that, pages of a file."""
 
@@ -74,7 +74,7 @@ class Made:
         return sum(self.kept.values())
 
 
-def weights(shape: Shape, sources: Mapping[str, Source], stored: Stored, kept: Kept, engine: Engine) -> Weights:
+def weights(shape: Shape, sources: Mapping[str, Source], stored: Stored, kept: Kept, engine: Engine) -> WeightBytes:
     """The weights of a shape, which sources says are made of the stored ones. kept: what products are kept in."""
     by: Counter[str] = Counter()
     done = loading = needed = step = 0
@@ -91,7 +91,7 @@ def weights(shape: Shape, sources: Mapping[str, Source], stored: Stored, kept: K
         looked_up = name == POSITIONS or (name == EMBEDDING and not shape.tied_head)
         step += 0 if looked_up else made.total
     parameters = sum(math.prod(source.size) for source in sources.values())
-    return Weights(parameters, dict(by), loading, needed, step)
+    return WeightBytes(parameters, dict(by), loading, needed, step)
 
 
 def fitting(shape: Shape, sources: Mapping[str, Source], stored: Stored, tokens: int, engine: Engine) -> int:
@@ -104,12 +104,12 @@ def fitting(shape: Shape, sources: Mapping[str, Source], stored: Stored, tokens:
     return max(reading, whole + layer + FLOAT * tokens * shape.vocab_size)
 
 
-def foreign(stored: Stored, dtype: torch.dtype, *, quantised: bool) -> Weights:
+def foreign(stored: Stored, dtype: torch.dtype, *, quantised: bool) -> WeightBytes:
     """The weights of a model that runs by transformers' forward. quantised: they stay as they are stored."""
     parameters = sum(math.prod(size) for size in stored.shapes.values())
     size = stored.nbytes if quantised else parameters * dtype.itemsize
     kept = "quantised" if quantised else str(dtype).removeprefix("torch.")
-    return Weights(parameters, {kept: size}, size, size, size)
+    return WeightBytes(parameters, {kept: size}, size, size, size)
 
 
 def cache(shape: Shape, batch: int, places: int, engine: Engine, dtype: torch.dtype = torch.float32) -> int:
@@ -152,7 +152,7 @@ class _Making:
     kept: Kept
     engine: Engine
 
-    def one(self, name: str) -> Made:
+    def one(self, name: str) -> OneWeight:
         """A weight, by our name."""
         source = self.sources[name]
         is_product = len(source.size) == 2 and name != POSITIONS
@@ -160,14 +160,14 @@ class _Making:
             return self._by_operators(name, source, is_product)
         return self._product(name, source) if is_product else self._floats(name, source)
 
-    def _product(self, name: str, source: Source) -> Made:
+    def _product(self, name: str, source: Source) -> OneWeight:
         """A product's weight in the C forward: in panels."""
         packed = self._packed(name, source)
         total, lying = sum(packed.values()), _lying(source, self.stored)
         if self.kept == "stored" and lying:
             mapped = _stored_bytes(source, self.stored)
             arranged = mapped if len(lying) > 1 or source.heads else 0
-            return Made(packed, mapped + arranged + total, mapped)
+            return OneWeight(packed, mapped + arranged + total, mapped)
         numbers, kept, other = math.prod(source.size), self.kept, 0
         itemsize = FLOAT if lying or not isinstance(kept, str) or kept == "stored" else FORMATS[kept].read_as.itemsize
         if isinstance(kept, Rounding):
@@ -176,15 +176,15 @@ class _Making:
             other = FORMATS[kept].dtype.itemsize * numbers
         whole, (reading, mapped) = itemsize * numbers, _reading(source, self.stored, itemsize, self.engine.lanes)
         making = max(whole + other, (other or whole) + total)
-        return Made(packed, max(reading, making), max(min(mapped, reading - making), 0))
+        return OneWeight(packed, max(reading, making), max(min(mapped, reading - making), 0))
 
-    def _floats(self, name: str, source: Source) -> Made:
+    def _floats(self, name: str, source: Source) -> OneWeight:
         """A norm, a bias or learned positions in the C forward: float32; a product's bias as long as its panels."""
         numbers = rows = math.prod(source.size)
         weight = name.removesuffix("bias") + "weight"
         if name.endswith(".bias") and len(self.sources[weight].size) == 2:
             rows = sum(_whole(rows, WIDE * self.engine.lanes) for _, rows in self._runs(weight, self.sources[weight]))
-        return Made({"float32": FLOAT * rows}, FLOAT * (rows + numbers), 0)
+        return OneWeight({"float32": FLOAT * rows}, FLOAT * (rows + numbers), 0)
 
     def _runs(self, name: str, source: Source) -> list[tuple[Word, int]]:
         """The parts of a product: what each is kept in, and its outputs. Neighbours that are kept in the same are one,
@@ -207,7 +207,7 @@ class _Making:
             found[word] += _panels(word, rows, source.size[1], self.engine.lanes)
         return dict(found)
 
-    def _by_operators(self, name: str, source: Source, is_product: bool) -> Made:
+    def _by_operators(self, name: str, source: Source, is_product: bool) -> OneWeight:
         """A weight as torch's operators have it. The embedding is looked up in, and a tied head multiplies by it."""
         kept: Storage = "float32" if self.kept == "stored" else "int8" if isinstance(self.kept, Rounding) else self.kept
         dtype = source.kept_in(FORMATS[kept].read_as)
@@ -222,7 +222,7 @@ class _Making:
         if product:
             total = total + product if name == EMBEDDING else product
         making = whole + product.total()
-        return Made(dict(total), max(reading, making), max(min(mapped, reading - making), 0))
+        return OneWeight(dict(total), max(reading, making), max(min(mapped, reading - making), 0))
 
 
 def _lying(source: Source, stored: Stored) -> list[tuple[Word, int]] | None:

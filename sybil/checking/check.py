@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 
 from sybil import allocation, fit
-from sybil.checking.memory import Asked, Memory, Part, Plan, memory, step_bytes, target_bytes
+from sybil.checking.alternatives import Alternative, alternatives
+from sybil.checking.memory import Extent, Memory, Placed, Setup, memory, step_bytes, target_bytes
 from sybil.checking.promise import Promise, promise, verified_in
 from sybil.checking.sight import seen
-from sybil.checking.ways import Way, ways
 from sybil.devices import choose_device, dtype_named
 from sybil.drafts import Cascade, Draft, Hybrid, Lookup, Self, Source, has_model, parse
 from sybil.errors import InvalidSetting, VocabularyMismatch
@@ -27,7 +27,7 @@ Tokens = Literal["same", "padded", "intersection", "strings", "none shared"]
 
 
 @dataclass(frozen=True, slots=True)
-class Drafter:
+class Candidate:
     """What could draft. memory: of the target and it. promise: None where nobody knows."""
 
     name: str
@@ -43,15 +43,15 @@ class Found:
     nobody knows. tokens: how the draft's tokens stand to the target's, None without a draft model; share: of an English
     text's tokens, those that the draft has. context: the most tokens that the target takes."""
 
-    plan: Plan
+    setup: Setup
     draft: str | None
     here: bool
     memory: Memory
     free: int | None
-    ways: tuple[Way, ...]
+    alternatives: tuple[Alternative, ...]
     tokens: Tokens | None
     share: float | None
-    drafters: tuple[Drafter, ...]
+    drafters: tuple[Candidate, ...]
     context: int | None
 
     @property
@@ -81,27 +81,28 @@ def check(
     source = _source(tree)
     main, is_here = seen(target, tokenizer=source is not None, revision=revision)
     kept, compute = kept_in(main, asked_dtype, place)
-    part, helper = Part(main, kept, compute, place), None
+    part, helper = Placed(main, kept, compute, place), None
     if source is not None:
-        other, other_here = seen(source.name, tokenizer=True)
-        helper, is_here = Part(other, *draft_kept_in(other, asked_draft, compute, place), place), is_here and other_here
+        other, other_is_here = seen(source.name, tokenizer=True)
+        is_here = is_here and other_is_here
+        helper = Placed(other, *draft_kept_in(other, asked_draft, compute, place), place)
     _check_copies(part, draft, tree)
     most = _context(part)
-    asked = _asked(batch, context, most)
+    extent = _extent(batch, context, most)
     tokens, share = (None, None) if helper is None else _relation(part, helper)
     free = allocation.free(place)
-    plan = Plan(part, tree, helper, asked)
-    found = memory(plan)
+    setup = Setup(part, tree, helper, extent)
+    found = memory(setup)
     return Found(
-        plan=plan,
+        setup=setup,
         draft=draft,
         here=is_here,
         memory=found,
         free=free,
-        ways=() if free is None or found.peak <= free else ways(plan, free),
+        alternatives=() if free is None or found.peak <= free else alternatives(setup, free),
         tokens=tokens,
         share=share,
-        drafters=tuple(_drafters(plan, draft)) if tokens != "none shared" else (),
+        drafters=tuple(_drafters(setup, draft)) if tokens != "none shared" else (),
         context=most,
     )
 
@@ -127,7 +128,7 @@ def _source(tree: Draft | None) -> Source | None:
     return tree if isinstance(tree, Source) else None
 
 
-def _check_copies(target: Part, draft: str | None, tree: Draft | None) -> None:
+def _check_copies(target: Placed, draft: str | None, tree: Draft | None) -> None:
     """Raises InvalidSetting for a copy of a target that runs by transformers' forward."""
     if tree is not None and target.checkpoint.known is None and not isinstance(tree, Lookup) and not has_model(tree):
         raise InvalidSetting(
@@ -136,7 +137,7 @@ def _check_copies(target: Part, draft: str | None, tree: Draft | None) -> None:
         )
 
 
-def _context(target: Part) -> int | None:
+def _context(target: Placed) -> int | None:
     """The most tokens that a target takes."""
     shape = target.shape
     if shape is not None:
@@ -145,16 +146,16 @@ def _context(target: Part) -> int | None:
     return said if type(said) is int and said > 0 else None
 
 
-def _asked(batch: int, context: int | None, most: int | None) -> Asked:
+def _extent(batch: int, context: int | None, most: int | None) -> Extent:
     """Raises InvalidSetting."""
     if not 1 <= batch <= MOST_ROWS:
         raise InvalidSetting(f"batch is {batch}: use 1 to {MOST_ROWS} rows")
     if context is not None and not 2 <= context <= (most or 1 << 24):
         raise InvalidSetting(f"context is {context}: the target takes 2 to {most or 1 << 24} tokens")
-    return Asked(batch, context or min(CONTEXT, most or CONTEXT), torch.get_num_threads())
+    return Extent(batch, context or min(CONTEXT, most or CONTEXT), torch.get_num_threads())
 
 
-def _relation(target: Part, helper: Part) -> tuple[Tokens, float | None]:
+def _relation(target: Placed, helper: Placed) -> tuple[Tokens, float | None]:
     try:
         found = fit.relation(target.checkpoint, helper.checkpoint)
     except VocabularyMismatch:
@@ -165,18 +166,18 @@ def _relation(target: Part, helper: Part) -> tuple[Tokens, float | None]:
     return ("padded" if len({*sizes}) > 1 else "same"), None
 
 
-def _drafters(plan: Plan, name: str | None) -> Iterator[Drafter]:
+def _drafters(setup: Setup, name: str | None) -> Iterator[Candidate]:
     """The draft that was asked for, the target's copies, and lookup."""
-    trees: dict[str, Draft] = {} if plan.draft is None or name is None else {name: plan.draft}
-    target, on_cpu = plan.target, plan.target.device.type == "cpu"
+    trees: dict[str, Draft] = {} if setup.draft is None or name is None else {name: setup.draft}
+    target, on_cpu = setup.target, setup.target.device.type == "cpu"
     if target.checkpoint.known is not None:
         best = copies.best_bits(target.checkpoint)
         trees |= {f"self:{bits}": Self(bits) for bits in dict.fromkeys((best, 8 if on_cpu else 4))}
     trees |= {"lookup": Lookup()}
-    places = plan.asked.context // 2  # of a text as it grows, the mean
+    places = setup.extent.context // 2  # of a text as it grows, the mean
     for each, draft in trees.items():
-        own, promised = replace(plan, draft=draft), None
+        own, promised = replace(setup, draft=draft), None
         if isinstance(draft, Source | Self | Lookup):
             read, drafted = target_bytes(own, places), step_bytes(own, places)
             promised = promise(read, drafted, verified_in(target.kept, on_cpu=on_cpu))
-        yield Drafter(each, memory(own), promised)
+        yield Candidate(each, memory(own), promised)

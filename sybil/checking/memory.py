@@ -23,7 +23,7 @@ TOKEN = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Extent:
     """How much is decoded: rows, and the tokens of each, prompt included; threads that compute."""
 
     batch: int
@@ -32,7 +32,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Placed:
     """A model and how its weights are kept. dtype: of transformers' forward, or of the operators' cache."""
 
     checkpoint: Checkpoint
@@ -41,7 +41,7 @@ class Part:
     device: torch.device
 
     @property
-    def weights(self) -> budget.Weights:
+    def weights(self) -> budget.WeightBytes:
         """Raises WeightsMismatch."""
         return planning.weights(self.checkpoint, self.kept, self.dtype, self.device)
 
@@ -52,13 +52,13 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Setup:
     """What is to be loaded and decoded. draft: what drafts, None for nothing; helper: the model that it names."""
 
-    target: Part
+    target: Placed
     draft: Draft | None
-    helper: Part | None
-    asked: Asked
+    helper: Placed | None
+    extent: Extent
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +80,16 @@ class Memory:
         return max(self.loading, self.decoding)
 
 
-def memory(plan: Plan) -> Memory:
+def memory(setup: Setup) -> Memory:
     """What all of it takes. Raises WeightsMismatch."""
-    target, asked = plan.target, plan.asked
-    width = 1 if plan.draft is None else MOST + 1
+    target, extent = setup.target, setup.extent
+    width = 1 if setup.draft is None else MOST + 1
     models, cached = [target.weights], [target]
-    for each in _models(plan.draft):
+    for each in _models(setup.draft):
         if isinstance(each, Source):
-            assert plan.helper is not None
-            models.append(plan.helper.weights)
-            cached.append(plan.helper)
+            assert setup.helper is not None
+            models.append(setup.helper.weights)
+            cached.append(setup.helper)
         elif isinstance(each, Self) or each.bits is not None:
             models.append(_copy(target, each.bits))
     loading = done = 0
@@ -97,30 +97,30 @@ def memory(plan: Plan) -> Memory:
         loading, done = max(loading, done + weights.loading), done + weights.total
     tokens = sum({part.checkpoint.name: _vocabulary(part.checkpoint) for part in cached}.values())
     beside = LIBRARIES + TOKEN * tokens if target.device.type == "cpu" else 0
-    places = asked.context + width
+    places = extent.context + width
     parts = {
         "target's weights": models[0].total,
         "draft's weights": sum(weights.total for weights in models[1:]),
-        "keys and values": sum(_cache(part, asked.batch, places) for part in cached),
-        "working memory": sum(_working(part, asked, places, width) for part in cached),
+        "keys and values": sum(_cache(part, extent.batch, places) for part in cached),
+        "working memory": sum(_working(part, extent, places, width) for part in cached),
         "tokenizers, libraries": beside,
     }
     return Memory({name: size for name, size in parts.items() if size}, loading + beside)
 
 
-def step_bytes(plan: Plan, places: int) -> int:
+def step_bytes(setup: Setup, places: int) -> int:
     """What the draft, a model or the target's copy, reads for a token: weights, keys and values of so many places."""
-    if isinstance(plan.draft, Source):
-        assert plan.helper is not None
-        return plan.helper.weights.step + _cache(plan.helper, 1, places)
-    if isinstance(plan.draft, Self):
-        return _copy(plan.target, plan.draft.bits).step + _cache(plan.target, 1, places)
+    if isinstance(setup.draft, Source):
+        assert setup.helper is not None
+        return setup.helper.weights.step + _cache(setup.helper, 1, places)
+    if isinstance(setup.draft, Self):
+        return _copy(setup.target, setup.draft.bits).step + _cache(setup.target, 1, places)
     return 0
 
 
-def target_bytes(plan: Plan, places: int) -> int:
+def target_bytes(setup: Setup, places: int) -> int:
     """What the target reads for a token."""
-    return plan.target.weights.step + _cache(plan.target, 1, places)
+    return setup.target.weights.step + _cache(setup.target, 1, places)
 
 
 def _models(draft: Draft | None) -> list[Self | Skip | Source]:
@@ -132,7 +132,7 @@ def _models(draft: Draft | None) -> list[Self | Skip | Source]:
     return [draft] if isinstance(draft, Self | Skip | Source) else []
 
 
-def _copy(target: Part, bits: Bits | None) -> budget.Weights:
+def _copy(target: Placed, bits: Bits | None) -> budget.WeightBytes:
     """The target's copy in few bits. While it is fitted the target is computed in float32, a layer at a time."""
     bits = bits or copies.best_bits(target.checkpoint)
     shape = target.shape
@@ -151,7 +151,7 @@ def _vocabulary(checkpoint: Checkpoint) -> int:
     return known if isinstance(known, int) else 0
 
 
-def _cache(part: Part, batch: int, places: int) -> int:
+def _cache(part: Placed, batch: int, places: int) -> int:
     shape = part.shape
     if shape is None:
         return _foreign_cache(part.checkpoint.config, batch, places, part.dtype)
@@ -170,15 +170,14 @@ def _foreign_cache(config: Mapping[str, Any], batch: int, places: int, dtype: to
     return 2 * dtype.itemsize * number("num_hidden_layers", "n_layer", "num_layers") * batch * each * size * places
 
 
-def _working(part: Part, asked: Asked, places: int, width: int) -> int:
+def _working(part: Placed, extent: Extent, places: int, width: int) -> int:
     shape = part.shape
     if shape is None:
         return 0
     engine, dtype = planning.engine(part.kept, part.device), _compute_dtype(part)
-    return budget.activations(shape, asked.batch, places, width, asked.threads, engine, dtype) + budget.rotations(
-        shape, places, engine, dtype
-    )
+    working = budget.activations(shape, extent.batch, places, width, extent.threads, engine, dtype)
+    return working + budget.rotations(shape, places, engine, dtype)
 
 
-def _compute_dtype(part: Part) -> torch.dtype:
+def _compute_dtype(part: Placed) -> torch.dtype:
     return planning.dtype_of(part.kept, part.dtype)

@@ -13,7 +13,7 @@ from sybil.models.shape import Shape
 from sybil.models.storage import FORMATS, Kept, Rounding, Storage, storage_of
 
 
-def weights(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, device: torch.device) -> budget.Weights:
+def weights(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, device: torch.device) -> budget.WeightBytes:
     """What building.load() would make of the checkpoint's weights, in bytes. Raises WeightsMismatch."""
     assert checkpoint.stored is not None
     if checkpoint.known is None:

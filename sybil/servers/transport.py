@@ -22,7 +22,7 @@ from sybil.servers.deadline import TIMEOUT, checked, started
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ServerKind:
     """How messages speak of a server. named: what gave its URL; example: such a URL; what: what has to answer there;
     key: the environment's variable that holds its key, None where none is sent; slow: what helps where it is slow."""
 
@@ -35,7 +35,7 @@ class Kind:
 
 
 KEY = "OPENAI_API_KEY"
-OPENAI = Kind(
+OPENAI = ServerKind(
     "endpoint",
     "--endpoint",
     "http://127.0.0.1:8000/v1",
@@ -58,7 +58,9 @@ class Server:
     timeout: seconds for the whole of an answer, from finding the host to the last byte. headers: lines as
     "Name: value", sent as the key is; an Authorization among them takes the key's place. Raises EndpointFailed."""
 
-    def __init__(self, url: str, timeout: float = TIMEOUT, headers: Iterable[str] = (), kind: Kind = OPENAI) -> None:
+    def __init__(
+        self, url: str, timeout: float = TIMEOUT, headers: Iterable[str] = (), kind: ServerKind = OPENAI
+    ) -> None:
         self.kind, self.address = kind, _address(url, kind)
         self.url = self.address.geturl()
         self.root = self.url.removesuffix("/v1")  # where a server has its own protocol, beside OpenAI's
@@ -190,7 +192,7 @@ def _too_large(count: int | None) -> _TooLarge:
     return _TooLarge(f"its answer has {count} bytes or more, and {MOST_BYTES} are the most that are taken")
 
 
-def _address(url: str, kind: Kind = OPENAI) -> SplitResult:
+def _address(url: str, kind: ServerKind = OPENAI) -> SplitResult:
     """The URL in its parts, without a slash at its end; refuses one that isn't fit, and shows nothing secret of it."""
     example = f"give a URL such as {kind.example}"
     if any(letter in url for letter in "@?#"):
