@@ -15,7 +15,7 @@ from sybil.checking.promise import Promise, promise, verified_in
 from sybil.checking.sight import seen
 from sybil.devices import choose_device, dtype_named
 from sybil.drafts import Cascade, Draft, Hybrid, Lookup, Self, Source, has_model, parse
-from sybil.errors import InvalidSetting, VocabularyMismatch
+from sybil.errors import InvalidSetting
 from sybil.loading import check_draft_dtype, draft_kept_in, kept_in
 from sybil.models import copies
 from sybil.pairs import PAIRS
@@ -23,7 +23,7 @@ from sybil.pairs import PAIRS
 CONTEXT = 2048
 """Tokens of a row, where nothing is said and the model takes so many."""
 MOST_ROWS = 1 << 16
-Tokens = Literal["same", "padded", "intersection", "strings", "none shared"]
+Tokens = Literal["same", "padded", "intersection", "strings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,12 @@ class Candidate:
 class Found:
     """What is known before anything is loaded.
 
-    draft: its name, None for none. here: whether all weights are on this machine. free: bytes on the device, None where
-    nobody knows. tokens: how the draft's tokens stand to the target's, None without a draft model; share: of an English
-    text's tokens, those that the draft has. context: the most tokens that the target takes."""
+    target, draft: their names, None for no draft. here: whether all weights are on this machine. free: bytes on the
+    device, None where nobody knows. tokens: how the draft's tokens stand to the target's, None without a draft model;
+    share: of an English text's tokens, those that the draft has. context: the most tokens that the target takes."""
 
     setup: Setup
+    target: str
     draft: str | None
     here: bool
     memory: Memory
@@ -51,7 +52,7 @@ class Found:
     alternatives: tuple[Alternative, ...]
     tokens: Tokens | None
     share: float | None
-    drafters: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
     context: int | None
 
     @property
@@ -95,6 +96,7 @@ def check(
     found = memory(setup)
     return Found(
         setup=setup,
+        target=target,
         draft=draft,
         here=is_here,
         memory=found,
@@ -102,7 +104,7 @@ def check(
         alternatives=() if free is None or found.peak <= free else alternatives(setup, free),
         tokens=tokens,
         share=share,
-        drafters=tuple(_drafters(setup, draft)) if tokens != "none shared" else (),
+        candidates=tuple(_candidates(setup, draft)),
         context=most,
     )
 
@@ -156,17 +158,15 @@ def _extent(batch: int, context: int | None, most: int | None) -> Extent:
 
 
 def _relation(target: Placed, helper: Placed) -> tuple[Tokens, float | None]:
-    try:
-        found = fit.relation(target.checkpoint, helper.checkpoint)
-    except VocabularyMismatch:
-        return "none shared", 0.0
+    """Raises VocabularyMismatch where they share none."""
+    found = fit.relation(target.checkpoint, helper.checkpoint)
     if found.way is not None:
         return found.way, found.share
     sizes = [part.shape.vocab_size for part in (target, helper) if part.shape is not None]
     return ("padded" if len({*sizes}) > 1 else "same"), None
 
 
-def _drafters(setup: Setup, name: str | None) -> Iterator[Candidate]:
+def _candidates(setup: Setup, name: str | None) -> Iterator[Candidate]:
     """The draft that was asked for, the target's copies, and lookup."""
     trees: dict[str, Draft] = {} if setup.draft is None or name is None else {name: setup.draft}
     target, on_cpu = setup.target, setup.target.device.type == "cpu"

@@ -4,19 +4,21 @@ The server is somebody else's: every field of its answers is typed and bounded b
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from sybil.errors import EndpointFailed, EndpointRefused, InvalidSetting, one_line, shown
 from sybil.models.checkpoints.gguf.architectures import ARCHITECTURES
 from sybil.servers.transport import Server, ServerKind
 
 HOST = "OLLAMA_HOST"
-URL = "http://127.0.0.1:11434"
+HERE, EVERYWHERE, PORT = "127.0.0.1", "0.0.0.0", 11434
+URL = f"http://{HERE}:{PORT}"
 KIND = ServerKind(
     named="ollama",
     option="--ollama URL, or start it with `ollama serve`",
@@ -26,7 +28,7 @@ KIND = ServerKind(
     slow="try again: a large model takes long to load",
 )
 TIMEOUT = 120.0
-MOST_MODELS, LONGEST = 200, 120
+MOST_MODELS, LONGEST, MOST_NUMBER = 200, 120, 1 << 60
 PROMPT, NEW_TOKENS = "The quick brown fox", 10
 COMPLETES = "completion"
 
@@ -58,15 +60,17 @@ class Answer:
 
 
 def server(url: str | None = None) -> Server:
-    """The one at url, or that OLLAMA_HOST names, or Ollama's own place on this machine. Raises EndpointFailed."""
+    """The one at url, or that OLLAMA_HOST names as Ollama itself reads it, or the one at Ollama's own place on this
+    machine. Raises EndpointFailed."""
     given = url or os.environ.get(HOST) or URL
-    if "://" not in given:
-        given = f"http://{given}"
-    scheme, _, rest = given.partition("://")
-    host, slash, path = rest.partition("/")
-    if scheme == "http" and not slash and ((host.startswith("[") and host.endswith("]")) or ":" not in host):
-        given = f"{scheme}://{host}:11434"
-    return Server(given.replace("://0.0.0.0", "://127.0.0.1"), TIMEOUT, kind=KIND)
+    given = given if "://" in given else f"http://{given}"
+    with contextlib.suppress(ValueError):  # then it is no URL, and is refused as one
+        parts = urlsplit(given)
+        host, port = parts.hostname or EVERYWHERE, parts.port
+        if parts.scheme == "http" and "@" not in given and not parts.path.strip("/"):
+            place = HERE if host == EVERYWHERE else f"[{host}]" if ":" in host else host
+            given = f"http://{place}:{PORT if port is None else port}"
+    return Server(given, TIMEOUT, kind=KIND)
 
 
 def models(asked: Server) -> list[Model]:
@@ -141,8 +145,8 @@ def _text(values: Mapping[str, Any], key: str) -> str:
 
 
 def _number(value: object) -> int | None:
-    is_one = isinstance(value, int | float) and not isinstance(value, bool)
-    return int(value) if is_one and math.isfinite(value) and 0 <= value < 1 << 60 else None  # type: ignore[arg-type]
+    is_one = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST_NUMBER
+    return int(value) if is_one else None  # type: ignore[call-overload,no-any-return]
 
 
 def _counted(value: object) -> str:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from sybil.checking.check import Found
 from sybil.loading import load
 
 PROMPT, NEW_TOKENS = "The quick brown fox", 10
@@ -25,10 +26,10 @@ class Smoke:
     seconds: float
 
 
-def smoke(target: str, draft: str | None, **settings: Any) -> Smoke:
-    """Loads and decodes greedily; settings: load()'s. Raises the errors of sybil.errors."""
+def smoke(found: Found, **settings: Any) -> Smoke:
+    """Loads what was found and decodes greedily; settings: load()'s. Raises the errors of sybil.errors."""
     began = time.perf_counter()
-    decoder = load(target, draft, **settings)
+    decoder = load(found.target, found.draft, **settings)
     loaded = time.perf_counter()
     out = decoder.generate(PROMPT, max_new_tokens=NEW_TOKENS, do_sample=False)
     model = decoder.target
