@@ -72,9 +72,7 @@ def _print_memory(console: Console, found: Found) -> None:
     table.add_row("free", "unknown" if found.free is None else _megabytes(found.free))
     console.print(table)
     if found.context and extent.context < found.context:
-        _say(
-            console, f"the target takes up to {found.context:,} tokens: --context says how many are to be reckoned with"
-        )
+        _say(console, f"the target takes up to {found.context:,} tokens: --context N reckons with so many")
     if found.fits is None:
         return
     if found.fits:
@@ -89,7 +87,7 @@ def _print_memory(console: Console, found: Found) -> None:
 
 
 def _print_promises(console: Console, found: Found) -> None:
-    headings = ("drafter", "MB more", "a token costs", *(f"{each:.0%}" for each in ACCEPTANCES))
+    headings = ("drafter", "MB more", "cost", *(f"{each:.0%}" for each in ACCEPTANCES))
     table = make_table(console, *headings)
     bare = min((each.memory for each in found.candidates), key=lambda memory: memory.decoding)
     for each in found.candidates:
@@ -98,14 +96,14 @@ def _print_promises(console: Console, found: Found) -> None:
         if each.promise is None:
             table.add_row(name, more, "unknown", *[""] * len(ACCEPTANCES))
             continue
-        speeds = (f"{speed.times:.2f} ({speed.gamma})" for speed in each.promise.speeds)
+        speeds = (f"{speed.times:.2f}/{speed.gamma}" for speed in each.promise.speeds)
         table.add_row(name, more, f"{each.promise.cost:.2f}", *speeds)
     console.print(table)
     _say(
         console,
-        "times as fast as without a draft, by the share of drafted tokens that are kept, and in brackets how many to "
-        "draft in a round; a drafted token's cost is in forwards of the target, by the bytes that are read. `sybil "
-        "compare --drafters all` measures it.",
+        "times as fast as without a draft, by the chance that a drafted token is kept, and behind the stroke how many "
+        "to draft in a round; cost: a drafted token's, in forwards of the target, by the bytes that both read. `sybil "
+        "compare --drafters all` measures what is kept.",
     )
 
 
@@ -186,8 +184,8 @@ def print_answer(console: Console, answer: Answer | None) -> None:
         _say(console, f"{answer.model}: {count}in {answer.seconds:.1f} s: {answer.prompt!r} {answer.text!r}")
     _say(
         console,
-        "Ollama gives no distributions over the vocabulary: it can be asked, and not judged by `sybil verify` or compared "
-        "by `sybil compare`. Sybil reads its files: --target ollama:NAME.",
+        "Ollama gives no distributions over the vocabulary: it can be asked, and neither judged by `sybil verify` nor "
+        "compared by `sybil compare`. Sybil reads Ollama's files itself: --target ollama:NAME.",
     )
 
 
