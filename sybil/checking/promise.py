@@ -1,7 +1,7 @@
 """What a drafter promises: how many times as fast as plain decoding, by how many of its tokens are kept.
 
 DESIGN's formula: a round of k drafted tokens, each kept with the chance a where those before it are, emits
-1 + a + a^2 + ... + a^k tokens and costs d(k) + T(k + 1), in forwards of the target over one token."""
+1 + a + ... + a^k tokens and costs d(k) + T(k + 1), in forwards of the target over one token; both are lines here."""
 
 from __future__ import annotations
 
@@ -39,18 +39,15 @@ class Promise:
 
 def promise(target_bytes: int, step_bytes: int, verified: float, acceptances: Sequence[float] = ACCEPTANCES) -> Promise:
     """By the bytes that a forward of the target over one token reads, and a drafted token."""
-    costs = costs_of(target_bytes, step_bytes, verified)
-    return Promise(costs.steps[0], verified, tuple(_best(costs, each) for each in acceptances))
+    most = MOST if step_bytes else MOST_FOR_NOTHING
+    (cost,) = SizedCosts(most, target_bytes, [step_bytes], verified).steps
+    return Promise(cost, verified, tuple(_best(cost, verified, most, each) for each in acceptances))
 
 
-def costs_of(target_bytes: int, step_bytes: int, verified: float) -> SizedCosts:
-    """What rounds cost."""
-    return SizedCosts(MOST if step_bytes else MOST_FOR_NOTHING, target_bytes, [step_bytes], verified)
-
-
-def speed_up(costs: SizedCosts, gamma: int, emitted: float) -> float:
-    """How many times as fast as plain decoding rounds are that draft gamma tokens and emit so many."""
-    return emitted / (costs.draft[0][gamma] + costs.verify[gamma + 1])
+def speed_up(cost: float, verified: float, drafted: float, emitted: float) -> float:
+    """How many times as fast as plain decoding rounds are in which so many tokens are drafted and emitted in the mean.
+    cost, verified: see Promise."""
+    return emitted / (1 + (cost + verified) * drafted)
 
 
 def emitted(acceptance: float, gamma: int) -> float:
@@ -66,6 +63,6 @@ def verified_in(kept: Kept, *, on_cpu: bool) -> float:
     return IN_BLOCKS if in_blocks else IN_BFLOAT16 if kept == "bfloat16" else VERIFIED
 
 
-def _best(costs: SizedCosts, acceptance: float) -> Speed:
-    times = [speed_up(costs, gamma, emitted(acceptance, gamma)) for gamma in range(costs.most + 1)]
+def _best(cost: float, verified: float, most: int, acceptance: float) -> Speed:
+    times = [speed_up(cost, verified, gamma, emitted(acceptance, gamma)) for gamma in range(most + 1)]
     return Speed(acceptance, max(times), times.index(max(times)))
