@@ -16,7 +16,6 @@ from tiny import gpt2, letters, llama, perturbed, save, sybil
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from sybil import allocation
-from sybil.checking import check as checking
 from sybil.checking import promise
 from sybil.checking.check import Found, check
 from sybil.checking.memory import memory
@@ -93,7 +92,7 @@ def test_everything_as_json(models: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [each["name"] for each in record["drafters"]] == ["hybrid:lookup,self", "self:4", "self:8", "lookup"]
     assert record["drafters"][0]["promise"] is None
     assert [each["acceptance"] for each in record["drafters"][1]["promise"]["speeds"]] == [0.5, 0.6, 0.7, 0.8, 0.9]
-    assert record["tried"]["kept"] == "stored"
+    assert record["tried"]["kept"] == "the file's own blocks"
     assert record["tried"]["tokens"] == 10
 
 
@@ -150,10 +149,13 @@ def test_what_does_not_fit_comes_with_what_would(
 @compiled
 def test_alternatives_fit(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every one that is offered takes what it says, and less than what is free; those that take more are left out."""
-    monkeypatch.setattr(checking, "CONTEXT", 64)
     monkeypatch.setattr("sybil.checking.alternatives.SHORTEST", 8)
+    monkeypatch.setattr("sybil.checking.memory.LIBRARIES", 0)
+    free(monkeypatch, None)
+    whole = check(str(models / "target"), str(models / "draft"), device="cpu", batch=64).memory.peak
     peaks: set[int] = set()
-    for size in range(19_000_000, 26_000_000, 200_000):
+    for share in range(5, 105, 5):
+        size = whole * share // 100
         free(monkeypatch, size)
         found = check(str(models / "target"), str(models / "draft"), device="cpu", batch=64)
         assert (found.alternatives == ()) or not found.fits

@@ -151,7 +151,7 @@ def test_each_error_is_one_line(speaking: Any, capsys: pytest.CaptureFixture[str
     line = refused(capsys, "--ollama", served.url)
     assert "can't be reached" in line
     assert "ollama serve" in line
-    assert "ollama is 'http://a b', with a blank" in refused(capsys, "--ollama", "http://a b")
+    assert "ollama is 'http://a b:11434', with a blank" in refused(capsys, "--ollama", "http://a b")
     assert "ollama holds one of @" in refused(capsys, "--ollama", "http://me:secret@host")
     assert "secret" not in refused(capsys, "--ollama", "http://me:secret@host")
     assert "model is given without --ollama" in refused(capsys, "stdlib", "--model", "tiny")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,12 +21,13 @@ from sybil.models import folders
 from sybil.models.checkpoints import tokenizers
 from sybil.models.checkpoints.families import understood
 from sybil.models.checkpoints.files import is_there, read_config
-from sybil.models.checkpoints.gguf import header
-from sybil.models.checkpoints.gguf.config import UNREAD
 from sybil.models.checkpoints.gguf.names import PART
 from sybil.models.checkpoints.safetensors import DTYPES
 from sybil.models.folders import Checkpoint
 from sybil.models.storage import Blocks, BlockStorage
+
+if TYPE_CHECKING:
+    from sybil.models.checkpoints.gguf.header import Contents
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 64 << 20
 """What is fetched of a GGUF file's header at first; four times as much each time that it is too little, up to this."""
@@ -34,7 +35,7 @@ MOST_PARTS, MOST_SIDES, MOST_NUMBER, MOST_FILE = 256, 8, 1 << 48, 1 << 48
 SECONDS = 30.0
 """How long the hub may take for a header's next bytes."""
 CONFIG = ["config.json"]
-TOKENIZER = [*CONFIG, "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"]
+TOKENIZER = [*CONFIG, "tokenizer*", "special_tokens_map.json", "added_tokens.json"]
 TOKENIZER += ["vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tekken.json"]
 _RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 
@@ -137,9 +138,12 @@ def _of_file(repository: str, file: str, revision: str | None) -> Checkpoint:
     return replace(found, name=f"{repository}/{file}", stored=headers, file=None)
 
 
-def _header(repository: str, file: str, revision: str | None, path: Path) -> header.Contents:
+def _header(repository: str, file: str, revision: str | None, path: Path) -> Contents:
     """Fetches as much of a GGUF file as its header takes, and the few tensors that a config is made of, into a file of
     the same length. Raises NotAModel or UnsupportedModel."""
+    from sybil.models.checkpoints.gguf import header  # imports the package gguf, for who has such files
+    from sybil.models.checkpoints.gguf.config import UNREAD
+
     count = FIRST_BYTES
     while True:
         known, size = _range(repository, file, revision, 0, count)
@@ -171,7 +175,7 @@ def _range(repository: str, file: str, revision: str | None, start: int, count: 
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     url = hf_hub_url(repository, file, revision=revision, endpoint=ENDPOINT)
-    headers = {**build_hf_headers(), "range": f"bytes={start}-{start + count - 1}"}
+    headers = {**build_hf_headers(), "range": f"bytes={start}-{start + count - 1}", "accept-encoding": "identity"}
     with get_session().stream("GET", url, headers=headers, timeout=SECONDS) as response:
         hf_raise_for_status(response)
         said = _RANGE.fullmatch(response.headers.get("content-range", ""))
@@ -188,7 +192,7 @@ def _range(repository: str, file: str, revision: str | None, start: int, count: 
 @contextmanager
 def _remedied(name: str) -> Iterator[None]:
     """What the hub's library raises, as one line of ours."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         yield
@@ -198,26 +202,24 @@ def _remedied(name: str) -> Iterator[None]:
         raise NotAModel(
             f"{name} is gated: ask for it at https://huggingface.co/{name}, then log in with `hf auth login`"
         ) from None
-    except errors.RevisionNotFoundError as error:
-        raise NotAModel(f"{name} has no such revision on the hub ({told(error)}): check it") from None
-    except (
-        errors.RepositoryNotFoundError,
-        errors.HFValidationError,
-        errors.RemoteEntryNotFoundError,
-        errors.SafetensorsParsingError,
-    ) as error:
+    except errors.RevisionNotFoundError:
+        raise NotAModel(f"{name} has no such revision on the hub: see its page for those that it has") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if constants.HF_HUB_OFFLINE:
+            raise HubUnreachable(
+                f"{name} isn't in the local cache, and HF_HUB_OFFLINE is set: unset it, or give a folder or a file"
+            ) from None
+        raise _unreachable(name, error) from None
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
         raise NotAModel(f"the hub gives no model {shown(name)} ({told(error)}): check the id") from None
-    except errors.OfflineModeIsEnabled:
-        raise HubUnreachable(
-            f"{name} isn't in the local cache, and HF_HUB_OFFLINE is set: unset it, or give a folder or a file"
-        ) from None
-    except (errors.LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise HubUnreachable(
-            f"{name} is neither a folder nor in the local cache, and the hub can't be asked "
-            f"({type(error).__name__}): check the network, or give a folder or a file"
-        ) from None
-    except Exception as error:  # of the library's HTTP client, whose name has changed before
-        raise HubUnreachable(
-            f"{name} is neither a folder nor in the local cache, and the hub can't be asked "
-            f"({type(error).__name__}): check the network, or give a folder or a file"
-        ) from None
+    except (errors.SafetensorsParsingError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise NotAModel(f"the hub's headers of {shown(name)} can't be read ({told(error)}): report it there") from None
+    except Exception as error:  # of the library's HTTP client, among others
+        raise _unreachable(name, error) from None
+
+
+def _unreachable(name: str, error: Exception) -> HubUnreachable:
+    return HubUnreachable(
+        f"{name} is neither a folder nor in the local cache, and the hub can't be asked ({type(error).__name__}): check "
+        "the network, or give a folder or a file"
+    )

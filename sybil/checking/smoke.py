@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from sybil.budget import said
 from sybil.checking.check import Found
 from sybil.loading import load
 
@@ -35,7 +36,7 @@ def smoke(found: Found, **settings: Any) -> Smoke:
     model = decoder.target
     dtype = str(model.dtype).removeprefix("torch.")
     return Smoke(
-        kept=getattr(model, "storage", dtype),
+        kept=said(getattr(model, "storage", dtype)),
         dtype=dtype,
         device=str(model.device),
         prompt=PROMPT,

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-from sybil import budget
 from sybil.checking.check import Found, Tokens
 from sybil.checking.memory import Memory, Placed
 from sybil.checking.ollama import Answer, Model
@@ -15,9 +14,11 @@ from sybil.checking.promise import ACCEPTANCES
 from sybil.checking.smoke import Smoke
 from sybil.cli.terminal import make_table
 from sybil.errors import one_line
+from sybil.models.copies import BITS
 
 MEGABYTE = 1e6
 DRAFT_MODEL = "the draft"
+ROUNDED = {f"r{bits}": f"{bits} bits" for bits in BITS}
 TOLD: dict[Tokens, str] = {
     "same": "the draft's are the target's",
     "padded": "the draft's are the target's, padded otherwise",
@@ -47,7 +48,7 @@ def _about(part: Placed) -> str:
     kind = one_line(str(part.checkpoint.config.get("model_type") or "a model"), 40)
     forward = "" if part.checkpoint.known else ", by transformers' forward"
     weights = part.weights
-    kept = ", ".join(f"{word} {size / MEGABYTE:,.0f} MB" for word, size in _largest(weights.kept))
+    kept = ", ".join(f"{ROUNDED.get(word, word)} {_megabytes(size)} MB" for word, size in _largest(weights.kept))
     return f"{kind}, {_count(weights.parameters)} parameters{forward}; {kept}"
 
 
@@ -109,12 +110,10 @@ def _print_promises(console: Console, found: Found) -> None:
 
 def print_smoke(console: Console, tried: Smoke) -> None:
     """What came of ten tokens."""
-    kept = tried.kept if isinstance(tried.kept, str) else budget.said(tried.kept)
-    kept = "the file's own blocks" if kept == "stored" else kept
-    computed = "" if kept == tried.dtype else f", computed in {tried.dtype}"
+    computed = "" if tried.kept == tried.dtype else f", computed in {tried.dtype},"
     _say(
         console,
-        f"tried: {kept}{computed} on {tried.device}, loaded in {tried.loading:.1f} s, {tried.tokens} tokens in "
+        f"tried: {tried.kept}{computed} on {tried.device}, loaded in {tried.loading:.1f} s, {tried.tokens} tokens in "
         f"{tried.seconds:.2f} s: {tried.prompt!r} {tried.text!r}",
     )
 
