@@ -220,6 +220,6 @@ def _remedied(name: str) -> Iterator[None]:
 
 def _unreachable(name: str, error: Exception) -> HubUnreachable:
     return HubUnreachable(
-        f"{name} is neither a folder nor in the local cache, and the hub can't be asked ({type(error).__name__}): check "
-        "the network, or give a folder or a file"
+        f"{name} is neither a folder nor in the local cache, and the hub can't be asked ({type(error).__name__}): "
+        "check the network, or give a folder or a file"
     )

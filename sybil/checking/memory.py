@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from sybil import budget
-from sybil.drafting.auto import MOST
-from sybil.drafts import BEGINNINGS, NEW_TOKENS, Cascade, Draft, Hybrid, Self, Skip, Source
+from sybil.drafting.auto import MOST, MOST_FOR_NOTHING
+from sybil.drafts import BEGINNINGS, NEW_TOKENS, Cascade, Draft, Hybrid, Lookup, Self, Skip, Source
 from sybil.models import copies, planning
 from sybil.models.folders import Checkpoint
 from sybil.models.shape import Shape
@@ -83,7 +83,8 @@ class Memory:
 def memory(setup: Setup) -> Memory:
     """What all of it takes. Raises WeightsMismatch."""
     target, extent = setup.target, setup.extent
-    width = 1 if setup.draft is None else MOST + 1
+    most = MOST_FOR_NOTHING if isinstance(setup.draft, Lookup | Hybrid) else MOST
+    width = 1 if setup.draft is None else most + 1
     models, cached = [target.weights], [target]
     for each in _models(setup.draft):
         if isinstance(each, Source):
