@@ -105,14 +105,14 @@ def test_a_registered_pair_brings_its_draft(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    ("draft", "tokens"), [("draft", "same"), ("padded", "padded"), ("other", "intersection"), ("self", None)]
+    ("draft", "tokens"), [("draft", "same"), ("padded", "padded"), ("other", "strings"), ("self", None)]
 )
 @pytest.mark.usefixtures("unloaded")
 def test_how_two_tokenizers_stand(draft: str, tokens: str | None, models: Path) -> None:
     name = draft if draft == "self" else str(models / draft)
     found = check(str(models / "target"), name, device="cpu")
     assert found.tokens == tokens
-    assert (found.share is None) == (tokens != "intersection")
+    assert (found.share is None) == (tokens != "strings")
 
 
 def test_tokenizers_that_share_nothing_are_one_line(models: Path, tmp_path: Path) -> None:
