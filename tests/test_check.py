@@ -154,7 +154,7 @@ def test_alternatives_fit(models: Path, monkeypatch: pytest.MonkeyPatch) -> None
     free(monkeypatch, None)
     whole = check(str(models / "target"), str(models / "draft"), device="cpu", batch=64).memory.peak
     peaks: set[int] = set()
-    for share in range(5, 105, 5):
+    for share in range(5, 105, 12):
         size = whole * share // 100
         free(monkeypatch, size)
         found = check(str(models / "target"), str(models / "draft"), device="cpu", batch=64)
@@ -162,7 +162,7 @@ def test_alternatives_fit(models: Path, monkeypatch: pytest.MonkeyPatch) -> None
         for each in found.alternatives:
             assert each.memory.peak <= size < found.memory.peak
             peaks.add(each.memory.peak)
-    assert len(peaks) > 4
+    assert len(peaks) > 3
 
 
 def test_more_rows_and_longer_ones_take_more(models: Path) -> None:
