@@ -44,3 +44,18 @@ def bar(name: str, total: int, progress: bool | None) -> Iterator[Callable[[int]
 
     with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, delay=WAIT) as shown:
         yield shown.update
+
+
+@contextmanager
+def transformers_bars(progress: bool | None) -> Iterator[None]:
+    """transformers' own bars while it reads a model: hidden where none are asked for."""
+    from transformers.utils import logging
+
+    hides = logging.is_progress_bar_enabled() and not is_shown(progress)
+    if hides:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hides:
+            logging.enable_progress_bar()

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sybil.errors import InvalidSetting
 from sybil.models import Model, native
 from sybil.models.checkpoints.weights import Stored, arrange
 from sybil.models.folders import Checkpoint
 from sybil.models.operators.transformer import Transformer
+from sybil.models.quantising import InBlocks
 from sybil.models.shape import Shape
-from sybil.models.storage import FORMATS, Kept, Rounding, Storage, storage_of
+from sybil.models.storage import FORMATS, QUANTISED, Kept, Rounding, Storage, storage_of
 
 
 def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, device: torch.device) -> Model:
@@ -26,7 +28,7 @@ def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, devi
         if storage == "stored" and not _has_native(device):
             storage = storage_of(foreign_dtype)
             _warn_of_memory(checkpoint.name, checkpoint.stored, storage)
-        read_as = FORMATS[storage].read_as if isinstance(storage, str) and storage != "stored" else torch.float32
+        read_as = torch.float32 if isinstance(storage, Rounding) or storage not in FORMATS else FORMATS[storage].read_as
         shape, weights = arrange(
             checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, read_as, device
         )
@@ -47,10 +49,37 @@ def build(shape: Shape, weights: Mapping[str, Tensor], storage: Kept, device: to
     in blocks for int8, and the operators int8 for any bits."""
     if storage == "int8" and _has_native(device):
         storage = Rounding(8)
+    if storage in QUANTISED:
+        return native.NativeTransformer(shape, InBlocks(weights, storage), storage)
     rounded = isinstance(storage, Rounding)
     if (rounded or storage in (*native.STORAGES, "stored")) and _has_native(device):
         return native.NativeTransformer(shape, weights, storage)
     return Transformer(shape, weights, "int8" if rounded or storage == "int8" else None)
+
+
+def check_kept(storage: Kept, device: torch.device, argument: str) -> None:
+    """Raises InvalidSetting where the device has no forward for weights kept so. argument: which of load()'s it is.
+
+    | storage | CPU with a C compiler | CPU without | cuda | mps |
+    |---|---|---|---|---|
+    | float32, float16, bfloat16 | yes | yes | yes | yes |
+    | float64 | yes | yes | yes | no |
+    | int8, of a draft | yes | yes | no | no |
+    | other bits of a draft; the blocks of storage.QUANTISED | yes | no | no | no |"""
+    word = f"int{storage.bits}" if isinstance(storage, Rounding) else storage
+    if word == "float64" and device.type == "mps":
+        raise InvalidSetting(f"{argument} is float64 on {device}, which has no such numbers: use float32 or float16")
+    few = isinstance(storage, Rounding) or storage in QUANTISED
+    if (few or storage == "int8") and device.type != "cpu":
+        raise InvalidSetting(
+            f"{argument} is {word} on {device}: Sybil keeps models in few bits on CPUs alone; use float16 or bfloat16 "
+            "(a copy of the target in few bits is draft='self:8')"
+        )
+    if few and not _has_native(device):
+        raise InvalidSetting(
+            f"{argument} is {word} and there is no C compiler here, without which Sybil can't multiply by such weights: "
+            "install one, or use float32"
+        )
 
 
 def _has_native(device: torch.device) -> bool:

@@ -37,8 +37,8 @@ class Checkpoint:
     Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
     folder: where it lies, or file: the GGUF file, or model: the object that it is. special_tokens: the texts of
     bos_token, eos_token and so on, which a chat template may name; None where only the config's ids tell them.
-    unknown: where known is None, why Sybil's own forward doesn't run the model. adapter: what is merged into stored, and
-    lies in no file of the folder; None where nothing is."""
+    unknown: where known is None, why Sybil's own forward doesn't run the model. adapter: what is merged into stored; no
+    file of the folder has it. None where nothing is."""
 
     name: str
     config: Mapping[str, Any]
@@ -163,13 +163,13 @@ def locate(source: str | Path, revision: str | None = None, progress: bool | Non
     it isn't cached): a folder, or a GGUF file. revision: of a hub id; progress: see sybil.progress.
 
     Raises NotAModel, GatedModel or HubUnreachable; InvalidSetting for the revision of what is no hub id."""
-    found = _local(source)
+    name, found = str(source), _local(source)
     if found is None:
-        return hub.fetch(str(source), hub.MODEL_FILES, revision, progress)
+        return hub.fetch(name, hub.MODEL_FILES, revision, progress)
     if revision is not None:
         raise InvalidSetting(
-            f"revision is {shown(revision)} and {one_line(str(source), 80)} is no hub id: what lies on this machine has "
-            "no revisions, leave revision out"
+            f"revision is {shown(revision)} and {one_line(name, 80)} is no hub id: what lies on this machine has no "
+            "revisions, leave revision out"
         )
     return found
 

@@ -158,7 +158,7 @@ def _alpha(name: str, module: str, config: Fields) -> float:
     for key, value in (config["alpha_pattern"] or {}).items():
         if not _NAME.fullmatch(str(key)):
             raise AdapterMismatch(
-                f"the adapter {name} has {shown(key)} in alpha_pattern, and Sybil reads names of modules there: {REMEDY}"
+                f"the adapter {name} has {shown(key)} in alpha_pattern, where Sybil reads names of modules: {REMEDY}"
             )
         if module == key.removeprefix("^") or module.endswith(f".{key}"):
             return float(POSITIVE.read(str(CONFIG), "alpha_pattern", value))

@@ -200,7 +200,8 @@ FIELDS: Mapping[str, Kind] = {
     "rank_pattern": or_null(PART),
     "alpha_pattern": or_null(PART),
 }
-"""By its name in config.json, generation_config.json, adapter_config.json, the weights' index or a part of one: a name means one thing."""
+"""By its name in config.json, generation_config.json, adapter_config.json, the weights' index or a part of one. A name
+means one thing."""
 
 
 def unknown(name: str, value: object) -> UnsupportedModel:

@@ -45,8 +45,8 @@ def fetch(
         ) from None
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise NotAModel(
-            f"the hub gives no {kind} {name!r} ({_reason(error)}): check the id; a private one needs `hf auth login` or "
-            "HF_TOKEN"
+            f"the hub gives no {kind} {name!r} ({_reason(error)}): check the id; for a private one log in by "
+            "`hf auth login` or set HF_TOKEN"
         ) from None
     except LocalEntryNotFoundError as error:
         asked = repr(name) if revision is None else f"{name!r} at revision {shown(revision)}"
@@ -59,8 +59,8 @@ def fetch(
         ) from None
     except Exception as error:  # whatever the hub's client, its network or the disk raises
         raise HubUnreachable(
-            f"the {kind} {name!r} can't be fetched ({_reason(error)}): check the network and the disk, give a folder, or "
-            "use the embedded pair 'stdlib'"
+            f"the {kind} {name!r} can't be fetched ({_reason(error)}): check the network and the disk, give a folder, "
+            "or use the embedded pair 'stdlib'"
         ) from None
 
 
