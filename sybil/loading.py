@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,30 +16,19 @@ from sybil.arguments import described, token_ids
 from sybil.chat import ChatTemplate
 from sybil.decoding import Decoder
 from sybil.defaults import Defaults
-from sybil.devices import (
-    AUTO,
-    DTYPES,
-    INT4,
-    Asked,
-    choose_device,
-    default_draft_dtype,
-    default_dtype,
-    dtype_named,
-    is_few,
-    listed,
-    word_of,
-)
+from sybil.devices import AUTO, Asked, choose_device, default_draft_dtype, default_dtype, dtype_named, is_few, word_of
 from sybil.drafting import Answers, DrafterFactory, DraftLookup
 from sybil.drafts import Maker, has_model, is_model, looks_up, parse
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.models import Model, building, folders
 from sybil.models.adapting import adapted
 from sybil.models.checkpoints.templates import SPECIAL
-from sybil.models.checkpoints.weights import Watched, in_blocks
+from sybil.models.checkpoints.weights import Watched
 from sybil.models.folders import Checkpoint
-from sybil.models.storage import BlockStorage, Kept, Rounding, storage_of
+from sybil.models.storage import Kept
 from sybil.pairs import PAIRS
 from sybil.progress import bar, transformers_bars
+from sybil.storages import check_as_it_is, dtype_of, place_of, storage
 from sybil.texts import datastore as indexed
 
 IN_BLOCKS = "blocks"
@@ -93,27 +82,27 @@ def load(
     if isinstance(target, str) and target in PAIRS:
         target, draft = PAIRS[target].source, PAIRS[target].draft if draft is None else draft
     if not isinstance(target, str | Path):  # a model that is somewhere already: follow it
-        device = device or _place(target)
+        device = device or place_of(target)
     check_draft_dtype(draft, draft_asked)
     chosen = choose_device(device)
     main = read(target, tokenizer, revision, adapter, progress)
     kept = dtype_of(main, asked, chosen)
-    _check_as_it_is(main, asked, chosen, "dtype")
-    storage = _storage(main, asked, kept)
-    building.check_kept(storage, chosen, "dtype")
+    check_as_it_is(main, asked, chosen, "dtype")
+    stored = storage(main, asked, kept)
+    building.check_kept(stored, chosen, "dtype")
     defaults = Defaults.of(main.generation, main.config, main.name)
-    model = _built(main, storage, kept, chosen, progress)
+    model = _built(main, stored, kept, chosen, progress)
     defaults.warn(main.name)
     decoder = Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values, chat_template(main))
-    stored = indexed(datastore, main.tokenizer)
-    if (stored or keep_answers) and not (isinstance(draft, str) and looks_up(parse(draft))):
-        given = "datastore is given" if stored else "keep_answers is True"
+    index = indexed(datastore, main.tokenizer)
+    if (index or keep_answers) and not (isinstance(draft, str) and looks_up(parse(draft))):
+        given = "datastore is given" if index else "keep_answers is True"
         raise InvalidSetting(
             f"{given} and draft is {described(draft)}, which looks nothing up: use 'lookup', or 'hybrid:lookup,self'"
         )
     if draft is None:
         return decoder
-    lookup = DraftLookup(datastore=stored, answers=Answers() if keep_answers else None)
+    lookup = DraftLookup(datastore=index, answers=Answers() if keep_answers else None)
     making = maker(main, model, kept, draft_asked, tokenizer, lookup, progress)
     return decoder.with_draft(making.make(parse(draft)) if isinstance(draft, str) else making.source(draft))
 
@@ -135,11 +124,11 @@ def maker(
         # a tokenizer given for objects is shared: padding may differ then
         helper = read(named, tokenizer, progress=progress)
         computed = dtype if draft_dtype is None else dtype_of(helper, draft_dtype, device)
-        _check_as_it_is(helper, draft_dtype, None, "draft_dtype")
+        check_as_it_is(helper, draft_dtype, None, "draft_dtype")
         usual = default_draft_dtype(dtype, device) if draft_dtype is None else computed
-        storage = _storage(helper, draft_dtype, usual, is_draft=True)
-        building.check_kept(storage, device, "draft_dtype")
-        return fit.drafter(checkpoint, helper, model, _built(helper, storage, computed, device, progress))
+        stored = storage(helper, draft_dtype, usual, is_draft=True)
+        building.check_kept(stored, device, "draft_dtype")
+        return fit.drafter(checkpoint, helper, model, _built(helper, stored, computed, device, progress))
 
     return Maker(checkpoint, model, source, lookup or DraftLookup())
 
@@ -217,14 +206,14 @@ def read(
 
 
 def _built(
-    checkpoint: Checkpoint, storage: Kept, foreign: torch.dtype, device: torch.device, progress: bool | None
+    checkpoint: Checkpoint, kept: Kept, foreign: torch.dtype, device: torch.device, progress: bool | None
 ) -> Model:
     """building.load(), with a bar while the weights are read."""
     if checkpoint.known is None or checkpoint.stored is None:
         with transformers_bars(progress):
-            return building.load(checkpoint, storage, foreign, device)
+            return building.load(checkpoint, kept, foreign, device)
     with bar(f"loading {checkpoint.name}", checkpoint.stored.nbytes, progress) as tell:
-        return building.load(replace(checkpoint, stored=Watched(checkpoint.stored, tell)), storage, foreign, device)
+        return building.load(replace(checkpoint, stored=Watched(checkpoint.stored, tell)), kept, foreign, device)
 
 
 @contextlib.contextmanager
@@ -240,18 +229,16 @@ def _remedied(source: str | Path) -> Iterator[None]:
 
 
 def kept_in(source: str | Path, dtype: str | None, device: torch.device, revision: str | None = None) -> str:
-    """What load() keeps a target's weights in, as reports say it: IN_BLOCKS where they stay in their GGUF file's blocks,
-    on a CPU where no dtype is named; or a word that load() takes as dtype. Raises the errors of load()."""
+    """What load() keeps a target's weights in, as reports say it: IN_BLOCKS where they stay in their GGUF file's
+    blocks, on a CPU where no dtype is named; or a word that load() takes as dtype. Raises the errors of load()."""
     asked = dtype_named(dtype)
     if asked in (None, AUTO) and device.type == "cpu":
         with _remedied(source):
             if folders.locate(source, revision).is_file():
                 return IN_BLOCKS
-    return (
-        word_of(asked)
-        if asked is not None and is_few(asked)
-        else word_of(dtype_chosen(source, dtype, device, revision))
-    )
+    if asked is not None and is_few(asked):
+        return word_of(asked)
+    return word_of(dtype_chosen(source, dtype, device, revision))
 
 
 def dtype_chosen(

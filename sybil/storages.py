@@ -80,6 +80,7 @@ def check_as_it_is(checkpoint: Checkpoint, asked: Asked, device: torch.device | 
 
 
 def place_of(model: nn.Module) -> torch.device:
+    """Where a model object takes its token ids."""
     from sybil.models.huggingface import entrance
     from sybil.models.objects import inside
 

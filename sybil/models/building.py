@@ -77,7 +77,7 @@ def check_kept(storage: Kept, device: torch.device, argument: str) -> None:
         )
     if few and not _has_native(device):
         raise InvalidSetting(
-            f"{argument} is {word} and there is no C compiler here, without which Sybil can't multiply by such weights: "
+            f"{argument} is {word} and there is no C compiler here, without which Sybil can't multiply such weights: "
             "install one, or use float32"
         )
 
