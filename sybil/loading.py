@@ -82,7 +82,7 @@ def load(
     if isinstance(target, str) and target in PAIRS:
         target, draft = PAIRS[target].source, PAIRS[target].draft if draft is None else draft
     if not isinstance(target, str | Path):  # a model that is somewhere already: follow it
-        device = device or place_of(target)
+        device = place_of(target) if device in (None, AUTO) else device
     check_draft_dtype(draft, draft_asked)
     chosen = choose_device(device)
     main = read(target, tokenizer, revision, adapter, progress)
