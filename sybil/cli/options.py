@@ -75,7 +75,7 @@ DraftDtypeOption = Annotated[
 DeviceOption = Annotated[
     str | None,
     typer.Option(
-        help="cpu, cuda, cuda:N, mps or auto. If left out: auto, the CUDA GPU where there is one, and the CPU elsewhere.",
+        help="cpu, cuda, cuda:N, mps or auto: the CUDA GPU where there is one, else the CPU. If left out: auto.",
         rich_help_panel=MODELS,
     ),
 ]
