@@ -190,9 +190,8 @@ class Bench:
         if self.models.adapter is not None:
             raise InvalidSetting("decoder is openvino, which reads files itself, and adapter is given: leave one out")
         its = None if draft is None or draft == LOOKUP else locate(draft)
-        return OpenVINOSubject(
-            locate(target, self.models.revision), its, gamma=fixed(self.settings.gamma), lookup=draft == LOOKUP
-        )
+        found, gamma = locate(target, self.models.revision), fixed(self.settings.gamma)
+        return OpenVINOSubject(found, its, gamma=gamma, lookup=draft == LOOKUP)
 
     def _served(self, endpoint: Endpoint) -> EndpointSubject:
         server = Server(endpoint.url, self._timeout, endpoint.headers)
