@@ -89,7 +89,7 @@ def load(
     kept = dtype_of(main, asked, chosen)
     check_as_it_is(main, asked, chosen, "dtype")
     stored = storage(main, asked, kept)
-    building.check_kept(stored, chosen, "dtype")
+    building.check_kept(stored, chosen, "dtype", asked)
     defaults = Defaults.of(main.generation, main.config, main.name)
     model = _built(main, stored, kept, chosen, progress)
     defaults.warn(main.name)
@@ -127,7 +127,7 @@ def maker(
         check_as_it_is(helper, draft_dtype, None, "draft_dtype")
         usual = default_draft_dtype(dtype, device) if draft_dtype is None else computed
         stored = storage(helper, draft_dtype, usual, is_draft=True)
-        building.check_kept(stored, device, "draft_dtype")
+        building.check_kept(stored, device, "draft_dtype", draft_dtype)
         return fit.drafter(checkpoint, helper, model, _built(helper, stored, computed, device, progress))
 
     return Maker(checkpoint, model, source, lookup or DraftLookup())

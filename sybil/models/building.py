@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sybil.devices import Asked, is_few, word_of
 from sybil.errors import InvalidSetting
 from sybil.models import Model, native
 from sybil.models.checkpoints.weights import Stored, arrange
@@ -57,8 +58,9 @@ def build(shape: Shape, weights: Mapping[str, Tensor], storage: Kept, device: to
     return Transformer(shape, weights, "int8" if rounded or storage == "int8" else None)
 
 
-def check_kept(storage: Kept, device: torch.device, argument: str) -> None:
-    """Raises InvalidSetting where the device has no forward for weights kept so. argument: which of load()'s it is.
+def check_kept(storage: Kept, device: torch.device, argument: str, asked: Asked = None) -> None:
+    """Raises InvalidSetting where the device has no forward for weights kept so. argument: which of load()'s it is;
+    asked: what it asked for.
 
     | storage | CPU with a C compiler | CPU without | cuda | mps |
     |---|---|---|---|---|
@@ -66,7 +68,9 @@ def check_kept(storage: Kept, device: torch.device, argument: str) -> None:
     | float64 | yes | yes | yes | no |
     | int8, of a draft | yes | yes | no | no |
     | other bits of a draft; the blocks of storage.QUANTISED | yes | no | no | no |"""
-    word = f"int{storage.bits}" if isinstance(storage, Rounding) else storage
+    word = f"{storage.bits} bits" if isinstance(storage, Rounding) else storage
+    if asked is not None and is_few(asked):
+        word = word_of(asked)
     if word == "float64" and device.type == "mps":
         raise InvalidSetting(f"{argument} is float64 on {device}, which has no such numbers: use float32 or float16")
     few = isinstance(storage, Rounding) or storage in QUANTISED
