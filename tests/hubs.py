@@ -1,4 +1,4 @@
-"""A hub of this process: repositories, their revisions, who may read them, and the library's own way to ask for them."""
+"""A hub of this process: repositories, their revisions, and who may read them; asked by the hub's own library."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
             if self.command == "GET":
                 self.wfile.write(body)
 
-        do_HEAD = do_GET
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
         def log_message(self, *_: object) -> None: ...
 
