@@ -77,9 +77,7 @@ def test_what_is_in_the_cache_needs_no_network(
     asked = len(hub.asked)
     offline(monkeypatch)
     assert text("me/model") == new
-    line = (
-        r"^HF_HUB_OFFLINE is set and the hub's cache lacks 'me/other': unset it where there is a net"
-    )
+    line = r"^HF_HUB_OFFLINE is set and the hub's cache lacks 'me/other': unset it where there is a net"
     refused(HubUnreachable, line, "me/other")
     refused(HubUnreachable, r"cache lacks 'me/model' at revision 'v1': .* 'stdlib'$", "me/model", revision="v1")
     assert len(hub.asked) == asked

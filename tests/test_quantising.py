@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from sybil import load
 from sybil.devices import choose_device
-from sybil.errors import InvalidSetting
+from sybil.errors import DeviceUnavailable, InvalidSetting
 from sybil.measuring.profile import _told, precision
 from sybil.models import building, native, quantising
 from sybil.models.checkpoints.weights import State, arrange
@@ -26,6 +26,7 @@ from sybil.models.operators.transformer import Transformer
 from sybil.models.quantising import InBlocks, quantised, storage_for
 from sybil.models.shape import Shape
 from sybil.models.storage import BLOCKS, QUANTISED, BlockStorage, Rounding, dequantised
+from sybil.transfer import drawn_at
 
 CPU = torch.device("cpu")
 MOST = {"q8_0": 0.007, "q6_k": 0.022, "q5_k": 0.05, "q5_1": 0.05, "q5_0": 0.05, "q4_k": 0.1, "q4_1": 0.1, "q4_0": 0.1}
@@ -203,6 +204,17 @@ def test_mps_is_taken_by_name_alone(folder: Path, monkeypatch: pytest.MonkeyPatc
         load(folder, dtype="float64", device="mps")
     shape, weights = of(checkpoint(State(LlamaForCausalLM(LLAMA).state_dict()), LLAMA))
     assert isinstance(building.build(shape, weights, "float32", torch.device("mps")), Transformer)
+    assert drawn_at(torch.device("mps")) == torch.device("cpu")  # mps has no float64
+    assert drawn_at(torch.device("cuda:1")) == torch.device("cuda:1")
+
+
+def test_mps_where_there_is_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DeviceUnavailable, match=r"^device mps was asked for and torch .* sees no such GPU: use device"):
+        load(folder, device="mps")
+    assert sybil("generate", "abc", "--target", folder, "--device", "mps") == 2
+    assert "sees no such GPU" in capsys.readouterr().err
+    with pytest.raises(InvalidSetting, match=r"use 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'$"):
+        load(folder, device="xpu")
 
 
 @compiled
