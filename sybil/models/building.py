@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from sybil.models.folders import Checkpoint
 from sybil.models.operators.transformer import Transformer
 from sybil.models.quantising import InBlocks
 from sybil.models.shape import Shape
-from sybil.models.storage import FORMATS, QUANTISED, Kept, Rounding, Storage, storage_of
+from sybil.models.storage import FORMATS, QUANTISED, BlockStorage, Kept, Rounding, Storage, storage_of
 
 
 def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, device: torch.device) -> Model:
@@ -29,7 +30,7 @@ def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, devi
         if storage == "stored" and not _has_native(device):
             storage = storage_of(foreign_dtype)
             _warn_of_memory(checkpoint.name, checkpoint.stored, storage)
-        read_as = torch.float32 if isinstance(storage, Rounding) or storage not in FORMATS else FORMATS[storage].read_as
+        read_as = FORMATS[cast(Storage, storage)].read_as if _is_plain(storage) else torch.float32
         shape, weights = arrange(
             checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, read_as, device
         )
@@ -51,7 +52,7 @@ def build(shape: Shape, weights: Mapping[str, Tensor], storage: Kept, device: to
     if storage == "int8" and _has_native(device):
         storage = Rounding(8)
     if storage in QUANTISED:
-        return native.NativeTransformer(shape, InBlocks(weights, storage), storage)
+        return native.NativeTransformer(shape, InBlocks(weights, cast(BlockStorage, storage)), storage)
     rounded = isinstance(storage, Rounding)
     if (rounded or storage in (*native.STORAGES, "stored")) and _has_native(device):
         return native.NativeTransformer(shape, weights, storage)
@@ -84,6 +85,10 @@ def check_kept(storage: Kept, device: torch.device, argument: str, asked: Asked 
             f"{argument} is {word} and there is no C compiler here, without which Sybil can't multiply such weights: "
             "install one, or use float32"
         )
+
+
+def _is_plain(storage: Kept) -> bool:
+    return isinstance(storage, str) and storage in FORMATS
 
 
 def _has_native(device: torch.device) -> bool:
