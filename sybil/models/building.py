@@ -102,5 +102,5 @@ def _warn_of_memory(name: str, stored: Stored, storage: Storage) -> None:
             f"{name} has its weights in blocks of a few bits, which Sybil multiplies only on a CPU with a C compiler: "
             f"here they become {storage}, which takes {taken / stored.nbytes:.1f} times the memory",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
