@@ -104,6 +104,7 @@ def asking(hub: Hub, cache: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("NO_PROXY", "127.0.0.1")
     constants = huggingface_hub.constants
     patch.setattr(constants, "ENDPOINT", hub.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr(constants, "HF_HUB_CACHE", str(cache))
     patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
     patch.setattr(constants, "HF_STORED_TOKENS_PATH", str(cache / "tokens"))

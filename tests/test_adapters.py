@@ -13,7 +13,7 @@ import torch
 from ggufs import write
 from safetensors.torch import load_file, save_file
 from test_huggingface import gpt_neo
-from tiny import gpt2, llama, prompts, save, sybil
+from tiny import gpt2, in_float64, llama, prompts, save, sybil
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -71,9 +71,10 @@ def merged(model: PreTrainedModel, folder: Path, scales: Mapping[str, float], us
 
 @torch.no_grad()
 def assert_says(decoder: Decoder, model: PreTrainedModel) -> None:
-    ids = torch.randint(31, (2, 20), generator=torch.Generator().manual_seed(0))
-    found = decoder.target.forward(ids, decoder.target.new_cache(2, 20))
-    torch.testing.assert_close(found, model(input_ids=ids).logits, rtol=0, atol=1e-9)
+    ids = torch.randint(31, (1, 40), generator=torch.Generator().manual_seed(0))
+    found = decoder.target.forward(ids, decoder.target.new_cache(1, 40))
+    wanted = in_float64(copy.deepcopy(model))(input_ids=ids).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -167,15 +168,18 @@ def test_drafts_of_a_merged_target_change_no_token(draft: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_what_peft_has_merged(kind: str, tmp_path: Path) -> None:
-    """tests/peft/make.py wrote the adapter by peft, and what peft's merge_and_unload() made of it."""
-    folder, make = PEFT / kind, {"gpt2": gpt2, "llama": llama}[kind]
-    base = save(make(), tmp_path / "base")
-    stored, wanted = adapted(read(base), folder).stored, load_file(folder / "merged.safetensors")
+    """tests/peft/make.py wrote the adapter by peft, and what peft's merge_and_unload() adds to each weight."""
+    folder, model = PEFT / kind, {"gpt2": gpt2, "llama": llama}[kind]()
+    stored, wanted = (
+        adapted(read(save(model, tmp_path / "base")), folder).stored,
+        load_file(folder / "merged.safetensors"),
+    )
     assert stored
-    changed = {name for name in stored.shapes if not stored.read(name).equal(make().state_dict()[name])}
-    assert changed == {*wanted}
+    before = {name: weight for name, weight in model.state_dict().items() if name in stored.shapes}
+    assert {name for name, weight in before.items() if not stored.read(name).equal(weight)} == {*wanted}
     for name, weight in wanted.items():
-        torch.testing.assert_close(stored.read(name), weight, rtol=0, atol=1e-12)
+        found = stored.read(name) if name == "lm_head.weight" else stored.read(name) - before[name]
+        torch.testing.assert_close(found, weight, rtol=0, atol=1e-12)
 
 
 TIED = "the target's head is its embedding: merge it by peft's"

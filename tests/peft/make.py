@@ -1,8 +1,9 @@
-"""Writes the adapters of this folder by peft, with what peft's merge_and_unload() makes of them:
+"""Writes the adapters of this folder by peft, and in merged.safetensors what peft's merge_and_unload() adds to each
+weight, or puts in its place:
 
     python tests/peft/make.py
 
-It needs peft, which the tests don't. README.md says which version wrote the files that are here."""
+It needs peft, which the tests don't. adapter_config.json says which version wrote the files that are here."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from tiny import gpt2, llama  # noqa: E402  the tests' models
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": dict(
-        r=4, lora_alpha=6, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True,
+        r=4, lora_alpha=6, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, layers_to_transform=[1],
         rank_pattern={"mlp.c_proj": 2}, alpha_pattern={"attn.c_proj": 3},
     ),
     "llama": dict(
@@ -45,8 +46,13 @@ def main() -> None:
                     weight += 0.2 * torch.randn_like(weight)
         model.save_pretrained(HERE / kind)
         merged = model.merge_and_unload().state_dict()
-        changed = {name: each.contiguous() for name, each in merged.items() if not each.equal(before[name])}
+        changed = {
+            name: (each if name == "lm_head.weight" else each - before[name]).contiguous()
+            for name, each in merged.items()
+            if not each.equal(before[name])
+        }
         save_file(changed, HERE / kind / "merged.safetensors")
+        (HERE / kind / "README.md").unlink()  # peft's form for a model's card
         print(kind, sorted(changed))  # noqa: T201  a script
 
 
