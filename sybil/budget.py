@@ -19,14 +19,17 @@ from sybil.models.checkpoints.sources import Source
 from sybil.models.checkpoints.weights import Stored
 from sybil.models.native.records import ROUNDED, SAME, WIDE, Word, panel_bytes
 from sybil.models.native.transformer import PREFILL_ROWS
+from sybil.models.quantising import storage_for
 from sybil.models.rounding import row_bytes
 from sybil.models.shape import Shape
-from sybil.models.storage import BLOCKS, FORMATS, Kept, Rounding, Storage
+from sybil.models.storage import AT_ONCE, BLOCKS, FORMATS, QUANTISED, Kept, Rounding, Storage
 
 FLOAT = 4
 EMBEDDING, POSITIONS, HEAD = "token_embedding", "position_embedding", "head.weight"
 MARGIN = 1.1
 """What is refused needs more than so many times what is free: no reckoning is exact, and no reading of what is free."""
+TEMPORARIES = 8
+"""How many times a part of a weight is in memory while it is rounded to a file's blocks."""
 CHUNK = 1024
 """Positions whose rotations the C forward computes together."""
 
@@ -162,21 +165,39 @@ class _Making:
 
     def _product(self, name: str, source: Source) -> OneWeight:
         """A product's weight in the C forward: in panels."""
+        (_, rounded), lying = self._parts(name, source), _lying(source, self.stored)
         packed = self._packed(name, source)
-        total, lying = sum(packed.values()), _lying(source, self.stored)
-        if self.kept == "stored" and lying:
+        total, numbers = sum(packed.values()), math.prod(source.size)
+        if rounded is None:  # it is packed as it lies
             mapped = _stored_bytes(source, self.stored)
-            arranged = mapped if len(lying) > 1 or source.heads else 0
+            arranged = mapped if len(source.parts) > 1 or source.heads else 0
             return OneWeight(packed, mapped + arranged + total, mapped)
-        numbers, kept, other = math.prod(source.size), self.kept, 0
-        itemsize = FLOAT if lying or not isinstance(kept, str) or kept == "stored" else FORMATS[kept].read_as.itemsize
-        if isinstance(kept, Rounding):
-            other = source.size[0] * row_bytes(kept.bits_of(name.removesuffix(".weight")), source.size[1])
-        elif lying and kept == "bfloat16":
-            other = FORMATS[kept].dtype.itemsize * numbers
+        plain = isinstance(self.kept, str) and self.kept in FORMATS and not lying
+        itemsize = FORMATS[cast(Storage, self.kept)].read_as.itemsize if plain else FLOAT
         whole, (reading, mapped) = itemsize * numbers, _reading(source, self.stored, itemsize, self.engine.lanes)
-        making = max(whole + other, (other or whole) + total)
+        temporaries = TEMPORARIES * FLOAT * min(AT_ONCE, numbers) if self.kept in QUANTISED else 0
+        making = max(whole + rounded + temporaries, (rounded or whole) + total)
         return OneWeight(packed, max(reading, making), max(min(mapped, reading - making), 0))
+
+    def _parts(self, name: str, source: Source) -> tuple[list[tuple[Word, int]], int | None]:
+        """What the parts of a product are kept in, and their outputs; and the bytes of what is made of its numbers
+        before they are packed: None where they are packed as they lie, 0 where nothing is made."""
+        (outputs, inputs), kept, lying = source.size, self.kept, _lying(source, self.stored)
+        if isinstance(kept, Rounding):
+            bits = kept.bits_of(name.removesuffix(".weight"))
+            return [(ROUNDED[bits], outputs)], outputs * row_bytes(bits, inputs)
+        if kept == "stored":
+            return (lying, None) if lying else ([("float32", outputs)], 0)
+        if kept in QUANTISED:
+            word = storage_for(name, kept, inputs)
+            if word is None:
+                return [("float32", outputs)], 0
+            if lying and {each for each, _ in lying} == {word}:
+                return lying, None
+            size, nbytes = BLOCKS[word]
+            return [(word, outputs)], outputs * inputs // size * nbytes
+        converted = FORMATS[cast(Storage, kept)].dtype.itemsize if lying and kept != "float32" else 0
+        return [(cast(Word, kept), outputs)], converted * outputs * inputs
 
     def _floats(self, name: str, source: Source) -> OneWeight:
         """A norm, a bias or learned positions in the C forward: float32; a product's bias as long as its panels."""
@@ -187,16 +208,11 @@ class _Making:
         return OneWeight({"float32": FLOAT * rows}, FLOAT * (rows + numbers), 0)
 
     def _runs(self, name: str, source: Source) -> list[tuple[Word, int]]:
-        """The parts of a product: what each is kept in, and its outputs. Neighbours that are kept in the same are one,
-        but for a gated product's gates and what they open."""
-        outputs, product = source.size[0], name.removesuffix(".weight")
-        lying = _lying(source, self.stored) if self.kept == "stored" else None
-        if isinstance(self.kept, Rounding):
-            parts: list[tuple[Word, int]] = [(ROUNDED[self.kept.bits_of(product)], outputs)]
-        else:
-            parts = lying or [("float32" if self.kept == "stored" else cast(Word, self.kept), outputs)]
-        if self.shape.gated and product.endswith("mlp_in"):
-            return parts if len(parts) > 1 else [(parts[0][0], outputs // 2)] * 2
+        """The parts of a product as they are packed: neighbours that are kept in the same are one, but for a gated
+        product's gates and what they open."""
+        parts, _ = self._parts(name, source)
+        if self.shape.gated and name.endswith("mlp_in.weight"):
+            return parts if len(parts) > 1 else [(parts[0][0], parts[0][1] // 2)] * 2
         groups = groupby(parts, key=lambda part: part[0])
         return [(word, sum(rows for _, rows in group)) for word, group in groups]
 
@@ -209,7 +225,9 @@ class _Making:
 
     def _by_operators(self, name: str, source: Source, is_product: bool) -> OneWeight:
         """A weight as torch's operators have it. The embedding is looked up in, and a tied head multiplies by it."""
-        kept: Storage = "float32" if self.kept == "stored" else "int8" if isinstance(self.kept, Rounding) else self.kept
+        kept: Storage = "int8" if isinstance(self.kept, Rounding) else "float32"
+        if isinstance(self.kept, str) and self.kept in FORMATS:
+            kept = cast(Storage, self.kept)
         dtype = source.kept_in(FORMATS[kept].read_as)
         word, whole = str(dtype).removeprefix("torch."), dtype.itemsize * math.prod(source.size)
         reading, mapped = _reading(source, self.stored, dtype.itemsize, 0)
@@ -231,7 +249,7 @@ def _lying(source: Source, stored: Stored) -> list[tuple[Word, int]] | None:
         return None
     words = [stored.storages.get(name) for name, _ in source.parts]
     found = [(SAME.get(word, word), size[0]) for word, (_, size) in zip(words, source.parts, strict=True) if word]
-    return cast(list[tuple[Word, int]], found) if len(found) == len(words) else None
+    return found if len(found) == len(words) else None
 
 
 def _panels(word: Word, outputs: int, inputs: int, lanes: int) -> int:

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import ggufs
-import hubbing
+import hubs
 import pytest
 import torch
 from configurations import example, random_model
 from gguf import GGUFWriter
-from hubbing import Hub
+from hubs import Hub
 from safetensors.torch import load_file, save_file
 from tiny import gpt2, letters, llama, save
 
 from sybil.budget import WeightBytes
-from sybil.checking import hub
+from sybil.checking import remote
 from sybil.checking.check import check
 from sybil.errors import HubUnreachable, NotAModel, SybilError
 from sybil.models import folders, planning
@@ -26,6 +26,8 @@ from sybil.models.folders import Checkpoint
 from sybil.models.storage import Kept
 
 CPU = torch.device("cpu")
+GATED, WHOLE = "gated/model", "whole/model"
+"""A repository that has to be asked for, and one whose files come whole, whatever part is asked for."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,8 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "me/file": root / "file",
         "me/files": root / "files",
         "me/nothing": root / "nothing",
-        hubbing.WHOLE: root / "file",
+        WHOLE: root / "file",
+        GATED: root / "draft",
     }
     save(llama(), root / "sharded")
     split(root / "sharded")
@@ -73,37 +76,44 @@ def reckoned(checkpoint: Checkpoint, kept: Kept) -> WeightBytes:
 
 @pytest.fixture
 def served(repositories: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with hubbing.hub(repositories, monkeypatch, tmp_path / "cache") as server:
+    named = {name: {"main": folder, "old": folder} for name, folder in repositories.items()}
+    with hubs.serving(Hub(named, gated=(GATED,), whole=(WHOLE,))) as server:
+        hubs.asking(server, tmp_path / "cache", monkeypatch)
         yield server
+
+
+def serves(server: Hub, folder: Path) -> None:
+    """The repository me/odd, from now on."""
+    hubs.Hub.__init__(server, {"me/odd": {"main": folder}})
 
 
 @pytest.mark.parametrize("name", ["me/target", "me/sharded"])
 def test_headers_say_of_a_folder_what_the_folder_says(name: str, served: Hub, repositories: dict[str, Path]) -> None:
-    seen, here = hub.read(name, tokenizer=False), folders.read(repositories[name])
+    seen, here = remote.read(name, tokenizer=False), folders.read(repositories[name])
     assert seen.stored is not None
     assert here.stored is not None
     assert (seen.stored.shapes, seen.stored.dtypes) == (here.stored.shapes, here.stored.dtypes)
     assert (seen.config, seen.known, seen.tokenizer) == (here.config, here.known, None)
     assert reckoned(seen, "float32") == reckoned(here, "float32")
-    assert not any("tokenizer" in path for path in served.paths)
+    assert not any("tokenizer" in path for path in served.asked)
     with pytest.raises(NotAModel, match="nothing of it but its header"):
         seen.stored.read(next(iter(seen.stored.shapes)))
 
 
 def test_of_large_weights_the_header_alone_is_fetched(served: Hub, repositories: dict[str, Path]) -> None:
-    hub.read("me/target", tokenizer=True)
+    remote.read("me/target", tokenizer=True)
     size = (repositories["me/target"] / "model.safetensors").stat().st_size
     assert served.sent["model.safetensors"] < 110_000 < size / 5
 
 
-@pytest.mark.parametrize("first", [16, 1000, hub.FIRST_BYTES])
+@pytest.mark.parametrize("first", [16, 1000, remote.FIRST_BYTES])
 def test_a_gguf_files_header_is_fetched_as_far_as_it_goes(
     first: int, served: Hub, repositories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "FIRST_BYTES", first)
+    monkeypatch.setattr(remote, "FIRST_BYTES", first)
     here = folders.read(repositories["me/file"] / "a.gguf")
     for name in ("me/file", "me/file/a.gguf"):
-        seen = hub.read(name, tokenizer=False)
+        seen = remote.read(name, tokenizer=False)
         assert seen.name == "me/file/a.gguf"
         assert seen.stored is not None
         assert here.stored is not None
@@ -118,8 +128,8 @@ def test_a_gguf_files_header_is_fetched_as_far_as_it_goes(
 def test_a_longer_file_is_fetched_in_part(
     served: Hub, repositories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "FIRST_BYTES", 2048)
-    hub.read("me/file", tokenizer=False)
+    monkeypatch.setattr(remote, "FIRST_BYTES", 2048)
+    remote.read("me/file", tokenizer=False)
     assert served.sent["a.gguf"] < (repositories["me/file"] / "a.gguf").stat().st_size
 
 
@@ -131,7 +141,7 @@ def test_factors_of_frequencies_are_fetched(served: Hub, repositories: dict[str,
     factors = np.linspace(1, 8, 8, dtype=np.float32)
     path = ggufs.write(model, repositories["me/file"].parent / "factors.gguf", more={"rope_freqs.weight": factors})
     path.rename(repositories["me/files"] / "factors.gguf")
-    seen = hub.read("me/files/factors.gguf", tokenizer=False)
+    seen = remote.read("me/files/factors.gguf", tokenizer=False)
     assert seen.config["rope_parameters"]["short_factor"] == factors.tolist()
     (repositories["me/files"] / "factors.gguf").unlink()
 
@@ -143,34 +153,32 @@ def test_factors_of_frequencies_are_fetched(served: Hub, repositories: dict[str,
         ("me/pickles", "holds no *.safetensors on the hub"),
         ("me/nothing", "holds no config.json on the hub"),
         ("me/files", "holds 2 GGUF files (a.gguf, b.gguf) on the hub: give"),
-        ("me/files/c.gguf", "the hub gives no model 'me/files/c.gguf'"),
-        (hubbing.GATED, "is gated: ask for it at https://huggingface.co/gated/model, then log in with `hf auth login`"),
-        (hubbing.BROKEN, "the hub can't be asked"),
-        (f"{hubbing.WHOLE}/a.gguf", "can't be read in part there: download the file"),
+        ("me/files/c.gguf", "the model 'me/files' lacks a file"),
+        (GATED, "the model 'gated/model' is gated: ask for access at http"),
+        (f"{WHOLE}/a.gguf", "can't be read in part there: download the file"),
     ],
 )
 def test_what_the_hub_does_not_give_is_one_line(name: str, said: str, served: Hub) -> None:
-    with pytest.raises((NotAModel, HubUnreachable)) as raised:
-        hub.read(name, tokenizer=False)
+    with pytest.raises(NotAModel) as raised:
+        remote.read(name, tokenizer=False)
     line = str(raised.value)
     assert said in line
     assert "\n" not in line
 
 
 def test_a_revision_that_is_not_there(served: Hub) -> None:
-    hub.read("me/draft", tokenizer=False, revision=hubbing.COMMIT)
-    with pytest.raises(NotAModel, match="me/draft has no such revision on the hub"):
-        hub.read("me/draft", tokenizer=False, revision="nonesuch")
+    remote.read("me/draft", tokenizer=False, revision="old")
+    for name in ("me/draft", "me/file/a.gguf"):
+        with pytest.raises(NotAModel, match=r"has no revision 'nonesuch': give a branch"):
+            remote.read(name, tokenizer=False, revision="nonesuch")
 
 
 def test_offline_is_one_line(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubUnreachable) as raised:
-        check("me/target")
-    assert str(raised.value).startswith("me/target isn't in the local cache")
-    assert served.paths == []
+    hubs.offline(monkeypatch)
+    for name in ("me/target", "me/file/a.gguf"):
+        with pytest.raises(HubUnreachable, match="HF_HUB_OFFLINE is set and the hub's cache lacks"):
+            check(name)
+    assert served.asked == []
 
 
 def damaged(content: bytes) -> Iterator[bytes]:
@@ -192,25 +200,25 @@ def damaged(content: bytes) -> Iterator[bytes]:
 
 def test_hostile_headers_are_one_line(served: Hub, repositories: dict[str, Path], tmp_path: Path) -> None:
     source = repositories["me/draft"]
-    served.folders = {"me/odd": tmp_path / "odd"}
     (tmp_path / "odd").mkdir()
+    serves(served, tmp_path / "odd")
     (tmp_path / "odd" / "config.json").write_bytes((source / "config.json").read_bytes())
     for content in damaged((source / "model.safetensors").read_bytes()):
         (tmp_path / "odd" / "model.safetensors").write_bytes(content)
         with pytest.raises(SybilError) as raised:
-            reckoned(hub.read("me/odd", tokenizer=False), "float32")
+            reckoned(remote.read("me/odd", tokenizer=False), "float32")
         assert "\n" not in str(raised.value)
         assert len(str(raised.value)) < 600
 
 
 def test_hostile_gguf_headers_are_one_line(served: Hub, repositories: dict[str, Path], tmp_path: Path) -> None:
     content = (repositories["me/file"] / "a.gguf").read_bytes()
-    served.folders = {"me/odd": tmp_path / "odd"}
     (tmp_path / "odd").mkdir()
+    serves(served, tmp_path / "odd")
     for odd in (b"", b"GGUF", b"nothing" * 9, content[:5000], content[:8] + b"\xff" * 16 + content[24:]):
         (tmp_path / "odd" / "a.gguf").write_bytes(odd)
         with pytest.raises(SybilError) as raised:
-            hub.read("me/odd/a.gguf", tokenizer=False)
+            remote.read("me/odd/a.gguf", tokenizer=False)
         line = str(raised.value)
         assert "\n" not in line
         assert "me/odd/a.gguf" in line
@@ -224,11 +232,11 @@ def test_a_header_that_never_ends_is_not_fetched_for_ever(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    served.folders = {"me/odd": tmp_path}
-    monkeypatch.setattr(hub, "FIRST_BYTES", 1024)
-    monkeypatch.setattr(hub, "MOST_BYTES", 8192)
+    serves(served, tmp_path)
+    monkeypatch.setattr(remote, "FIRST_BYTES", 1024)
+    monkeypatch.setattr(remote, "MOST_BYTES", 8192)
     with pytest.raises(NotAModel, match=r"has a header of more than 8,192 bytes: download the file"):
-        hub.read("me/odd/a.gguf", tokenizer=False)
+        remote.read("me/odd/a.gguf", tokenizer=False)
     assert served.sent["a.gguf"] < 20_000
 
 
@@ -241,10 +249,8 @@ def test_a_pair_on_the_hub_is_checked(served: Hub) -> None:
 
 
 def test_what_was_fetched_whole_is_not_asked_for_again(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
     folders.locate("me/draft")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hubs.offline(monkeypatch)
     found: Any = check("me/draft", device="cpu")
     assert found.here
     assert found.setup.target.checkpoint.name == "me/draft"

@@ -16,9 +16,10 @@ from sybil.checking.sight import seen
 from sybil.devices import choose_device, dtype_named
 from sybil.drafts import Cascade, Draft, Hybrid, Lookup, Self, Source, has_model, parse
 from sybil.errors import InvalidSetting
-from sybil.loading import check_draft_dtype, draft_kept_in, kept_in
+from sybil.loading import check_draft_dtype
 from sybil.models import copies
 from sybil.pairs import PAIRS
+from sybil.storages import draft_kept, target_kept
 
 CONTEXT = 2048
 """Tokens of a row, where nothing is said and the model takes so many."""
@@ -81,12 +82,12 @@ def check(
     place = choose_device(device)
     source = _source(tree)
     main, is_here = seen(target, tokenizer=source is not None, revision=revision)
-    kept, compute = kept_in(main, asked_dtype, place)
+    kept, compute = target_kept(main, asked_dtype, place)
     part, helper = Placed(main, kept, compute, place), None
     if source is not None:
         other, other_is_here = seen(source.name, tokenizer=True)
         is_here = is_here and other_is_here
-        helper = Placed(other, *draft_kept_in(other, asked_draft, compute, place), place)
+        helper = Placed(other, *draft_kept(other, asked_draft, compute, place), place)
     _check_copies(part, draft, tree)
     most = _context(part)
     extent = _extent(batch, context, most)

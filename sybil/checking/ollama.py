@@ -146,7 +146,7 @@ def _text(values: Mapping[str, Any], key: str) -> str:
 
 def _number(value: object) -> int | None:
     is_one = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST_NUMBER
-    return int(value) if is_one else None  # type: ignore[call-overload,no-any-return]
+    return int(value) if is_one else None  # type: ignore[call-overload]
 
 
 def _counted(value: object) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sybil.drafting.auto import MOST, MOST_FOR_NOTHING
 from sybil.drafting.costs import VERIFIED, SizedCosts
-from sybil.models.storage import Kept, Rounding
+from sybil.models.storage import QUANTISED, Kept, Rounding
 
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9)
 IN_BFLOAT16, IN_BLOCKS = 0.09, 0.19
@@ -59,7 +59,7 @@ def verified_in(kept: Kept, *, on_cpu: bool) -> float:
     """What each further token adds to a target's forward, by what its weights are kept in."""
     if not on_cpu:
         return VERIFIED
-    in_blocks = kept == "stored" or isinstance(kept, Rounding)
+    in_blocks = kept == "stored" or kept in QUANTISED or isinstance(kept, Rounding)
     return IN_BLOCKS if in_blocks else IN_BFLOAT16 if kept == "bfloat16" else VERIFIED
 
 

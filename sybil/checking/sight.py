@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sybil.checking import hub
+from sybil.checking import remote
 from sybil.errors import NotAModel
 from sybil.loading import read
 from sybil.models import folders
@@ -19,11 +19,11 @@ def seen(source: str, *, tokenizer: bool = False, revision: str | None = None) -
     Raises the errors of sybil.errors."""
     if not _is_file_on_hub(source):
         if folders.here(source) is not None:
-            return read(source), True
+            return read(source, revision=revision), True
         cached = _cached(source, revision)
         if cached is not None:
             return cached, True
-    return hub.read(source, tokenizer=tokenizer, revision=revision), False
+    return remote.read(source, tokenizer=tokenizer, revision=revision), False
 
 
 def _is_file_on_hub(source: str) -> bool:

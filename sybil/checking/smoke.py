@@ -33,10 +33,10 @@ def smoke(found: Found, **settings: Any) -> Smoke:
     decoder = load(found.target, found.draft, **settings)
     loaded = time.perf_counter()
     out = decoder.generate(PROMPT, max_new_tokens=NEW_TOKENS, do_sample=False)
-    model = decoder.target
+    model: Any = decoder.target
     dtype = str(model.dtype).removeprefix("torch.")
     return Smoke(
-        kept=said(getattr(model, "storage", dtype)),
+        kept=said(model.storage) if hasattr(model, "storage") else dtype,
         dtype=dtype,
         device=str(model.device),
         prompt=PROMPT,

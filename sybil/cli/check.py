@@ -27,6 +27,7 @@ def check(
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
+    revision: options.RevisionOption = None,
     context: Annotated[
         int | None,
         typer.Option(
@@ -65,13 +66,14 @@ def check(
         device=device,
         batch=batch,
         context=context,
+        revision=revision,
     )
     console = make_console()
     if not as_json:
         print_found(console, found)
     tried = None
     if run and found.here and found.fits is not False:
-        tried = smoke(found, dtype=dtype, draft_dtype=draft_dtype, device=device)
+        tried = smoke(found, dtype=dtype, draft_dtype=draft_dtype, device=device, revision=revision)
     if as_json:
         print_json(recorded(found, tried))
     elif tried is not None:

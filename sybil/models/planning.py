@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from sybil import allocation, budget
@@ -10,7 +12,7 @@ from sybil.models.checkpoints.weights import sources_of
 from sybil.models.folders import Checkpoint
 from sybil.models.operators.linear import can_pack
 from sybil.models.shape import Shape
-from sybil.models.storage import FORMATS, Kept, Rounding, Storage, storage_of
+from sybil.models.storage import FORMATS, QUANTISED, Kept, Rounding, Storage, storage_of
 
 
 def weights(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, device: torch.device) -> budget.WeightBytes:
@@ -46,16 +48,17 @@ def engine(kept: Kept, device: torch.device) -> budget.Engine:
         library = native.library.load()
         assert library is not None
         return budget.Engine(library.sybil_lanes())
-    if isinstance(kept, Rounding) or kept in ("int8", "stored"):
+    if isinstance(kept, Rounding) or kept not in FORMATS or kept == "int8":
         return budget.Engine(0)
-    return budget.Engine(0, can_pack(torch.empty(0, dtype=FORMATS[kept].dtype, device=device)))
+    return budget.Engine(0, can_pack(torch.empty(0, dtype=dtype_of(kept, torch.float32), device=device)))
 
 
 def resolved(kept: Kept, device: torch.device) -> tuple[Kept, bool]:
     """What the forward keeps, for what it is asked to keep, and whether it is the C forward."""
     if kept == "int8" and has_native(device):
         kept = Rounding(8)
-    return kept, (isinstance(kept, Rounding) or kept in (*native.STORAGES, "stored")) and has_native(device)
+    is_taken = isinstance(kept, Rounding) or kept in (*native.STORAGES, *QUANTISED, "stored")
+    return kept, is_taken and has_native(device)
 
 
 def has_native(device: torch.device) -> bool:
@@ -64,10 +67,12 @@ def has_native(device: torch.device) -> bool:
 
 
 def choices(checkpoint: Checkpoint, device: torch.device) -> list[Kept]:
-    """What a target's weights may be kept in on a device, those that say most of the model first."""
-    stored = checkpoint.stored is not None and bool(checkpoint.stored.storages)
-    wide: list[Storage] = ["float32", "bfloat16"] if device.type == "cpu" else ["float32", "float16", "bfloat16"]
-    return [*wide, *(["stored"] if stored and has_native(device) else [])]  # type: ignore[list-item]
+    """What a target's weights may be kept in on a device, the largest first. Those of a file's blocks have few bits."""
+    if not has_native(device):
+        return ["float32", "bfloat16"] if device.type == "cpu" else ["float16", "bfloat16"]
+    lying = checkpoint.stored is not None and bool(checkpoint.stored.storages)
+    few: list[Kept] = ["q8_0", "q4_k"] if checkpoint.known else []
+    return ["float32", "bfloat16", *(["stored"] if lying else few)]
 
 
 def check_fits(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, device: torch.device) -> None:
@@ -91,4 +96,4 @@ def check_fits(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, d
 
 def dtype_of(kept: Kept, otherwise: torch.dtype) -> torch.dtype:
     """The dtype of a storage that is one, for a model that runs by transformers' forward."""
-    return FORMATS[kept].dtype if isinstance(kept, str) and kept in FORMATS else otherwise  # type: ignore[index]
+    return FORMATS[cast(Storage, kept)].dtype if isinstance(kept, str) and kept in FORMATS else otherwise

@@ -31,14 +31,14 @@ class Folder:
     norms_are_whole = False
     storages: Mapping[str, BlockStorage] = {}
 
-    def __init__(self, folder: Path) -> None:
-        """Raises NotAModel where a file is missing or broken."""
+    def __init__(self, folder: Path, only: str | None = None) -> None:
+        """only: the name of the one file to be read. Raises NotAModel where a file is missing or broken."""
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype | str] = {}
         self.nbytes = 0
-        index = _index(folder)
-        for file in _weight_files(folder, index):
+        index = {} if only else _index(folder)
+        for file in [folder / only] if only else _weight_files(folder, index):
             self.nbytes += check_regular(file)
             with _opened(file) as tensors:
                 for name in tensors.keys():  # noqa: SIM118  no dict

@@ -4,7 +4,8 @@ What the stored tensors are called is said in families.py, and how ours are made
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -70,6 +71,32 @@ class State:
 
     def blocks(self, name: str) -> Blocks | None:
         return None
+
+
+class Watched:
+    """Stored tensors that tell, as each is first read, how many of their bytes that makes."""
+
+    def __init__(self, stored: Stored, tell: Callable[[int], object]) -> None:
+        self._stored, self._tell, self._unread = stored, tell, set(stored.shapes)
+        self.shapes, self.dtypes, self.nbytes = stored.shapes, stored.dtypes, stored.nbytes
+        self.lasting, self.norms_are_whole, self.storages = stored.lasting, stored.norms_are_whole, stored.storages
+        numbers = sum(map(math.prod, stored.shapes.values()))
+        self._bytes_a_number = stored.nbytes / max(1, numbers)
+
+    def read(self, name: str) -> Tensor:
+        self._told(name)
+        return self._stored.read(name)
+
+    def blocks(self, name: str) -> Blocks | None:
+        blocks = self._stored.blocks(name)
+        if blocks is not None:
+            self._told(name)
+        return blocks
+
+    def _told(self, name: str) -> None:
+        if name in self._unread:
+            self._unread.remove(name)
+            self._tell(round(math.prod(self.shapes[name]) * self._bytes_a_number))
 
 
 class Weights(Mapping[str, Tensor]):

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sybil.errors import HubUnreachable, NotAModel, SybilError, one_line, shown, told
+from sybil.errors import NotAModel, SybilError, one_line, shown, told
 from sybil.models import folders
-from sybil.models.checkpoints import tokenizers
+from sybil.models.checkpoints import hub, tokenizers
 from sybil.models.checkpoints.families import understood
 from sybil.models.checkpoints.files import is_there, read_config
 from sybil.models.checkpoints.gguf.names import PART
@@ -62,20 +61,20 @@ def read(name: str, *, tokenizer: bool, revision: str | None = None) -> Checkpoi
     """The checkpoint of a hub id, or of a GGUF file there as ID/FILE, without its weights. tokenizer: whether a
     folder's is fetched too; a GGUF file's header holds it.
 
-    Raises NotAModel, HubUnreachable, or UnsupportedModel."""
-    with _remedied(name):
-        parts = name.split("/", 2)
-        if len(parts) == 3:
-            return _of_file("/".join(parts[:2]), parts[2], revision)
+    Raises NotAModel, GatedModel, HubUnreachable, or UnsupportedModel."""
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    with hub.asked(f"{owner}/{repository}" if file else name, revision):
+        if file:
+            return _of_file(f"{owner}/{repository}", file, revision)
         return _of_repository(name, tokenizer, revision)
 
 
 def _of_repository(name: str, with_tokenizer: bool, revision: str | None) -> Checkpoint:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError
 
-    wanted = TOKENIZER if with_tokenizer else CONFIG
-    folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    folder = hub.fetch(name, TOKENIZER if with_tokenizer else CONFIG, revision, progress=False)
     if not is_there(folder / "config.json"):
         found = [file for file in HfApi().list_repo_files(name, revision=revision) if file.endswith(".gguf")]
         if len(found) == 1:
@@ -87,6 +86,10 @@ def _of_repository(name: str, with_tokenizer: bool, revision: str | None) -> Che
         theirs = HfApi().get_safetensors_metadata(name, revision=revision)
     except NotASafetensorsRepoError:
         raise NotAModel(f"{name} holds no *.safetensors on the hub: Sybil reads weights from nothing else") from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of numbers that none are
+        if isinstance(error, OSError):
+            raise
+        raise NotAModel(f"{name} has weights with a broken header on the hub ({told(error)}): report it") from None
     return Checkpoint(
         name=name,
         config=config,
@@ -170,11 +173,10 @@ def _header(repository: str, file: str, revision: str | None, path: Path) -> Con
 
 def _range(repository: str, file: str, revision: str | None, start: int, count: int) -> tuple[bytes, int]:
     """At most count bytes of a file on the hub from start on, and the length of the file. Raises NotAModel."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.constants import ENDPOINT
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-    url = hf_hub_url(repository, file, revision=revision, endpoint=ENDPOINT)
+    url = hf_hub_url(repository, file, revision=revision)
     headers = {**build_hf_headers(), "range": f"bytes={start}-{start + count - 1}", "accept-encoding": "identity"}
     with get_session().stream("GET", url, headers=headers, timeout=SECONDS) as response:
         hf_raise_for_status(response)
@@ -187,39 +189,3 @@ def _range(repository: str, file: str, revision: str | None, start: int, count: 
             if len(found) >= count:
                 break
     return bytes(found[:count]), int(said[3])
-
-
-@contextmanager
-def _remedied(name: str) -> Iterator[None]:
-    """What the hub's library raises, as one line of ours."""
-    from huggingface_hub import constants, errors
-
-    try:
-        yield
-    except SybilError:
-        raise
-    except errors.GatedRepoError:
-        raise NotAModel(
-            f"{name} is gated: ask for it at https://huggingface.co/{name}, then log in with `hf auth login`"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise NotAModel(f"{name} has no such revision on the hub: see its page for those that it has") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        if constants.HF_HUB_OFFLINE:
-            raise HubUnreachable(
-                f"{name} isn't in the local cache, and HF_HUB_OFFLINE is set: unset it, or give a folder or a file"
-            ) from None
-        raise _unreachable(name, error) from None
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
-        raise NotAModel(f"the hub gives no model {shown(name)} ({told(error)}): check the id") from None
-    except (errors.SafetensorsParsingError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise NotAModel(f"the hub's headers of {shown(name)} can't be read ({told(error)}): report it there") from None
-    except Exception as error:  # of the library's HTTP client, among others
-        raise _unreachable(name, error) from None
-
-
-def _unreachable(name: str, error: Exception) -> HubUnreachable:
-    return HubUnreachable(
-        f"{name} is neither a folder nor in the local cache, and the hub can't be asked ({type(error).__name__}): "
-        "check the network, or give a folder or a file"
-    )
