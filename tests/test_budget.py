@@ -40,7 +40,7 @@ def loaded(checkpoint: Checkpoint, kept: Kept) -> Any:
 
 @compiled
 @pytest.mark.parametrize("family", NAMES)
-@pytest.mark.parametrize("kept", [*native.STORAGES, "int8", Rounding(5)], ids=str)
+@pytest.mark.parametrize("kept", [*native.STORAGES, "int8", "q8_0", Rounding(5)], ids=str)
 def test_weights_are_reckoned_to_the_byte(family: str, kept: Kept, saved: Mapping[str, Path]) -> None:
     checkpoint = folders.read(saved[family])
     expected = planning.weights(checkpoint, kept, torch.float32, CPU)
@@ -74,7 +74,7 @@ SIZES: dict[str, dict[str, Any]] = {
 def test_files_in_blocks_too(family: str, tmp_path: Path) -> None:
     sizes = SIZES.get(family, {"intermediate_size": 64})
     model = random_model(example(family, hidden_size=64, **sizes), torch.float32)
-    kinds: tuple[Kept, ...] = ("stored", "float32", "bfloat16", Rounding(8))
+    kinds: tuple[Kept, ...] = ("stored", "float32", "bfloat16", "q8_0", "q4_k", Rounding(8))
     for storage in ("f32", "f16", "q8_0", "q4_1"):
         checkpoint = folders.read(ggufs.write(model, tmp_path / f"{storage}.gguf", storage=storage))
         for kept in kinds:

@@ -19,6 +19,7 @@ import typer
 
 import sybil
 from sybil.checking.check import check
+from sybil.checking.memory import memory as reckoned
 from sybil.checking.promise import emitted, speed_up
 from sybil.measuring import prompts as texts
 from sybil.pairs import PAIRS, SMOLLM2, STDLIB
@@ -78,10 +79,12 @@ def cells(gemma: Path | None) -> list[Cell]:
 def measured(cell: Cell, threads: int) -> Cell:
     """The cell with what is predicted, and what a fresh process takes above its imports."""
     found = check(cell.source, cell.draft, dtype=cell.dtype, device="cpu", batch=cell.batch, context=CONTEXT)
+    alone = {} if cell.draft else {"draft": None, "helper": None}  # and no draft of a registered pair
     arguments = [cell.source, cell.draft, cell.dtype, cell.batch, CONTEXT, NEW_TOKENS, threads]
     command = [sys.executable, "-c", RUN, json.dumps(arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    return replace(cell, predicted=found.memory.peak, measured=int(float(done.stdout) * 2**20))
+    peak = reckoned(replace(found.setup, **alone)).peak
+    return replace(cell, predicted=peak, measured=int(float(done.stdout) * 2**20))
 
 
 def rows(found: Iterable[Cell]) -> Iterable[str]:
@@ -97,11 +100,13 @@ def rows(found: Iterable[Cell]) -> Iterable[str]:
 def memory(
     gemma: Annotated[Path | None, typer.Option(help="Gemma 3 270M's GGUF file.")] = None,
     threads: Annotated[int, typer.Option(help="How many compute.")] = torch.get_num_threads(),
+    only: Annotated[str, typer.Option(help="Models of whose name this is a part.")] = "",
 ) -> None:
     """Predicted and measured memory of real models."""
     torch.set_num_threads(threads)
-    for line in rows(measured(cell, threads) for cell in cells(gemma)):
-        typer.echo(line)
+    for line in rows(measured(cell, threads) for cell in cells(gemma) if only in cell.name):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 def speed(
