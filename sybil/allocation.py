@@ -58,9 +58,12 @@ def free(device: torch.device) -> int | None:
     return available() if device.type == "cpu" else None
 
 
-def swap() -> int:
-    """Bytes of the system's swap that are free: what takes them is slow, and no process is ended for it."""
-    return 1024 * (_number(Path("/proc/meminfo"), r"^SwapFree:\s+(\d+) kB") or 0)
+def spare() -> int:
+    """Bytes that the system can make room with besides what is available: swap, and what ZFS keeps of files beyond its
+    least. Who takes them is slow, and isn't ended for it."""
+    arc = Path("/proc/spl/kstat/zfs/arcstats")
+    cached, least = (_number(arc, rf"^{name}\s+\d+\s+(\d+)$") or 0 for name in ("size", "c_min"))
+    return 1024 * (_number(Path("/proc/meminfo"), r"^SwapFree:\s+(\d+) kB") or 0) + max(cached - least, 0)
 
 
 def available() -> int | None:

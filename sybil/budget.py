@@ -37,10 +37,12 @@ CHUNK = 1024
 @dataclass(frozen=True, slots=True)
 class Engine:
     """Which forward computes. lanes: floats of a vector of the C forward; 0 where torch's operators compute. packs:
-    whether these keep a product's weight in an order of the processor's own."""
+    whether these keep a product's weight in an order of the processor's own. on_host: whether they compute in the
+    memory that files are read into, as no GPU does."""
 
     lanes: int
     packs: bool = False
+    on_host: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,7 @@ class _Making:
             kept = cast(Storage, self.kept)
         dtype = source.kept_in(FORMATS[kept].read_as)
         word, whole = str(dtype).removeprefix("torch."), dtype.itemsize * math.prod(source.size)
-        reading, mapped = _reading(source, self.stored, dtype.itemsize, 0)
+        reading, mapped = _reading(source, self.stored, dtype.itemsize, 0) if self.engine.on_host else (whole, 0)
         total, product = Counter({word: whole}), Counter[str]()
         if is_product and (name != EMBEDDING or self.shape.tied_head):
             if kept == "int8":

@@ -136,7 +136,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def planted(free: int | None) -> None:
         monkeypatch.setattr(allocation, "available", lambda: free)
-        monkeypatch.setattr(allocation, "swap", lambda: 0)
+        monkeypatch.setattr(allocation, "spare", lambda: 0)
 
     monkeypatch.setattr(budget, "WORTH_ASKING", 0)
     return planted
@@ -182,8 +182,35 @@ def test_a_model_that_would_fit_is_never_refused(tmp_path: Path, little: Any) ->
 def test_swap_counts_as_room(tmp_path: Path, little: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(tmp_path)
     little(0)
-    monkeypatch.setattr(allocation, "swap", lambda: 10**9)
+    monkeypatch.setattr(allocation, "spare", lambda: 10**9)
     assert sybil.load(folder, device="cpu")
+
+
+def test_what_can_be_made_room_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Swap, and ZFS's cache of files, which MemAvailable leaves out."""
+
+    def read(self: Path, *arguments: Any) -> str:
+        return real(tmp_path / self.relative_to("/"), *arguments)
+
+    real = Path.read_text
+    monkeypatch.setattr(Path, "read_text", read)
+    assert allocation.spare() == 0
+    for name, text in {
+        "proc/meminfo": "MemTotal: 9 kB\nSwapFree:   5 kB\n",
+        "proc/spl/kstat/zfs/arcstats": "name type data\nc_min    4    1000\nsize     4    7000\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert allocation.spare() == 5 * 1024 + 6000
+
+
+def test_a_gpus_memory_is_not_what_files_are_read_into(saved: Mapping[str, Path], tmp_path: Path) -> None:
+    model = random_model(example("llama", hidden_size=64, intermediate_size=64), torch.float32)
+    checkpoint = folders.read(ggufs.write(model, tmp_path / "a.gguf", storage="q8_0"))
+    found = planning.weights(checkpoint, "float16", torch.float16, torch.device("cuda"))
+    largest = 2 * 64 * 64 * 3
+    assert found.total == 2 * found.parameters
+    assert found.total <= found.needed <= found.total + largest
 
 
 @compiled
@@ -205,7 +232,7 @@ def test_an_objects_weights_are_there_already(little: Any) -> None:
 
 def test_small_models_are_not_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocation, "available", lambda: 0)
-    monkeypatch.setattr(allocation, "swap", lambda: 0)
+    monkeypatch.setattr(allocation, "spare", lambda: 0)
     assert sybil.load(folder_of(tmp_path), device="cpu")
 
 

@@ -48,9 +48,10 @@ def engine(kept: Kept, device: torch.device) -> budget.Engine:
         library = native.library.load()
         assert library is not None
         return budget.Engine(library.sybil_lanes())
-    if isinstance(kept, Rounding) or kept not in FORMATS or kept == "int8":
-        return budget.Engine(0)
-    return budget.Engine(0, can_pack(torch.empty(0, dtype=dtype_of(kept, torch.float32), device=device)))
+    on_host = device.type == "cpu"
+    if isinstance(kept, Rounding) or kept not in FORMATS or kept == "int8" or not on_host:
+        return budget.Engine(0, on_host=on_host)
+    return budget.Engine(0, can_pack(torch.empty(0, dtype=dtype_of(kept, torch.float32))))
 
 
 def resolved(kept: Kept, device: torch.device) -> tuple[Kept, bool]:
@@ -82,7 +83,7 @@ def check_fits(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, d
         return
     needed, found = weights(checkpoint, kept, foreign_dtype, device).needed, allocation.free(device)
     if found is not None and device.type == "cpu":
-        found += allocation.swap()
+        found += allocation.spare()
     if found is None or needed <= found:
         return
     own = kept if checkpoint.known else storage_of(foreign_dtype)
