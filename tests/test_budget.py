@@ -51,7 +51,7 @@ def test_weights_are_reckoned_to_the_byte(family: str, kept: Kept, saved: Mappin
     assert expected.step <= expected.total
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "gemma3_text"])
 @pytest.mark.parametrize("kept", ["float64", "float32", "float16", "int8"])
 def test_the_operators_weights_too(
     family: str, kept: Storage, saved: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch

@@ -172,7 +172,7 @@ def test_a_model_that_is_gone_or_an_older_server_is_listed(speaking: Any) -> Non
 
 
 ODD: tuple[Any, ...] = (
-    None, 5, "x", [], {}, True, float("nan"), 10**400, -1, "\x1b[2J\n" * 99, ["x"] * 3, {"a": {"b": []}},
+    None, [], {}, True, float("nan"), 10**400, "\x1b[2J\n" * 99, ["x"] * 3,
 )  # fmt: skip
 
 
@@ -198,9 +198,8 @@ def test_hostile_answers_are_read_or_refused_in_one_line(odd: Any, speaking: Any
 
     for place in (
         ("/api/tags",), ("/api/tags", "models"), ("/api/tags", "models", "name"), ("/api/tags", "models", "size"),
-        ("/api/tags", "models", "details"), ("/api/tags", "models", "details", "family"), ("/api/show",),
-        ("/api/show", "model_info"), ("/api/show", "capabilities"), ("/api/generate",), ("/api/generate", "response"),
-        ("/api/generate", "eval_count"), ("/api/generate", "error"),
+        ("/api/tags", "models", "details"), ("/api/show",), ("/api/show", "model_info"), ("/api/generate",),
+        ("/api/generate", "response"), ("/api/generate", "eval_count"), ("/api/generate", "error"),
     ):  # fmt: skip
         served = speaking(at(*place))
         status = sybil("check", "--ollama", served.url)

@@ -16,8 +16,9 @@ from sybil.models.folders import Checkpoint
 from sybil.models.shape import Shape
 from sybil.models.storage import Bits, Kept
 
-LIBRARIES = 20 << 20
-"""Code and tables that are read at the first use, by the process and its libraries."""
+LIBRARIES = 16 << 20
+"""Code and tables that are read at the first use, by the process and its libraries: what the embedded target took
+beside its other parts, 15 to 20 MB (docs/checking.md)."""
 TOKEN = 400
 """What a token of a vocabulary takes in a tokenizer."""
 
