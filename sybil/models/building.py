@@ -18,7 +18,7 @@ from sybil.models.folders import Checkpoint
 from sybil.models.operators.transformer import Transformer
 from sybil.models.quantising import InBlocks
 from sybil.models.shape import Shape
-from sybil.models.storage import FORMATS, QUANTISED, BlockStorage, Kept, Rounding, Storage, storage_of
+from sybil.models.storage import FORMATS, QUANTISED, Kept, Rounding, Storage, storage_of
 
 
 def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, device: torch.device) -> Model:
@@ -52,7 +52,7 @@ def build(shape: Shape, weights: Mapping[str, Tensor], storage: Kept, device: to
     if storage == "int8" and _has_native(device):
         storage = Rounding(8)
     if storage in QUANTISED:
-        return native.NativeTransformer(shape, InBlocks(weights, cast(BlockStorage, storage)), storage)
+        return native.NativeTransformer(shape, InBlocks(weights, storage), storage)
     rounded = isinstance(storage, Rounding)
     if (rounded or storage in (*native.STORAGES, "stored")) and _has_native(device):
         return native.NativeTransformer(shape, weights, storage)
