@@ -191,6 +191,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tokens": (dict(trainable_token_indices=[1, 2]), r"has tokens that are trained one by one, which"),
     "experts": (dict(target_parameters=["a.b"]), r"has parameters of experts, which"),
     "another start": (dict(init_lora_weights="pissa"), r"has another base than its own \(init_lora_w.* 'pissa'\)"),
+    "a later kind": (dict(use_something=True), r"has 'use_something', which Sybil doesn't merge"),
+    "another later kind": (dict(arrow_config={"a": 1}), r"has 'arrow_config', which Sybil doesn't merge"),
     "a pattern": (dict(alpha_pattern={r".*\.c_fc": 3}), r"has .* in alpha_pattern, where Sybil reads names of modules"),
     "an embedding": (
         dict(also={"transformer.wte.lora_embedding_A": torch.zeros(4, 31)}), r"\(of an embedding\), and Sybil merges",
