@@ -23,13 +23,14 @@ def is_shown(progress: bool | None) -> bool:
 
 def download_bar(progress: bool | None) -> type:
     """The class of bars that the hub's library makes for its downloads."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
         """Shown as asked for, wherever standard error goes."""
 
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
-            super().__init__(*arguments, **{**keywords, "disable": not is_shown(progress)})
+            keywords["disable"] = not is_shown(progress)
+            super().__init__(*arguments, **keywords)  # type: ignore[no-untyped-call]
 
     return Bar
 
@@ -40,9 +41,10 @@ def bar(name: str, total: int, progress: bool | None) -> Iterator[Callable[[int]
     if not is_shown(progress):
         yield lambda done: None
         return
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, delay=WAIT) as shown:
+    settings = {"total": total, "desc": name, "unit": "B", "unit_scale": True, "leave": False, "delay": WAIT}
+    with tqdm(**settings) as shown:  # type: ignore[no-untyped-call]
         yield shown.update
 
 

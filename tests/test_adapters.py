@@ -31,7 +31,7 @@ GPT2 = {
 }
 LLAMA = {"model.layers.0.self_attn.q_proj": (16, 16), "model.layers.1.mlp.down_proj": (16, 32)}
 NEO = {"transformer.h.0.attn.attention.v_proj": (16, 16), "transformer.h.1.mlp.c_fc": (64, 16)}
-PEFT = Path(__file__).parent / "peft"
+PEFT = Path(__file__).parent / "by_peft"
 
 
 def adapter(
@@ -168,7 +168,7 @@ def test_drafts_of_a_merged_target_change_no_token(draft: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_what_peft_has_merged(kind: str, tmp_path: Path) -> None:
-    """tests/peft/make.py wrote the adapter by peft, and what peft's merge_and_unload() adds to each weight."""
+    """tests/by_peft/make.py wrote the adapter by peft, and what peft's merge_and_unload() adds to each weight."""
     folder, model = PEFT / kind, {"gpt2": gpt2, "llama": llama}[kind]()
     stored, wanted = (
         adapted(read(save(model, tmp_path / "base")), folder).stored,
@@ -191,6 +191,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tokens": (dict(trainable_token_indices=[1, 2]), r"has tokens that are trained one by one, which"),
     "experts": (dict(target_parameters=["a.b"]), r"has parameters of experts, which"),
     "another start": (dict(init_lora_weights="pissa"), r"has another base than its own \(init_lora_w.* 'pissa'\)"),
+    "a later kind": (dict(use_something=True), r"has 'use_something', which Sybil doesn't merge"),
+    "another later kind": (dict(arrow_config={"a": 1}), r"has 'arrow_config', which Sybil doesn't merge"),
     "a pattern": (dict(alpha_pattern={r".*\.c_fc": 3}), r"has .* in alpha_pattern, where Sybil reads names of modules"),
     "an embedding": (
         dict(also={"transformer.wte.lora_embedding_A": torch.zeros(4, 31)}), r"\(of an embedding\), and Sybil merges",

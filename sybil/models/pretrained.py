@@ -99,8 +99,9 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
 def _of_folder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | None) -> tuple[Any, Any]:
     """The model of a folder's files, or of the weights that an adapter is merged into, and what transformers reports.
     device: where quantised weights are to be, which can't be moved later."""
+    loaded: tuple[Any, Any]
     if checkpoint.adapter is None:
-        return AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
             device_map=None if device is None else {"": device},
@@ -108,12 +109,14 @@ def _of_folder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device 
             trust_remote_code=False,
             output_loading_info=True,
         )
+        return loaded
     assert checkpoint.stored is not None
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     state = {name: checkpoint.stored.read(name) for name in checkpoint.stored.shapes}
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+    loaded = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
     )
+    return loaded
 
 
 def _of_file(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -35,9 +35,14 @@ MORE: Mapping[str, str] = {
     "target_parameters": "parameters of experts",
     "layer_replication": "replicated layers",
     "alora_invocation_tokens": "activation by tokens (aLoRA)",
-    "arrow_config": "routing between adapters (Arrow)",
 }
 """Fields of adapter_config.json that mean more than W + scale * B A, where they hold anything."""
+HARMLESS = (
+    *("use_rslora", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config"),
+    *("runtime_config", "velora_config"),
+)
+"""Fields that don't, of those whose names begin with use_ or end with _config: rslora is merged, the others are about
+where a training starts and how it runs. Any further such field may mean anything."""
 _PREFIX = "base_model.model."
 _PRODUCT = re.compile(re.escape(_PREFIX) + r"(.+)\.(lora_[AB])\.weight", re.DOTALL)
 _NAME = re.compile(r"\^?[\w.]+")
@@ -106,6 +111,8 @@ def _check_kind(name: str, content: Mapping[str, Any], config: Fields) -> None:
             f"the adapter {name} is of type {shown(config['peft_type'])}, and Sybil merges LORA: {REMEDY}"
         )
     more = [what for field, what in MORE.items() if content.get(field)]
+    unknown = [field for field, value in content.items() if value and field not in (*MORE, *HARMLESS)]
+    more += [shown(field) for field in unknown if field.startswith("use_") or field.endswith("_config")]
     if config["bias"] != "none":
         more.append(f"biases (bias is {shown(config['bias'])})")
     started = content.get("init_lora_weights")

@@ -1,7 +1,7 @@
 """Writes the adapters of this folder by peft, and in merged.safetensors what peft's merge_and_unload() adds to each
 weight, or puts in its place:
 
-    python tests/peft/make.py
+    python tests/by_peft/make.py
 
 It needs peft, which the tests don't. adapter_config.json says which version wrote the files that are here."""
 
