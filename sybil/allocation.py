@@ -50,6 +50,22 @@ def as_out_of_memory(what: str) -> Iterator[None]:
         raise OutOfMemory(f"{what} ({reason}): {REMEDY}") from None
 
 
+def free(device: torch.device) -> int | None:
+    """Bytes that this process may still take on a device, the swap left out; None where unknown."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
+    return available() if device.type == "cpu" else None
+
+
+def spare() -> int:
+    """Bytes that the system can make room with besides what is available: swap, and what ZFS keeps of files beyond its
+    least. Who takes them is slow, and isn't ended for it."""
+    arc = Path("/proc/spl/kstat/zfs/arcstats")
+    cached, least = (_number(arc, rf"^{name}\s+\d+\s+(\d+)$") or 0 for name in ("size", "c_min"))
+    return 1024 * (_number(Path("/proc/meminfo"), r"^SwapFree:\s+(\d+) kB") or 0) + max(cached - least, 0)
+
+
 def available() -> int | None:
     """Bytes that this process may still take, by the system's and its control groups' word; None where unknown."""
     free = _number(Path("/proc/meminfo"), r"^MemAvailable:\s+(\d+) kB")

@@ -29,7 +29,7 @@ from sybil.settings import BY_ROW, MOST, Settings, blamed, chosen
 from sybil.shaping import sampling
 from sybil.stopping import Stops
 from sybil.text import decode
-from sybil.transfer import CPU, count_to, integers, upload
+from sybil.transfer import CPU, count_to, drawn_at, integers, upload
 from sybil.verification import Proposed, Rule
 
 
@@ -152,7 +152,7 @@ class _Run:
 
     def __init__(self, decoder: Decoder, prompts: list[list[int]], settings: Settings) -> None:
         self.target, self.settings = decoder.target, settings
-        self.sampling = sampling(settings, prompts, decoder.target.vocab_size, decoder.target.device)
+        self.sampling = sampling(settings, prompts, decoder.target.vocab_size, drawn_at(decoder.target.device))
         # plain sampling is the coupled rule without a proposal: the same tokens for the same seed
         self.rule: Rule = verification.rule_named(settings.rule if decoder.draft else "coupled")
         self.window = window_for(settings, decoder.target, decoder.draft, prompts, decoder.costs)
@@ -240,7 +240,8 @@ class _Run:
         context, gamma = self.context, max(limits)
         context.limits = limits
         if self.rule is verification.coupled and not self.sampling.greedy:
-            context.exponentials = context.race_noise(gamma + 1, self.target.vocab_size).on(self.target.device)
+            noise = context.race_noise(gamma + 1, self.target.vocab_size)
+            context.exponentials = noise.on(drawn_at(self.target.device))
         if self.drafter is None or not gamma:
             return Proposal.nothing(len(self.rows))
         return self.drafter.propose(context, gamma)

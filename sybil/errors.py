@@ -51,6 +51,14 @@ class NotAModel(SybilError):
     """A folder or hub repository that lacks what a model needs (config.json, safetensors, tokenizer.json)."""
 
 
+class GatedModel(NotAModel):
+    """A hub repository that only those may read whom its owner has let in."""
+
+
+class AdapterMismatch(SybilError):
+    """An adapter that was made for another model, or that does what Sybil can't merge into a model's weights."""
+
+
 class WeightsMismatch(SybilError):
     """Weights whose names or shapes are not those that the config asks for."""
 

@@ -4,7 +4,8 @@ alone."""
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from tokenizers import Tokenizer
 
@@ -39,8 +40,30 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
     where it has fewer of them it writes text, which is encoded again in the target's tokens."""
     if target.tokenizer is None or draft.tokenizer is None:
         check_sizes((target.name, draft.name), (model.vocab_size, drafting.vocab_size))
-    if same_tokens(target, draft):
+    found = relation(target, draft)
+    if found.vocabularies is None:
         return DraftModel(drafting)
+    theirs, own = found.vocabularies
+    if found.way == "intersection":
+        return DraftIntersection(Intersection(drafting, theirs, own, model))
+    return DraftStrings(Reader(drafting, theirs, own, model.context))
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """How a draft's tokens stand to a target's. way: how the draft drafts where they differ in more than padding, None
+    where they don't; share: of an English text's tokens, those that the draft's vocabulary has; vocabularies: the
+    target's and the draft's, where they differ."""
+
+    way: Literal["intersection", "strings"] | None
+    share: float
+    vocabularies: tuple[Vocabulary, Vocabulary] | None = None
+
+
+def relation(target: Checkpoint, draft: Checkpoint) -> Relation:
+    """By the two tokenizers alone; the same where one isn't known. Raises VocabularyMismatch."""
+    if same_tokens(target, draft):
+        return Relation(None, 1.0)
     assert target.tokenizer is not None
     assert draft.tokenizer is not None
     theirs, own = (_vocabulary(each) for each in (target, draft))
@@ -51,9 +74,7 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
             f"{draft.tokenizer.get_vocab_size()}, and they share none that an English text is made of: choose a draft "
             "whose tokenizer writes the same letters, or draft='lookup'"
         )
-    if share >= SAID:
-        return DraftIntersection(Intersection(drafting, theirs, own, model))
-    return DraftStrings(Reader(drafting, theirs, own, model.context))
+    return Relation("intersection" if share >= SAID else "strings", share, (theirs, own))
 
 
 def way_of(draft: DrafterFactory | None) -> str | None:

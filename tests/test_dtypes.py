@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from sybil import Decoder, load
 from sybil.arguments import described
-from sybil.devices import DTYPES, dtype_named
+from sybil.devices import DTYPES, FEW, dtype_named
 from sybil.errors import InvalidSetting
 from sybil.measuring.profile import precision
 
@@ -45,9 +45,11 @@ def test_a_name_of_torch_s_means_what_transformers_takes_it_for(name: str) -> No
     """Those that a model can be kept in; the others are one line."""
     dtype = getattr(torch, name)
     for draft in (False, True):
-        if dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64) or (draft and dtype == torch.int8):
+        if dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8):
             assert dtype_named(name, draft=draft) == dtype_named(f"torch.{name}", draft=draft) == dtype
             assert dtype_named(dtype, draft=draft) == dtype
+        elif name == "int4":  # torch's has no numbers; ours is a word
+            assert dtype_named(dtype, draft=draft) == dtype_named(name, draft=draft) == "int4"
         else:
             for given in (name, dtype):
                 with pytest.raises(InvalidSetting, match=r"dtype is .*: use float32, float16, bfloat16, float64"):
@@ -59,7 +61,7 @@ def test_a_name_of_torch_s_means_what_transformers_takes_it_for(name: str) -> No
     [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32), ("fp64", torch.float64)],
 )
 def test_short_names(name: str, dtype: torch.dtype) -> None:
-    assert dtype_named(name) == dtype
+    assert dtype_named(name) == dtype_named(name.upper()) == dtype
     assert dtype_named(None) is None
     assert dtype_named("auto") == "auto"
 
@@ -71,7 +73,7 @@ def test_short_names(name: str, dtype: torch.dtype) -> None:
     st.booleans(),
 )
 def test_anything_else_is_one_line(value: object, draft: bool) -> None:
-    if isinstance(value, str) and value.removeprefix("torch.") in {*DTYPES, "auto", "int8"}:
+    if isinstance(value, str) and value.removeprefix("torch.") in {*DTYPES, *FEW, "auto"}:
         return
     with pytest.raises(InvalidSetting, match="dtype is ") as raised:
         dtype_named(value, draft=draft)
@@ -166,7 +168,7 @@ def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     for command in ("generate", "profile", "compare", "verify"):
         words = ["abc"] if command == "generate" else []
         assert sybil(command, *words, "--target", made, "--draft", made, "--dtype", "float8") == 2
-        assert capsys.readouterr().err.strip().endswith("use float32, float16, bfloat16, float64 or auto")
+        assert capsys.readouterr().err.strip().endswith("q4_k, q4_1, q4_0 or auto")
     for command in ("generate", "profile"):
         words = ["abc"] if command == "generate" else []
         assert sybil(command, *words, "--target", made, "--draft", made, "--draft-dtype", "float8") == 2

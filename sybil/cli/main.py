@@ -12,6 +12,7 @@ import typer
 
 import sybil
 from sybil.cli.chat import chat
+from sybil.cli.check import check
 from sybil.cli.compare import compare
 from sybil.cli.generate import generate
 from sybil.cli.profile import profile
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(chat)
+app.command()(check)
 app.command()(compare)
 app.command()(profile)
 app.command()(verify)

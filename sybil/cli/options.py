@@ -58,22 +58,39 @@ DatastoreOption = Annotated[
 DtypeOption = Annotated[
     str | None,
     typer.Option(
-        help="float32, float16, bfloat16, float64; auto: as stored. If left out: float16 on a GPU; on a CPU float32, "
-        "and the weights of a GGUF file stay in its blocks.",
+        help="float32, float16, bfloat16, float64; auto: as stored; on a CPU few bits, which make it another model: "
+        "int8, int4, q8_0, q6_k, q5_k, q4_k and others. If left out: float16 on a GPU; on a CPU float32, and the "
+        "weights of a GGUF file stay in its blocks.",
         rich_help_panel=MODELS,
     ),
 ]
 DraftDtypeOption = Annotated[
     str | None,
     typer.Option(
-        help="The draft's own, int8 too. If left out: the target's on a GPU; on a CPU int8, and the weights of a GGUF "
-        "file stay in its blocks.",
+        help="The draft's own, as --dtype names it. If left out: the target's on a GPU; on a CPU int8, and the weights "
+        "of a GGUF file stay in its blocks.",
         rich_help_panel=MODELS,
     ),
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda or cuda:N; the GPU, where there is one, if left out.", rich_help_panel=MODELS),
+    typer.Option(
+        help="cpu, cuda, cuda:N, mps or auto: the CUDA GPU where there is one, else the CPU. If left out: auto.",
+        rich_help_panel=MODELS,
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Branch, tag or commit of the target's hub id. If left out: its main branch.", rich_help_panel=MODELS
+    ),
+]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="LoRA adapter in peft's format, a folder or a hub id, merged into the target's weights.",
+        rich_help_panel=MODELS,
+    ),
 ]
 
 SystemOption = Annotated[

@@ -70,17 +70,20 @@ class Comparison:
         logging.set_verbosity_error()  # our own bar is the only one
         logging.disable_progress_bar()
         self.task = task
-        dtype = None if task.dtype == IN_BLOCKS else task.computed
+        dtype = None if task.dtype == IN_BLOCKS else task.dtype
         # the usual one is left to load(), which knows whether the draft can be kept so
         asked = None if task.draft_dtype == task.usual_draft_dtype else task.draft_dtype
-        decoder = load(task.target, draft=task.draft, dtype=dtype, draft_dtype=asked, device=task.device)
+        decoder = load(
+            task.target, draft=task.draft, dtype=dtype, draft_dtype=asked, device=task.device,
+            revision=task.revision, adapter=task.adapter, progress=False,
+        )  # fmt: skip
         if decoder.tokenizer is None:
             raise InvalidSetting(f"{task.target} has no tokenizer: choose a model that does")
         self.decoder, self.device, self.context = decoder, decoder.target.device, decoder.target.context
         self.machine = describe(self.device)
         drafting = next(iter(decoder.models[1:]), None)
         self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
-        checkpoint = read(task.target)
+        checkpoint = read(task.target, revision=task.revision, adapter=task.adapter)
         self.target = load_transformers(checkpoint, task.computed, self.device).eval()
         self._drafters = Drafters(decoder, checkpoint, task.computed)
         self.contenders: dict[str, Contender] = {}

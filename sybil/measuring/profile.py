@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from sybil.measuring.prompts import Prompt
 from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
 from sybil.models import Model
 from sybil.models.rounding import BLOCK, block_bytes
-from sybil.models.storage import FORMATS, Kept, Rounding, Storage
+from sybil.models.storage import BLOCKS, FORMATS, Kept, Rounding, Storage
 from sybil.pairs import default_draft_dtype
 from sybil.results import Step
 from sybil.sampling import GREEDY, Sampling
@@ -212,23 +212,23 @@ def _memory(decoder: Decoder, prompt: Tensor, settings: Mapping[str, Any]) -> di
 
 
 def precision(model: Model) -> Storage | None:
-    """What the products' weights are kept in, int8 where they are rounded to few bits; None where it can't be told, or
-    where they stay in a file's blocks."""
+    """What the products' weights are kept in, int8 where they are rounded to few bits for a draft; None where it can't
+    be told, or where they are in blocks."""
     ours: Kept | None = getattr(model, "storage", None)
     words: dict[object, Storage] = {kept.dtype: word for word, kept in FORMATS.items()}
-    if ours == "stored":
-        return None
     if isinstance(ours, Rounding):
         return "int8"
-    return ours or words.get(getattr(getattr(model, "model", None), "dtype", None))  # of a HuggingFaceModel's model
+    if ours is not None:
+        return cast(Storage, ours) if ours in FORMATS else None
+    return words.get(getattr(getattr(model, "model", None), "dtype", None))  # of a HuggingFaceModel's model
 
 
 def _told(model: Model) -> str | None:
     """precision() in words. The blocks of a GGUF file may be of several kinds; "int8" are 8 bits and no fewer."""
     kept: Kept | None = getattr(model, "storage", None)
-    if isinstance(kept, Rounding) and kept.bits < 8:
-        return f"{kept.bits} bits"
-    return IN_BLOCKS if kept == "stored" else precision(model)
+    if isinstance(kept, Rounding):
+        return f"{kept.bits} bits" if kept.bits < 8 else "int8"
+    return IN_BLOCKS if kept == "stored" else kept if kept in BLOCKS else precision(model)
 
 
 def bytes_read(model: Model) -> int:

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from sybil.errors import UnsupportedModel
 from sybil.models import forking
 from sybil.models.objects import inside
-from sybil.transfer import count_to
+from sybil.transfer import count_to, drawn_at
 
 KEYWORDS = ("input_ids", "attention_mask", "past_key_values", "use_cache", "position_ids", "logits_to_keep")
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "global", "local"}
@@ -145,7 +145,7 @@ class HuggingFaceModel:
                 f"{type(self.model).__name__} gives logits of {found} where {due} was asked for: its forward must give "
                 "one row of logits a token, as transformers' causal language models do"
             )
-        return logits
+        return logits.to(drawn_at(logits.device))
 
     def prefill(self, tokens: Tensor, cache: AlignedCache) -> None:
         """forward() with the last token's logits only, which nobody reads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,14 +77,7 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
     try:
         with quiet():
             _check_size(checkpoint)
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                device_map={"": device} if quantised else None,  # quantised weights can't be moved later
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
+            model, report = _of_folder(checkpoint, dtype, device if quantised else None)
     except WeightsMismatch:
         raise
     except ImportError as error:
@@ -99,6 +93,29 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
             "mend config.json or fetch the weights that belong to it"
         )
     loaded: PreTrainedModel = model if quantised else model.to(device)
+    return loaded
+
+
+def _of_folder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | None) -> tuple[Any, Any]:
+    """The model of a folder's files, or of the weights that an adapter is merged into, and what transformers reports.
+    device: where quantised weights are to be, which can't be moved later."""
+    loaded: tuple[Any, Any]
+    if checkpoint.adapter is None:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype,
+            device_map=None if device is None else {"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        return loaded
+    assert checkpoint.stored is not None
+    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    state = {name: checkpoint.stored.read(name) for name in checkpoint.stored.shapes}
+    loaded = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+    )
     return loaded
 
 

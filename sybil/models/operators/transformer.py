@@ -21,7 +21,7 @@ from sybil.models.operators.packaged import Packaged
 from sybil.models.operators.static import LONGEST, StaticCache, StaticCaches
 from sybil.models.shape import Rotary, Shape, check_layers
 from sybil.models.storage import Storage, storage_of
-from sybil.transfer import upload
+from sybil.transfer import drawn_at, upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Transformer:
             logits = cache.forward(self, self._logits, tokens, self.windows)
             cache.lengths = cache.lengths + tokens.shape[1]
             return logits
-        return self._finish(self._at_lengths(tokens, cache))
+        return self._finish(self._at_lengths(tokens, cache)).to(drawn_at(self.device))
 
     @torch.inference_mode()
     def prefill(self, tokens: Tensor, cache: KVCache | StaticCache) -> None:
