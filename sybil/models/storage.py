@@ -111,6 +111,14 @@ BLOCKS: Mapping[BlockStorage, tuple[int, int]] = {
 """Inputs of a block, and its bytes."""
 
 
+def bytes_a_weight(storage: Storage | BlockStorage) -> float:
+    """What a weight takes, its share of its block's scale included. The scale that int8 has an output is left out."""
+    if storage in FORMATS:
+        return FORMATS[storage].dtype.itemsize
+    inputs, nbytes = BLOCKS[storage]
+    return nbytes / inputs
+
+
 def storage_of(dtype: torch.dtype) -> Storage:
     """The storage whose numbers are of that dtype; raises KeyError."""
     return {kept.dtype: word for word, kept in FORMATS.items()}[dtype]
