@@ -10,8 +10,9 @@ from rich.table import Table
 
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_table, print_json
+from sybil.facts import PICKLE, Facts, converting
 from sybil.models.storage import BlockStorage, Storage
-from sybil.pairs import PAIRS, PICKLE, REGISTERED, Facts, Pair, canonical, converting, pair
+from sybil.pairs import PAIRS, REGISTERED, Pair, canonical, pair
 
 SHOWN: dict[str, Storage | BlockStorage] = {"float32": "float32", "16 bits": "float16", "int8": "int8", "q4_k": "q4_k"}
 RELATIONS = {
