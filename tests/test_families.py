@@ -206,7 +206,7 @@ def test_a_model_with_a_part_for_pictures_is_its_language_model(tmp_path: Path) 
     ):
         with pytest.raises(UnsupportedModel):
             understand(config | changes)
-    with pytest.raises(NotAModel, match="text_config of config.json has hidden_size 'a'"):
+    with pytest.raises(NotAModel, match=r"^text_config of config\.json has hidden_size 'a'"):
         understand(config | {"text_config": config["text_config"] | {"hidden_size": "a"}})
 
 

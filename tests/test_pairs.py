@@ -84,8 +84,8 @@ def test_generate_says_which_pair_it_has_chosen(
     target = str(save(gpt2(), tmp_path / "target"))
     capsys.readouterr()  # transformers' bars
     monkeypatch.setitem(REGISTERED, "smollm2", Pair(target, None, "a tiny one"))
-    for place in ("sybil.cli.options.default_pair", "sybil.cli.generate.default_pair"):
-        monkeypatch.setattr(place, lambda: "smollm2")
+    for name in ("sybil.cli.options.default_pair", "sybil.cli.generate.default_pair"):
+        monkeypatch.setattr(name, lambda: "smollm2")
     settings = ("--dtype", "float64", "--max-new-tokens", 4)
     assert sybil("generate", "abc", *settings) == 0
     captured = capsys.readouterr()

@@ -75,8 +75,9 @@ class Family:
         if not self.part:
             return Fields(config, self.defaults)
         whole = Fields(config)
-        tied = {"tie_word_embeddings": whole["tie_word_embeddings"]} if "tie_word_embeddings" in whole.names() else {}
-        return Fields(self.defaults).also(whole.part(self.part)).also(Fields(tied))
+        inner, name = whole.part(self.part), "tie_word_embeddings"
+        tied = {name: whole[name]} if name in whole.names() else {}  # which transformers reads outside
+        return Fields(self.defaults).also(inner).also(Fields(tied, where=f"{self.part} of config.json"))
 
     def prefix(self, stored: Collection[str]) -> str:
         """The prefix that the stored names have."""
