@@ -72,9 +72,13 @@ MODELS: Mapping[str, Facts] = {
 
 
 def converting(model: str) -> str:
-    """The line that makes a folder of safetensors of a hub id's pickle."""
-    name = model.rpartition("/")[2]
+    """The line that makes a folder of safetensors of a hub id's pickle; the folder has the model's own name."""
     return (
-        'save it once as safetensors and name that folder, python -c "from transformers import AutoModelForCausalLM as '
-        f"M, AutoTokenizer as T; [each.from_pretrained('{model}').save_pretrained('{name}') for each in (M, T)]\""
+        'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+        f"[each.from_pretrained('{model}').save_pretrained('{folder_of(model)}') for each in (M, T)]\""
     )
+
+
+def folder_of(model: str) -> str:
+    """A hub id without its owner."""
+    return model.rpartition("/")[2]

