@@ -12,7 +12,7 @@ from sybil.facts import MODELS, PICKLE, Best, Facts, Format, Relation, convertin
 from sybil.models.folders import EMBEDDED, PACKAGED, packaged_file
 from sybil.models.presence import Place, place
 from sybil.models.rounding import BLOCK, block_bytes
-from sybil.models.storage import BlockStorage, Storage, bytes_a_weight
+from sybil.models.storage import BYTES_A_WEIGHT, BlockStorage, Storage
 from sybil.own_pairs import OwnPair, own_pairs
 
 __all__ = ["PAIRS", "Pair", "choose_device", "default_draft_dtype", "default_dtype", "default_pair", "pair"]
@@ -100,7 +100,7 @@ class Pair:
         if copied is None or None in self.parameters:
             return None
         known = [count for count in self.parameters if count is not None]
-        return sum(known) * bytes_a_weight(storage) + known[0] * copied
+        return sum(known) * BYTES_A_WEIGHT[storage] + known[0] * copied
 
 
 def _copied(draft: str | None) -> float | None:

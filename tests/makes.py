@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import ggufs
 import torch
@@ -363,13 +364,25 @@ def model_of(name: str) -> PreTrainedModel:
 
 @cache
 def _random(config: str) -> PreTrainedModel:
-    """All models of a width have the same embedding, so that a draft now and then agrees with its target."""
+    """A matrix depends on its name and its width alone. So a draft has its target's first layers, where they are as
+    large as its own, and now and then it agrees with the target, whose last layers change less."""
     fields = json.loads(config)
     model = random_model(AutoConfig.for_model(fields.pop("model_type"), **fields), torch.float32)
-    embedding = model.get_input_embeddings().weight
-    shared = 0.5 * torch.randn(1024, embedding.shape[1], generator=torch.Generator().manual_seed(0))
-    embedding.data = shared[: len(embedding)]
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            last = any(f".{layer}." in name for layer in range(2, 10))
+            drawn = (0.15 if last else 0.3) * _drawn(name, parameter)
+            if "embed_tokens" in name and model.config.model_type.startswith("gemma"):
+                drawn = drawn * parameter.shape[1] ** -0.5  # Gemma multiplies it by the inverse
+            if name == "lm_head.weight":  # near the embedding, which is the draft's head
+                drawn = 0.3 * _drawn("model.embed_tokens.weight", parameter) + 0.1 * drawn
+            parameter.data = drawn
     return model
+
+
+def _drawn(name: str, like: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(crc32(name.replace("language_model.", "").encode()))
+    return torch.randn(1024, like.shape[1], generator=generator)[: len(like)]
 
 
 def folder(name: str, root: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ggufs
 import pytest
@@ -19,7 +19,7 @@ from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, UnknownPair
 from sybil.loading import load
 from sybil.models import folders
 from sybil.models.presence import place
-from sybil.models.storage import bytes_a_weight
+from sybil.models.storage import BYTES_A_WEIGHT, BlockStorage, Storage
 from sybil.pairs import REGISTERED, default_pair, pair
 
 NAME = "packaged:sybil_planted/model.gguf"
@@ -194,8 +194,9 @@ def test_what_was_measured_stands_in_the_documents() -> None:
 
 
 def test_a_weight_takes_its_share_of_a_block() -> None:
-    assert [bytes_a_weight(word) for word in ("float32", "bfloat16", "int8")] == [4, 2, 1]
-    assert bytes_a_weight("q8_0") == 34 / 32
+    assert [BYTES_A_WEIGHT[word] for word in ("float32", "bfloat16", "int8")] == [4, 2, 1]
+    assert BYTES_A_WEIGHT["q8_0"] == 34 / 32
+    assert BYTES_A_WEIGHT.keys() == {*get_args(Storage), *get_args(BlockStorage)}
 
 
 def test_a_model_is_here_only_with_all_of_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import makes
 import pytest
@@ -85,6 +87,30 @@ def test_a_pair_says_what_its_target_says_alone(form: str, name: str, lay: Lay, 
         assert relation(decoder) == ("different" if one_more else pair.tokenizer)
 
 
+PLANTED: dict[str, dict[str, Any]] = {
+    "openai-community/gpt2-xl": {"activation_function": "relu"},
+    "facebook/opt-350m": {"do_layer_norm_before": True, "_remove_final_layer_norm": True},
+    "microsoft/Phi-3-mini-4k-instruct": {"sliding_window": None},
+    "meta-llama/Llama-3.2-1B": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    "Qwen/Qwen3-8B": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    "google/gemma-3-4b-pt": {"text_config": {"sliding_window": 400}},
+    "google/gemma-3-270m": {"query_pre_attn_scalar": 64},
+}
+
+
+@pytest.mark.parametrize("model", PLANTED)
+def test_what_a_make_has_of_its_own_is_seen_where_it_is_left_out(model: str, root: Path, tmp_path: Path) -> None:
+    """A forward that forgot it would say something else than transformers, so the tests above would fail."""
+    shutil.copytree(makes.folder(model, root / "models"), tmp_path / "planted")
+    config = json.loads((tmp_path / "planted" / "config.json").read_text())
+    changes = {key: {**config[key], **new} if key == "text_config" else new for key, new in PLANTED[model].items()}
+    (tmp_path / "planted" / "config.json").write_text(json.dumps(config | changes))
+    decoder = library.load(tmp_path / "planted", device="cpu")
+    out = decoder.generate(TEXTS, max_new_tokens=24, eos_token_id=[])
+    prompts = [torch.tensor(encode(decoder.tokenizer, text)) for text in TEXTS]
+    assert [row.tolist() for row in out.tokens] != [greedy(makes.model_of(model), prompt, 24) for prompt in prompts]
+
+
 def ran(name: str, root: Path, out: Path) -> None:
     """The pair in the commands that decode."""
     prompts = root / "prompts.jsonl"
@@ -100,9 +126,13 @@ def ran(name: str, root: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize(("form", "name"), SOME)
-def test_some_pairs_go_through_the_commands(form: str, name: str, lay: Lay, root: Path, tmp_path: Path) -> None:
+def test_some_pairs_go_through_the_commands(
+    form: str, name: str, lay: Lay, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers' assisted generation takes no padding and no second tokenizer: it is left out with its reason."""
     lay(form, name)
     ran(name, root, tmp_path)
+    assert ("transformers assisted is left out: " in capsys.readouterr().out) == (PAIRS[name].tokenizer != "same")
 
 
 @pytest.mark.pairs

@@ -111,12 +111,11 @@ BLOCKS: Mapping[BlockStorage, tuple[int, int]] = {
 """Inputs of a block, and its bytes."""
 
 
-def bytes_a_weight(storage: Storage | BlockStorage) -> float:
-    """What a weight takes, its share of its block's scale included. The scale that int8 has an output is left out."""
-    if storage in FORMATS:
-        return FORMATS[storage].dtype.itemsize
-    inputs, nbytes = BLOCKS[storage]
-    return nbytes / inputs
+BYTES_A_WEIGHT: Mapping[Storage | BlockStorage, float] = {
+    **{word: float(each.dtype.itemsize) for word, each in FORMATS.items()},
+    **{word: nbytes / inputs for word, (inputs, nbytes) in BLOCKS.items()},
+}
+"""What a weight takes, its share of its block's scale included. The scale that int8 has an output is left out."""
 
 
 def storage_of(dtype: torch.dtype) -> Storage:
