@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -191,6 +192,17 @@ def test_what_was_measured_stands_in_the_documents() -> None:
             rows = [line.split("|") for line in part.splitlines() if line.startswith("| ")]
             gains = [float(row[3].split()[0]) for row in rows if row[1].strip() != "drafter"]
             assert max(gains) == each.best.gain
+
+
+def test_a_pair_tells_of_both_its_models() -> None:
+    phi3 = REGISTERED["phi3:llama3"]
+    assert phi3.parameters == (8_030_261_248, 3_821_079_552)
+    assert (phi3.licences, phi3.gated) == (("Llama 3", "MIT"), (phi3.target,))
+    assert phi3.formats == ("safetensors", "GGUF")
+    assert (REGISTERED["opt:2.7b"].formats, REGISTERED["stdlib"].formats) == (("pickle",), ("safetensors",))
+    assert REGISTERED["llama3:8b"].models == (phi3.target,)
+    with_copy = [replace(phi3, draft=draft).weight_bytes("float16") for draft in ("self:8", "skip:4", "self", None)]
+    assert with_copy == [2 * 8_030_261_248 + 8_030_261_248 * 36 / 32, 2 * 8_030_261_248, None, 2 * 8_030_261_248]
 
 
 def test_a_weight_takes_its_share_of_a_block() -> None:
