@@ -37,7 +37,7 @@ class Folder:
         self.dtypes: dict[str, torch.dtype | str] = {}
         self.nbytes = 0
         index = _index(folder)
-        for file in _listed(folder, index):
+        for file in _weight_files(folder, index):
             self.nbytes += check_regular(file)
             with _opened(file) as tensors:
                 for name in tensors.keys():  # noqa: SIM118  no dict
@@ -64,7 +64,7 @@ class Folder:
 
 def weight_files(folder: Path) -> list[Path]:
     """A folder's files of weights, unopened. Raises NotAModel where one is missing."""
-    return _listed(folder, _index(folder))
+    return _weight_files(folder, _index(folder))
 
 
 def _index(folder: Path) -> dict[str, Path]:
@@ -83,7 +83,7 @@ def _index(folder: Path) -> dict[str, Path]:
     return {tensor: folder / file for tensor, file in names.items()}
 
 
-def _listed(folder: Path, index: dict[str, Path]) -> list[Path]:
+def _weight_files(folder: Path, index: dict[str, Path]) -> list[Path]:
     if is_there(folder / WHOLE):
         return [folder / WHOLE]
     if index:
