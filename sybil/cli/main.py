@@ -15,6 +15,7 @@ from sybil.cli.chat import chat
 from sybil.cli.check import check
 from sybil.cli.compare import compare
 from sybil.cli.generate import generate
+from sybil.cli.pairs import pairs
 from sybil.cli.profile import profile
 from sybil.cli.terminal import close_stream, open_streams, unwritable
 from sybil.cli.verify import verify
@@ -36,6 +37,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(check)
 app.command()(compare)
+app.command()(pairs)
 app.command()(profile)
 app.command()(verify)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
 from sybil.drafting.window import AUTO
-from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong, SybilError
+from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong, SybilError, VocabularyMismatch
 from sybil.fit import check_assisted, way_of
 from sybil.loading import IN_BLOCKS, load, read
 from sybil.measuring.contenders import (
@@ -133,13 +133,17 @@ class Comparison:
         return TransformersContender(self.target, ends, prompt_lookup=proposed, sampling=task.sampling)
 
     def _assistant(self, draft: str) -> PreTrainedModel:
-        """The draft in transformers, in Sybil's dtype where transformers has that; raises VocabularyMismatch."""
+        """The draft in transformers, in Sybil's dtype where transformers has that. Raises PeerFailed where transformers
+        refuses a draft that Sybil takes."""
         from sybil.models.pretrained import load_transformers
 
         kept = FORMATS[self.draft_storage].dtype if self.draft_storage else self.task.computed
         dtype = kept if kept.is_floating_point else self.task.computed
         assistant = load_transformers(read(draft), dtype, self.device).eval()
-        check_assisted(self.target, assistant, draft)
+        try:
+            check_assisted(self.target, assistant, draft)
+        except VocabularyMismatch as error:
+            raise PeerFailed(f"{ASSISTED} is left out: {error}") from None
         return assistant
 
     def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:

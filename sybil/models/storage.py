@@ -114,6 +114,13 @@ BLOCKS: Mapping[BlockStorage, tuple[int, int]] = {
 """Inputs of a block, and its bytes."""
 
 
+BYTES_A_WEIGHT: Mapping[Storage | BlockStorage, float] = {
+    **{word: float(each.dtype.itemsize) for word, each in FORMATS.items()},
+    **{word: nbytes / inputs for word, (inputs, nbytes) in BLOCKS.items()},
+}
+"""What a weight takes, its share of its block's scale included. The scale that int8 has an output is left out."""
+
+
 def storage_of(dtype: torch.dtype) -> Storage:
     """The storage whose numbers are of that dtype; raises KeyError."""
     return {kept.dtype: word for word, kept in FORMATS.items()}[dtype]

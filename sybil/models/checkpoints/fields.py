@@ -167,6 +167,7 @@ FIELDS: Mapping[str, Kind] = {
     "residual_multiplier": SCALE,
     "logits_scaling": SCALE,
     "per_layer_config": or_null(PART),
+    "text_config": or_null(PART),
     "quantization_config": or_null(PART),
     "quant_method": TEXT,
     "rope_scaling": or_null(PART),

@@ -63,6 +63,11 @@ class Folder:
         return None
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """A folder's files of weights, unopened. Raises NotAModel where one is missing."""
+    return _weight_files(folder, _index(folder))
+
+
 def _index(folder: Path) -> dict[str, Path]:
     """Where the folder's index puts each tensor: a file of the folder, which may be a link, as in the hub's cache."""
     if is_there(folder / WHOLE) or not is_there(folder / INDEX):
