@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,16 @@ from sybil.arguments import described, token_ids
 from sybil.chat import ChatTemplate
 from sybil.decoding import Decoder
 from sybil.defaults import Defaults
-from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
+from sybil.devices import (
+    AUTO,
+    DTYPES,
+    choose_device,
+    default_draft_dtype,
+    default_dtype,
+    dtype_named,
+    fitting,
+    listed,
+)
 from sybil.drafting import Answers, DrafterFactory, DraftLookup
 from sybil.drafts import Maker, has_model, is_model, looks_up, parse
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
@@ -49,7 +59,8 @@ def load(
     A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding. draft: a model, given as the
     target is, or one of the names in drafts.py: "self" is the target's own copy in fewer bits, "lookup" proposes what
     followed the last tokens where they stood before. dtype: torch's or its name, as transformers takes them; "auto" is
-    the checkpoint's own; None is float32 on a CPU and float16 on a GPU. draft_dtype: of a draft that is a model; None
+    the checkpoint's own; None is float32 on a CPU, and float16 on a GPU, or bfloat16 for a model that needs its range
+    (float32 where the GPU has no bfloat16, with a UserWarning). draft_dtype: of a draft that is a model; None
     is int8 on a CPU, where our own forward knows the draft (the rule makes up for what it costs in agreement), and
     dtype elsewhere. On a CPU the weights of a GGUF file stay in the file's own blocks where no dtype is named. They are
     multiplied as the float32 numbers that the blocks stand for. device: None is the GPU where there is one. tokenizer:
@@ -75,6 +86,8 @@ def load(
     chosen = choose_device(device)
     main = read(target, tokenizer)
     kept = dtype_of(main, asked, chosen)
+    if asked is None and chosen.type == "cuda" and kept == torch.float32:
+        _warn_of_range(main, chosen)
     _check_as_it_is(main, asked, chosen, "dtype")
     defaults = Defaults.of(main.generation, main.config, main.name)
     model = building.load(main, _storage(main, asked, kept), kept, chosen)
@@ -93,6 +106,17 @@ def load(
     return decoder.with_draft(making.make(parse(draft)) if isinstance(draft, str) else making.source(draft))
 
 
+def _warn_of_range(checkpoint: Checkpoint, device: torch.device) -> None:
+    """For models passed as objects there is nothing to say: they are as they are."""
+    if checkpoint.model is None:
+        warnings.warn(
+            f"{checkpoint.name} may need more than float16's range, and {device} has no bfloat16: it is loaded in "
+            "float32. dtype='float16' takes half the memory, where it is enough",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def maker(
     checkpoint: Checkpoint,
     model: Model,
@@ -107,11 +131,12 @@ def maker(
     def source(named: str | Path | nn.Module) -> DrafterFactory:
         device = model.device
         helper = read(named, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
-        own = default_draft_dtype(dtype, device) if draft_dtype is None else dtype_of(helper, draft_dtype, device)
+        usual = _fitting(helper, default_draft_dtype(dtype, device), device)
+        own = usual if draft_dtype is None else dtype_of(helper, draft_dtype, device)
         if own == torch.int8 and device.type != "cpu":
             raise InvalidSetting(f"draft_dtype is int8 on {device}: int8 is for CPUs, use {dtype} or leave it out")
         _check_as_it_is(helper, draft_dtype, None, "draft_dtype")
-        foreign = dtype if draft_dtype is None else own
+        foreign = _fitting(helper, dtype, device) if draft_dtype is None else own
         drafting = building.load(helper, _storage(helper, draft_dtype, own), foreign, device)
         return fit.drafter(checkpoint, helper, model, drafting)
 
@@ -194,14 +219,14 @@ def keeps_blocks(source: str | Path, dtype: str | None, device: torch.device) ->
 def dtype_chosen(source: str | Path, dtype: str | None, device: torch.device) -> torch.dtype:
     """The dtype in which load() will have a target. Raises InvalidSetting."""
     asked = dtype_named(dtype)
-    if asked == AUTO:
-        return dtype_of(read(source), asked, device)
-    return default_dtype(device) if asked is None else asked
+    if asked is None and device.type == "cpu":
+        return default_dtype(device)
+    return asked if isinstance(asked, torch.dtype) else dtype_of(read(source), asked, device)
 
 
 def dtype_of(checkpoint: Checkpoint, asked: torch.dtype | Literal["auto"] | None, device: torch.device) -> torch.dtype:
     """What a checkpoint is loaded in: as asked, its own where that is "auto" or it is an object, or the device's
-    default. Raises InvalidSetting."""
+    default, which fits it. Raises InvalidSetting."""
     if isinstance(asked, torch.dtype):
         return asked
     if checkpoint.model is not None:
@@ -209,7 +234,17 @@ def dtype_of(checkpoint: Checkpoint, asked: torch.dtype | Literal["auto"] | None
 
         own = inside(checkpoint.model).dtype
         return own if own in DTYPES.values() else default_dtype(device)
-    return default_dtype(device) if asked is None or _in_blocks(checkpoint) else _stored_dtype(checkpoint)
+    if asked is None or _in_blocks(checkpoint):
+        return _fitting(checkpoint, default_dtype(device), device)
+    return _stored_dtype(checkpoint)
+
+
+def _fitting(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """See devices.fitting(). A model object is as it is."""
+    if checkpoint.model is not None:
+        return dtype
+    stored = None if _in_blocks(checkpoint) else DTYPES.get(_named_dtype(checkpoint))
+    return fitting(dtype, device, stored, checkpoint.config.get("model_type"))
 
 
 def _storage(checkpoint: Checkpoint, asked: torch.dtype | Literal["auto"] | None, kept: torch.dtype) -> Kept:
@@ -223,13 +258,18 @@ def _in_blocks(checkpoint: Checkpoint) -> bool:
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """What the config of a folder says, or else what its first floating-point weight is kept in."""
+    named = _named_dtype(checkpoint)
+    found = DTYPES.get(named)
+    if found is None:
+        raise InvalidSetting(f"dtype is auto and {checkpoint.name} is in {named[:40]!r}: name one of {listed()}")
+    return found
+
+
+def _named_dtype(checkpoint: Checkpoint) -> str:
     named = next((checkpoint.config[name] for name in ("dtype", "torch_dtype") if checkpoint.config.get(name)), None)
     if named is None and checkpoint.stored is not None:
         named = next((dtype for dtype in checkpoint.stored.dtypes.values() if isinstance(dtype, torch.dtype)), None)
-    found = DTYPES.get(str(named).removeprefix("torch."))
-    if found is None:
-        raise InvalidSetting(f"dtype is auto and {checkpoint.name} is in {str(named)[:40]!r}: name one of {listed()}")
-    return found
+    return str(named).removeprefix("torch.")
 
 
 def _check_as_it_is(checkpoint: Checkpoint, asked: object, device: torch.device | None, argument: str) -> None:
