@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sybil.allocation import OF_WEIGHTS, as_out_of_memory
 from sybil.models import Model, native
 from sybil.models.checkpoints.weights import Stored, arrange
 from sybil.models.folders import Checkpoint
@@ -22,6 +23,11 @@ def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, devi
     elsewhere, in foreign_dtype unless it is an object. Raises the errors of sybil.errors.
 
     Without the C forward "stored" becomes foreign_dtype, with a UserWarning where that takes more memory."""
+    with as_out_of_memory(f"{checkpoint.name} takes more memory than is free on {device}", OF_WEIGHTS):
+        return _load(checkpoint, storage, foreign_dtype, device)
+
+
+def _load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, device: torch.device) -> Model:
     if checkpoint.known and checkpoint.stored:
         if storage == "stored" and not _has_native(device):
             storage = storage_of(foreign_dtype)
@@ -64,5 +70,5 @@ def _warn_of_memory(name: str, stored: Stored, storage: Storage) -> None:
             f"{name} has its weights in blocks of a few bits, which Sybil multiplies only on a CPU with a C compiler: "
             f"here they become {storage}, which takes {taken / stored.nbytes:.1f} times the memory",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
