@@ -25,6 +25,8 @@ FEW: Mapping[str, torch.dtype | str] = {"int8": torch.int8, INT4: INT4, **{word:
 rounding.py's, whose products round activations too."""
 Asked = torch.dtype | str | None
 """A dtype of DTYPES, one of FEW, "auto", or None where nothing is said."""
+NARROW = frozenset({"gpt2", "opt", "gpt_neox", "llama"})
+"""Families (model_type) whose models float16's range is enough for, unless they are stored in bfloat16."""
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -84,8 +86,26 @@ def listed() -> str:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """What models are loaded in where nothing is said."""
+    """What models are loaded in where nothing is said, and float16's range is enough for them."""
     return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def fitting(dtype: torch.dtype, device: torch.device, stored: torch.dtype | None, family: object) -> torch.dtype:
+    """That dtype. In float16's place, for a model on a GPU that may need more than its range, bfloat16, or float32
+    where the GPU has no bfloat16.
+
+    stored: what the model's weights are stored in, None where that says nothing of the range. family: its model_type.
+    """
+    if dtype != torch.float16 or device.type != "cuda" or stored == torch.float16:
+        return dtype
+    if stored != torch.bfloat16 and family in NARROW:
+        return dtype
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU computes in bfloat16, and doesn't imitate it."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def default_draft_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sybil.allocation import as_out_of_memory
 from sybil.arguments import described
 from sybil.decoding import Decoder
 from sybil.drafting import DrafterFactory, DraftHybrid, DraftLookup, DraftModel, DraftSelf
@@ -184,7 +185,8 @@ class Maker:
         """The factory of a tree. A part that several trees share, such as a copy, is made once. Raises the errors of
         sybil.errors."""
         if draft not in self._made:
-            self._made[draft] = self._make(draft)
+            with as_out_of_memory("the draft takes more memory than there is", "take a smaller draft, or lookup"):
+                self._made[draft] = self._make(draft)
         return self._made[draft]
 
     def _make(self, draft: Draft) -> DrafterFactory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,11 +57,12 @@ def load(
     A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding. draft: a model, given as the
     target is, or one of the names in drafts.py: "self" is the target's own copy in fewer bits, "lookup" proposes what
     followed the last tokens where they stood before. dtype: torch's or its name, as transformers takes them; "auto" is
-    the checkpoint's own; None is float32 on a CPU and float16 on a GPU. On a CPU few bits can be named too: "int8",
-    "int4", or the blocks of a GGUF file ("q4_k"). A target in few bits is another model than the one that is stored,
-    and decoding is lossless for the rounded one. draft_dtype: of a draft that is a model; None is int8 on a CPU, where
-    our own forward knows the draft (the rule makes up for what it costs in agreement), and dtype elsewhere. On a CPU
-    the weights of a GGUF file stay in the file's own blocks where no dtype is named. They are multiplied as the float32
+    the checkpoint's own; None is float32 on a CPU, and float16 on a GPU, or bfloat16 for a model that needs its range
+    (float32 where the GPU has no bfloat16, with a UserWarning). On a CPU few bits can be named too: "int8", "int4", or
+    the blocks of a GGUF file ("q4_k"). A target in few bits is another model than the one that is stored, and decoding
+    is lossless for the rounded one. draft_dtype: of a draft that is a model; None is int8 on a CPU, where our own
+    forward knows the draft (the rule makes up for what it costs in agreement), and dtype elsewhere. On a CPU the
+    weights of a GGUF file stay in the file's own blocks where no dtype is named. They are multiplied as the float32
     numbers that the blocks stand for. device: "cpu", "cuda", "mps"; None and "auto" are the CUDA GPU where there is
     one. revision: a branch, a tag or a commit of the target's hub id. adapter: a LoRA adapter in peft's format, a
     folder or a hub id, which is merged into the target's weights. tokenizer: for models passed as objects,
@@ -87,6 +89,8 @@ def load(
     chosen = choose_device(device)
     main = read(target, tokenizer, revision, adapter, progress)
     stored, kept = target_kept(main, asked, chosen)
+    if asked is None and chosen.type == "cuda" and kept == torch.float32:
+        _warn_of_range(main, chosen)
     defaults = Defaults.of(main.generation, main.config, main.name)
     model = _built(main, stored, kept, chosen, progress)
     defaults.warn(main.name)
@@ -102,6 +106,17 @@ def load(
     lookup = DraftLookup(datastore=index, answers=Answers() if keep_answers else None)
     making = maker(main, model, kept, draft_asked, tokenizer, lookup, progress)
     return decoder.with_draft(making.make(parse(draft)) if isinstance(draft, str) else making.source(draft))
+
+
+def _warn_of_range(checkpoint: Checkpoint, device: torch.device) -> None:
+    """For models passed as objects there is nothing to say: they are as they are."""
+    if checkpoint.model is None:
+        warnings.warn(
+            f"{checkpoint.name} may need more than float16's range, and {device} has no bfloat16: it is loaded in "
+            "float32. dtype='float16' takes half the memory, where it is enough",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def maker(
@@ -240,6 +255,8 @@ def dtype_chosen(
     """The dtype in which load() will have a target; float32 where its weights are in few bits. Raises the errors of
     load()."""
     asked = dtype_named(dtype)
-    if asked == AUTO:
-        return dtype_of(read(source, revision=revision), asked, device)
-    return asked if isinstance(asked, torch.dtype) and not is_few(asked) else default_dtype(device)
+    if asked is None and device.type != "cuda":
+        return default_dtype(device)
+    if isinstance(asked, torch.dtype) and not is_few(asked):
+        return asked
+    return torch.float32 if is_few(asked) else dtype_of(read(source, revision=revision), asked, device)

@@ -8,7 +8,18 @@ from typing import cast
 import torch
 from torch import nn
 
-from sybil.devices import AUTO, DTYPES, INT4, Asked, default_draft_dtype, default_dtype, is_few, listed, word_of
+from sybil.devices import (
+    AUTO,
+    DTYPES,
+    INT4,
+    Asked,
+    default_draft_dtype,
+    default_dtype,
+    fitting,
+    is_few,
+    listed,
+    word_of,
+)
 from sybil.errors import InvalidSetting
 from sybil.models import building
 from sybil.models.checkpoints.weights import in_blocks
@@ -23,7 +34,7 @@ _BLOCKS: Mapping[object, BlockStorage] = {torch.int8: "q8_0", INT4: "q4_k"}
 
 def dtype_of(checkpoint: Checkpoint, asked: Asked, device: torch.device) -> torch.dtype:
     """What a checkpoint is computed in: as asked, its own where that is "auto" or it is an object, or the device's
-    default. Few bits are computed in float32. Raises InvalidSetting."""
+    default, which fits it. Few bits are computed in float32. Raises InvalidSetting."""
     if is_few(asked):
         return torch.float32
     if isinstance(asked, torch.dtype):
@@ -33,7 +44,17 @@ def dtype_of(checkpoint: Checkpoint, asked: Asked, device: torch.device) -> torc
 
         own = inside(checkpoint.model).dtype
         return own if own in DTYPES.values() else default_dtype(device)
-    return default_dtype(device) if asked is None or _in_blocks(checkpoint) else _stored_dtype(checkpoint)
+    if asked is None or _in_blocks(checkpoint):
+        return _fitting(checkpoint, default_dtype(device), device)
+    return _stored_dtype(checkpoint)
+
+
+def _fitting(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """See devices.fitting(). A model object is as it is."""
+    if checkpoint.model is not None:
+        return dtype
+    stored = None if _in_blocks(checkpoint) else DTYPES.get(_named_dtype(checkpoint))
+    return fitting(dtype, device, stored, checkpoint.config.get("model_type"))
 
 
 def storage(checkpoint: Checkpoint, asked: Asked, usual: torch.dtype, is_draft: bool = False) -> Kept:
@@ -63,9 +84,9 @@ def draft_kept(
     checkpoint: Checkpoint, asked: Asked, dtype: torch.dtype, device: torch.device
 ) -> tuple[Kept, torch.dtype]:
     """target_kept() of a draft, beside a target in dtype."""
-    computed = dtype if asked is None else dtype_of(checkpoint, asked, device)
+    computed = _fitting(checkpoint, dtype, device) if asked is None else dtype_of(checkpoint, asked, device)
     check_as_it_is(checkpoint, asked, None, "draft_dtype")
-    usual = default_draft_dtype(dtype, device) if asked is None else computed
+    usual = _fitting(checkpoint, default_draft_dtype(dtype, device), device) if asked is None else computed
     kept = storage(checkpoint, asked, usual, is_draft=True)
     building.check_kept(kept, device, "draft_dtype", asked)
     return kept, computed
@@ -77,13 +98,18 @@ def _in_blocks(checkpoint: Checkpoint) -> bool:
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """What the config of a folder says, or else what its first floating-point weight is kept in."""
+    named = _named_dtype(checkpoint)
+    found = DTYPES.get(named)
+    if found is None:
+        raise InvalidSetting(f"dtype is auto and {checkpoint.name} is in {named[:40]!r}: name one of {listed()}")
+    return found
+
+
+def _named_dtype(checkpoint: Checkpoint) -> str:
     named = next((checkpoint.config[name] for name in ("dtype", "torch_dtype") if checkpoint.config.get(name)), None)
     if named is None and checkpoint.stored is not None:
         named = next((dtype for dtype in checkpoint.stored.dtypes.values() if isinstance(dtype, torch.dtype)), None)
-    found = DTYPES.get(str(named).removeprefix("torch."))
-    if found is None:
-        raise InvalidSetting(f"dtype is auto and {checkpoint.name} is in {str(named)[:40]!r}: name one of {listed()}")
-    return found
+    return str(named).removeprefix("torch.")
 
 
 def check_as_it_is(checkpoint: Checkpoint, asked: Asked, device: torch.device | None, argument: str) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +40,7 @@ from sybil.measuring.peers import peers
 from sybil.measuring.profile import precision
 from sybil.measuring.prompts import Prompt, encode
 from sybil.measuring.task import Row, Task
+from sybil.measuring.timing import unrecorded
 from sybil.models.storage import FORMATS
 from sybil.noise import Noise
 from sybil.sampling import probabilities
@@ -158,8 +160,7 @@ class Comparison:
             for name in order:
                 if (prompt.id, name) in done:
                     continue
-                with PeakMemory(self.device) as peak:
-                    measured = self._run(name, ids, self.task.max_new_tokens, self.task.seed_of(index))
+                measured, growth = unrecorded(partial(self._remembered, name, ids, self.task.seed_of(index)))
                 if measured is None:
                     continue
                 yield {
@@ -168,7 +169,7 @@ class Comparison:
                     "domain": prompt.domain,
                     "prompt_tokens": len(ids),
                     **asdict(measured),
-                    "memory_growth": None if name in PEERS else peak.growth,  # which is this process's
+                    "memory_growth": None if name in PEERS else growth,  # which is this process's
                     "weight_bytes": self.contenders[name].weight_bytes,
                     **about,
                     "gamma": self.gamma_of(name),
@@ -178,6 +179,16 @@ class Comparison:
         """How many tokens that contender proposes in a round, where it proposes any."""
         way = self.task.ways.get(name)
         return self.task.gamma if way is None or way.gamma is None else way.gamma
+
+    def _remembered(self, name: str, ids: Tensor, seed: int) -> tuple[Measured | None, int | None]:
+        """One contender's whole run, and by how much memory grew."""
+        who = self.contenders.get(name)  # None: it failed at the first try
+        if who is None:
+            return None, None
+        models = who.decoder.models if isinstance(who, SybilContender) else ()
+        with PeakMemory(self.device, models) as peak:
+            measured = self._run(name, ids, self.task.max_new_tokens, seed)
+        return measured, peak.growth
 
     def _run(self, name: str, ids: Tensor, max_new_tokens: int, seed: int) -> Measured | None:
         """One contender's run; None for one that fails and takes no further part."""

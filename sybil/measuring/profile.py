@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sybil.clock import event
 from sybil.decoding import Decoder
 from sybil.drafting import DrafterFactory, DraftSelf
 from sybil.errors import InvalidSetting
@@ -21,7 +22,15 @@ from sybil.measuring import prompts as texts
 from sybil.measuring import workload as workloads
 from sybil.measuring.memory import PeakMemory, release, weight_bytes
 from sybil.measuring.prompts import Prompt
-from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
+from sybil.measuring.timing import (
+    STREAM,
+    STREAM_BYTES,
+    forward_case,
+    interleave,
+    stream_case,
+    synchronise,
+    unrecorded,
+)
 from sybil.models import Model
 from sybil.models.rounding import BLOCK, block_bytes
 from sybil.models.storage import BLOCKS, FORMATS, Kept, Rounding, Storage
@@ -93,11 +102,9 @@ class _Timed:
 
     def forward(self, tokens: Tensor, cache: Any) -> Tensor:
         if self.device.type == "cuda":
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            began.record()
+            began = event(self.device)
             logits = self._model.forward(tokens, cache)
-            ended.record()
-            self._events.append((began, ended))
+            self._events.append((began, event(self.device)))
             return logits
         start = time.perf_counter()
         logits = self._model.forward(tokens, cache)
@@ -129,12 +136,16 @@ class _Rounds:
     def __call__(self) -> dict[str, float]:
         """A whole round's parts, in milliseconds: the mean over the next text."""
         for _ in self._prompts:
-            steps = self._decoder.stream([next(self._texts)], **self._settings)
-            next(steps)
-            rounds = [parts for step, parts in self._measured(steps) if step.proposed == (self._gamma,)]
+            rounds = unrecorded(self._text)
             if rounds:  # the text didn't end at once
                 return {part: fmean(each[part] for each in rounds) for part in PARTS}
         raise InvalidSetting(f"no text of {len(self._prompts)} prompts lasts two rounds: give a pair that says more")
+
+    def _text(self) -> list[dict[str, float]]:
+        """The parts of the next text's whole rounds."""
+        steps = self._decoder.stream([next(self._texts)], **self._settings)
+        next(steps)
+        return [parts for step, parts in self._measured(steps) if step.proposed == (self._gamma,)]
 
     def _measured(self, steps: Iterator[Step]) -> Iterator[tuple[Step, dict[str, float]]]:
         self._seconds()  # forget what was timed before
@@ -200,7 +211,7 @@ def _memory(decoder: Decoder, prompt: Tensor, settings: Mapping[str, Any]) -> di
     """Bytes by part; peak: of weights, caches and all else in a generation, None where the system doesn't say."""
     target, capacity = decoder.target, len(prompt) + settings["max_new_tokens"] + settings["gamma"] + 1
     release()
-    with PeakMemory(target.device) as peak:
+    with PeakMemory(target.device, decoder.models) as peak:
         decoder.generate([prompt], **settings)
     held: dict[str, int | None] = {}
     for whose, model in zip(("target's", "draft's"), decoder.models, strict=False):

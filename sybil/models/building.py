@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from sybil.allocation import OF_WEIGHTS, as_out_of_memory
 from sybil.devices import Asked, is_few, word_of
 from sybil.errors import InvalidSetting
 from sybil.models import Model, native, planning
@@ -26,6 +27,11 @@ def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, devi
     elsewhere, in foreign_dtype unless it is an object. Raises the errors of sybil.errors.
 
     Without the C forward "stored" becomes foreign_dtype, with a UserWarning where that takes more memory."""
+    with as_out_of_memory(f"{checkpoint.name} takes more memory than is free on {device}", OF_WEIGHTS):
+        return _load(checkpoint, storage, foreign_dtype, device)
+
+
+def _load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, device: torch.device) -> Model:
     if checkpoint.known and checkpoint.stored:
         if storage == "stored" and not planning.has_native(device):
             storage = storage_of(foreign_dtype)
