@@ -74,6 +74,7 @@ def load(
     check_draft_dtype(draft, draft_asked)
     chosen = choose_device(device)
     main = read(target, tokenizer)
+    fit.check_target(main)
     kept = dtype_of(main, asked, chosen)
     _check_as_it_is(main, asked, chosen, "dtype")
     defaults = Defaults.of(main.generation, main.config, main.name)

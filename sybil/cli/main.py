@@ -13,6 +13,7 @@ import typer
 import sybil
 from sybil.cli.chat import chat
 from sybil.cli.compare import compare
+from sybil.cli.distill import distill
 from sybil.cli.generate import generate
 from sybil.cli.profile import profile
 from sybil.cli.terminal import close_stream, open_streams, unwritable
@@ -36,6 +37,7 @@ app.command()(chat)
 app.command()(compare)
 app.command()(profile)
 app.command()(verify)
+app.command()(distill)
 
 
 def _version(wanted: bool) -> None:
