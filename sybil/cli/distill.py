@@ -88,7 +88,11 @@ def distill(
         decoder, checkpoint = load(source, dtype=dtype, device=device), read(source)
     with _Shown(console) as shown:
         distillation = Distillation(asked, decoder.without_draft(), checkpoint, found, out, shown.report)
-        made = distillation.run()
+        try:
+            made = distillation.run()
+        except KeyboardInterrupt:
+            console.print(f"interrupted: the same command goes on from {out}", soft_wrap=True)
+            raise typer.Exit(130) from None
     prompts = card.held_out_prompts(distillation.held_out)
     with console.status("measuring the draft"):
         kept = dtype_of(checkpoint, named, chosen)

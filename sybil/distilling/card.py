@@ -147,21 +147,21 @@ Held-out prompts (`{PROMPTS}`), decoded with gamma {GAMMA} and {LENGTH} new toke
 |---|---:|---:|---:|---:|---:|
 {rows}
 
-In training, over held-out answers of the target: the mean loss since the row before (nats a token), how often target and
-draft find the same token likeliest, and the sum of min(target, draft) over the target's likeliest tokens.
+In training, over held-out answers of the target: the mean loss since the row before (nats a token), how often target
+and draft find the same token likeliest, and the sum of min(target, draft) over the target's likeliest tokens.
 
 | step | loss | same token | sum of min |
 |---:|---:|---:|---:|
 {steps}
 
 ## Made from
-The target's own distribution at {made.places:,} places: {plan.answers} batches of {ROWS} answers to prompts from the data,
-half of them greedy and half sampled, up to {NEW_TOKENS} tokens each, and {plan.texts} batches of {ROWS} texts of
+The target's own distribution at {made.places:,} places: {plan.answers} batches of {ROWS} answers to prompts from the
+data, greedy and sampled by turns, up to {NEW_TOKENS} tokens each, and {plan.texts} batches of {ROWS} texts of
 {asked.window} tokens. The data: {len(data.training)} documents, {len(data.held_out)} more held out, SHA-256
 `{data.digest}`.
 
-The target spoke for {made.taught / 60:.1f} minutes. The draft learned for {course.seconds / 60:.1f} minutes, {course.step}
-steps, {course.tokens / 1e6:.2f} M places, some of them several times.
+The target spoke for {made.taught / 60:.1f} minutes. The draft learned for {course.seconds / 60:.1f} minutes:
+{course.step} steps, {course.tokens / 1e6:.2f} M places, some of them several times.
 
     {command}
 

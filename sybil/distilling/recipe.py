@@ -112,6 +112,17 @@ def planned(path: Path) -> Plan | None:
     return _read(path, Plan) if path.exists() else None
 
 
+def check_plan(plan: Plan, asked: Recipe, out: Path) -> None:
+    """Raises ResultsMismatch where numbers are asked for that the plan doesn't have."""
+    for name in ("answers", "steps"):
+        planned, wanted = getattr(plan, name), getattr(asked, name)
+        if None not in (planned, wanted) and planned != wanted:
+            raise ResultsMismatch(
+                f"{out} was planned with {name} {planned}, and this run asks for {wanted}: leave --{name} out, or use "
+                "another --out"
+            )
+
+
 def _written(record: Recipe | Plan) -> bytes:
     return json.dumps(asdict(record), indent=1).encode() + b"\n"
 

@@ -136,6 +136,7 @@ class Distillation:
         take."""
         path = self.work / "plan.json"
         if (earlier := recipe.planned(path)) is not None:
+            recipe.check_plan(earlier, self.recipe, self.out)
             return earlier
         answers = self._within_budget() if self.recipe.answers is None else self.recipe.answers
         plan = Plan(answers=answers, texts=self._texts(answers), steps=self.recipe.steps)
