@@ -23,10 +23,10 @@ from sybil.loading import load, read
 SIZES = dict(layers=1, width=16, vocabulary=32, window=16, answers=4, steps=30, seed=3)
 
 
-def distill(target: Path, data: Path, out: Path) -> None:
-    """What `sybil distill` does, in a tenth of a second a stage."""
+def distill(target: Path, data: Path, out: Path, seconds: float = 0.0) -> None:
+    """What `sybil distill` does, in a tenth of a second a stage; seconds: from one checkpoint to the next."""
     torch.set_num_threads(1)
-    training.STEP_TOKENS, training.CHECKPOINT_SECONDS = 256, 0.0
+    training.STEP_TOKENS, training.CHECKPOINT_SECONDS = 256, seconds
     asked = Recipe(target=str(target), **SIZES)
     Distillation(asked, load(target), read(target), documents.read([data]), out, lambda *_: None).run()
 
@@ -43,7 +43,7 @@ def forked(target: Path, data: Path, out: Path) -> int:
 
 
 def main(target: Path, data: Path, out: Path, kills: int) -> int:
-    """Exits with the status of the last process; prints how many were killed before they had ended."""
+    """Exits with the status of the last process; writes how many were killed before they had ended."""
     import transformers  # noqa: F401 - once, and not in each process
 
     moments, killed = random.Random(0), 0
@@ -54,7 +54,7 @@ def main(target: Path, data: Path, out: Path, kills: int) -> int:
         _, status = os.waitpid(pid, 0)
         killed += os.WIFSIGNALED(status)
     _, status = os.waitpid(forked(target, data, out), 0)
-    print(killed)
+    sys.stdout.write(f"{killed}\n")
     return os.waitstatus_to_exitcode(status)
 
 

@@ -1,4 +1,4 @@
-"""`sybil distill`: what it reads, what it learns from, that it can be cut off anywhere, and the folder that it leaves."""
+"""`sybil distill`: what it reads and learns from, that it can be cut off anywhere, and the folder that it leaves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from sybil.distilling import documents, loss, recipe, shards, student, teacher, 
 from sybil.distilling.documents import Document
 from sybil.distilling.loss import Wanted
 from sybil.distilling.material import Material, Reading
-from sybil.distilling.recipe import Recipe
 from sybil.distilling.shards import Shard
 from sybil.drafting.narrowed import Narrowed
 from sybil.errors import InvalidSetting, NotAModel, ResultsMismatch, SybilError, VocabularyMismatch
@@ -61,7 +59,8 @@ def undisturbed(target: Path, data: Path, tmp_path_factory: pytest.TempPathFacto
     """The folder of a run that nothing cut off."""
     out = tmp_path_factory.mktemp("whole") / "draft"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "STEP_TOKENS", 256)
+        for name in ("STEP_TOKENS", "CHECKPOINT_SECONDS"):  # which distill() changes
+            patch.setattr(training, name, getattr(training, name))
         killing.distill(target, data, out)
     return out
 
@@ -303,44 +302,29 @@ class _CutError(Exception):
 def test_cut_before_and_after_every_file_it_ends_with_the_same_draft(
     target: Path, data: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each run writes one file more than the one before, and then stops, once before it is there and once after."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 1e9)
-    monkeypatch.setattr(killing, "SIZES", killing.SIZES | {"steps": 30})
-    whole, left = files.replace, [0]
+    """Each second run writes one file more than the one before; the others stop before it is written."""
+    whole, left, cuts = files.replace, 0, 0
 
     def replace(path: Path, content: bytes) -> None:
-        if left[0] == 0:
+        nonlocal left
+        if left == 0:
             raise _CutError
-        left[0] -= 1
+        left -= 1
         whole(path, content)
-        if left[0] == 0:
+        if left == 0:
             raise _CutError
 
     monkeypatch.setattr(files, "replace", replace)
-    monkeypatch.setattr(killing.training, "CHECKPOINT_SECONDS", 1e9)
-    cuts = 0
-    for _ in range(40):
-        for left[0] in (0, 1):
-            try:
-                _distilled(target, data, tmp_path / "draft")
-            except _CutError:
-                cuts += 1
-                continue
-            break
+    while True:
+        left = cuts % 2
+        try:
+            killing.distill(target, data, tmp_path / "draft", seconds=1e9)
+        except _CutError:
+            cuts += 1
         else:
-            continue
-        break
+            break
     assert cuts > 10
-    left[0] = -1
-    _distilled(target, data, tmp_path / "draft")
     assert weights(tmp_path / "draft") == weights(undisturbed)
-
-
-def _distilled(target: Path, data: Path, out: Path) -> None:
-    """killing.distill() with a checkpoint at the end alone, which is quicker here."""
-    seconds = training.CHECKPOINT_SECONDS
-    killing.distill(target, data, out)
-    training.CHECKPOINT_SECONDS = seconds
 
 
 def test_what_a_checkpoint_leaves_out_would_be_seen(
