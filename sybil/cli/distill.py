@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sybil.cli import options
-from sybil.cli.compare import compare
+from sybil.cli.compare import SEVERAL, compare
 from sybil.cli.terminal import make_console, make_table
 from sybil.devices import choose_device, dtype_named
 from sybil.distilling import card, documents
@@ -101,10 +101,13 @@ def distill(
     card.write(made, worth, licence, _command(made, data, dtype))
     _print(console, made, worth)
     if comparing:
+        length = min(SEVERAL[1], distillation.new_tokens)
         del decoder, distillation  # their memory
-        name = str(out.resolve())
-        ways = f"draft,self,lookup,hybrid:lookup,{name}"
-        compare(target=source, draft=name, drafters=ways, dtype=dtype, device=device, prompt_file=path, out=out)
+        ways = f"draft,self,lookup,hybrid:lookup,{out}"
+        compare(
+            target=target, draft=str(out), drafters=ways, dtype=dtype, device=device, prompt_file=path, out=out,
+            max_new_tokens=length,
+        )  # fmt: skip
 
 
 class _Shown:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,21 +108,18 @@ def save(
     tokens: np.ndarray | None,
     end_tokens: Collection[int],
     folder: Path,
-    about: Mapping[str, Any],
 ) -> None:
     """A folder in transformers' format, float16, with the target's tokenizer. tokens: those that it knows; None for
-    all. about: written into its config. A file is replaced by a whole one; the weights are the last."""
-    config = model.config
+    all. Each file of an earlier run is replaced by a whole one, the weights last."""
+    whole = copy.deepcopy(model).to(CPU, torch.float16)
     if tokens is None:
-        config.eos_token_id = sorted(end_tokens) or None
+        whole.config.eos_token_id = sorted(end_tokens) or None
     else:
-        setattr(config, DRAFT_TOKENS, tokens.tolist())
-    config.update(about)
+        setattr(whole.config, DRAFT_TOKENS, tokens.tolist())
     made = folder / ".made"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
-    state = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    model.save_pretrained(made, state_dict=state)
+    whole.save_pretrained(made)
     tokenizer.save(str(made / "tokenizer.json"))
     (made / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend"}))
     (made / "generation_config.json").unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from sybil.distilling.optimizer import MuonWithAdam
 from sybil.distilling.shards import Shard
 from sybil.errors import NumericalFailure, ResultsMismatch, told
 from sybil.measuring import files
+from sybil.transfer import count_to, integers
 
 if TYPE_CHECKING:
     from transformers import MistralForCausalLM
@@ -55,14 +56,15 @@ class Text:
         wanted = (np.where(is_known, top, 0), probs.astype(np.float32), share.astype(np.float32))
         return cls(torch.from_numpy(own[shard.tokens]), Wanted(*map(torch.from_numpy, wanted)))
 
-    def windows(self, starts: list[int], length: int) -> tuple[Tensor, Tensor, Wanted]:
+    def windows(self, starts: list[int], length: int, device: torch.device) -> tuple[Tensor, Tensor, Wanted]:
         """The tokens (n, length) of the windows, and where in them the target was asked (n, length), and what it said
-        there."""
-        places = torch.tensor(starts)[:, None] + torch.arange(length)
+        there; all of it on the device."""
+        rest = (self.wanted.probs, self.wanted.weights)
+        places = integers(starts)[:, None] + count_to(length)
         asked = self.wanted.weights[places] > 0
         at = places[asked]
-        wanted = Wanted(self.wanted.top[at].long(), self.wanted.probs[at], self.wanted.weights[at])
-        return self.tokens[places].long(), asked, wanted
+        wanted = Wanted(self.wanted.top[at].long().to(device), *(each[at].to(device) for each in rest))
+        return self.tokens[places].long().to(device), asked.to(device), wanted
 
 
 @dataclass(slots=True)
@@ -112,7 +114,7 @@ class Training:
         places = len(self.text.tokens) - self.window + 1
         numbers = range(course.step * count, (course.step + 1) * count)
         starts = [int(number * GOLDEN % 1.0 * places) for number in numbers]
-        tokens, asked, wanted = self.text.windows(starts, self.window)
+        tokens, asked, wanted = self.text.windows(starts, self.window, self.model.device)
         if len(wanted.weights):
             loss = divergence(self._hidden(tokens, asked), self._head(), wanted)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -137,7 +139,7 @@ class Training:
         starts = list(range(0, whole - window + 1, window))[:EVALUATED]
         found, places = [0.0, 0.0], 0
         for first in range(0, len(starts), 8):
-            tokens, asked, wanted = self.held_out.windows(starts[first : first + 8], window)
+            tokens, asked, wanted = self.held_out.windows(starts[first : first + 8], window, self.model.device)
             count = len(wanted.weights)
             each = estimates(self._hidden(tokens, asked), self._head(), wanted)
             found, places = [total + count * part for total, part in zip(found, each, strict=True)], places + count
