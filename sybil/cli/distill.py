@@ -103,9 +103,10 @@ def distill(
     if comparing:
         length = min(SEVERAL[1], distillation.new_tokens)
         del decoder, distillation  # their memory
-        ways = f"draft,self,lookup,hybrid:lookup,{out}"
+        name = str(out.resolve())  # so that no word of the drafts' grammar is taken for it
+        ways = "draft,self,lookup" + f",hybrid:lookup,{name}" * ("," not in name)
         compare(
-            target=target, draft=str(out), drafters=ways, dtype=dtype, device=device, prompt_file=path, out=out,
+            target=target, draft=name, drafters=ways, dtype=dtype, device=device, prompt_file=path, out=out,
             max_new_tokens=length,
         )  # fmt: skip
 
