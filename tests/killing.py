@@ -20,13 +20,13 @@ from sybil.distilling.recipe import Recipe
 from sybil.distilling.stages import Distillation
 from sybil.loading import load, read
 
-SIZES = dict(layers=1, width=16, vocabulary=32, window=16, answers=4, steps=30, seed=3)
+SIZES = dict(layers=1, width=16, vocabulary=32, window=16, answers=3, steps=16, seed=3)
 
 
 def distill(target: Path, data: Path, out: Path, seconds: float = 0.0) -> None:
     """What `sybil distill` does, in a tenth of a second a stage; seconds: from one checkpoint to the next."""
     torch.set_num_threads(1)
-    training.STEP_TOKENS, training.CHECKPOINT_SECONDS = 256, seconds
+    training.STEP_TOKENS, training.EVALUATIONS, training.CHECKPOINT_SECONDS = 256, 2, seconds
     asked = Recipe(target=str(target), **SIZES)
     Distillation(asked, load(target), read(target), documents.read([data]), out, lambda *_: None).run()
 
@@ -49,7 +49,7 @@ def main(target: Path, data: Path, out: Path, kills: int) -> int:
     moments, killed = random.Random(0), 0
     for _ in range(kills):
         pid = forked(target, data, out)
-        time.sleep(moments.uniform(0.02, 0.6))
+        time.sleep(moments.uniform(0.02, 0.5))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         killed += os.WIFSIGNALED(status)

@@ -26,7 +26,7 @@ from sybil.distilling.shards import Shard
 from sybil.drafting.narrowed import Narrowed
 from sybil.errors import InvalidSetting, NotAModel, ResultsMismatch, SybilError, VocabularyMismatch
 from sybil.fit import DRAFT_TOKENS, way_of
-from sybil.measuring import files
+from sybil.measuring import files, prompts
 
 VOCABULARY = 54
 WORDS = "the cat SAT on a mat AND ate the Rat that sat on the hat of a fat cat in Paris "
@@ -51,6 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "STEP_TOKENS", 256)
+    monkeypatch.setattr(training, "EVALUATIONS", 2)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
 
 
@@ -59,7 +60,7 @@ def undisturbed(target: Path, data: Path, tmp_path_factory: pytest.TempPathFacto
     """The folder of a run that nothing cut off."""
     out = tmp_path_factory.mktemp("whole") / "draft"
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("STEP_TOKENS", "CHECKPOINT_SECONDS"):  # which distill() changes
+        for name in ("STEP_TOKENS", "EVALUATIONS", "CHECKPOINT_SECONDS"):  # which distill() changes
             patch.setattr(training, name, getattr(training, name))
         killing.distill(target, data, out)
     return out
@@ -167,11 +168,11 @@ def test_prompts_have_their_turn_once_and_texts_are_cut(target: Path) -> None:
 
 def test_answers_and_texts_have_the_targets_distribution(target: Path) -> None:
     decoder, model = load(target), llama(vocab=VOCABULARY)
-    prompts = [np.array(ids, np.int32) for ids in ([3, 4, 5], [9], [7] * 20)]
+    asked = [np.array(ids, np.int32) for ids in ([3, 4, 5], [9], [7] * 20)]
     for sampled in (False, True):
-        shard = teacher.answers(decoder, prompts, 12, sampled=sampled, seed=1)
-        _check_shard(shard, model, [len(each) for each in prompts])
-    plain = decoder.generate([each.tolist() for each in prompts], max_new_tokens=12, do_sample=True, seed=1)
+        shard = teacher.answers(decoder, asked, 12, sampled=sampled, seed=1)
+        _check_shard(shard, model, [len(each) for each in asked])
+    plain = decoder.generate([each.tolist() for each in asked], max_new_tokens=12, do_sample=True, seed=1)
     assert [*plain.tokens[0]] == shard.tokens[3 : 3 + len(plain.tokens[0])].tolist()  # Sybil's own sampled text
     windows = [np.arange(start, start + 16, dtype=np.int32) for start in (0, 9)]
     shard = teacher.texts(decoder.target, windows)
@@ -247,7 +248,7 @@ def test_estimates_are_what_sampling_would_accept() -> None:
     probs, top = target.topk(9)
     sampled, greedy = loss.estimates(hidden, head, Wanted(top, probs, torch.ones(40)))
     assert sampled == pytest.approx(torch.minimum(target, draft).sum(-1).mean().item(), abs=1e-6)
-    assert greedy == (target.argmax(-1) == draft.argmax(-1)).float().mean().item()
+    assert greedy == (target.argmax(-1) == draft.argmax(-1)).double().mean().item()
 
 
 def test_the_commonest_tokens_are_known_and_the_ends() -> None:
@@ -334,7 +335,7 @@ def test_what_a_checkpoint_leaves_out_would_be_seen(
     steps, ordinary = [0], training.Training.step
 
     def step(self: training.Training) -> None:
-        if steps[0] == 12:
+        if steps[0] == 8:
             raise _CutError
         steps[0] += 1
         ordinary(self)
@@ -463,13 +464,17 @@ def test_tokens_that_a_folder_can_not_know(
 
 
 def test_the_command_ends_with_a_folder_a_card_and_a_table(
-    target: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    target: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "draft"
     command = ("distill", target, "--data", data, "--out", out, "--budget", "0.02", "--width", 16, "--window", 16)
+    compared: dict[str, Any] = {}
+    monkeypatch.setattr("sybil.cli.distill.compare", lambda **asked: compared.update(asked))
     assert sybil(*command, "--vocabulary", 32) == 0
+    assert (compared["target"], compared["draft"]) == (str(target), str(out))
+    assert [prompt.domain for prompt in prompts.load(compared["prompt_file"])]
     printed = capsys.readouterr().out
-    for word in ("answers of the target: ", "steps: ", "accepted greedily", "hybrid:lookup", "tokens/round"):
+    for word in ("answers of the target: ", "steps: ", "accepted greedily"):
         assert word in printed
     card = (out / "README.md").read_text()
     for word in ("bit for bit", "temperature 0", "temperature 1", "no licence", "SHA-256", "sum of min", "--steps"):

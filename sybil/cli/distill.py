@@ -23,6 +23,7 @@ from sybil.loading import dtype_of, load, read
 from sybil.measuring import files
 
 TRAINING = "Training"
+COMPARED = "draft,self,lookup,hybrid"
 EVERY = 30.0  # seconds from one line to the next, where there is no terminal
 
 
@@ -104,9 +105,8 @@ def distill(
         length = min(SEVERAL[1], distillation.new_tokens)
         del decoder, distillation  # their memory
         name = str(out.resolve())  # so that no word of the drafts' grammar is taken for it
-        ways = "draft,self,lookup" + f",hybrid:lookup,{name}" * ("," not in name)
         compare(
-            target=target, draft=name, drafters=ways, dtype=dtype, device=device, prompt_file=path, out=out,
+            target=target, draft=name, drafters=COMPARED, dtype=dtype, device=device, prompt_file=path, out=out,
             max_new_tokens=length,
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ from sybil.loading import maker
 from sybil.measuring import files
 from sybil.models.checkpoints.gguf import header
 from sybil.models.folders import Checkpoint
-from sybil.results import Stats
+from sybil.results import Stats, Step
 
 GAMMA, MEASURED, LENGTH = 4, 24, 64  # tokens of a proposal, prompts, new tokens of each
 KEPT = 64  # held-out prompts that the folder has
@@ -58,7 +58,7 @@ def worth(
 def _counted(decoder: Decoder, prompts: list[Document], *, sampled: bool) -> Stats:
     drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0} if sampled else {}
     count = min(LENGTH, decoder.target.context // 2)
-    steps = []
+    steps: list[Step] = []
     for seed, prompt in enumerate(prompts):
         said: str | list[dict[str, str]] = prompt.text
         if prompt.messages and decoder.chat_template is not None:

@@ -172,5 +172,5 @@ def _parted(documents: list[Document], skipped: int) -> Documents:
     held = {each.key for each in documents if int.from_bytes(each.key[:8], "big") % HELD_OUT == 0}
     if not held or len(held) == len(documents):
         held = {documents[-1].key}
-    chosen = [tuple(each for each in documents if (each.key in held) is wanted) for wanted in (False, True)]
-    return Documents(*chosen, skipped)
+    training, held_out = (tuple(each for each in documents if (each.key in held) is wanted) for wanted in (False, True))
+    return Documents(training, held_out, skipped)

@@ -19,7 +19,7 @@ def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
     """A matrix with gradient's singular vectors and singular values near 1."""
     a, b, c = NEWTON_SCHULZ
     tall = gradient.shape[0] > gradient.shape[1]
-    x = gradient.T if tall else gradient
+    x: Tensor = gradient.T if tall else gradient
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T

@@ -67,7 +67,7 @@ def load(path: Path, vocab_size: int) -> Shard:
 
 def joined(shards: Sequence[Shard]) -> Shard:
     """All in one row."""
-    return Shard(
-        *(np.concatenate([getattr(each, name) for each in shards]) for name in ("tokens", "top", "log_probs")),
-        seconds=sum(each.seconds for each in shards),
+    tokens, top, log_probs = (
+        np.concatenate([getattr(each, name) for each in shards]) for name in ("tokens", "top", "log_probs")
     )
+    return Shard(tokens, top, log_probs, sum(each.seconds for each in shards))

@@ -180,7 +180,7 @@ class Distillation:
         embedding, context = student.reduced(theirs, self.recipe.width), self.decoder.target.context
         model = student.build(self.recipe, embedding, context, knows_all=known is None)
         text, held_out = texts
-        model.to(self.decoder.target.device)  # type: ignore[arg-type]
+        model.to(self.decoder.target.device)
         return Training(model, text, held_out, proposed=len(embedding), window=self.recipe.window, steps=steps)
 
     def _tell(self, plan: Plan) -> Callable[[Course], None]:

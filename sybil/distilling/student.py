@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -54,9 +55,10 @@ def reduced(embedding: Tensor, width: int) -> Tensor:
     of length 1 in the mean. It is the best of its rank (Eckart and Young 1936), what all rows share left out."""
     centred = (embedding - embedding.mean(0)).double()
     _, directions = torch.linalg.eigh(centred.T @ centred)
-    found = centred @ directions.flip(1)[:, :width]
+    found: Tensor = centred @ directions.flip(1)[:, :width]
     found = torch.nn.functional.pad(found, (0, width - found.shape[1]))
-    return (found / found.norm(dim=1).mean().clamp(min=1e-12)).float()
+    length: Tensor = found.norm(dim=1).mean().clamp(min=1e-12)
+    return (found / length).float()
 
 
 def heads(width: int) -> int:
@@ -111,18 +113,20 @@ def save(
 ) -> None:
     """A folder in transformers' format, float16, with the target's tokenizer. tokens: those that it knows; None for
     all. Each file of an earlier run is replaced by a whole one, the weights last."""
-    whole = copy.deepcopy(model).to(CPU, torch.float16)
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], torch.float16
     if tokens is None:
-        whole.config.eos_token_id = sorted(end_tokens) or None
+        config.eos_token_id = sorted(end_tokens) or None
     else:
-        setattr(whole.config, DRAFT_TOKENS, tokens.tolist())
+        setattr(config, DRAFT_TOKENS, tokens.tolist())
+    weights = {name: weight.detach().to(CPU, torch.float16) for name, weight in model.named_parameters()}
     made = folder / ".made"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
-    whole.save_pretrained(made)
+    config.save_pretrained(made)
+    save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(made / "tokenizer.json"))
     (made / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend"}))
-    (made / "generation_config.json").unlink(missing_ok=True)
     for file in sorted(made.iterdir(), key=lambda each: each.suffix == ".safetensors"):
         file.replace(folder / file.name)
     made.rmdir()

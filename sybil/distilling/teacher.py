@@ -75,7 +75,7 @@ def texts(model: Model, windows: Sequence[Ids]) -> Shard:
     rows = integers(np.stack(windows).tolist())
     batch, length = rows.shape
     cache = model.new_cache(batch, length)
-    parts = rows.split(max(LOGITS_AT_ONCE // (batch * model.vocab_size), 1), 1)
+    parts = torch.split(rows, max(LOGITS_AT_ONCE // (batch * model.vocab_size), 1), 1)
     found = [_by_row(model.forward(part.contiguous().to(model.device), cache)) for part in parts]
     top, log_probs = (torch.cat(each, 1).numpy() for each in zip(*found, strict=True))
     return _shard([*rows.numpy()], [*top], [*log_probs], began)
@@ -94,6 +94,6 @@ def _around(found: np.ndarray, before: int, after: int, value: float) -> np.ndar
 
 
 def _shard(tokens: Sequence[Any], top: Sequence[Any], log_probs: Sequence[Any], began: float) -> Shard:
-    whole = [np.concatenate(each) for each in (tokens, top, log_probs)]
-    kinds = (np.int32, np.int32, np.float16)
-    return Shard(*(part.astype(kind) for part, kind in zip(whole, kinds, strict=True)), time.monotonic() - began)
+    whole, likely, probs = (np.concatenate(each) for each in (tokens, top, log_probs))
+    seconds = time.monotonic() - began
+    return Shard(whole.astype(np.int32), likely.astype(np.int32), probs.astype(np.float16), seconds)
