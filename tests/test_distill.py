@@ -15,10 +15,10 @@ import pytest
 import torch
 from tiny import gpt2, letters, llama, save, sybil
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
 
-from sybil import load
-from sybil.distilling import documents, loss, recipe, shards, student, teacher, training
+from sybil import ChatTemplate, load
+from sybil.distilling import card, documents, loss, recipe, shards, student, teacher, training
 from sybil.distilling.documents import Document
 from sybil.distilling.loss import Wanted
 from sybil.distilling.material import Material, Reading
@@ -26,6 +26,7 @@ from sybil.distilling.shards import Shard
 from sybil.drafting.narrowed import Narrowed
 from sybil.errors import InvalidSetting, NotAModel, ResultsMismatch, SybilError, VocabularyMismatch
 from sybil.fit import DRAFT_TOKENS, way_of
+from sybil.loading import read
 from sybil.measuring import files, prompts
 
 VOCABULARY = 54
@@ -34,7 +35,9 @@ WORDS = "the cat SAT on a mat AND ate the Rat that sat on the hat of a fat cat i
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(llama(vocab=VOCABULARY), tmp_path_factory.mktemp("target"), letters(VOCABULARY))
+    folder = save(llama(vocab=VOCABULARY), tmp_path_factory.mktemp("target"), letters(VOCABULARY))
+    (folder / "README.md").write_text("---\ntags: [x]\nlicense: apache-2.0\n---\n# A model\n")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +164,22 @@ def test_prompts_have_their_turn_once_and_texts_are_cut(target: Path) -> None:
     again = [material.asked(number) for number in range(material.prompts, 2 * material.prompts)]
     assert [each.messages for each in again] != [each.messages for each in first]
     assert max(len(material.prompt(number)) for number in range(material.prompts)) <= 40
+
+
+def test_a_target_that_chats_is_asked_by_its_template(target: Path) -> None:
+    template = ChatTemplate("{% for each in messages %}{{ each.role[0] }} {{ each.content }} {% endfor %}A ")
+    reading = Reading(letters(VOCABULARY), template, 500)
+    said = (("system", "be"), ("user", "cat"), ("assistant", "Rat"))
+    material = Material([Document(messages=said), Document(WORDS * 40)], reading, seed=1)
+    every = range(material.prompts)
+    texts = [letters(VOCABULARY).decode(material.prompt(number).tolist()) for number in every]
+    asked = [material.asked(number) for number in every]
+    assert "s be u cat A " in texts
+    assert all(text == each.text for text, each in zip(texts, asked, strict=True) if each.text)
+    cut = [text for text, each in zip(texts, asked, strict=True) if each.messages and each.messages != said[:2]]
+    assert cut
+    assert len(cut) < len(texts) - 2
+    assert all(text.startswith("u ") and text.endswith(" A ") and text[2:-3] in WORDS * 40 for text in cut)
 
 
 # --- what it learns from ---
@@ -437,6 +456,21 @@ def test_a_draft_that_knows_all_tokens_is_an_ordinary_one(
     assert DRAFT_TOKENS not in json.loads((tmp_path / "draft" / "config.json").read_text())
 
 
+def test_a_target_that_runs_by_transformers_has_a_draft_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    config = GPTJConfig(
+        vocab_size=VOCABULARY, n_positions=64, n_embd=24, n_layer=1, n_head=2, rotary_dim=4, bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    target = save(GPTJForCausalLM(config), tmp_path / "target", letters(VOCABULARY))
+    monkeypatch.setattr(killing, "SIZES", killing.SIZES | {"steps": 2, "answers": 1})
+    killing.distill(target, data, tmp_path / "draft")
+    assert load(target, draft=tmp_path / "draft").generate("the cat", max_new_tokens=4).stats.proposed > 0
+    assert card.licence_of(read(target)) is None
+
+
 def test_a_draft_of_another_target_is_refused(undisturbed: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match="a draft that knows some of another model's tokens"):
         load(undisturbed)
@@ -476,13 +510,13 @@ def test_the_command_ends_with_a_folder_a_card_and_a_table(
     printed = capsys.readouterr().out
     for word in ("answers of the target: ", "steps: ", "accepted greedily"):
         assert word in printed
-    card = (out / "README.md").read_text()
-    for word in ("bit for bit", "temperature 0", "temperature 1", "no licence", "SHA-256", "sum of min", "--steps"):
-        assert word in card
+    said = (out / "README.md").read_text()
+    for word in ("bit for bit", "temperature 0", "temperature 1", "`apache-2.0`", "SHA-256", "sum of min", "--steps"):
+        assert word in said
     assert (out / "prompts.jsonl").read_text().count("\n") >= 1
     plan = recipe.planned(out / "training" / "plan.json")
     assert plan is not None
-    assert f"--answers {plan.answers}" in card
+    assert f"--answers {plan.answers}" in said
     assert sybil(*command, "--vocabulary", 32, "--no-compare", "--steps", 10**6) == 2
     assert f"planned with steps {plan.steps}" in capsys.readouterr().err
 
