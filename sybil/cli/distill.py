@@ -39,7 +39,6 @@ def distill(
             "May be given several times.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the draft. A run that was cut off goes on from what is there.")],
     layers: Annotated[
         int, typer.Option(help="The draft's layers; an eighth of the target's if left out.", rich_help_panel=TRAINING)
     ] = 0,
@@ -53,7 +52,9 @@ def distill(
             rich_help_panel=TRAINING,
         ),
     ] = 0,
-    window: Annotated[int, typer.Option(help="How many tokens it looks back.", rich_help_panel=TRAINING)] = WINDOW,
+    window: Annotated[
+        int, typer.Option("--context", help="How many tokens of a text it sees.", rich_help_panel=TRAINING)
+    ] = WINDOW,
     budget: Annotated[
         float,
         typer.Option(help="Minutes for the target's answers and the training together.", rich_help_panel=TRAINING),
@@ -65,19 +66,20 @@ def distill(
         int | None,
         typer.Option(help="Batches of 16 answers of the target, in place of a budget.", rich_help_panel=TRAINING),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same draft.", rich_help_panel=TRAINING)] = 0,
+    seed: options.SeedOption = None,
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
+    out: options.OutOption = None,
     comparing: Annotated[
         bool, typer.Option("--compare/--no-compare", help="End with a table of `sybil compare`.")
     ] = True,
 ) -> None:
-    """Distill a small draft for a target, from texts of yours and from the target's own answers. Cut off, the same
-    command goes on."""
-    console = make_console()
+    """Distill a small draft for a target, from texts of yours and from the target's own answers. Where it is cut off,
+    the same command goes on."""
+    console, out = make_console(), options.out_folder(out, "distill")
     asked = Recipe(
         target=target, layers=layers, width=width, vocabulary=vocabulary, window=window, answers=answers, steps=steps,
-        budget=budget, seed=seed,
+        budget=budget, seed=seed or 0,
     )  # fmt: skip
     files.check_folder(out)
     source, _ = options.names(None, target, None)
@@ -142,8 +144,9 @@ def _command(made: Distilled, data: list[Path], dtype: str | None) -> str:
     """The line that makes the same draft again."""
     asked, plan = made.recipe, made.plan
     parts = ["sybil", "distill", asked.target, *(part for each in data for part in ("--data", str(each)))]
-    sizes = {name: getattr(asked, name) for name in ("layers", "width", "vocabulary", "window", "seed")}
-    numbers = {**sizes, "answers": plan.answers, "steps": plan.steps, **({} if dtype is None else {"dtype": dtype})}
+    numbers = {name: getattr(asked, name) for name in ("layers", "width", "vocabulary", "seed")}
+    numbers |= {"context": asked.window, "answers": plan.answers, "steps": plan.steps}
+    numbers |= {} if dtype is None else {"dtype": dtype}
     parts += [part for name, value in numbers.items() for part in (f"--{name}", str(value))]
     return shlex.join([*parts, "--out", str(made.folder)])
 
