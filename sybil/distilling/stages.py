@@ -33,7 +33,7 @@ NEW_TOKENS, PROMPT = 192, 512  # of an answer, and of a prompt, at most
 TAUGHT = 0.5
 """The share of a budget in which the target speaks; in the rest the draft learns, some texts several times."""
 MOST_PLACES, PLACE_BYTES = 1 << 23, 100  # where the target is asked, in all, and what each takes on the disk
-TRIED = 4  # steps that are timed before a training
+TRIED = 7  # steps that are timed before a training
 WORK = "training"
 Report = Callable[[str, int, int, str], None]
 """What is being made, how many of them there are, of how many, and what is to be said of it."""
@@ -132,8 +132,7 @@ class Distillation:
         return shard
 
     def _planned(self) -> Plan:
-        """What an earlier run decided, or as many batches as the budget has time for, by how long the first ones
-        take."""
+        """What an earlier run decided; or else what is asked for, or as many batches as there is time for."""
         path = self.work / "plan.json"
         if (earlier := recipe.planned(path)) is not None:
             recipe.check_plan(earlier, self.recipe, self.out)
@@ -148,12 +147,20 @@ class Distillation:
         return min(self.windows, answers // 2)
 
     def _within_budget(self) -> int:
-        """How many batches of answers there is time for, by how long the first ones take, and room."""
-        first = self._answered("answers", self.material, 0, 1)
-        each = first.seconds + (self._read(0, 1).seconds / 2 if self.windows else 0.0)
-        left = 60 * self.recipe.budget * TAUGHT - sum(held.seconds for held in self.held)
+        """Makes batches until their share of the budget is spent, also by earlier runs, or there is no more room for
+        them; gives how many batches of answers there are then, two at least."""
+        share, spent = 60 * self.recipe.budget * TAUGHT, sum(each.seconds for each in self.held)
         places = min(MOST_PLACES, shutil.disk_usage(self.work).free // (4 * PLACE_BYTES))
-        return max(min(int(left / max(each, 1e-3)), places * 2 // (3 * max(len(first), 1))), 2)
+        number = 0
+        while number < 2 or (spent < share and places > 0):
+            expected = number + 1 + int((share - spent) * (number + len(self.held)) / max(spent, 1e-3))
+            made = [self._answered("answers", self.material, number, max(expected, number + 1))]
+            number += 1
+            if self._texts(number) > self._texts(number - 1):
+                made.append(self._read(self._texts(number) - 1, self._texts(max(expected, number))))
+            spent += sum(each.seconds for each in made)
+            places -= sum(map(len, made))
+        return number
 
     def _counts(self, said: Shard) -> np.ndarray:
         """How often each token is said, by the target or in the texts."""
@@ -164,12 +171,12 @@ class Distillation:
         """The plan with its steps: as many as the rest of the budget has time for, by how long a few take."""
         if plan.steps is not None:
             return plan
-        trial = self._training(known, texts, 1000)
-        trial.step()
-        began = time.monotonic()
+        trial, times = self._training(known, texts, 1000), []
         for _ in range(TRIED):
+            began = time.monotonic()
             trial.step()
-        each = (time.monotonic() - began) / TRIED
+            times.append(time.monotonic() - began)
+        each = sorted(times)[TRIED // 2]
         left = 60 * self.recipe.budget - said.seconds - sum(shard.seconds for shard in self.held)
         plan = replace(plan, steps=max(int(left / max(each, 1e-4)), 1))
         recipe.keep_plan(plan, self.work / "plan.json")
