@@ -54,9 +54,9 @@ EVERY, EDITS, OTHERS = 5000, 1500, 1500  # messages of each kind, at most
 
 def functions(source: str) -> Iterator[tuple[str, str, str]]:
     """Of each function with a docstring: its name, its first lines and docstring, and all of it."""
+    lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) and len(node.body) > 1:
-            lines = source.splitlines()
             head = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.body[0].end_lineno]))
             yield node.name, head, textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
 
