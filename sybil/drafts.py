@@ -22,7 +22,7 @@ from torch import Tensor
 from sybil.allocation import as_out_of_memory
 from sybil.arguments import described
 from sybil.decoding import Decoder
-from sybil.drafting import DrafterFactory, DraftHybrid, DraftLookup, DraftModel, DraftSelf
+from sybil.drafting import DrafterFactory, DraftHybrid, DraftLookup, DraftModel, DraftNarrowed, DraftSelf
 from sybil.errors import InvalidSetting
 from sybil.models import Model, copies, skipping
 from sybil.models.folders import Checkpoint
@@ -237,7 +237,7 @@ class Maker:
 def _helped(draft: DrafterFactory, helper: DrafterFactory) -> DrafterFactory:
     """The factory of the draft, with the helper drafting for it. Raises InvalidSetting where the draft has another
     tokenizer than the target."""
-    if type(draft) not in (DraftModel, DraftSelf):
+    if type(draft) not in (DraftModel, DraftNarrowed, DraftSelf):
         raise InvalidSetting(
             "draft is a cascade and its second part has another tokenizer than the target: name it alone"
         )

@@ -88,6 +88,7 @@ def load(
     check_draft_dtype(draft, draft_asked)
     chosen = choose_device(device)
     main = read(target, tokenizer, revision, adapter, progress)
+    fit.check_target(main)
     stored, kept = target_kept(main, asked, chosen)
     if asked is None and chosen.type == "cuda" and kept == torch.float32:
         _warn_of_range(main, chosen)

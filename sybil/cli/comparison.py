@@ -29,7 +29,12 @@ def caption(comparison: measuring.Comparison, rows: list[Row], count: int) -> st
         parts.append(f"seed {task.seed}")
     parts += [f"gamma {task.gamma}"] * (beside is not None and not task.drafters)
     parts += [f"window {task.window}"] * (bool(beside) and task.window != options.WINDOW)
-    parts += [f"{name} has another tokenizer and drafts by {way}" for name, way in comparison.translated.items()]
+    parts += [
+        f"{name} knows the target's commonest tokens alone"
+        if way == "commonest"
+        else f"{name} has another tokenizer and drafts by {way}"
+        for name, way in comparison.translated.items()
+    ]
     is_compared = not task.drafters or any(way.drafter == DRAFT for way in task.ways.values())
     tells_storage = is_compared and comparison.draft_storage not in (None, task.dtype)
     kept = f" (Sybil's draft {comparison.draft_storage})" if tells_storage else ""

@@ -14,6 +14,7 @@ import sybil
 from sybil.cli.chat import chat
 from sybil.cli.check import check
 from sybil.cli.compare import compare
+from sybil.cli.distill import distill
 from sybil.cli.generate import generate
 from sybil.cli.pairs import pairs
 from sybil.cli.profile import profile
@@ -40,6 +41,7 @@ app.command()(compare)
 app.command()(pairs)
 app.command()(profile)
 app.command()(verify)
+app.command()(distill)
 
 
 def _version(wanted: bool) -> None:

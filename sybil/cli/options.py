@@ -157,8 +157,8 @@ MinPOption = Annotated[
 SeedOption = Annotated[
     int | None,
     typer.Option(
-        help="The same seed gives the same texts. If left out: a fresh one in generate and chat, 0 in compare "
-        "and verify.",
+        help="The same seed gives the same texts, and in distill the same draft. If left out: a fresh one in generate "
+        "and chat, 0 elsewhere.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -189,7 +189,8 @@ PromptsOption = Annotated[
 OutOption = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for the numbers (JSON) and the chart (PNG); sybil- and the command's name if left out.",
+        help="Folder for the numbers (JSON) and the chart (PNG), in distill for the draft; sybil- and the command's "
+        "name if left out.",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -128,7 +128,8 @@ class Comparison:
             return SybilContender(decoder.without_draft(), **task.settings)
         if name == ASSISTED:
             if found := way_of(decoder.draft):
-                raise PeerFailed(f"{name} is left out: the draft has another tokenizer (Sybil drafts by {found})")
+                why = "knows the commonest tokens alone" if found == "commonest" else "has another tokenizer"
+                raise PeerFailed(f"{name} is left out: the draft {why} (Sybil drafts by {found})")
             assistant = self._assistant(str(task.draft))
             return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
         proposed = (LOOKED_UP if task.gamma == AUTO else int(task.gamma)) if name == PROMPT_LOOKUP else None

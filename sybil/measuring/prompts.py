@@ -64,7 +64,7 @@ def _prompt(line: str, number: int, where: str) -> Prompt:
         raise InvalidSetting(f"{where} is no JSON ({told(error)}): {REMEDY}") from None
     if not isinstance(row, dict) or ("text" not in row and "messages" not in row):
         raise InvalidSetting(f"{where} has no text: {REMEDY}")
-    messages = _messages(row.get("messages"), where)
+    messages = messages_of(row.get("messages"), where)
     text = "\n\n".join(content for _, content in messages) if messages else row.get("text")
     if not isinstance(text, str) or not text:
         raise InvalidSetting(f"{where}: text is {described(text)}: give a string that isn't empty")
@@ -76,8 +76,8 @@ def _prompt(line: str, number: int, where: str) -> Prompt:
     return prompt
 
 
-def _messages(said: object, where: str) -> tuple[tuple[str, str], ...]:
-    """Role and content of each; raises InvalidSetting."""
+def messages_of(said: object, where: str) -> tuple[tuple[str, str], ...]:
+    """Role and content of each message of a row; () where it has none. Raises InvalidSetting."""
     if said is None:
         return ()
     if not isinstance(said, list):
