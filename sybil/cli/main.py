@@ -15,6 +15,7 @@ from sybil.cli.chat import chat
 from sybil.cli.compare import compare
 from sybil.cli.generate import generate
 from sybil.cli.profile import profile
+from sybil.cli.prompts import prompts
 from sybil.cli.terminal import close_stream, open_streams, unwritable
 from sybil.cli.verify import verify
 from sybil.errors import OutputClosed, one_line
@@ -35,6 +36,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(compare)
 app.command()(profile)
+app.command()(prompts)
 app.command()(verify)
 
 
