@@ -22,6 +22,8 @@ ROWS = 2_000
 """Rows of a dataset that are looked at; prompts are drawn of them."""
 LONGEST = 20_000
 """Characters of a row's text. A longer article is cut; another longer text is passed over."""
+PATIENCE = 10.0
+"""Seconds in which the hub must say that a dataset is there."""
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 INSTEAD = "use the prompts that ship with Sybil"
 
@@ -95,7 +97,9 @@ def _texts(origin: Origin) -> Iterator[tuple[int, str]]:
 
 
 def _rows(origin: Origin) -> Iterator[object]:
-    """The first rows of a dataset."""
+    """The first rows of a dataset, all of one commit."""
+    from huggingface_hub import dataset_info
+
     try:
         from datasets import load_dataset
     except ImportError:
@@ -103,7 +107,10 @@ def _rows(origin: Origin) -> Iterator[object]:
             f"the package datasets, which reads {origin.dataset}, isn't installed: pip install datasets, or {INSTEAD}"
         ) from None
     try:
-        rows = load_dataset(origin.dataset, origin.configuration, split=origin.split, streaming=True)
+        commit = dataset_info(origin.dataset, timeout=PATIENCE).sha  # fails at once where load_dataset tries for long
+        rows = load_dataset(
+            origin.dataset, origin.configuration, split=origin.split, revision=str(commit), streaming=True
+        )
         yield from islice(rows, ROWS)
     except Exception as error:  # `datasets` and what it reads by have no list of what they raise
         raise HubUnreachable(
