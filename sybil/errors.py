@@ -72,11 +72,15 @@ class UnsupportedModel(SybilError):
 
 
 class PackageMissing(SybilError, ImportError):
-    """A package that a model's quantisation needs and that isn't installed."""
+    """A package that isn't installed, and that what was asked for needs: a model's quantisation, the hub's datasets."""
 
 
 class HubUnreachable(SybilError, OSError):
     """A hub id that is neither in the local cache nor to be fetched."""
+
+
+class DatasetUnusable(SybilError):
+    """A dataset of the hub that has other columns than its prompts are made of, or no row that can be used."""
 
 
 class DeviceUnavailable(SybilError):

@@ -18,6 +18,7 @@ from sybil.cli.distill import distill
 from sybil.cli.generate import generate
 from sybil.cli.pairs import pairs
 from sybil.cli.profile import profile
+from sybil.cli.prompts import prompts
 from sybil.cli.terminal import close_stream, open_streams, unwritable
 from sybil.cli.verify import verify
 from sybil.errors import OutputClosed, one_line
@@ -40,6 +41,7 @@ app.command()(check)
 app.command()(compare)
 app.command()(pairs)
 app.command()(profile)
+app.command()(prompts)
 app.command()(verify)
 app.command()(distill)
 

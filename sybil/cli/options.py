@@ -27,8 +27,8 @@ TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
 PairOption = Annotated[
     str | None,
     typer.Option(
-        help="A registered pair of target and draft, as `sybil pairs` lists them. If left out: smollm2 in generate and "
-        "chat where its package is installed, stdlib elsewhere.",
+        help="A registered pair of target and draft, as `sybil pairs` lists them. If left out: smollm2 in generate, chat "
+        "and prompts where its package is installed, stdlib elsewhere.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -177,13 +177,18 @@ QuickOption = Annotated[
 CountOption = Annotated[
     int | None,
     typer.Option(
-        help="How many prompts, as many of each kind. If left out: 64; 12 beside --drafters; fewer if quick.",
+        help="How many prompts, as many of each kind. If left out: 64; 12 beside --drafters; fewer if quick; 150 in "
+        "prompts.",
         rich_help_panel=AMOUNT,
     ),
 ]
 PromptsOption = Annotated[
     Path | None,
-    typer.Option("--prompts", help="JSONL with your own prompts, a text or messages each.", rich_help_panel=AMOUNT),
+    typer.Option(
+        "--prompts",
+        help="Your own prompts: JSONL, a text or messages each; or a .txt file, a prompt a line.",
+        rich_help_panel=AMOUNT,
+    ),
 ]
 
 OutOption = Annotated[
