@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import mul
 from pathlib import Path
 
@@ -171,7 +171,7 @@ def by_hand() -> Iterator[float]:
     yield from (len(WORDS) ** GAMMA, GAMMA, *range(GAMMA + 1))
     for rule in ("token", "block", "coupled"):
         least = [*kept_at_least(rule), 0.0]
-        yield from (one - other for one, other in zip(least[:-1], least[1:], strict=True))
+        yield from (one - other for one, other in pairwise(least))
         yield sum(least)
 
     cat, replaced = target[0], float(left("cat").sum())
