@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from proof import Problem, accepted, cells, emitted, error, steps_of
 from reading import formulas, numbers, tables, wrong
@@ -183,6 +183,7 @@ def test_a_rule_that_breaks_the_condition_is_seen() -> None:
     assert broken(problem(2), emitted_by(from_the_target, problem(2))) > 0.01
 
 
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), sharp=st.sampled_from([0.5, 1.5, 4.0]))
 def test_the_lemma_of_the_block_rule(seed: int, sharp: float) -> None:
     """P(n >= i | x_<=i) = w_i by block, and the product of min(1, ratio) by token, which is never more."""
@@ -217,6 +218,7 @@ def test_the_lemma_of_the_block_rule(seed: int, sharp: float) -> None:
             assert weight >= product
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), size=st.integers(2, 6), sharp=st.sampled_from([0.3, 1.0, 3.0]))
 def test_how_often_two_races_agree(seed: int, size: int, sharp: float) -> None:
     """The formula, the draw's own probabilities, and the bounds on both sides."""

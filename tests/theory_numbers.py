@@ -59,19 +59,18 @@ def both_draw(target: Tensor, draft: Tensor) -> Tensor:
     of race() itself, by bisection; all others do with probability 1 / (1 + the sum of these numbers)."""
     found = torch.zeros_like(target)
     for word in range(len(target)):
-        if not target[word] * draft[word]:
+        others = torch.tensor([other for other in range(len(target)) if other != word])
+        if target[word] * draft[word] == 0:
             continue
-        factors = 1.0
-        for other in set(range(len(target))) - {word}:
-            low, high = 0.0, 1e6
-            for _ in range(80):
-                middle = (low + high) / 2
-                exponentials = torch.full_like(target, 1e9)
-                exponentials[word], exponentials[other] = 1.0, max(middle, 1e-300)
-                wins = all(int(race(probs, exponentials)) == word for probs in (target, draft))
-                low, high = (low, middle) if wins else (middle, high)
-            factors += high
-        found[word] = 1 / factors
+        low, high = torch.zeros(len(others)).double(), torch.full((len(others),), 1e6).double()
+        for _ in range(70):
+            middle = (low + high) / 2
+            exponentials = torch.full((len(others), len(target)), 1e9, dtype=torch.float64)
+            exponentials[:, word] = 1.0
+            exponentials.scatter_(1, others[:, None], middle[:, None])
+            wins = (race(target, exponentials) == word) & (race(draft, exponentials) == word)
+            low, high = torch.where(wins, low, middle), torch.where(wins, middle, high)
+        found[word] = 1 / (1 + high.sum())
     return found
 
 
@@ -201,6 +200,10 @@ def token_rule() -> Iterator[float]:
     yield from (threshold, dropped, target[sat], dropped * target[sat], target[sat], dropped)
 
 
+def greedy() -> Iterator[float]:
+    yield from (1, 1, 0, 1, 0, 1, 0)
+
+
 def certain() -> Iterator[float]:
     yield 1
 
@@ -306,7 +309,7 @@ def when_it_hurts() -> Iterator[float]:
 EXACT: Mapping[str, Callable[[], Iterator[float]]] = {
     "Why decoding is bound by memory": memory,
     "One round by hand": by_hand,
-    "Greedy decoding": certain,
+    "Greedy decoding": greedy,
     "Sampling by the token rule": token_rule,
     "A proposal that is certain": certain,
     "The block rule": block_rule,
