@@ -14,6 +14,7 @@ from proof import Problem, accepted, cells, steps_of
 from reading import tables
 from torch import Tensor
 
+from sybil.measuring.workload import SHAPES
 from sybil.models import rounding
 from sybil.models.storage import Bits
 from sybil.residual import Residual
@@ -94,7 +95,7 @@ def memory() -> Iterator[float]:
         *((MEDIUM, storage) for storage in ("float32", "float16", "q4_0")),
         *((LLAMA_7B, storage) for storage in ("float16", "q4_0")),
     ):
-        yield costs.weights_read(model) * costs.bytes_a_weight(storage) / 1e9
+        yield model.read * costs.bytes_a_weight(storage) / 1e9
         for machine in (costs.on_gpu(storage), CORES):
             yield 1e3 * costs.reading(model, storage, machine)
             yield 1e3 * costs.computing(model, machine)
@@ -254,8 +255,8 @@ def fewer_bits() -> Iterator[float]:
     yield from (rounding.BLOCK, 16, *spare)
     measured = copies()
     for bits in every:
-        size = costs.copy_bytes(MEDIUM, bits)
-        yield from (bits, size / 1e6, size / (4 * costs.weights_read(MEDIUM)), rounding_error(bits), measured[bits])
+        size = costs.copy_bytes(SHAPES["gpt2-medium"], bits)
+        yield from (bits, size / 1e6, size / (4 * MEDIUM.read), rounding_error(bits), measured[bits])
     yield GAMMA
 
 
@@ -281,9 +282,9 @@ def what_sets_it() -> Iterator[float]:
         yield chance
         for step in steps:
             yield from costs.best(chance, costs.costs(step))
-    yield costs.weights_read(GPT2) / costs.weights_read(MEDIUM)
+    yield GPT2.read / MEDIUM.read
     yield from (costs.best(0.8, costs.costs(0.35))[0], 0.8, 8)
-    yield costs.copy_bytes(GPT2, 8) / (4 * costs.weights_read(MEDIUM))
+    yield costs.copy_bytes(SHAPES["gpt2"], 8) / (4 * MEDIUM.read)
     yield 1
     yield from (0.8, 1 / (1 - 0.8), 0.1, 1 / 0.1)
     yield 0.8
@@ -303,7 +304,7 @@ def when_it_hurts() -> Iterator[float]:
         yield from (rows, costs.flat(short, 5), costs.speed_ups(0.8, short)[4], *costs.best(0.8, short))
         yield from (costs.flat(long, 5), costs.speed_ups(0.8, long)[4])
     yield from (32, figures.TEXT, 32 * figures.TEXT * costs.cache_bytes(MEDIUM) / 1e9)
-    yield costs.weights_read(MEDIUM) * costs.bytes_a_weight("float16") / 1e9
+    yield MEDIUM.read * costs.bytes_a_weight("float16") / 1e9
 
 
 EXACT: Mapping[str, Callable[[], Iterator[float]]] = {

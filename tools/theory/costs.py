@@ -12,7 +12,6 @@ from sybil.measuring.workload import SHAPES, RandomModel
 from sybil.models.checkpoints.families import understand
 from sybil.models.copies import HEAD
 from sybil.models.rounding import row_bytes
-from sybil.models.shape import Shape
 from sybil.models.storage import BLOCKS, FORMATS, Bits
 
 
@@ -42,17 +41,40 @@ GTX_FLOAT32 = Machine("GTX 1650, float32", GPU_LINES * GPU_GBITS / 8 * 1e9, _GPU
 GTX_FLOAT16 = Machine("GTX 1650, float16", GPU_LINES * GPU_GBITS / 8 * 1e9, 2 * _GPU)
 CORES = Machine("two cores", CORES_GB * 1e9, 2 * 2 * CORES_FUSED * 1e9)
 
-GPT2, MEDIUM = SHAPES["gpt2"], SHAPES["gpt2-medium"]
-LLAMA_7B = RandomModel(
-    "llama-7b",
-    {
-        "model_type": "llama",
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A model as far as its costs go. read: weights that a forward reads, all but the tables of which a token takes a
+    row. queries, keys: numbers of a layer's queries, and of its keys, of one token."""
+
+    parameters: int
+    read: int
+    layers: int
+    queries: int
+    keys: int
+
+
+def sized(model: RandomModel) -> Sized:
+    shape, parameters = understand(model.config)[1], model.parameters
+    positions = 0 if shape.position_offset is None else (shape.context + shape.position_offset) * shape.width
+    embedding = 0 if shape.tied_head else shape.vocab_size * shape.embedding_width
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    return Sized(parameters, parameters - positions - embedding, shape.layers, queries, keys)
+
+
+GPT2, MEDIUM = sized(SHAPES["gpt2"]), sized(SHAPES["gpt2-medium"])
+LLAMA_7B = sized(
+    RandomModel(
+        "llama-7b",
+        {
+            "model_type": "llama",
+            "vocab_size": 32000,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
+    )
 )
 
 
@@ -68,22 +90,9 @@ def bytes_a_weight(storage: str) -> float:
     return float(FORMATS[storage].nbytes(1, 1))  # type: ignore[index]
 
 
-def shape_of(model: RandomModel) -> Shape:
-    return understand(model.config)[1]
-
-
-def weights_read(model: RandomModel) -> int:
-    """By a forward: all but the tables of which a token takes a row."""
-    shape = shape_of(model)
-    positions = 0 if shape.position_offset is None else (shape.context + shape.position_offset) * shape.width
-    embedding = 0 if shape.tied_head else shape.vocab_size * shape.embedding_width
-    return model.parameters - positions - embedding
-
-
-def cache_bytes(model: RandomModel, storage: str = "float16") -> float:
+def cache_bytes(model: Sized, storage: str = "float16") -> float:
     """Keys and values of one token."""
-    shape = shape_of(model)
-    return 2 * shape.layers * shape.kv_heads * shape.head_size * bytes_a_weight(storage)
+    return 2 * model.layers * model.keys * bytes_a_weight(storage)
 
 
 def intensity(storage: str, tokens: int = 1) -> float:
@@ -91,19 +100,18 @@ def intensity(storage: str, tokens: int = 1) -> float:
     return 2 * tokens / bytes_a_weight(storage)
 
 
-def reading(model: RandomModel, storage: str, machine: Machine, rows: int = 1, text: int = 0) -> float:
+def reading(model: Sized, storage: str, machine: Machine, rows: int = 1, text: int = 0) -> float:
     """Seconds to read the weights once, and the caches of rows of so many tokens of text."""
-    return (weights_read(model) * bytes_a_weight(storage) + rows * text * cache_bytes(model)) / machine.bandwidth
+    return (model.read * bytes_a_weight(storage) + rows * text * cache_bytes(model)) / machine.bandwidth
 
 
-def computing(model: RandomModel, machine: Machine, tokens: int = 1, text: int = 0) -> float:
+def computing(model: Sized, machine: Machine, tokens: int = 1, text: int = 0) -> float:
     """Seconds of arithmetic; a token's attention multiplies and adds once with each key and once with each value."""
-    shape = shape_of(model)
-    attention = 4 * shape.layers * shape.heads * shape.head_size * text
-    return tokens * (2 * weights_read(model) + attention) / machine.operations
+    attention = 4 * model.layers * model.queries * text
+    return tokens * (2 * model.read + attention) / machine.operations
 
 
-def forward(model: RandomModel, storage: str, machine: Machine, tokens: int = 1, rows: int = 1, text: int = 0) -> float:
+def forward(model: Sized, storage: str, machine: Machine, tokens: int = 1, rows: int = 1, text: int = 0) -> float:
     """Seconds of a forward over so many tokens of each row, by the larger of its two parts."""
     return max(reading(model, storage, machine, rows, text), computing(model, machine, rows * tokens, text))
 

@@ -30,7 +30,7 @@ def roofline() -> Series:
     """GFLOP/s of forwards of GPT-2 Medium over COVERED tokens, by operations for each byte."""
     found: dict[str, Sequence[float]] = {}
     for machine, storage in ((costs.GTX_FLOAT16, "float16"), (costs.CORES, "float32")):
-        operations = 2 * costs.weights_read(costs.MEDIUM)
+        operations = 2 * costs.MEDIUM.read
         seconds = [costs.forward(costs.MEDIUM, storage, machine, tokens) for tokens in COVERED]
         found[f"{machine.name}: operations for each byte"] = [costs.intensity(storage, n) for n in COVERED]
         found[f"{machine.name}: GFLOP/s"] = [
@@ -90,13 +90,13 @@ def draw_roofline(axes: Axes, series: Series) -> None:
 
 
 def draw_kept(axes: Axes, series: Series) -> None:
+    labels = {"//": "the draft's alone: rejected", "\\\\": "the target's alone: what takes its place"}
     for place, word in enumerate(example.WORDS):
         both, rejected, replaced = (series[name][place] for name in ("kept", "rejected", "replaced"))
         axes.bar([place - 0.2, place + 0.2], [both] * 2, 0.36, color=BLUE, label="in both: kept" if not place else "")
-        more = "the draft's alone: rejected" if not place else ""
-        axes.bar(place - 0.2, rejected, 0.36, both, color="white", edgecolor=ORANGE, hatch="//", label=more)
-        less = "the target's alone: what takes its place" if not place else ""
-        axes.bar(place + 0.2, replaced, 0.36, both, color="white", edgecolor=GREEN, hatch="..", label=less)
+        for x, part, colour, hatch in ((place - 0.2, rejected, ORANGE, "//"), (place + 0.2, replaced, GREEN, "\\\\")):
+            if part > 0:
+                axes.bar(x, part, 0.36, both, color="white", edgecolor=colour, hatch=hatch, label=labels.pop(hatch, ""))
         for x, side in ((place - 0.2, "draft"), (place + 0.2, "target")):
             axes.text(x, -0.02, side, ha="center", va="top", fontsize=8)
         axes.text(place, -0.08, word, ha="center", va="top", weight="bold")
@@ -109,14 +109,17 @@ def draw_kept(axes: Axes, series: Series) -> None:
 def draw_speedup(axes: Axes, series: Series) -> None:
     styles = zip(series.items(), (BLUE, GREEN, PURPLE, ORANGE), ("-", "--", "-.", ":"), strict=True)
     for (name, values), colour, style in styles:
-        axes.plot(values, style, color=colour, label=name)
+        axes.plot(values, style, color=colour)
         top = max(range(len(values)), key=values.__getitem__)
         axes.plot(top, values[top], "o", color=colour)
+        end = (len(values) - 1, values[-1])
+        axes.annotate(name, end, (5, 0), textcoords="offset points", color=colour, va="center")
     axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xlim(-0.5, 19.5)
+    axes.set_xticks(range(0, 17, 2))
     axes.set_xlabel("proposed tokens K (0: plain decoding; the dot is the best)")
     axes.set_ylabel("speed-up")
     axes.set_ylim(0, 3)
-    axes.legend(frameon=False, ncols=2, loc="upper left")
 
 
 def draw_batches(axes: Axes, series: Series) -> None:
