@@ -110,6 +110,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def notebooks(session: nox.Session) -> None:
+    """Every cell of the notebooks runs; `-- --overwrite` writes what it shows into them. A minute."""
+    install(session, "notebooks")
+    session.run("pytest", "--nbmake", "--nbmake-timeout=120", "notebooks", *session.posargs)
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """mypy, strict, on the library."""
     install(session, "types")
