@@ -27,8 +27,8 @@ TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
 PairOption = Annotated[
     str | None,
     typer.Option(
-        help="A registered pair of target and draft, as `sybil pairs` lists them. If left out: smollm2 in generate, chat "
-        "and prompts where its package is installed, stdlib elsewhere.",
+        help="A registered pair of target and draft, as `sybil pairs` lists them. If left out: smollm2 in generate, "
+        "chat and prompts where its package is installed, stdlib elsewhere.",
         rich_help_panel=MODELS,
     ),
 ]
