@@ -19,8 +19,9 @@ from sybil.devices import choose_device, dtype_named
 from sybil.distilling import card, documents
 from sybil.distilling.recipe import BUDGET, WINDOW, Recipe
 from sybil.distilling.stages import WORK, Distillation, Distilled
-from sybil.loading import dtype_of, load, read
+from sybil.loading import load, read
 from sybil.measuring import files
+from sybil.storages import dtype_of
 
 TRAINING = "Training"
 COMPARED = "draft,self,lookup,hybrid"
