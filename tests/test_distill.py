@@ -493,7 +493,7 @@ def test_the_command_ends_with_a_folder_a_card_and_a_table(
     target: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "draft"
-    command = ("distill", target, "--data", data, "--out", out, "--budget", "0.02", "--width", 16, "--context", 16)
+    command = ("distill", target, "--data", data, "--out", out, "--budget", "0.02", "--width", 16, "--reach", 16)
     compared: dict[str, Any] = {}
     monkeypatch.setattr("sybil.cli.distill.compare", lambda **asked: compared.update(asked))
     assert sybil(*command, "--vocabulary", 32) == 0
@@ -522,7 +522,7 @@ def test_the_command_ends_with_a_folder_a_card_and_a_table(
         (("--budget", 0), "budget is 0 minutes"),
         (("--budget", "nan"), "budget is nan"),
         (("--steps", 0), "steps is 0"),
-        (("--context", 1), "window is 1"),
+        (("--reach", 1), "window is 1"),
         (("--seed", -1), "seed is -1"),
         (("--data", "absent"), "which can't be read"),
     ],
@@ -541,7 +541,7 @@ def test_a_folder_that_was_begun_otherwise_is_not_gone_on_with(
     target: Path, data: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = weights(undisturbed)
-    sizes = ("--layers", 1, "--width", 24, "--vocabulary", 32, "--context", 16, "--seed", 3)
+    sizes = ("--layers", 1, "--width", 24, "--vocabulary", 32, "--reach", 16, "--seed", 3)
     assert sybil("distill", target, "--data", data, "--out", undisturbed, *sizes) == 2
     assert "was begun with width 16, and this run asks for width 24" in capsys.readouterr().err
     assert weights(undisturbed) == before

@@ -14,11 +14,18 @@ from hubs import TOKEN, Hub, asking, offline, serving
 from test_adapters import GPT2, adapter
 from test_huggingface import gpt_neo
 from tiny import gpt2, prompts, save, sybil
+from transformers.utils import logging
 
 from sybil import load, progress
 from sybil.errors import GatedModel, HubUnreachable, InvalidSetting, NotAModel, SybilError
 from sybil.models.checkpoints import hub as hubs
 from sybil.models.checkpoints.weights import State, Watched
+
+
+@pytest.fixture(autouse=True)
+def _bars() -> None:
+    """An earlier test's command may have turned off the bars of the whole process."""
+    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

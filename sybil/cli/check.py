@@ -44,9 +44,7 @@ def check(
         bool,
         typer.Option("--ollama", help="List a local Ollama server's models instead, and let one say ten tokens."),
     ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="Beside --ollama: which model is to say them; the smallest if left out.")
-    ] = None,
+    model: options.ServedOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Say whether a model fits in memory, which drafts could serve it and what they would bring: by its config and the

@@ -54,7 +54,7 @@ def distill(
         ),
     ] = 0,
     window: Annotated[
-        int, typer.Option("--context", help="How many tokens of a text it sees.", rich_help_panel=TRAINING)
+        int, typer.Option("--reach", help="How many tokens back of a text it sees.", rich_help_panel=TRAINING)
     ] = WINDOW,
     budget: Annotated[
         float,
@@ -146,7 +146,7 @@ def _command(made: Distilled, data: list[Path], dtype: str | None) -> str:
     asked, plan = made.recipe, made.plan
     parts = ["sybil", "distill", asked.target, *(part for each in data for part in ("--data", str(each)))]
     numbers = {name: getattr(asked, name) for name in ("layers", "width", "vocabulary", "seed")}
-    numbers |= {"context": asked.window, "answers": plan.answers, "steps": plan.steps}
+    numbers |= {"reach": asked.window, "answers": plan.answers, "steps": plan.steps}
     numbers |= {} if dtype is None else {"dtype": dtype}
     parts += [part for name, value in numbers.items() for part in (f"--{name}", str(value))]
     return shlex.join([*parts, "--out", str(made.folder)])

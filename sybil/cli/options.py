@@ -154,6 +154,12 @@ MinPOption = Annotated[
     float,
     typer.Option(help="Leave out tokens below this share of the likeliest; 0 for none.", rich_help_panel=SAMPLING),
 ]
+ServedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="The server's name for the model, where it serves several. If left out: the smallest in check."
+    ),
+]
 SeedOption = Annotated[
     int | None,
     typer.Option(

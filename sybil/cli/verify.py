@@ -68,10 +68,7 @@ def verify(
         str | None,
         typer.Option(help="An OpenAI-compatible server, such as http://host:8000/v1.", rich_help_panel=JUDGED),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="The server's name for the model, where it serves several.", rich_help_panel=JUDGED),
-    ] = None,
+    model: options.ServedOption = None,
     timeout: Annotated[
         float,
         typer.Option(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sybil.drafting.model import DraftModel
 from sybil.models import Model
-from sybil.transfer import integers
+from sybil.transfer import integers, upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Narrowed:
         kept = integers(tokens)
         own = torch.full((vocab_size,), len(tokens), dtype=torch.int64, device="cpu")
         own[kept] = torch.arange(len(tokens), dtype=torch.int64, device="cpu")
-        self._kept, self._own = kept.to(self.device), own.to(self.device)
+        self._kept, self._own = upload(kept, self.device), upload(own, self.device)
 
     @property
     def weight_bytes(self) -> int:
@@ -48,7 +48,7 @@ class Narrowed:
 
     def forward(self, tokens: Tensor, cache: Any) -> Tensor:
         """See Model; (batch, n, the target's vocabulary)."""
-        logits = self.model.forward(self._own[tokens.to(self.device)], cache)[..., : len(self._kept)]
+        logits = self.model.forward(self._own[upload(tokens, self.device)], cache)[..., : len(self._kept)]
         if logits.is_cpu and logits.dtype != torch.bfloat16:  # numpy doesn't wake torch's threads for it
             found = np.full((*logits.shape[:2], self.vocab_size), -np.inf, logits.numpy().dtype)
             found[..., self._kept.numpy()] = logits.numpy()
@@ -57,4 +57,4 @@ class Narrowed:
         return over.index_copy_(-1, self._kept, logits)
 
     def prefill(self, tokens: Tensor, cache: Any) -> None:
-        self.model.prefill(self._own[tokens.to(self.device)], cache)
+        self.model.prefill(self._own[upload(tokens, self.device)], cache)

@@ -145,7 +145,7 @@ class HuggingFaceModel:
                 f"{type(self.model).__name__} gives logits of {found} where {due} was asked for: its forward must give "
                 "one row of logits a token, as transformers' causal language models do"
             )
-        return logits.to(drawn_at(logits.device))
+        return upload(logits, drawn_at(logits.device))
 
     def prefill(self, tokens: Tensor, cache: AlignedCache) -> None:
         """forward() with the last token's logits only, which nobody reads."""

@@ -51,7 +51,7 @@ def engine(kept: Kept, device: torch.device) -> budget.Engine:
     on_host = device.type == "cpu"
     if isinstance(kept, Rounding) or kept not in FORMATS or kept == "int8" or not on_host:
         return budget.Engine(0, on_host=on_host)
-    return budget.Engine(0, can_pack(torch.empty(0, dtype=dtype_of(kept, torch.float32))))
+    return budget.Engine(0, can_pack(torch.empty(0, dtype=dtype_of(kept, torch.float32), device="cpu")))
 
 
 def resolved(kept: Kept, device: torch.device) -> tuple[Kept, bool]:

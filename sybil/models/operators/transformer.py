@@ -131,7 +131,7 @@ class Transformer:
             logits = cache.forward(self, self._logits, tokens, self._masks)
             cache.lengths = cache.lengths + tokens.shape[1]
             return logits
-        return self._finish(self._at_lengths(tokens, cache)).to(drawn_at(self.device))
+        return upload(self._finish(self._at_lengths(tokens, cache)), drawn_at(self.device))
 
     @torch.inference_mode()
     def prefill(self, tokens: Tensor, cache: KVCache | StaticCache) -> None:
