@@ -157,7 +157,9 @@ MinPOption = Annotated[
 ServedOption = Annotated[
     str | None,
     typer.Option(
-        "--model", help="The server's name for the model, where it serves several. If left out: the smallest in check."
+        "--model",
+        help="The server's name for the model, where it serves several. If left out: the smallest in check.",
+        rich_help_panel=MODELS,
     ),
 ]
 SeedOption = Annotated[
