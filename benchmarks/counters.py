@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 EXPECTED = Path(__file__).with_name("expected.json")
 COUNTERS = ("target forwards", "draft forwards", "proposed", "accepted", "emitted")
 TEXTS, REAL = "texts", "smollm2"
-"""What is said, as a digest of the tokens, which cases of blocks have besides; and the pair of the real ones."""
+"""A counter of the cases of blocks and of the real pair alone, a digest of the tokens; and that pair's name."""
 RULES = ("greedy", "token", "block", "coupled")
 COPIES = ("self:4", "self:8", "hybrid:lookup,self:8", "cascade:self:4,self:8")
 SKIPS = ("skip:2", "hybrid:lookup,skip:2", "cascade:lookup,skip:2")
-"""Drafters that a target has without a second model. Copies round what their products are given to 8 bits, where the
-last bits of a sum, which differ from processor to processor, can become a whole step: so they are counted of a tiny
-target alone, where that was not seen to happen, and with a fixed gamma, for a tiny copy's bytes are mostly padding."""
+"""Drafters that a target has without a second model. A copy rounds activations to 8 bits, so the last bits of a sum,
+which differ between processors, can become a whole step. That was not seen with the tiny target, so copies are counted
+over it alone. Their gamma is fixed, because a tiny copy's bytes are mostly padding, which differs too."""
 STORED = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
-"""What the blocks of a GGUF file are counted in."""
+"""The kinds of GGUF blocks that are counted."""
 Counters = dict[str, Any]
 
 

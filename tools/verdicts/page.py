@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.verdicts.rows import NOT_ASKED, ROWS, Row
+from tools.verdicts.rows import EXPLAINED, NOT_ASKED, ROWS, Row
 
 ROOT = Path(__file__).parents[2]
 RECORDS, PAGE, EXAMPLES = (
@@ -103,16 +103,28 @@ def _explained(judged: Sequence[Judged]) -> str:
     """Of each reproduction that a FAIL has: what its docstring says, and the rows."""
     failing = [(row, found) for row, found in judged if found["verdict"] == "FAIL"]
     told = ["## What the FAILs are\n"]
-    for name in dict.fromkeys(each for row, _ in failing for each in row.because):
+    for name in dict.fromkeys(name for row, found in failing for name in _reasons(row, found)):
         title, *text = str(ast.get_docstring(ast.parse((EXAMPLES / name).read_text()))).split("\n\n")
         rows = "; ".join(f"{row.system} {found['version']}, {row.way}, {row.target}"
-                         for row, found in failing if name in row.because)  # fmt: skip
+                         for row, found in failing if name in _reasons(row, found))  # fmt: skip
         told.append(f"### {title.rstrip('.')}\n\nSeen in: {rows}. Reproduced by "
                     f"[examples/verdicts/{name}](../examples/verdicts/{name}).\n")  # fmt: skip
         told += [part + "\n" for part in text if not part.startswith("Run:")]
-    unexplained = [row.key for row, _ in failing if not row.because]
-    told += [f"Without a reproduction yet: {key}.\n" for key in unexplained]
+    told += [f"Without a reproduction yet: {row.key} ({question}).\n"
+             for row, found in failing for question in _failed(found)
+             if not any(question in EXPLAINED[name] for name in row.because)]  # fmt: skip
     return "\n".join(told) if failing else ""
+
+
+def _failed(found: Record) -> list[str]:
+    """The questions whose answer is FAIL."""
+    return [question for question in QUESTIONS if found["verdicts"].get(question) == "FAIL"]
+
+
+def _reasons(row: Row, found: Record) -> list[str]:
+    """The row's reproductions that explain what failed in it."""
+    failed = _failed(found)
+    return [name for name in row.because if any(question in failed for question in EXPLAINED[name])]
 
 
 def _open(judged: Sequence[Judged]) -> str:

@@ -26,13 +26,21 @@ UNIVERSAL = "transformers_two_tokenizers.py"
 STOPS = "transformers_stop_strings.py"
 OPENVINO_DRAFT = "openvino_draft_sampling.py"
 OPENVINO_Q4_1 = "openvino_q4_1.py"
+EXPLAINED: Mapping[str, Sequence[str]] = {
+    FLASHSPEC_TOP_P: ("distribution",),
+    UNIVERSAL: ("distribution",),
+    STOPS: ("endings",),
+    OPENVINO_DRAFT: ("distribution",),
+    OPENVINO_Q4_1: ("distribution", "tokens"),
+}
+"""The questions that a reproduction in examples/verdicts/ explains a FAIL of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """system: whose decoder, by its package; way: how it decodes; target, draft: keys of MODELS; decoder: as `sybil
-    verify --decoder` takes it, "" for llama.cpp's server; options: further ones of the command; because: the
-    reproductions in examples/verdicts/ that explain a FAIL."""
+    verify --decoder` takes it, "" for llama.cpp's server; options: further ones of the command; because: keys of
+    EXPLAINED, for a FAIL."""
 
     system: str
     way: str
