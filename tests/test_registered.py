@@ -117,6 +117,8 @@ def ran(name: str, root: Path, out: Path) -> None:
     prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     pair = ("--pair", name, *(() if PAIRS[name].draft else ("--draft", "self")), "--device", "cpu")
     asked = ("--prompts", prompts, "--max-new-tokens", 8)
+    named = (name, *pair[2:])
+    assert sybil("check", *named) == 0
     assert sybil("generate", TEXTS[0], *pair, "--max-new-tokens", 8) == 0
     assert sybil("compare", "--quick", "--check", *pair, *asked, "--out", out / "compare") == 0
     plan = ("--quick", "--count", 3, "--repeats", 4, "--greedy", 2, "--stopping", 1, "--widths", 1, "--resolution", 8)

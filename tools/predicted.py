@@ -65,6 +65,7 @@ def cells(gemma: Path | None) -> list[Cell]:
         ("stdlib's target", pair.target, None, ("float32", "bfloat16")),
         ("stdlib", pair.target, pair.draft, ("float32",)),
         ("smollm2", smollm2, None, (None, "float32")),
+        ("stdlib's target", pair.target, "self:6", ("float32",)),
         ("smollm2", smollm2, "self:6", ("float32",)),
     ]
     kinds += [("gemma-3-270m", str(gemma), None, (None, "float32"))] if gemma else []

@@ -21,6 +21,9 @@ LIBRARIES = 16 << 20
 beside its other parts, 15 to 20 MB (docs/checking.md)."""
 TOKEN = 400
 """What a token of a vocabulary takes in a tokenizer."""
+HEAP = 64 << 20
+"""What glibc keeps of the memory that is freed once a copy has been fitted: its heap shrinks only where more than twice
+the largest block of at most 32 MiB is free at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def memory(setup: Setup) -> Memory:
     target, extent = setup.target, setup.extent
     most = MOST_FOR_NOTHING if isinstance(setup.draft, Lookup | Hybrid) else MOST
     width = 1 if setup.draft is None else most + 1
-    models, cached = [target.weights], [target]
+    models, cached, heap = [target.weights], [target], 0
     for each in _models(setup.draft):
         if isinstance(each, Source):
             assert setup.helper is not None
@@ -94,6 +97,7 @@ def memory(setup: Setup) -> Memory:
             cached.append(setup.helper)
         elif isinstance(each, Self) or each.bits is not None:
             models.append(_copy(target, each.bits))
+            heap = min(_fitting(target, each.bits), HEAP)
     loading = done = 0
     for weights in models:
         loading, done = max(loading, done + weights.loading), done + weights.total
@@ -105,9 +109,10 @@ def memory(setup: Setup) -> Memory:
         "draft's weights": sum(weights.total for weights in models[1:]),
         "keys and values": sum(_cache(part, extent.batch, places) for part in cached),
         "working memory": sum(_working(part, extent, places, width) for part in cached),
+        "freed, still held": heap,
         "tokenizers, libraries": beside,
     }
-    return Memory({name: size for name, size in parts.items() if size}, loading + beside)
+    return Memory({name: size for name, size in parts.items() if size}, loading + heap + beside)
 
 
 def step_bytes(setup: Setup, places: int) -> int:
@@ -135,16 +140,20 @@ def _models(draft: Draft | None) -> list[Self | Skip | Source]:
 
 
 def _copy(target: Placed, bits: Bits | None) -> budget.WeightBytes:
-    """The target's copy in few bits. While it is fitted the target is computed in float32, a layer at a time."""
-    bits = bits or copies.best_bits(target.checkpoint)
-    shape = target.shape
-    assert shape is not None
-    kept = copies.rounding(shape, bits, {})
+    """The target's copy in few bits."""
+    assert target.shape is not None
+    kept = copies.rounding(target.shape, bits or copies.best_bits(target.checkpoint), {})
     weights = planning.weights(target.checkpoint, kept, target.dtype, target.device)
-    if bits == 8 or not planning.engine(kept, target.device).lanes:
-        return weights
-    fitting = planning.fitting(target.checkpoint, len(BEGINNINGS) * (NEW_TOKENS + 1), target.device)
-    return replace(weights, loading=max(weights.loading, fitting))
+    return replace(weights, loading=max(weights.loading, _fitting(target, bits)))
+
+
+def _fitting(target: Placed, bits: Bits | None) -> int:
+    """The most while the copy's weights are chosen: the target is computed in float32 then, a layer at a time. 0 for
+    copies that are rounded without that."""
+    bits = bits or copies.best_bits(target.checkpoint)
+    if bits == 8 or not planning.engine("float32", target.device).lanes:
+        return 0
+    return planning.fitting(target.checkpoint, len(BEGINNINGS) * (NEW_TOKENS + 1), target.device)
 
 
 def _vocabulary(checkpoint: Checkpoint) -> int:

@@ -13,10 +13,10 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from sybil.arguments import described
+from sybil.checking.sight import seen
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_table, print_json
 from sybil.errors import DatasetUnusable, HubUnreachable, InvalidSetting, PackageMissing
-from sybil.loading import read
 from sybil.measuring import files as disk
 from sybil.measuring.compare import digest
 from sybil.measuring.hub_prompts import fetch
@@ -66,7 +66,8 @@ def prompts(
     """Prompts to measure by: choose them, count their tokens by a model's tokenizer, and save them."""
     model, wanted, seed = target or pair or default_pair(), _count(count, tiny), seed or 0
     _check(source, files, save)
-    tokenizer = read(options.names(pair or default_pair(), target, None)[0]).tokenizer
+    named = options.names(pair or default_pair(), target, None)[0]
+    tokenizer = seen(named, tokenizer=True)[0].tokenizer  # of a model on the hub no weight is fetched
     if tokenizer is None:
         raise InvalidSetting(f"{model} has no tokenizer: choose a model that does")
     if files:
