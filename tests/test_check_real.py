@@ -19,7 +19,7 @@ def test_memory_is_predicted_within_a_tenth() -> None:
     smollm2_file()
     cells = [predicted.measured(cell, 2) for cell in predicted.cells(gemma_file())]
     sys.stdout.write("\n".join(predicted.rows(cells)) + "\n")
-    bound = [cell for cell in cells if cell.draft is None or not cell.draft.startswith("self")]  # docs/checking.md
+    bound = [cell for cell in cells if cell.draft != "self:6" or cell.name != "stdlib's target"]  # docs/checking.md
     assert {cell.name: cell.off for cell in bound if abs(cell.off) > BOUND} == {}
 
 

@@ -416,6 +416,17 @@ def test_the_folder_drafts_losslessly(target: Path, undisturbed: Path) -> None:
     assert len(getattr(model.config, DRAFT_TOKENS)) == 31
 
 
+@pytest.mark.parametrize("kind", ["hybrid:lookup,{}", "cascade:lookup,{}"])
+def test_lookup_helps_a_draft_of_few_tokens(kind: str, target: Path, undisturbed: Path) -> None:
+    """A text of which the draft knows some words, and lookup proposes the others too."""
+    plain, drafted = load(target), load(target, draft=kind.format(undisturbed))
+    for settings in ({}, {"do_sample": True, "rule": "coupled", "seed": 7}):
+        texts = ["Paris AND Rat, Paris AND Rat, Paris", "the cat sat"]
+        one, other = (each.generate(texts, max_new_tokens=24, **settings) for each in (plain, drafted))
+        assert one.text == other.text
+        assert other.stats.proposed > 0
+
+
 def test_a_draft_of_few_tokens_is_a_model_over_all(target: Path, undisturbed: Path) -> None:
     drafted = load(target, draft=undisturbed, draft_dtype="float32")
     assert drafted.draft is not None
