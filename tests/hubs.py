@@ -93,9 +93,9 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(body)
                 file = path.rpartition("/")[2]
-                hub.sent[file] = hub.sent.get(file, 0) + len(body)
+                hub.sent[file] = hub.sent.get(file, 0) + len(body)  # before whoever asks has it and goes on
+                self.wfile.write(body)
 
         def do_HEAD(self) -> None:
             self.do_GET()

@@ -132,7 +132,7 @@ def test_profile_refuses_before_it_measures(folders: Path, capsys: pytest.Captur
     assert "passes is 0" in refused("--passes", 0)
     assert "acceptance is 2.0" in refused("--acceptance", 2)
     assert "dtype is 'float8'" in refused("--dtype", "float8")
-    assert "draft_dtype is 'int4'" in refused("--draft-dtype", "int4")
+    assert "draft_dtype is 'int3'" in refused("--draft-dtype", "int3")
     assert "no workload 'gpt3'" in refused("--workload", "gpt3")
     assert "replays a greedy text" in refused("--workload", "gpt2:xl", "--temperature", 0.8)
     assert "top_p is 0.9, and greedy" in refused("--top-p", 0.9)
