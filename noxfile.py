@@ -148,8 +148,8 @@ def quality(session: nox.Session) -> None:
 
 @nox.session
 def checks(session: nox.Session) -> None:
-    """counters, quality, sanitize and real in one environment, so that torch is installed once."""
-    for each in (counters, quality, sanitize, real):
+    """counters, quality, sanitize, real, pairs and notebooks in one environment, so that torch is installed once."""
+    for each in (counters, quality, sanitize, real, pairs, notebooks):
         each(session)
 
 
