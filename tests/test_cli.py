@@ -322,7 +322,7 @@ def test_ctrl_c_keeps_the_rows_written_so_far(folders: Path, tmp_path: Path) -> 
         env=environment,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         written = list((tmp_path / "out").glob("*.jsonl"))
         if written and written[0].read_text().count("\n") >= 9:
