@@ -66,6 +66,13 @@ def real(session: nox.Session) -> None:
 
 
 @nox.session
+def pairs(session: nox.Session) -> None:
+    """Every registered pair through the commands, by tiny models of the same make, as folders and as GGUF files."""
+    install(session, "test")
+    session.run("pytest", "-m", "pairs", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def sanitize(session: nox.Session) -> None:
     """The C forward under the address and undefined-behaviour sanitizers: random models and hostile numbers at 4, 8 and
     16 lanes, and planted faults that must be reported; five minutes."""
@@ -103,6 +110,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def notebooks(session: nox.Session) -> None:
+    """Every cell of the notebooks runs; `-- --overwrite` writes what it shows into them. A minute."""
+    install(session, "notebooks")
+    session.run("pytest", "--nbmake", "--nbmake-timeout=120", "notebooks", *session.posargs)
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """mypy, strict, on the library."""
     install(session, "types")
@@ -134,8 +148,8 @@ def quality(session: nox.Session) -> None:
 
 @nox.session
 def checks(session: nox.Session) -> None:
-    """counters, quality, sanitize and real in one environment, so that torch is installed once."""
-    for each in (counters, quality, sanitize, real):
+    """counters, quality, sanitize, real, pairs and notebooks in one environment, so that torch is installed once."""
+    for each in (counters, quality, sanitize, real, pairs, notebooks):
         each(session)
 
 

@@ -8,6 +8,7 @@ from sybil.conversation import Conversation
 from sybil.decoding import Decoder
 from sybil.errors import SybilError
 from sybil.loading import load
+from sybil.measuring.promptset import PromptSet
 from sybil.pairs import PAIRS, Pair
 from sybil.results import Generation, Stats, Step, Timings
 from sybil.sampling import Sampling
@@ -25,6 +26,7 @@ __all__ = [
     "Decoder",
     "Generation",
     "Pair",
+    "PromptSet",
     "Sampling",
     "Settings",
     "Stats",

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
-from sybil.errors import OutOfMemory
+from sybil.errors import OutOfMemory, one_line
 
 WORTH_ASKING = 1 << 26
 """Bytes below which nobody looks how much is free."""
 REMEDY = "lower max_new_tokens, gamma or the number of rows"
+OF_WEIGHTS = "take a smaller model, or one in fewer bits (dtype), or device='cpu'"
+"""The remedy where it is a model that doesn't fit."""
 GROUPS = (
     (r"^0::/(.*)$", "/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     (
@@ -22,7 +24,10 @@ GROUPS = (
     ),
 )
 """Control groups of version 2 and 1: how /proc/self/cgroup names them, where they lie, and their files."""
-_REFUSALS = re.compile(r"can't allocate memory|out of memory|(?:calculation|multiplication) overflow", re.IGNORECASE)
+_REFUSALS = re.compile(
+    r"can't allocate memory|out of memory|(?:calculation|multiplication) overflow|CUBLAS_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
 
 
 @contextlib.contextmanager
@@ -37,7 +42,7 @@ def taking(size: int, what: str, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_out_of_memory(what: str) -> Iterator[None]:
+def as_out_of_memory(what: str, remedy: str = REMEDY) -> Iterator[None]:
     """What torch, numpy and Python say where memory can't be had, as OutOfMemory after `what`."""
     try:
         yield
@@ -47,7 +52,23 @@ def as_out_of_memory(what: str) -> Iterator[None]:
         reason = (str(error).strip() or "there is no memory left").splitlines()[0]
         if not isinstance(error, MemoryError) and not _REFUSALS.search(reason):
             raise
-        raise OutOfMemory(f"{what} ({reason}): {REMEDY}") from None
+        raise OutOfMemory(f"{what} ({one_line(reason)}): {remedy}") from None
+
+
+def free(device: torch.device) -> int | None:
+    """Bytes that this process may still take on a device, the swap left out; None where unknown."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
+    return available() if device.type == "cpu" else None
+
+
+def spare() -> int:
+    """Bytes that the system can make room with besides what is available: swap, and what ZFS keeps of files beyond its
+    least. Who takes them is slow, and isn't ended for it."""
+    arc = Path("/proc/spl/kstat/zfs/arcstats")
+    cached, least = (_number(arc, rf"^{name}\s+\d+\s+(\d+)$") or 0 for name in ("size", "c_min"))
+    return 1024 * (_number(Path("/proc/meminfo"), r"^SwapFree:\s+(\d+) kB") or 0) + max(cached - least, 0)
 
 
 def available() -> int | None:

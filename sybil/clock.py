@@ -10,6 +10,13 @@ import torch
 from sybil.results import Timings
 
 
+def event(device: torch.device) -> torch.cuda.Event:
+    """One that the GPU passes when it has done what it was asked till now: that GPU, whichever is current."""
+    made = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    made.record(torch.cuda.current_stream(device))
+    return made
+
+
 class Clock:
     """Seconds by phase. A GPU's phases are read from events it passes, so that nothing waits for the clock."""
 
@@ -26,11 +33,8 @@ class Clock:
         self._laps.append((phase, *self._now()))
 
     def _now(self) -> tuple[float, torch.cuda.Event | None]:
-        event = None
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self._device))
-        return time.perf_counter(), event
+        passed = event(self._device) if self._cuda else None
+        return time.perf_counter(), passed
 
     def timings(self) -> Timings:
         """The phases since restart(). On a GPU what the host does after the last phase but one is not seen by the

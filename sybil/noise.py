@@ -29,8 +29,11 @@ class Noise:
     PROPOSE, JUDGE, RACE = range(3)
 
     def __init__(self, seed: int) -> None:
+        """self.seed: the seed, hashed."""
         self._key = _mix(np.array([seed % 2**64], dtype=np.uint64))
+        self.seed = int(self._key[0])
         self._words: dict[tuple[int, int], Array] = {}
+        self._uploaded: dict[tuple[torch.device, int, int], Tensor] = {}
 
     def uniforms(self, rows: Tensor, positions: Tensor, count: int, use: int) -> Tensor:
         """(batch, count) float64 in [0, 1) on the CPU; rows and positions are (batch,) int64."""
@@ -54,6 +57,12 @@ class Noise:
             index = np.arange(count, dtype=np.uint64) * np.uint64(3) + np.uint64(use)
             self._words[count, use] = _mix(index + np.uint64(0x632BE59BD9B4E019))
         return self._words[count, use]
+
+    def words_on(self, device: torch.device, count: int, use: int) -> Tensor:
+        """The same on a device, as int64 of the same bits."""
+        if (device, count, use) not in self._uploaded:
+            self._uploaded[device, count, use] = _as_int64(self.words(count, use), device)
+        return self._uploaded[device, count, use]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +90,8 @@ class Exponentials:
         return self.vocab >= LARGE
 
     def on(self, device: torch.device) -> Exponentials | Tensor:
-        """As race() takes them where probabilities lie on that device: all of them, unless it is the CPU."""
-        return self if device.type == "cpu" else upload(self.all(), device)
+        """As race() takes them more than once where probabilities lie on that device: made, unless it is the CPU."""
+        return self if device.type == "cpu" else self.made_on(device)
 
     def all(self) -> Tensor:
         """(..., vocab), float64 on the CPU."""
@@ -95,9 +104,23 @@ class Exponentials:
             own += least[..., column]
         return torch.from_numpy(own)
 
+    def made_on(self, device: torch.device) -> Tensor:
+        """all(), made on a device: of the same random bits, but its logarithm may round another last bit."""
+        keys = self._keys()[..., None]
+        size = COLUMN * self._width if self.in_columns else self.vocab  # whole columns
+        words = self.noise.words_on(device, self.vocab + self._width, Noise.RACE)[:size]
+        bits = _mix_on_device(_as_int64(keys, device) ^ words)
+        own = _logically_shifted(bits, 12).double().add_(0.5).mul_(2.0**-52).log_().neg_()
+        if self.in_columns:
+            least, holder = (upload(torch.from_numpy(each), device)[..., None, :] for each in self._columns(keys))
+            columns = own.view(*own.shape[:-1], COLUMN, self._width)
+            columns.scatter_(-2, holder, 0.0)
+            columns += least
+        return own[..., : self.vocab]
+
     def first(self, probs: Tensor) -> Tensor:
         """The tokens (...) of probs (..., vocab) on the CPU whose exponential / probability is least; -1 where a row is
-        NaN. The vocabulary is one in columns."""
+        no distribution. The vocabulary is one in columns."""
         keys = self._keys().reshape(-1, 1)
         places = zip(probs.numpy().reshape(-1, self.vocab), keys, *self._columns(keys), strict=True)
         return integers([self._first(*place) for place in places]).reshape(probs.shape[:-1])
@@ -118,7 +141,7 @@ class Exponentials:
 
         largest = _largest(row, self._width)
         bound = largest / least  # nothing in a column comes with more
-        if not np.isfinite(bound.max()):
+        if not 0 < bound.max() < np.inf:
             return -1
         few = np.argpartition(bound, -FEW)[-FEW:]
         found = best(few)
@@ -166,3 +189,26 @@ def _mix(x: Array) -> Array:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: Array = x ^ (x >> np.uint64(31))
     return mixed
+
+
+def _as_int64(words: Array, device: torch.device) -> Tensor:
+    """uint64 words on a device: int64 of the same bits, for torch computes little with uint64."""
+    return upload(torch.from_numpy(words.view(np.int64)), device)
+
+
+def _mix_on_device(x: Tensor) -> Tensor:
+    """_mix(), which is integers alone, of int64: sums and products wrap, as those of uint64 do."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x.bitwise_xor_(_logically_shifted(x, shift)).mul_(_signed(factor))
+    return x.bitwise_xor_(_logically_shifted(x, 31))
+
+
+def _logically_shifted(x: Tensor, by: int) -> Tensor:
+    """x >> by, zeros coming in from the left: torch repeats the sign."""
+    return (x >> by).bitwise_and_((1 << 64 - by) - 1)
+
+
+def _signed(word: int) -> int:
+    """A word of 64 bits, the upper one set, as int64 has it."""
+    return word - (1 << 64)

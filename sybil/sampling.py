@@ -19,7 +19,7 @@ from sybil.errors import InvalidSetting
 from sybil.filters import LARGE, filtered, softmax
 from sybil.models.native import drawing
 from sybil.noise import Exponentials
-from sybil.transfer import integers
+from sybil.transfer import integers, upload
 
 BLOCK = 512  # tokens whose probabilities draw() sums up first
 COLDEST = 1e-6  # a temperature below it would take logits beyond what float32 holds
@@ -144,7 +144,7 @@ def process(logits: Tensor, prefixes: list[Tensor], wanted: Tensor, processors: 
     for row, prefix in enumerate(prefixes):
         asked = [of_row(processor, row) for processor in processors]
         for place in wanted[row].nonzero().flatten().tolist():
-            ids = prefix[None, : len(prefix) - (last - place)].to(logits.device)
+            ids = upload(prefix[None, : len(prefix) - (last - place)], logits.device)
             scores = processed[row, place][None]
             for processor in asked:
                 scores = scored(processor, ids, scores)
@@ -181,7 +181,7 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
         return integers([_draw(row, uniform) for row, uniform in rows]).reshape(uniforms.shape)
     cdf = probs.double().cumsum(-1)
     total = cdf[..., -1]
-    point = uniforms.double().to(probs.device) * total
+    point = upload(uniforms.double(), probs.device) * total
     token = torch.searchsorted(cdf, point[..., None], right=True).squeeze(-1)
     return torch.where(total > 0, token, -1)
 
@@ -202,12 +202,15 @@ def _draw(row: np.ndarray, uniform: float) -> int:
 
 def race(probs: Tensor, exponentials: Tensor | Exponentials) -> Tensor:
     """Draws by exponential races: the tokens (...) of probs (..., vocab) whose exponential / probability comes first;
-    -1 where a row is NaN.
+    -1 where a row is NaN. Exponentials that aren't made yet are made where the probabilities are.
 
     With exponentials of mean 1 that is the Gumbel-max draw, argmax(log prob + Gumbel), without its logarithms. The
     same exponentials make two distributions draw the same token as often as can be without asking each other."""
     if isinstance(exponentials, Exponentials):
-        if exponentials.in_columns and probs.device.type == "cpu":
-            return exponentials.first(probs)
-        exponentials = exponentials.all()
-    return likeliest(probs / exponentials.to(probs.device))
+        if not probs.is_cpu:
+            exponentials = exponentials.made_on(probs.device)
+        elif exponentials.in_columns:
+            return drawing.race(probs, exponentials) if drawing.does(probs) else exponentials.first(probs)
+        else:
+            exponentials = exponentials.all()
+    return likeliest(probs / upload(exponentials, probs.device))

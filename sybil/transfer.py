@@ -70,6 +70,12 @@ def stacked(rows: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(rows), 1)
 
 
+def drawn_at(device: torch.device) -> torch.device:
+    """Where tokens are drawn of the logits of a model on that device. They are drawn by sums in float64, which mps
+    lacks: its logits come to the CPU."""
+    return CPU if device.type == "mps" else device
+
+
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device. From ordinary memory a GPU would first finish what it was asked before; from
     page-locked memory it fetches the numbers when their turn comes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -28,3 +29,11 @@ def _costs_by_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     """gamma="auto" reckons by the models' sizes and not by the clock, so that a test decodes the same way each time."""
     if request.module.__name__ != "test_window":  # which tests the clock
         monkeypatch.setattr(auto, "ClockedCosts", costs.SizedCosts)
+
+
+@pytest.fixture(autouse=True)
+def _dtype_by_default() -> Iterator[None]:
+    """No test leaves another default dtype of torch's to those after it."""
+    yield
+    left, _ = torch.get_default_dtype(), torch.set_default_dtype(torch.float32)
+    assert left == torch.float32

@@ -12,6 +12,7 @@ probability / those left (the exponential race).
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,65 +104,85 @@ def error(rule: Rule, problem: Problem, coupled: bool = False) -> float:
     return coupled_error(rule, problem) if coupled else independent_error(rule, problem)
 
 
-def independent_error(rule: Rule, problem: Problem) -> float:
-    proposals, weights = zip(*problem.proposals(), strict=True)
-    proposed = problem.proposed(list(proposals))
-    gamma, vocab = problem.gamma, problem.vocab
-
-    def accepted(noise: Tensor) -> Tensor:
-        return rule(proposed, torch.cat([torch.zeros(len(noise), 1).double(), noise], 1)).accepted
-
-    # where a uniform stops to accept, the others all accepting or all rejecting: (rows, gamma)
-    steps = torch.zeros(len(proposals), gamma, dtype=torch.float64)
+def steps_of(rule: Rule, proposed: Proposed) -> Tensor:
+    """Where each place's uniform stops to accept, the others all accepting or all rejecting: (rows, gamma)."""
+    rows, gamma = proposed.tokens.shape
+    steps = torch.zeros(rows, gamma, dtype=torch.float64)
     for place in range(gamma):
         for others in (0.0, BELOW_ONE):
-            at = torch.full((len(proposals), gamma), others, dtype=torch.float64)
+            at = torch.full((rows, gamma), others, dtype=torch.float64)
 
             def kept(uniform: Tensor, at: Tensor = at, place: int = place) -> Tensor:
                 at[:, place] = uniform
-                return accepted(at)
+                return accepted(rule, proposed, at)
 
-            low, high = torch.zeros(len(proposals)).double(), torch.full((len(proposals),), BELOW_ONE).double()
+            low, high = torch.zeros(rows).double(), torch.full((rows,), BELOW_ONE).double()
             before, after = kept(low), kept(high)
             edge = bisected(lambda middle, before=before, kept=kept: kept(middle) == before, low, high)
             # all through: no step to be seen from here, unless every uniform accepts
             certain = (before == after) & (before > place) & (others > 0)
             steps[:, place] = torch.where(before != after, edge, torch.where(certain, 1.0, steps[:, place]))
+    return steps
+
+
+def accepted(rule: Rule, proposed: Proposed, noise: Tensor) -> Tensor:
+    """noise: (rows, gamma), the uniforms that judge."""
+    return rule(proposed, torch.cat([torch.zeros(len(noise), 1).double(), noise], 1)).accepted
+
+
+def cells(steps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each combination of places that accept: its share of all noise (rows,), and noise inside (rows, gamma)."""
+    for inside in itertools.product((True, False), repeat=steps.shape[1]):
+        within = torch.tensor(inside)
+        noise = torch.where(within, steps / 2, (steps + 1) / 2).clamp(max=BELOW_ONE)
+        yield torch.where(within, steps, 1 - steps).prod(1), noise
+
+
+def independent_error(rule: Rule, problem: Problem) -> float:
+    proposals, weights = zip(*problem.proposals(), strict=True)
+    mass = emitted(rule, problem.proposed(list(proposals)), torch.tensor(weights, dtype=torch.float64))
+    return math.inf if mass is None else float((problem.extended(mass) - problem.wanted()).abs().max())
+
+
+def emitted(rule: Rule, proposed: Proposed, weights: Tensor) -> dict[tuple[int, ...], float] | None:
+    """What a round emits, with its probability: weights (rows,) are those of the proposals. None where the noise has
+    other pieces than were found."""
+    rows, gamma = proposed.tokens.shape
+    vocab, tokens = proposed.target_probs.shape[-1], proposed.tokens.tolist()
+    steps = steps_of(rule, proposed)
 
     mass: dict[tuple[int, ...], float] = defaultdict(float)
     outcome: list[Tensor] = []
-    for inside in itertools.product((True, False), repeat=gamma):
-        within = torch.tensor(inside)
-        share = torch.where(within, steps, 1 - steps).prod(1) * torch.tensor(weights, dtype=torch.float64)
-        noise = torch.where(within, steps / 2, (steps + 1) / 2).clamp(max=BELOW_ONE)
-        kept_here = accepted(noise)
+    for size, noise in cells(steps):
+        share = size * weights
+        kept_here = accepted(rule, proposed, noise)
         outcome.append(kept_here)
 
         def drawn(uniform: Tensor, noise: Tensor = noise) -> Tensor:
             return rule(proposed, torch.cat([uniform[:, None], noise], 1)).next_token
 
-        edges = [torch.zeros(len(proposals)).double()]
+        edges = [torch.zeros(rows).double()]
         for token in range(vocab - 1):  # the draw grows with its uniform: where does it pass each token?
-            low, high = torch.zeros(len(proposals)).double(), torch.full((len(proposals),), BELOW_ONE).double()
+            low, high = torch.zeros(rows).double(), torch.full((rows,), BELOW_ONE).double()
             edge = bisected(lambda middle, token=token, drawn=drawn: drawn(middle) <= token, low, high)
             edge = torch.where(drawn(low) > token, 0.0, torch.where(drawn(high) <= token, 1.0, edge))
             edges.append(edge)
-        edges.append(torch.ones(len(proposals)).double())
-        for row, proposal in enumerate(proposals):
+        edges.append(torch.ones(rows).double())
+        for row in range(rows):
             if share[row] > 0:
                 for token in range(vocab):
                     length = float(edges[token + 1][row] - edges[token][row])
                     if length > 0:
-                        mass[(*proposal[: int(kept_here[row])], token)] += float(share[row]) * length
+                        mass[(*tokens[row][: int(kept_here[row])], token)] += float(share[row]) * length
 
     generator = torch.Generator().manual_seed(0)
-    cells = torch.stack(outcome, 1)  # (rows, 2 ** gamma)
+    outcomes = torch.stack(outcome, 1)  # (rows, 2 ** gamma)
     for _ in range(PROBES):
-        noise = torch.rand(len(proposals), gamma, dtype=torch.float64, generator=generator)
+        noise = torch.rand(rows, gamma, dtype=torch.float64, generator=generator)
         cell = ((noise >= steps) * 2 ** torch.arange(gamma - 1, -1, -1)).sum(1)
-        if not torch.equal(accepted(noise), cells.gather(1, cell[:, None])[:, 0]):
-            return float("inf")
-    return float((problem.extended(mass) - problem.wanted()).abs().max())
+        if not torch.equal(accepted(rule, proposed, noise), outcomes.gather(1, cell[:, None])[:, 0]):
+            return None
+    return mass
 
 
 def bisected(is_before: object, low: Tensor, high: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from tiny import gpt2, letters
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.samples import Request
 from sybil.losslessness.subjects import TransformersSubject
-from sybil.losslessness.transport import Server
+from sybil.servers.transport import Server
 
 ONE = threading.Lock()
 """transformers draws by torch's one generator: answers that come at once would take each other's numbers."""

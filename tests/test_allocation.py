@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from shapes import SHAPES, compiled, random_weights
-from tiny import fixed, foreign, gpt2, in_sybil
+from test_huggingface import gpt_neo
+from tiny import fixed, foreign, gpt2, in_sybil, save
 
 import sybil
 from sybil import allocation
@@ -18,6 +20,7 @@ from sybil.allocation import as_out_of_memory, available, taking
 from sybil.decoding import Decoder
 from sybil.drafting import DraftModel
 from sybil.errors import OutOfMemory
+from sybil.measuring.contenders import TransformersContender
 from sybil.models import Model
 from sybil.models.native import NativeTransformer
 from sybil.models.operators.transformer import Transformer
@@ -180,6 +183,57 @@ def test_a_generation_that_runs_out_is_one_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sybil.decoding._Run._verify", verify)
     with pytest.raises(OutOfMemory, match="tried to allocate 400000000000000 bytes"):
         decoder.generate(PROMPT)
+
+
+CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 3.63 GiB\nof which little is free"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.cuda.OutOfMemoryError(CUDA), "CUDA out of memory. Tried to allocate 2.00 GiB"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "ALLOC_FAILED"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."), "CUDA error: out of memory"),
+        (MemoryError(), "there is no memory left"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_one_line(
+    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its weights are read, by either forward, and while a draft is made of it."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    folder, foreign_folder = save(gpt2(), tmp_path / "ours"), save(gpt_neo(), tmp_path / "theirs")
+    cases = (
+        ("sybil.models.building.arrange", lambda: sybil.load(folder), r"ours takes more memory than is free on cpu \("),
+        (
+            "sybil.models.pretrained.AutoModelForCausalLM.from_pretrained",
+            lambda: sybil.load(foreign_folder),
+            r"theirs ",
+        ),
+        ("sybil.models.pretrained._check_size", lambda: sybil.load(foreign_folder), r"theirs takes more memory than "),
+        ("sybil.models.copies.arrange", lambda: sybil.load(folder, draft="self:8"), "the draft takes more memory"),
+    )
+    for where, load, match in cases:
+        with monkeypatch.context() as patch:
+            patch.setattr(where, fails)
+            with pytest.raises(OutOfMemory, match=match) as caught:
+                load()
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert "max_new_tokens" not in str(caught.value)  # no remedy here
+
+
+def test_transformers_generate_that_runs_out_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError(CUDA)
+
+    contender = TransformersContender(copy.deepcopy(gpt2()), frozenset())
+    monkeypatch.setattr(type(contender.model), "generate", fails)
+    with pytest.raises(OutOfMemory, match=r"^transformers' generate takes more memory .* lower max_new_tokens$"):
+        contender.run(PROMPT[0], 3)
 
 
 def test_what_is_free_is_what_the_system_and_the_groups_allow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

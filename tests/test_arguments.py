@@ -371,7 +371,7 @@ LOADED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "a tokenizer for a folder": (lambda _: dict(target="stdlib", tokenizer=letters()), "a folder has its own"),
     "a dtype's number": (lambda _: dict(target=gpt2(), dtype=16), "dtype is 16"),
     "a dtype of integers": (lambda _: dict(target=gpt2(), dtype=torch.int64), "dtype is torch.int64"),
-    "an int8 target": (lambda _: dict(target=gpt2(), dtype=torch.int8), "dtype is torch.int8"),
+    "a uint8 target": (lambda _: dict(target=gpt2(), dtype=torch.uint8), "dtype is torch.uint8"),
     "numpy's dtype": (lambda _: dict(target=gpt2(), dtype=np.float32), "dtype is <class"),
     "a draft's dtype": (lambda _: dict(target=gpt2(), draft=gpt2(), draft_dtype=8), "draft_dtype is 8"),
     "a device's type": (lambda _: dict(target=gpt2(), device=1.5), "device is 1.5"),

@@ -374,7 +374,7 @@ def test_what_a_check_of_draws_sees(
         (("--rule", "lucky"), ["'lucky'", "coupled"]),
         (("--window", "round"), ["'round'", "constant"]),
         (("--draft", "lookup", "--gamma", 0), ["gamma is 0"]),
-        (("--draft", "lookup", "--draft-dtype", "int4"), ["draft_dtype is 'int4'"]),
+        (("--draft", "lookup", "--draft-dtype", "int4"), ["draft_dtype is int4"]),
         (("--draft", "lookup", "--draft-dtype", "int8"), ["draft_dtype is int8", "no second model"]),
         (("--max-new-tokens", 0), ["max_new_tokens is 0"]),
         (("--draft", "self:7"), ["4, 5, 6 or 8 bits"]),

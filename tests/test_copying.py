@@ -19,7 +19,7 @@ from sybil.models.operators.packaged import Packaged, packaged
 from sybil.models.operators.transformer import Transformer
 from sybil.models.rounding import decoded, rounded
 from sybil.models.shape import Shape
-from sybil.models.storage import Bits, Blocks
+from sybil.models.storage import Bits
 
 
 @shapes
@@ -91,12 +91,9 @@ def test_importance_that_is_no_number_counts_nothing(bits: Bits) -> None:
     ],
 )  # fmt: skip
 def test_bits_follow_the_files(storages: list[Any], wanted: int) -> None:
-    lying = {str(number): storage for number, storage in enumerate(storages)}
-
-    def blocks(name: str) -> Blocks | None:
-        return None if lying[name] is None else Blocks(lying[name], torch.empty(0), 256)
-
-    stored = SimpleNamespace(shapes={"norm": (8,), **dict.fromkeys(lying, (8, 256))}, blocks=blocks)
+    lying = {str(number): storage for number, storage in enumerate(storages) if storage is not None}
+    shapes = {str(number): (8, 256) for number in range(len(storages))}
+    stored = SimpleNamespace(shapes={"norm": (8,), **shapes}, storages=lying)
     checkpoint: Any = SimpleNamespace(stored=stored)
     assert copies.best_bits(checkpoint) == wanted
     assert copies.best_bits(SimpleNamespace(stored=None)) == 6

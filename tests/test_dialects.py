@@ -23,7 +23,7 @@ from sybil.losslessness.evidence import Reference
 from sybil.losslessness.judge import Plan, verify
 from sybil.losslessness.samples import Request, Sample
 from sybil.losslessness.speculation import Seen, Speculation
-from sybil.losslessness.transport import Server
+from sybil.servers.transport import Server
 
 PROMPTS = [prompt.tolist() for prompt in prompts([3, 7, 5, 9])]
 GREEDY = Request(max_new_tokens=12, temperature=0.0)

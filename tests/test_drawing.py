@@ -19,8 +19,9 @@ from torch import Tensor
 
 from sybil import verification
 from sybil.models.native import drawing, library
+from sybil.noise import Exponentials, Noise
 from sybil.residual import Residual
-from sybil.sampling import Sampling, draw, probabilities
+from sybil.sampling import Sampling, draw, probabilities, race
 from sybil.verification import Proposed
 
 pytestmark = compiled
@@ -159,6 +160,57 @@ def test_the_check_of_residuals_sees_a_certain_token_that_is_left(monkeypatch: p
     monkeypatch.setattr(drawing.Rest, "_call", lambda self, *given: original(replace(self, without=None), *given))
     with pytest.raises(AssertionError):
         check_residuals(8, residual, uniforms)
+
+
+def races(vocab: int, seed: int) -> tuple[Tensor, Exponentials]:
+    """Distributions (5, 3, vocab), some of few tokens, and exponentials for them."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(5, 3, vocab, generator=generator)
+    logits[1, torch.rand(3, vocab, generator=generator) < 0.999] = -40.0
+    logits[2] = logits[2].round()
+    logits[3] *= 0
+    logits[4, :, vocab - 1] = 30.0
+    positions = torch.randint(1 << 40, (5, 3), generator=generator)
+    rows = torch.arange(5)[:, None].expand_as(positions)
+    return logits.softmax(-1), Exponentials(Noise(seed), rows, positions, vocab)
+
+
+@widths
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32), vocab=st.sampled_from([4_096, 4_097, 4_159, 5_000, 12_345]))
+def test_a_race_in_c_has_the_winner_that_numpy_finds(lanes: int, seed: int, vocab: int) -> None:
+    probs, exponentials = races(vocab, seed)
+    with by(0):
+        wanted = race(probs, exponentials)
+    assert torch.equal(wanted, race(probs, exponentials.all()))
+    with by(lanes):
+        assert torch.equal(race(probs, exponentials), wanted)
+        assert torch.equal(race(probs[:, 1:], exponentials[:, 1:]), wanted[:, 1:])
+        assert torch.equal(race(probs[2, :1], exponentials[2, :1]), wanted[2, :1])
+
+
+@widths
+def test_a_race_in_c_among_what_is_no_distribution_has_no_winner(lanes: int) -> None:
+    probs, exponentials = races(5_000, 0)
+    for place, bad in enumerate((math.nan, math.inf)):
+        for at in (0, 77, 4_999):
+            broken = probs.clone()
+            broken[place, 1, at] = bad
+            broken[2, 2] = 0.0
+            for way in (lanes, 0):
+                with by(way):
+                    found = race(broken, exponentials)
+                assert (found < 0).nonzero().tolist() == [[place, 1], [2, 2]]
+
+
+def test_the_check_of_races_sees_other_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: C hashes another seed."""
+    probs, exponentials = races(5_000, 0)
+    with by(0):
+        wanted = race(probs, exponentials)
+    monkeypatch.setattr(exponentials.noise, "seed", exponentials.noise.seed ^ 1)
+    with by(8):
+        assert not torch.equal(race(probs, exponentials), wanted)
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])

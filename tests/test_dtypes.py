@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_huggingface import gpt_neo
-from tiny import gpt2, letters, llama, prompts, save, save_tokenizer, sybil
+from tiny import gpt2, in_sybil, letters, llama, prompts, save, save_tokenizer, sybil
 from transformers import AutoModelForCausalLM
 
-from sybil import Decoder, load
+from sybil import Decoder, load, loading
 from sybil.arguments import described
-from sybil.devices import DTYPES, dtype_named
+from sybil.devices import DTYPES, FEW, dtype_named, fitting
 from sybil.errors import InvalidSetting
 from sybil.measuring.profile import precision
 
@@ -45,9 +45,11 @@ def test_a_name_of_torch_s_means_what_transformers_takes_it_for(name: str) -> No
     """Those that a model can be kept in; the others are one line."""
     dtype = getattr(torch, name)
     for draft in (False, True):
-        if dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64) or (draft and dtype == torch.int8):
+        if dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8):
             assert dtype_named(name, draft=draft) == dtype_named(f"torch.{name}", draft=draft) == dtype
             assert dtype_named(dtype, draft=draft) == dtype
+        elif name == "int4":  # torch's has no numbers; ours is a word
+            assert dtype_named(dtype, draft=draft) == dtype_named(name, draft=draft) == "int4"
         else:
             for given in (name, dtype):
                 with pytest.raises(InvalidSetting, match=r"dtype is .*: use float32, float16, bfloat16, float64"):
@@ -59,7 +61,7 @@ def test_a_name_of_torch_s_means_what_transformers_takes_it_for(name: str) -> No
     [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32), ("fp64", torch.float64)],
 )
 def test_short_names(name: str, dtype: torch.dtype) -> None:
-    assert dtype_named(name) == dtype
+    assert dtype_named(name) == dtype_named(name.upper()) == dtype
     assert dtype_named(None) is None
     assert dtype_named("auto") == "auto"
 
@@ -71,7 +73,7 @@ def test_short_names(name: str, dtype: torch.dtype) -> None:
     st.booleans(),
 )
 def test_anything_else_is_one_line(value: object, draft: bool) -> None:
-    if isinstance(value, str) and value.removeprefix("torch.") in {*DTYPES, "auto", "int8"}:
+    if isinstance(value, str) and value.removeprefix("torch.") in {*DTYPES, *FEW, "auto"}:
         return
     with pytest.raises(InvalidSetting, match="dtype is ") as raised:
         dtype_named(value, draft=draft)
@@ -166,10 +168,75 @@ def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     for command in ("generate", "profile", "compare", "verify"):
         words = ["abc"] if command == "generate" else []
         assert sybil(command, *words, "--target", made, "--draft", made, "--dtype", "float8") == 2
-        assert capsys.readouterr().err.strip().endswith("use float32, float16, bfloat16, float64 or auto")
+        assert capsys.readouterr().err.strip().endswith("q4_k, q4_1, q4_0 or auto")
     for command in ("generate", "profile"):
         words = ["abc"] if command == "generate" else []
         assert sybil(command, *words, "--target", made, "--draft", made, "--draft-dtype", "float8") == 2
         assert "draft_dtype is 'float8': use float32, float16, bfloat16, float64, int8" in capsys.readouterr().err
     assert sybil("profile", "--workload", "gpt2:medium", "--dtype", "auto") == 2
     assert "dtype is auto, and gpt2:medium's weights are stored nowhere" in capsys.readouterr().err
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "stored", "family", "newer", "older"),
+    [
+        (FP16, "cuda", FP16, "qwen2", FP16, FP16),  # its own
+        (FP16, "cuda", BF16, "gpt2", BF16, FP32),
+        (FP16, "cuda", FP32, "gpt2", FP16, FP16),
+        (FP16, "cuda", FP32, "qwen2", BF16, FP32),
+        (FP16, "cuda", None, "llama", FP16, FP16),  # a GGUF file's blocks say nothing
+        (FP16, "cuda", None, "gemma3_text", BF16, FP32),
+        (FP16, "cuda", None, None, BF16, FP32),
+        (FP32, "cuda", BF16, "qwen2", FP32, FP32),
+        (FP32, "cpu", BF16, "qwen2", FP32, FP32),
+        (FP16, "cpu", BF16, "qwen2", FP16, FP16),
+    ],
+)
+def test_what_needs_more_than_float16_s_range_gets_it(
+    dtype: torch.dtype, device: str, stored: torch.dtype | None, family: str | None, newer: torch.dtype,
+    older: torch.dtype, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """newer, older: GPUs with bfloat16 and without."""
+    for capability, wanted in (((8, 6), newer), ((7, 5), older)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert fitting(dtype, torch.device(device), stored, family) == wanted
+
+
+def test_a_model_on_a_gpu_is_loaded_in_what_fits_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Target and draft, as load() asks for them; a GPU without bfloat16 is warned of. No GPU is asked here."""
+    asked: list[tuple[str, torch.dtype]] = []
+    made = in_sybil(gpt2())
+    made.device = torch.device("cuda")
+
+    def build(checkpoint: Any, storage: Any, foreign: torch.dtype, device: torch.device) -> Any:
+        asked.append((storage, foreign))
+        assert device.type == "cuda"
+        return made
+
+    monkeypatch.setattr(loading.building, "load", build)
+    monkeypatch.setattr(loading, "choose_device", lambda device: torch.device("cuda"))
+    wide = rewritten(folder, tmp_path / "wide", BF16, dtype="bfloat16")
+    narrow = rewritten(folder, tmp_path / "narrow", FP32, dtype="float32")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    pairs = ((wide, narrow, (BF16, BF16)), (narrow, wide, (FP16, BF16)), (narrow, narrow, (FP16, FP16)))
+    for target, draft, wanted in pairs:
+        asked.clear()
+        load(target, draft)
+        assert [dtype for _, dtype in asked] == [*wanted]
+        assert [storage for storage, _ in asked] == [str(dtype).removeprefix("torch.") for dtype in wanted]
+        assert loading.dtype_chosen(target, None, torch.device("cuda")) == wanted[0]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    asked.clear()
+    with pytest.warns(UserWarning, match=r"wide may need more than float16's range, and cuda has no bfloat16") as told:
+        load(wide)
+    assert asked == [("float32", FP32)]
+    assert "\n" not in str(told[0].message)
+    asked.clear()
+    load(wide, dtype="float16")  # as asked, without a word
+    load(narrow)
+    assert [dtype for _, dtype in asked] == [FP16, FP16]

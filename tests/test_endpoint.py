@@ -25,7 +25,7 @@ from sybil.errors import EndpointFailed, InvalidSetting
 from sybil.losslessness.answers import TEXT_ONLY
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.samples import Request, Sample
-from sybil.losslessness.transport import MOST_BYTES, Server, _address, _connection
+from sybil.servers.transport import MOST_BYTES, Server, _address, _connection
 
 PROMPTS = [prompt.tolist() for prompt in prompts([3, 7, 5, 9])]
 GREEDY = Request(max_new_tokens=12, temperature=0.0)

@@ -13,7 +13,7 @@ from sybil.loading import read
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.samples import Request
 from sybil.losslessness.speculation import Seen, Speculation
-from sybil.losslessness.transport import Server
+from sybil.servers.transport import Server
 
 pytestmark = pytest.mark.real
 SERVE = """

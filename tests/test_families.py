@@ -20,13 +20,14 @@ from shapes import (
     random_weights,
     widths,
 )
-from tiny import alternating, fixed, foreign, greedy, in_float64, in_sybil, prompts, save
+from tiny import alternating, fixed, foreign, from_state, greedy, in_float64, in_sybil, prompts, save
 from torch import Tensor
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import Gemma3Config, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 import sybil
 from sybil import Decoder
 from sybil.drafting import DraftLookup, DraftModel
+from sybil.errors import NotAModel, UnsupportedModel
 from sybil.models import building, folders
 from sybil.models.checkpoints.families import understand
 from sybil.models.checkpoints.weights import State, arrange
@@ -162,6 +163,51 @@ def test_a_bfloat16_forward_rounds_where_transformers_does() -> None:
         assert ours._embed(tokens, tokens).equal(embedded)
         wanted = theirs.input_layernorm(embedded)
     assert layer.norms["attention_norm"](embedded).equal(wanted)
+
+
+def with_pictures() -> PreTrainedModel:
+    """Gemma 3 as it is from 4B on: a language model with a part for pictures beside it, in float64 throughout."""
+    text = example("gemma3_text", sliding_window_pattern=2, rope_scaling={"rope_type": "linear", "factor": 4.0})
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    pictures = {"model_type": "siglip_vision_model", "patch_size": 14, **sizes}
+    config = Gemma3Config(
+        text_config=text.to_dict(), vision_config=pictures, mm_tokens_per_image=4, image_token_index=30
+    )
+    return in_float64(random_model(config))
+
+
+def test_a_model_with_a_part_for_pictures_is_its_language_model(tmp_path: Path) -> None:
+    """By the names that transformers gives its weights, and by the hub's."""
+    model = with_pictures()
+    config, state = model.config.to_dict(), model.state_dict()
+    assert config["text_config"]["rope_parameters"]["full_attention"]["factor"] == 4.0
+    given = prompts([7, 30])
+    ours = in_sybil(model)
+    for prompt in given:
+        with torch.no_grad():
+            wanted = model(input_ids=prompt[None]).logits
+        found = ours.forward(prompt[None], ours.new_cache(1, 40))
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    hubs = {
+        name.replace("model.language_model.", "language_model.model."): tensor
+        for name, tensor in state.items()
+        if "language_model" in name
+    }
+    theirs = from_state(config, hubs, torch.float64)
+    assert theirs.forward(given[0][None], theirs.new_cache(1, 40)).equal(
+        ours.forward(given[0][None], ours.new_cache(1, 40))
+    )
+    save(random_model(model.config, torch.float32), tmp_path)
+    assert folders.read(tmp_path).known
+    assert sybil.load(model, device="cpu").target.__class__.__name__ == "HuggingFaceModel"  # it may be given pictures
+    for changes in (
+        {"text_config": config["text_config"] | {"model_type": "gemma2"}},
+        {"quantization_config": {"a": 1}},
+    ):
+        with pytest.raises(UnsupportedModel):
+            understand(config | changes)
+    with pytest.raises(NotAModel, match=r"^text_config of config\.json has hidden_size 'a'"):
+        understand(config | {"text_config": config["text_config"] | {"hidden_size": "a"}})
 
 
 @pytest.mark.real

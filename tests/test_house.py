@@ -13,18 +13,18 @@ LIBRARY = Path(__file__).parents[1] / "sybil"
 FLOORS = (
     ("sybil.cli",),
     ("sybil.reports",),
-    ("sybil.judging",),
-    ("sybil.measuring", "sybil.losslessness", "sybil.interop"),
+    ("sybil.judging", "sybil.distilling"),
+    ("sybil.measuring", "sybil.losslessness", "sybil.interop", "sybil.checking"),
     ("sybil.loading",),
-    ("sybil.fit", "sybil.pairs", "sybil.drafts"),
+    ("sybil.fit", "sybil.pairs", "sybil.own_pairs", "sybil.facts", "sybil.drafts", "sybil.storages"),
     ("sybil.decoding", "sybil.conversation"),
     ("sybil.inputs", "sybil.shaping", "sybil.chat", "sybil.sandbox"),
     ("sybil.defaults", "sybil.drafting", "sybil.verification", "sybil.settings", "sybil.stopping"),
     ("sybil.residual",),
-    ("sybil.models", "sybil.sampling"),
+    ("sybil.models", "sybil.sampling", "sybil.budget"),
     ("sybil.filters", "sybil.noise"),
-    ("sybil.arguments", "sybil.pieces"),
-    ("sybil.errors",),
+    ("sybil.arguments", "sybil.pieces", "sybil.servers"),
+    ("sybil.errors", "sybil.progress"),
 )
 """From the top down: a file may import its own floor and those below."""
 Imports = Mapping[str, set[str]]

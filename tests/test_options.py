@@ -150,8 +150,8 @@ def test_verify_asks_for_what_its_options_say(
     assert asked == [1.0, 0.5, 0.0]
     assert kept == [None, torch.float32, torch.int8]
     assert capsys.readouterr().err.count("that will do") == 3
-    assert sybil("verify", *models, *out, "--draft-dtype", "int4") == 2
-    assert "draft_dtype is 'int4'" in capsys.readouterr().err
+    assert sybil("verify", *models, *out, "--draft-dtype", "float8") == 2
+    assert "draft_dtype is 'float8'" in capsys.readouterr().err
 
 
 def test_results_go_where_nothing_is_said(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -18,6 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from sybil import noise as noises
 from sybil.errors import InvalidSetting
 from sybil.noise import COLUMN, LARGE, Exponentials, Noise
 from sybil.sampling import Sampling, draw, likeliest, probabilities, process, race
@@ -199,6 +201,29 @@ def test_a_race_makes_no_more_noise_than_decides_it(vocab: int, spread: float) -
     assert torch.equal(race(probs, exponentials), wanted)
     assert torch.equal(race(probs[:, 2], exponentials[:, 2]), wanted[:, 2])
     assert torch.equal(race(probs[:2, 1:3], exponentials[:2, 1:3]), wanted[:2, 1:3])
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20))
+def test_a_device_hashes_the_very_words(words: list[int]) -> None:
+    """torch's int64 has the bits that numpy's uint64 has, in every step but the logarithm."""
+    numbers = np.array(words, dtype=np.uint64)
+    hashed = noises._mix_on_device(noises._as_int64(numbers, torch.device("cpu")))
+    assert hashed.numpy().view(np.uint64).tolist() == noises._mix(numbers).tolist()
+    shifted = noises._logically_shifted(hashed, 12).numpy().view(np.uint64)
+    assert shifted.tolist() == (noises._mix(numbers) >> np.uint64(12)).tolist()
+
+
+@pytest.mark.parametrize("vocab", [2, 31, LARGE, LARGE + 1, 12_345])
+def test_exponentials_made_on_a_device_are_the_host_s(vocab: int) -> None:
+    """But for the logarithm's last bits: so are their races, and what is made for some places alone."""
+    positions = torch.tensor([[3, 4, 1 << 40], [0, 9, 7]])
+    exponentials = Exponentials(Noise(5), torch.arange(2)[:, None].expand_as(positions), positions, vocab)
+    made, whole = exponentials.made_on(torch.device("cpu")), exponentials.all()
+    assert made.shape == whole.shape
+    torch.testing.assert_close(made, whole, rtol=1e-14, atol=0)
+    assert torch.equal(exponentials[1, 1:].made_on(torch.device("cpu")), made[1, 1:])
+    probs = (3 * torch.randn(2, 3, vocab, generator=torch.Generator().manual_seed(vocab))).softmax(-1)
+    assert torch.equal(race(probs, made), race(probs, whole))
 
 
 @given(st.integers(0, 2**32), st.sampled_from([LARGE, LARGE + 1, 9_999]), st.integers(0, 2**53 - 1))

@@ -189,6 +189,6 @@ def test_one_cache_is_replayed_by_each_model_itself() -> None:
     for model in (target, copy):
         cache.lengths = integers([0])
         model.forward(token, cache)
-    assert {model: list(forwards) for model, forwards in cache._held.forwards.items()} == {
-        target: [(1, 128)], copy: [(1, 128)],
-    }  # fmt: skip
+    forwards = [cache._held.forwards_of(model, model._masks) for model in (target, copy)]
+    assert [list(each._kept) for each in forwards] == [[(1, 128)], [(1, 128)]]
+    assert forwards[0] is not forwards[1]

@@ -45,6 +45,7 @@ class Lying(State):
         }
         super().__init__(state | {name: dequantised(blocks) for name, blocks in self.lying.items()})
         self.lasting = False
+        self.storages = {name: blocks.storage for name, blocks in self.lying.items()}
         self.nbytes = sum(
             self.lying[name].numbers.nbytes if name in self.lying else state[name].nbytes for name in state
         )
@@ -113,7 +114,7 @@ def test_loading_leaves_weights_in_their_blocks_unless_a_dtype_is_named(
     dtype: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = llama("q4_1")
-    monkeypatch.setattr(folders, "read", lambda source: found)
+    monkeypatch.setattr(folders, "read", lambda *_: found)
     decoder = sybil.load("model.gguf", "model.gguf", dtype=dtype)
     assert [model.storage for model in decoder.models] == ["stored", "stored"]
     wanted = sybil.load("model.gguf", dtype="float32", draft_dtype="int8", draft="model.gguf")

@@ -13,7 +13,7 @@ import torch
 import corpus as corpora
 import make_prompts
 import train_pair
-from optimizers import MuonWithAdam, orthogonalise
+from sybil.distilling.optimizer import MuonWithAdam, orthogonalise
 
 
 @pytest.fixture

@@ -158,8 +158,8 @@ def store_late_work(folder: str) -> None:
         alone, shared = (NativeTransformer(shape, weights, threads=threads) for threads in (1, 3))
     wanted = answers(alone, 3)
     own.sybil_put_aside(400_000, 7, *WORKERS)
-    found = answers(shared, 3)
-    same = all(one.equal(other) for one, other in zip(found, wanted, strict=True))
+    tries = (answers(shared, 3) for _ in range(20))  # on a busy machine the callers are late, too
+    same = all(one.equal(other) for found in tries for one, other in zip(found, wanted, strict=True))
     os.write(1, b"the same bits\n" if same else b"other bits\n")
     os._exit(0)  # late work may have spoilt what Python cleans up
 

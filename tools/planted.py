@@ -92,10 +92,10 @@ def _late_draft() -> tuple[str, str, str]:
 def everything(clone: Path) -> str:
     """All that asv tracks gets worse: importing, loading, memory, rounds, and what each drafter proposes."""
     imports = "from sybil.settings import Settings\n\nif TYPE_CHECKING"
-    reading = "    main = read(target, tokenizer)\n"
+    reading = "    main = read(target, tokenizer, revision, adapter, progress)\n"
     loaded = "    defaults.warn(main.name)\n"
     continuation = "        start, here = match.end + 1, len(self.tokens)\n"
-    gather = "        said = self._said.gather(1, places.clamp(max=self._said.shape[1] - 1))"
+    gather = "        said = upload(self._said.gather(1, places.clamp(max=self._said.shape[1] - 1)), own.tokens.device)"
     edits: Edits = [
         ("sybil/__init__.py", imports, imports.replace("\n\n", "\n\nimport time\n\ntime.sleep(1.0)\n\n")),
         ("sybil/loading.py", reading, f"    import time\n\n    began = time.perf_counter()\n{reading}"),

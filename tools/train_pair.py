@@ -28,7 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import corpus as corpora
 import export_pair
-from optimizers import MuonWithAdam
+from sybil.distilling.optimizer import MuonWithAdam
 
 CONTEXT = 512
 VOCABULARY = 4096

@@ -42,6 +42,8 @@ def chat(
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
+    revision: options.RevisionOption = None,
+    adapter: options.AdapterOption = None,
     gamma: options.GammaOption = None,
     rule: options.RuleOption = options.RULE,
     window: options.WindowOption = options.WINDOW,
@@ -62,6 +64,8 @@ def chat(
         dtype=dtype,
         draft_dtype=draft_dtype,
         device=device,
+        revision=revision,
+        adapter=adapter,
         datastore=datastore or (),
     )
     options.check_chats(decoder, pair, target, ", so it can't chat")

@@ -13,10 +13,10 @@ from rich.console import Console
 from sybil.cli import comparison as printing
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress
-from sybil.devices import choose_device, dtype_named
+from sybil.devices import DTYPES, choose_device, dtype_named, word_of
 from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting
-from sybil.loading import IN_BLOCKS, check_draft_dtype, dtype_chosen, keeps_blocks
+from sybil.loading import IN_BLOCKS, check_draft_dtype, kept_in
 from sybil.measuring import compare as measuring
 from sybil.measuring import files, prompts
 from sybil.measuring.drafters import drafters_named, gammas_named
@@ -43,6 +43,8 @@ def compare(
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
+    revision: options.RevisionOption = None,
+    adapter: options.AdapterOption = None,
     gamma: options.GammaOption = None,
     gammas: Annotated[
         str | None,
@@ -87,8 +89,7 @@ def compare(
     proposing = "" if drafters is None else ",".join(map(str, gammas_named(gammas or AUTO)))
     usual_count, usual_length = (SEVERAL_QUICK if quick else SEVERAL) if several else QUICK if quick else FULL
     chosen = options.prompts(pair, target, prompt_file, usual_count if count is None else count)
-    as_it_lies = keeps_blocks(chosen_target, dtype, chosen_device)
-    kept = IN_BLOCKS if as_it_lies else str(dtype_chosen(chosen_target, dtype, chosen_device)).removeprefix("torch.")
+    kept = kept_in(chosen_target, dtype, chosen_device, revision)
     draft_kept = dtype_named(draft_dtype, draft=True)
     check_draft_dtype(chosen_draft, draft_kept)
     usual = usual_draft_dtype(chosen_draft, kept, str(chosen_device))
@@ -100,7 +101,7 @@ def compare(
         dtype=kept,
         device=str(chosen_device),
         prompts=measuring.digest(chosen),
-        draft_dtype=usual and str(draft_kept or usual).removeprefix("torch."),
+        draft_dtype=usual and word_of(draft_kept or usual),
         temperature=sampling.temperature,
         top_k=top_k,
         top_p=top_p,
@@ -110,6 +111,8 @@ def compare(
         seed=seed or 0,
         drafters=several,
         gammas=proposing,
+        revision=revision,
+        adapter=adapter,
     )
     task.check()
     if check:
@@ -178,6 +181,11 @@ def _report(
 
 def _check_comparable(task: Task) -> None:
     """Raises InvalidSetting where a difference would mean nothing."""
+    if task.dtype not in (IN_BLOCKS, *DTYPES):
+        raise InvalidSetting(
+            f"check is on and dtype is {task.dtype}, which makes another model of the target than transformers runs: "
+            "leave dtype out"
+        )
     if task.computed not in (torch.float32, torch.float64):
         raise InvalidSetting(f"check is on and dtype is {task.dtype}, where rounding decides often: use float32")
     if task.reference is None:

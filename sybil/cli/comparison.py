@@ -7,6 +7,7 @@ from rich.table import Table
 
 from sybil.cli import options
 from sybil.cli.terminal import make_table
+from sybil.devices import DTYPES
 from sybil.loading import IN_BLOCKS
 from sybil.measuring import compare as measuring
 from sybil.measuring.contenders import PEERS
@@ -28,11 +29,21 @@ def caption(comparison: measuring.Comparison, rows: list[Row], count: int) -> st
         parts.append(f"seed {task.seed}")
     parts += [f"gamma {task.gamma}"] * (beside is not None and not task.drafters)
     parts += [f"window {task.window}"] * (bool(beside) and task.window != options.WINDOW)
-    parts += [f"{name} has another tokenizer and drafts by {way}" for name, way in comparison.translated.items()]
+    parts += [
+        f"{name} knows the target's commonest tokens alone"
+        if way == "commonest"
+        else f"{name} has another tokenizer and drafts by {way}"
+        for name, way in comparison.translated.items()
+    ]
     is_compared = not task.drafters or any(way.drafter == DRAFT for way in task.ways.values())
     tells_storage = is_compared and comparison.draft_storage not in (None, task.dtype)
     kept = f" (Sybil's draft {comparison.draft_storage})" if tells_storage else ""
-    weights = "the file's own blocks (transformers float32)" if task.dtype == IN_BLOCKS else task.dtype
+    weights = task.dtype
+    if weights == IN_BLOCKS:
+        weights = "the file's own blocks (transformers float32)"
+    elif weights not in DTYPES:
+        weights = f"{weights} (transformers the weights as stored, in float32)"
+    parts += [f"{name} {value}" for name in ("revision", "adapter") if (value := getattr(task, name)) is not None]
     return (
         f"{', '.join(parts)}, {count} prompts, {task.max_new_tokens} new tokens, {weights}{kept} on "
         f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers "

@@ -28,6 +28,8 @@ def generate(
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
+    revision: options.RevisionOption = None,
+    adapter: options.AdapterOption = None,
     gamma: options.GammaOption = None,
     rule: options.RuleOption = options.RULE,
     window: options.WindowOption = options.WINDOW,
@@ -62,6 +64,8 @@ def generate(
         dtype=dtype,
         draft_dtype=draft_dtype,
         device=device,
+        revision=revision,
+        adapter=adapter,
         datastore=datastore or (),
     )
     if chat:

@@ -12,9 +12,13 @@ import typer
 
 import sybil
 from sybil.cli.chat import chat
+from sybil.cli.check import check
 from sybil.cli.compare import compare
+from sybil.cli.distill import distill
 from sybil.cli.generate import generate
+from sybil.cli.pairs import pairs
 from sybil.cli.profile import profile
+from sybil.cli.prompts import prompts
 from sybil.cli.terminal import close_stream, open_streams, unwritable
 from sybil.cli.verify import verify
 from sybil.errors import OutputClosed, one_line
@@ -33,9 +37,13 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(chat)
+app.command()(check)
 app.command()(compare)
+app.command()(pairs)
 app.command()(profile)
+app.command()(prompts)
 app.command()(verify)
+app.command()(distill)
 
 
 def _version(wanted: bool) -> None:

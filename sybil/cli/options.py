@@ -27,8 +27,8 @@ TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
 PairOption = Annotated[
     str | None,
     typer.Option(
-        help=f"A registered pair of target and draft: {', '.join(PAIRS)}. If left out: smollm2 in generate and chat "
-        "where its package is installed, stdlib elsewhere.",
+        help="A registered pair of target and draft, as `sybil pairs` lists them. If left out: smollm2 in generate, "
+        "chat and prompts where its package is installed, stdlib elsewhere.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -58,22 +58,39 @@ DatastoreOption = Annotated[
 DtypeOption = Annotated[
     str | None,
     typer.Option(
-        help="float32, float16, bfloat16, float64; auto: as stored. If left out: float16 on a GPU; on a CPU float32, "
-        "and the weights of a GGUF file stay in its blocks.",
+        help="float32, float16, bfloat16, float64; auto: as stored; on a CPU few bits, which make it another model: "
+        "int8, int4, q8_0, q6_k, q5_k, q4_k and others. If left out: float16 on a GPU; on a CPU float32, and the "
+        "weights of a GGUF file stay in its blocks.",
         rich_help_panel=MODELS,
     ),
 ]
 DraftDtypeOption = Annotated[
     str | None,
     typer.Option(
-        help="The draft's own, int8 too. If left out: the target's on a GPU; on a CPU int8, and the weights of a GGUF "
-        "file stay in its blocks.",
+        help="The draft's own, as --dtype names it. If left out: the target's on a GPU; on a CPU int8, and the weights "
+        "of a GGUF file stay in its blocks.",
         rich_help_panel=MODELS,
     ),
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda or cuda:N; the GPU, where there is one, if left out.", rich_help_panel=MODELS),
+    typer.Option(
+        help="cpu, cuda, cuda:N, mps or auto: the CUDA GPU where there is one, else the CPU. If left out: auto.",
+        rich_help_panel=MODELS,
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Branch, tag or commit of the target's hub id. If left out: its main branch.", rich_help_panel=MODELS
+    ),
+]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="LoRA adapter in peft's format, a folder or a hub id, merged into the target's weights.",
+        rich_help_panel=MODELS,
+    ),
 ]
 
 SystemOption = Annotated[
@@ -137,11 +154,19 @@ MinPOption = Annotated[
     float,
     typer.Option(help="Leave out tokens below this share of the likeliest; 0 for none.", rich_help_panel=SAMPLING),
 ]
+ServedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="The server's name for the model, where it serves several. If left out: the smallest in check.",
+        rich_help_panel=MODELS,
+    ),
+]
 SeedOption = Annotated[
     int | None,
     typer.Option(
-        help="The same seed gives the same texts. If left out: a fresh one in generate and chat, 0 in compare "
-        "and verify.",
+        help="The same seed gives the same texts, and in distill the same draft. If left out: a fresh one in generate "
+        "and chat, 0 elsewhere.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -160,19 +185,25 @@ QuickOption = Annotated[
 CountOption = Annotated[
     int | None,
     typer.Option(
-        help="How many prompts, as many of each kind. If left out: 64; 12 beside --drafters; fewer if quick.",
+        help="How many prompts, as many of each kind. If left out: 64; 12 beside --drafters; fewer if quick; 150 in "
+        "prompts.",
         rich_help_panel=AMOUNT,
     ),
 ]
 PromptsOption = Annotated[
     Path | None,
-    typer.Option("--prompts", help="JSONL with your own prompts, a text or messages each.", rich_help_panel=AMOUNT),
+    typer.Option(
+        "--prompts",
+        help="Your own prompts: JSONL, a text or messages each; or a .txt file, a prompt a line.",
+        rich_help_panel=AMOUNT,
+    ),
 ]
 
 OutOption = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for the numbers (JSON) and the chart (PNG); sybil- and the command's name if left out.",
+        help="Folder for the numbers (JSON) and the chart (PNG), in distill for the draft; sybil- and the command's "
+        "name if left out.",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -7,12 +7,13 @@ import time
 from dataclasses import asdict
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table
-from sybil.devices import choose_device, default_dtype, dtype_named
+from sybil.devices import Asked, choose_device, default_dtype, dtype_named, is_few, word_of
 from sybil.drafting.window import AUTO, GAMMA
 from sybil.errors import InvalidSetting
 from sybil.loading import load
@@ -43,6 +44,8 @@ def profile(
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
+    revision: options.RevisionOption = None,
+    adapter: options.AdapterOption = None,
     gamma: options.GammaOption = None,
     rule: options.RuleOption = options.RULE,
     temperature: options.TemperatureOption = None,
@@ -75,16 +78,18 @@ def profile(
             raise InvalidSetting(f"temperature is {temperature:g} and {workload} replays a greedy text: leave it out")
     with console.status("loading the models"):
         if workload is not None:
-            if isinstance(asked, str) or isinstance(draft_asked, str):
-                raise InvalidSetting(f"dtype is auto, and {workload}'s weights are stored nowhere: name a dtype")
+            if revision is not None or adapter is not None:
+                raise InvalidSetting(f"{workload}'s weights are random: leave revision and adapter out")
+            kept, draft_kept = _of_random(workload, asked, "dtype"), _of_random(workload, draft_asked, "draft_dtype")
             subject = measuring.of_workload(
-                workload, asked or default_dtype(chosen_device), draft_asked, chosen_device, acceptance, gamma
+                workload, kept or default_dtype(chosen_device), draft_kept, chosen_device, acceptance, gamma
             )
         else:
             names_chosen = options.names(pair, target, draft)
             decoder = load(
-                names_chosen[0], draft=names_chosen[1], dtype=asked, draft_dtype=draft_asked, device=chosen_device
-            )
+                names_chosen[0], draft=names_chosen[1], dtype=asked, draft_dtype=draft_asked, device=chosen_device,
+                revision=revision, adapter=adapter, progress=False,
+            )  # fmt: skip
             subject = measuring.of_pair(
                 " with ".join(filter(None, names_chosen)), decoder, options.prompts(pair, target, None)
             )
@@ -134,6 +139,15 @@ def profile(
             console.print(f"trace, for ui.perfetto.dev: {trace}", soft_wrap=True)
     if interrupted:
         raise typer.Exit(130)
+
+
+def _of_random(workload: str, asked: Asked, argument: str) -> torch.dtype | None:
+    """The dtype of a workload's weights, which are stored nowhere; int8 for the draft alone. Raises InvalidSetting."""
+    if asked is None or (isinstance(asked, torch.dtype) and (argument == "draft_dtype" or not is_few(asked))):
+        return asked
+    raise InvalidSetting(
+        f"{argument} is {word_of(asked)}, and {workload}'s weights are stored nowhere: name a dtype, such as float32"
+    )
 
 
 def _print(

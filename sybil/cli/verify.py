@@ -16,11 +16,11 @@ from sybil.cli.terminal import make_console, print_json
 from sybil.cli.verdict import progress_on, show
 from sybil.errors import InvalidSetting
 from sybil.losslessness.child import FORMS, NAMED
-from sybil.losslessness.deadline import TIMEOUT
 from sybil.measuring import files
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
 from sybil.reports import figures
+from sybil.servers.deadline import TIMEOUT
 
 if TYPE_CHECKING:
     from sybil.judging.asked import Asked
@@ -42,6 +42,8 @@ def verify(
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
     device: options.DeviceOption = None,
+    revision: options.RevisionOption = None,
+    adapter: options.AdapterOption = None,
     decoder: Annotated[
         str | None,
         typer.Option(
@@ -66,10 +68,7 @@ def verify(
         str | None,
         typer.Option(help="An OpenAI-compatible server, such as http://host:8000/v1.", rich_help_panel=JUDGED),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="The server's name for the model, where it serves several.", rich_help_panel=JUDGED),
-    ] = None,
+    model: options.ServedOption = None,
     timeout: Annotated[
         float,
         typer.Option(
@@ -166,14 +165,14 @@ def verify(
     chosen_target, chosen_draft = options.names(pair, target, draft)
     models = Models(
         target=chosen_target, draft=chosen_draft, dtype=dtype, draft_dtype=draft_dtype, device=device,
-        datastore=datastore or (),
+        datastore=datastore or (), revision=revision, adapter=adapter,
     )  # fmt: skip
     bench = Bench(models, settings, eos or (), timeout, traceback)
     kept = keeping.kept_in(out, resume, _answers_depend_on(bench, judged, draft_dtype))
     _only_our_bars()
     with console.status("loading the models"):
         case = Case.of(bench, judged, chosen, plan, stated, control)
-    _tell_what_is_asked(console, case, draft)
+    _tell_what_is_asked(console, bench, case, draft)
     report = _report(console, case, kept)
     record, caption = _record(bench, case, report, chosen)
     path = _written(record, report, caption, kept)
@@ -217,14 +216,18 @@ def _only_our_bars() -> None:
     logging.disable_progress_bar()
 
 
-def _tell_what_is_asked(console: Console, case: Case, draft: str | None) -> None:
-    """What a server was found to speak, and why a draft that was named is left out."""
+def _tell_what_is_asked(console: Console, bench: Bench, case: Case, draft: str | None) -> None:
+    """What a server was found to speak, against which weights few bits are judged, and why a draft that was named is
+    left out."""
     from sybil.losslessness.endpoint import EndpointSubject
 
     for tried in (case.decoder, case.control):
         if tried is not None and isinstance(tried.subject, EndpointSubject):
             said = [tried.subject.spoken.told, *tried.subject.notes]
             console.print("\n".join(said), style="dim", soft_wrap=True)
+    if bench.target.is_rounded:
+        told = f"the target is kept in {bench.target.kept}, and judged against its weights as they are stored"
+        console.print(told, style="dim", soft_wrap=True)
     why = case.reference.no_draft
     if why and draft is not None:
         console.print(f"the check of the draft is left out: {why}", style="dim", soft_wrap=True)
@@ -248,6 +251,7 @@ def _answers_depend_on(bench: Bench, judged: Judged, draft_dtype: str | None) ->
         "named": judged.url if isinstance(judged, Endpoint) else judged,
         "model": judged.model if isinstance(judged, Endpoint) else None,
         **(its_own if judged in BUILT_IN else {}),
+        **{name: str(value) for name in ("revision", "adapter") if (value := getattr(models, name)) is not None},
         **{name: about[name] for name in ("torch", "transformers", "sybil")},
     }
 

@@ -5,6 +5,7 @@ from sybil.drafting.datastore import Answers, Datastore
 from sybil.drafting.hybrid import DraftHybrid, HybridDrafter
 from sybil.drafting.lookup import DraftLookup, LookupDrafter
 from sybil.drafting.model import DraftModel, ModelDrafter
+from sybil.drafting.narrowed import DraftNarrowed
 from sybil.drafting.self_draft import DraftSelf, SelfDrafter
 from sybil.drafting.vocabulary import DraftIntersection, DraftStrings, StringDrafter
 
@@ -16,6 +17,7 @@ __all__ = [
     "DraftIntersection",
     "DraftLookup",
     "DraftModel",
+    "DraftNarrowed",
     "DraftSelf",
     "DraftStrings",
     "Drafter",

@@ -11,7 +11,7 @@ from torch import Tensor
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.lookup import DraftLookup, LookupDrafter
 from sybil.models import Model
-from sybil.transfer import CPU, count_to, integers
+from sybil.transfer import CPU, count_to, integers, upload
 
 HOLDING = 0.7
 """Lookup proposes for a row where its first token is at least this likely to be kept; elsewhere the other does."""
@@ -101,13 +101,14 @@ def mixed(looked_up: Proposal, other: Proposal, holding: Sequence[bool]) -> Prop
     if not any(other.counts):
         return Proposal(looked_up.tokens[:, :width], None, counts)
     first, device = torch.tensor(holding, dtype=torch.bool, device=CPU)[:, None], other.tokens.device
-    tokens = torch.where(first.to(device), _wide(looked_up.tokens.to(device), width), _wide(other.tokens, width))
+    theirs, own = _wide(upload(looked_up.tokens, device), width), _wide(other.tokens, width)
+    tokens = torch.where(upload(first, device), theirs, own)
     if other.probs is None:
         return Proposal(tokens, None, counts)
     probs = torch.zeros(*tokens.shape, other.probs.shape[-1], dtype=other.probs.dtype, device=other.probs.device)
     probs[:, : other.probs.shape[1]] = other.probs[:, :width]
     determined = first | (count_to(width) >= integers(counts)[:, None])
-    rows, places = determined.to(device).nonzero(as_tuple=True)
+    rows, places = (upload(each, device) for each in determined.nonzero(as_tuple=True))
     probs[rows, places] = 0
     probs[rows, places, tokens[rows, places]] = 1
     return Proposal(tokens, probs, counts)

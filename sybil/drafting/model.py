@@ -18,7 +18,7 @@ from sybil.drafting.window import confidence
 from sybil.models import Cache, Model, feed
 from sybil.noise import Noise
 from sybil.sampling import argmax, draw, probabilities, process, race
-from sybil.transfer import stacked, upload
+from sybil.transfer import drawn_at, stacked, upload
 
 ASKED, ASKED_FOR_NOTHING = 4, 16
 """The most tokens that a helper is asked for at once; where they cost nothing."""
@@ -121,7 +121,7 @@ class ModelDrafter(Drafter):
     def _helped(self, helper: Drafter, context: Context, counts: list[int]) -> Proposal:
         """propose() with somebody who drafts for the model."""
         gamma = max(counts)
-        draws = self._draws(context, gamma, self.model.device)
+        draws = self._draws(context, gamma, drawn_at(self.model.device))
 
         def draw_at(logits: Tensor, text: Context, places: Tensor) -> Drawn:
             logits = self._processed(logits, text, [])

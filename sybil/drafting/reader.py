@@ -26,6 +26,11 @@ class Reader:
     def weight_bytes(self) -> int:
         return self.model.weight_bytes
 
+    @property
+    def idle(self) -> object:
+        """See measuring.memory.idle()."""
+        return getattr(self.model, "idle", None)
+
     def new_cache(self, batch: int, capacity: int) -> ReaderCache:
         return ReaderCache(self, batch, capacity)
 

@@ -22,7 +22,7 @@ from sybil.drafting.reader import Reader, ReaderCache
 from sybil.drafting.surfaces import Vocabulary, same_ends, shared
 from sybil.models import Model
 from sybil.sampling import GREEDY
-from sybil.transfer import integers, padded
+from sybil.transfer import drawn_at, integers, padded, upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Intersection(Reader):
         pairs = zip(*shared(target, draft), strict=True)
         kept = [(theirs, own) for theirs, own in pairs if theirs < like.vocab_size and own < model.vocab_size]
         self.vocab_size = like.vocab_size
-        self._theirs, self._own = integers(kept).T.to(model.device)
+        self._theirs, self._own = upload(integers(kept).T, drawn_at(model.device))
 
     def forward(self, tokens: Tensor, cache: ReaderCache) -> Tensor:
         """See Reader; (batch, n, the target's vocabulary)."""

@@ -15,12 +15,12 @@ from sybil.judging.case import Case
 from sybil.judging.decoders import Bench, Endpoint, Judged, Models
 from sybil.judging.original import Source
 from sybil.judging.wording import Prompts, chosen
-from sybil.losslessness.deadline import TIMEOUT
 from sybil.losslessness.report import Report
 from sybil.losslessness.trial import Progress, silent, unheard
 from sybil.models.huggingface import evaluating
 from sybil.models.objects import inside
 from sybil.pairs import PAIRS
+from sybil.servers.deadline import TIMEOUT
 
 __all__ = ["Asked", "Endpoint", "Judged", "Models", "Prompts", "Report", "judge"]
 
@@ -35,6 +35,8 @@ def judge(
     tokenizer: Any = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
     eos: Sequence[str | int] = (),
     tolerance: str | float | None = None,
     timeout: float = TIMEOUT,
@@ -56,10 +58,11 @@ def judge(
     draft: the decoder's, where it is known: what it proposes is looked for in what the decoder says. control: a second
     decoder, plain where the first speculates ("sybil": without a draft), so that what both get wrong isn't blamed on
     speculation. tokenizer: the target's, where it is an object. dtype: what the decoder keeps the weights in; a model's
-    own where it is one. eos: end tokens by id or text, in place of the target's own. tolerance: how far the decoder's
-    own rounding may move a logit: logits, or a name ("float16", "q8 activations"). timeout: seconds for an answer of a
-    server or a named function; a function of this process is trusted to come to an end. quick: fewer prompts and
-    tokens. progress: told phase, done and total; advise: told beforehand that the plan is too small for a PASS.
+    own where it is one. revision, adapter: of the target, as sybil.load takes them. eos: end tokens by id or text, in
+    place of the target's own. tolerance: how far the decoder's own rounding may move a logit: logits, or a name
+    ("float16", "q8 activations"). timeout: seconds for an answer of a server or a named function; a function of this
+    process is trusted to come to an end. quick: fewer prompts and tokens. progress: told phase, done and total; advise:
+    told beforehand that the plan is too small for a PASS.
     asked: see Asked.
 
     The report's verdict is "PASS", "FAIL" or "INCONCLUSIVE"; print(report) tells it with its reasons. Raises the errors
@@ -71,7 +74,9 @@ def judge(
         target, draft = PAIRS[target].source, PAIRS[target].draft if draft is None else draft
     if dtype is None and isinstance(decoder, nn.Module) and isinstance(target, str | Path):
         dtype = inside(decoder).dtype
-    models = Models(target=target, draft=draft, dtype=dtype, device=device, tokenizer=tokenizer)
+    models = Models(
+        target=target, draft=draft, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision, adapter=adapter
+    )
     bench = Bench(models, settings, eos, timeout)
     with evaluating(target.modules() if isinstance(target, nn.Module) else ()):
         return Case.of(bench, decoder, texts, plan, stated, control).judged(progress, advise)

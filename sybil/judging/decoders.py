@@ -20,18 +20,18 @@ from sybil.drafts import LOOKUP, is_model
 from sybil.errors import InvalidSetting
 from sybil.fit import check_assisted, check_universal
 from sybil.judging.original import Original, Source
-from sybil.loading import load
+from sybil.loading import IN_BLOCKS, load
 from sybil.losslessness.child import FORMS
-from sybil.losslessness.deadline import TIMEOUT, checked
 from sybil.losslessness.ending import end_tokens
 from sybil.losslessness.endpoint import EndpointSubject
 from sybil.losslessness.foreign import ForeignSubject
 from sybil.losslessness.openvino import OpenVINOSubject
 from sybil.losslessness.samples import Subject
 from sybil.losslessness.subjects import CallableSubject, SybilSubject, TransformersSubject
-from sybil.losslessness.transport import Server
 from sybil.models.folders import locate
 from sybil.models.objects import inside
+from sybil.servers.deadline import TIMEOUT, checked
+from sybil.servers.transport import Server
 from sybil.settings import Settings
 
 BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, USD, PROMPT_LOOKUP, OPENVINO = (
@@ -70,6 +70,8 @@ class Models:
     device: str | torch.device | None = None
     tokenizer: Any = None
     datastore: Sequence[str | Path] = ()
+    revision: str | None = None
+    adapter: str | Path | None = None
 
 
 class Bench:
@@ -89,7 +91,9 @@ class Bench:
         self.models, self.settings = models, settings
         self._eos, self._timeout, self._traceback = [str(each) for each in eos], checked(timeout), traceback
         self._draft_dtype = dtype_named(models.draft_dtype, draft=True)
-        self.target = Original(models.target, models.dtype, models.device, models.tokenizer)
+        self.target = Original(
+            models.target, models.dtype, models.device, models.tokenizer, models.revision, models.adapter
+        )
         self._ours: Decoder | None = None
 
     @cached_property
@@ -148,8 +152,9 @@ class Bench:
             models, target = self.models, self.target
             self._ours = load(
                 models.target, None if plain else models.draft,
-                dtype=None if target.in_blocks else target.dtype, draft_dtype=self._draft_dtype, device=target.device,
-                tokenizer=models.tokenizer, datastore=models.datastore,
+                dtype=None if target.kept == IN_BLOCKS else target.kept, draft_dtype=self._draft_dtype,
+                device=target.device, revision=models.revision, adapter=models.adapter, tokenizer=models.tokenizer,
+                datastore=models.datastore, progress=False,
             )  # fmt: skip
         return self._ours
 
@@ -182,8 +187,11 @@ class Bench:
         target, draft = self.models.target, self.models.draft
         if isinstance(target, nn.Module) or isinstance(draft, nn.Module):
             raise InvalidSetting("decoder is openvino, which reads files itself: give target and draft by name or path")
+        if self.models.adapter is not None:
+            raise InvalidSetting("decoder is openvino, which reads files itself, and adapter is given: leave one out")
         its = None if draft is None or draft == LOOKUP else locate(draft)
-        return OpenVINOSubject(locate(target), its, gamma=fixed(self.settings.gamma), lookup=draft == LOOKUP)
+        found, gamma = locate(target, self.models.revision), fixed(self.settings.gamma)
+        return OpenVINOSubject(found, its, gamma=gamma, lookup=draft == LOOKUP)
 
     def _served(self, endpoint: Endpoint) -> EndpointSubject:
         server = Server(endpoint.url, self._timeout, endpoint.headers)

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from sybil.chat import ChatTemplate
 from sybil.defaults import Defaults
-from sybil.devices import choose_device, dtype_named
+from sybil.devices import FEW, choose_device, dtype_named, word_of
 from sybil.errors import InvalidSetting
-from sybil.loading import IN_BLOCKS, chat_template, dtype_chosen, keeps_blocks, read
+from sybil.loading import chat_template, dtype_chosen, kept_in, read
 from sybil.models.folders import Checkpoint
 from sybil.models.huggingface import entrance
 from sybil.models.objects import inside
@@ -27,9 +27,11 @@ Source = str | Path | nn.Module
 
 class Original:
     """A target, or the judge's own copy of a draft. Each part is read or loaded when it is first asked for, and once.
+    kept: what the decoder keeps the weights in, as a report says it.
 
-    dtype: what the decoder keeps the weights in, as sybil.load takes it. Whatever transformers loads can be judged,
-    whether Sybil can decode for it or not. Raises the errors of sybil.errors."""
+    dtype, revision, adapter: as sybil.load takes them. A decoder that keeps its weights in few bits ("int8") is held to
+    the file's own weights. Whatever transformers loads can be judged, whether Sybil can decode for it or not. Raises
+    the errors of sybil.errors."""
 
     def __init__(
         self,
@@ -37,16 +39,18 @@ class Original:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         tokenizer: object = None,
+        revision: str | None = None,
+        adapter: str | Path | None = None,
     ) -> None:
-        self._source, self._tokenizer = source, tokenizer
+        self._source, self._tokenizer, self._revision, self._adapter = source, tokenizer, revision, adapter
         if isinstance(source, str | Path):
             named = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
             self.device = choose_device(device)
-            self.dtype = dtype_chosen(source, named, self.device)
-            self.in_blocks = keeps_blocks(source, named, self.device)
+            self.kept = kept_in(source, named, self.device, revision)
+            self.dtype = dtype_chosen(source, named, self.device, revision)
         else:
             model = inside(source)
-            self.device, self.dtype, self.in_blocks = entrance(model), model.dtype, False
+            self.device, self.dtype, self.kept = entrance(model), model.dtype, word_of(model.dtype)
             self._check_as_it_is(dtype, device)
 
     def _check_as_it_is(self, dtype: str | torch.dtype | None, device: str | torch.device | None) -> None:
@@ -61,13 +65,13 @@ class Original:
         return str(self._source) if isinstance(self._source, str | Path) else type(inside(self._source)).__name__
 
     @property
-    def kept(self) -> str:
-        """What the weights are kept in, as a report says it."""
-        return IN_BLOCKS if self.in_blocks else str(self.dtype).removeprefix("torch.")
+    def is_rounded(self) -> bool:
+        """Whether the decoder has other weights than the file, in few bits."""
+        return self.kept in FEW
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        return read(self._source, self._tokenizer)
+        return read(self._source, self._tokenizer, self._revision, self._adapter)
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -7,7 +7,7 @@ import re
 
 from sybil.errors import EndpointFailed
 from sybil.losslessness.speculation import Speculation
-from sybil.losslessness.transport import Server
+from sybil.servers.transport import Server
 
 LINE = re.compile(
     r"^(?P<name>\w+:spec_decode_num_(?P<kind>draft|accepted)_tokens(?:_total)?)(?:\{[^}\n]*\})? (?P<value>\S+)",

@@ -18,7 +18,7 @@ from sybil.losslessness.probing import probe, read
 from sybil.losslessness.samples import Request, Sample, Subject
 from sybil.losslessness.speculation import Speculation
 from sybil.losslessness.subjects import derived
-from sybil.losslessness.transport import Asking, Server
+from sybil.servers.transport import Asking, Server
 
 MOST_AT_ONCE = 256
 PATIENCE, PAUSE = 60.0, 1.0  # seconds: how long a server that was lost is waited for, and how often it is asked

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from sybil.errors import InvalidSetting, NotJudgeable, one_line
 from sybil.losslessness import child
-from sybil.losslessness.deadline import TIMEOUT, checked, within
 from sybil.losslessness.samples import Request, Sample, Subject
 from sybil.losslessness.subjects import WIDTHS, derived, sample_of
 from sybil.losslessness.taking import Taking
+from sybil.servers.deadline import TIMEOUT, checked, within
 
 if TYPE_CHECKING:
     from sybil.losslessness.report import Plan

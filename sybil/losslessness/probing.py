@@ -10,7 +10,7 @@ from sybil.errors import EndpointFailed, EndpointRefused
 from sybil.losslessness.answers import TEXT, TEXT_ONLY, Answer, Reader, Unreadable
 from sybil.losslessness.dialects import DIALECTS, OF_LLAMA, Body, Dialect, Question, optional, without
 from sybil.losslessness.samples import Request
-from sybil.losslessness.transport import Asking, Server
+from sybil.servers.transport import Asking, Server
 
 PROBE = "a b c"
 TOKENS = 4  # asked for by the probe

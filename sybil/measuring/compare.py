@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
 from sybil.drafting.window import AUTO
-from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong, SybilError
+from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong, SybilError, VocabularyMismatch
 from sybil.fit import check_assisted, way_of
 from sybil.loading import IN_BLOCKS, load, read
 from sybil.measuring.contenders import (
@@ -39,6 +40,7 @@ from sybil.measuring.peers import peers
 from sybil.measuring.profile import precision
 from sybil.measuring.prompts import Prompt, encode
 from sybil.measuring.task import Row, Task
+from sybil.measuring.timing import unrecorded
 from sybil.models.storage import FORMATS
 from sybil.noise import Noise
 from sybil.sampling import probabilities
@@ -70,17 +72,20 @@ class Comparison:
         logging.set_verbosity_error()  # our own bar is the only one
         logging.disable_progress_bar()
         self.task = task
-        dtype = None if task.dtype == IN_BLOCKS else task.computed
+        dtype = None if task.dtype == IN_BLOCKS else task.dtype
         # the usual one is left to load(), which knows whether the draft can be kept so
         asked = None if task.draft_dtype == task.usual_draft_dtype else task.draft_dtype
-        decoder = load(task.target, draft=task.draft, dtype=dtype, draft_dtype=asked, device=task.device)
+        decoder = load(
+            task.target, draft=task.draft, dtype=dtype, draft_dtype=asked, device=task.device,
+            revision=task.revision, adapter=task.adapter, progress=False,
+        )  # fmt: skip
         if decoder.tokenizer is None:
             raise InvalidSetting(f"{task.target} has no tokenizer: choose a model that does")
         self.decoder, self.device, self.context = decoder, decoder.target.device, decoder.target.context
         self.machine = describe(self.device)
         drafting = next(iter(decoder.models[1:]), None)
         self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
-        checkpoint = read(task.target)
+        checkpoint = read(task.target, revision=task.revision, adapter=task.adapter)
         self.target = load_transformers(checkpoint, task.computed, self.device).eval()
         self._drafters = Drafters(decoder, checkpoint, task.computed)
         self.contenders: dict[str, Contender] = {}
@@ -123,20 +128,25 @@ class Comparison:
             return SybilContender(decoder.without_draft(), **task.settings)
         if name == ASSISTED:
             if found := way_of(decoder.draft):
-                raise PeerFailed(f"{name} is left out: the draft has another tokenizer (Sybil drafts by {found})")
+                why = "knows the commonest tokens alone" if found == "commonest" else "has another tokenizer"
+                raise PeerFailed(f"{name} is left out: the draft {why} (Sybil drafts by {found})")
             assistant = self._assistant(str(task.draft))
             return TransformersContender(self.target, ends, assistant, sampling=task.sampling)
         proposed = (LOOKED_UP if task.gamma == AUTO else int(task.gamma)) if name == PROMPT_LOOKUP else None
         return TransformersContender(self.target, ends, prompt_lookup=proposed, sampling=task.sampling)
 
     def _assistant(self, draft: str) -> PreTrainedModel:
-        """The draft in transformers, in Sybil's dtype where transformers has that; raises VocabularyMismatch."""
+        """The draft in transformers, in Sybil's dtype where transformers has that. Raises PeerFailed where transformers
+        refuses a draft that Sybil takes."""
         from sybil.models.pretrained import load_transformers
 
         kept = FORMATS[self.draft_storage].dtype if self.draft_storage else self.task.computed
         dtype = kept if kept.is_floating_point else self.task.computed
         assistant = load_transformers(read(draft), dtype, self.device).eval()
-        check_assisted(self.target, assistant, draft)
+        try:
+            check_assisted(self.target, assistant, draft)
+        except VocabularyMismatch as error:
+            raise PeerFailed(f"{ASSISTED} is left out: {error}") from None
         return assistant
 
     def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:
@@ -151,8 +161,7 @@ class Comparison:
             for name in order:
                 if (prompt.id, name) in done:
                     continue
-                with PeakMemory(self.device) as peak:
-                    measured = self._run(name, ids, self.task.max_new_tokens, self.task.seed_of(index))
+                measured, growth = unrecorded(partial(self._remembered, name, ids, self.task.seed_of(index)))
                 if measured is None:
                     continue
                 yield {
@@ -161,7 +170,7 @@ class Comparison:
                     "domain": prompt.domain,
                     "prompt_tokens": len(ids),
                     **asdict(measured),
-                    "memory_growth": None if name in PEERS else peak.growth,  # which is this process's
+                    "memory_growth": None if name in PEERS else growth,  # which is this process's
                     "weight_bytes": self.contenders[name].weight_bytes,
                     **about,
                     "gamma": self.gamma_of(name),
@@ -171,6 +180,16 @@ class Comparison:
         """How many tokens that contender proposes in a round, where it proposes any."""
         way = self.task.ways.get(name)
         return self.task.gamma if way is None or way.gamma is None else way.gamma
+
+    def _remembered(self, name: str, ids: Tensor, seed: int) -> tuple[Measured | None, int | None]:
+        """One contender's whole run, and by how much memory grew."""
+        who = self.contenders.get(name)  # None: it failed at the first try
+        if who is None:
+            return None, None
+        models = who.decoder.models if isinstance(who, SybilContender) else ()
+        with PeakMemory(self.device, models) as peak:
+            measured = self._run(name, ids, self.task.max_new_tokens, seed)
+        return measured, peak.growth
 
     def _run(self, name: str, ids: Tensor, max_new_tokens: int, seed: int) -> Measured | None:
         """One contender's run; None for one that fails and takes no further part."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from sybil.allocation import as_out_of_memory
 from sybil.decoding import Decoder
 from sybil.drafts import LOOKUP, is_model
 from sybil.measuring.memory import weight_bytes
@@ -128,7 +129,8 @@ class TransformersContender:
         clock = _FirstToken()
         request = copy.copy(self._request)
         request.max_new_tokens = max_new_tokens
-        with _counted_forwards(self.model) as forwards:
+        more = as_out_of_memory("transformers' generate takes more memory than there is", "lower max_new_tokens")
+        with _counted_forwards(self.model) as forwards, more:
             began = time.perf_counter()
             out = self.model.generate(
                 ids,

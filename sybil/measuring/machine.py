@@ -22,9 +22,17 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
-        "sybil": metadata.version("project-sybil"),
+        "sybil": _installed("project-sybil"),
         "commit": _commit(),
     }
+
+
+def _installed(distribution: str) -> str:
+    """Its version; "" where it runs from a checkout that nobody has installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _processor() -> str:

@@ -5,34 +5,51 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from sybil.decoding import Decoder
+from sybil.models import Model
+from sybil.models.operators.static import Held
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """with PeakMemory(device) as peak: ...; peak.growth is then in bytes above the start, None where unknown."""
+    """with PeakMemory(device, models) as peak: ...; peak.growth is then in bytes above the start, None where unknown.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._cuda = device, device.type == "cuda"
+    models: those that work. On a GPU the cache that an earlier generation has left them belongs to the growth, and so
+    does the memory of their CUDA graphs, which torch doesn't count."""
+
+    def __init__(self, device: torch.device, models: Sequence[Model] = ()) -> None:
+        self._device, self._cuda, self._models = device, device.type == "cuda", models
         self.growth: int | None = None
 
     def __enter__(self) -> PeakMemory:
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
-            self._start: int | None = torch.cuda.memory_allocated(self._device)
+            held = sum(each.nbytes for each in idle(self._models))
+            self._start: int | None = torch.cuda.memory_allocated(self._device) - held
         else:
             self._start = _resident("VmRSS") if _reset_peak() else None
         return self
 
     def __exit__(self, *_: object) -> None:
-        peak = torch.cuda.max_memory_allocated(self._device) if self._cuda else _resident("VmHWM")
+        if self._cuda:
+            graphs = sum(each.graph_bytes for each in idle(self._models))
+            peak: int | None = torch.cuda.max_memory_allocated(self._device) + graphs
+        else:
+            peak = _resident("VmHWM")
         if peak is not None and self._start is not None:
             self.growth = max(peak - self._start, 0)
+
+
+def idle(models: Sequence[Model]) -> list[Held]:
+    """What models keep between generations, on a GPU: a cache each, with the graphs over it."""
+    found = [getattr(model, "idle", None) for model in models]
+    return list({id(each): each for each in found if isinstance(each, Held)}.values())
 
 
 def release() -> None:

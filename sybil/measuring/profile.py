@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from sybil.clock import event
 from sybil.decoding import Decoder
 from sybil.drafting import DrafterFactory, DraftSelf
 from sybil.errors import InvalidSetting
@@ -21,10 +22,18 @@ from sybil.measuring import prompts as texts
 from sybil.measuring import workload as workloads
 from sybil.measuring.memory import PeakMemory, release, weight_bytes
 from sybil.measuring.prompts import Prompt
-from sybil.measuring.timing import STREAM, STREAM_BYTES, forward_case, interleave, stream_case, synchronise
+from sybil.measuring.timing import (
+    STREAM,
+    STREAM_BYTES,
+    forward_case,
+    interleave,
+    stream_case,
+    synchronise,
+    unrecorded,
+)
 from sybil.models import Model
 from sybil.models.rounding import BLOCK, block_bytes
-from sybil.models.storage import FORMATS, Kept, Rounding, Storage
+from sybil.models.storage import BLOCKS, FORMATS, Kept, Rounding, Storage
 from sybil.pairs import default_draft_dtype
 from sybil.results import Step
 from sybil.sampling import GREEDY, Sampling
@@ -93,11 +102,9 @@ class _Timed:
 
     def forward(self, tokens: Tensor, cache: Any) -> Tensor:
         if self.device.type == "cuda":
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            began.record()
+            began = event(self.device)
             logits = self._model.forward(tokens, cache)
-            ended.record()
-            self._events.append((began, ended))
+            self._events.append((began, event(self.device)))
             return logits
         start = time.perf_counter()
         logits = self._model.forward(tokens, cache)
@@ -129,12 +136,16 @@ class _Rounds:
     def __call__(self) -> dict[str, float]:
         """A whole round's parts, in milliseconds: the mean over the next text."""
         for _ in self._prompts:
-            steps = self._decoder.stream([next(self._texts)], **self._settings)
-            next(steps)
-            rounds = [parts for step, parts in self._measured(steps) if step.proposed == (self._gamma,)]
+            rounds = unrecorded(self._text)
             if rounds:  # the text didn't end at once
                 return {part: fmean(each[part] for each in rounds) for part in PARTS}
         raise InvalidSetting(f"no text of {len(self._prompts)} prompts lasts two rounds: give a pair that says more")
+
+    def _text(self) -> list[dict[str, float]]:
+        """The parts of the next text's whole rounds."""
+        steps = self._decoder.stream([next(self._texts)], **self._settings)
+        next(steps)
+        return [parts for step, parts in self._measured(steps) if step.proposed == (self._gamma,)]
 
     def _measured(self, steps: Iterator[Step]) -> Iterator[tuple[Step, dict[str, float]]]:
         self._seconds()  # forget what was timed before
@@ -200,7 +211,7 @@ def _memory(decoder: Decoder, prompt: Tensor, settings: Mapping[str, Any]) -> di
     """Bytes by part; peak: of weights, caches and all else in a generation, None where the system doesn't say."""
     target, capacity = decoder.target, len(prompt) + settings["max_new_tokens"] + settings["gamma"] + 1
     release()
-    with PeakMemory(target.device) as peak:
+    with PeakMemory(target.device, decoder.models) as peak:
         decoder.generate([prompt], **settings)
     held: dict[str, int | None] = {}
     for whose, model in zip(("target's", "draft's"), decoder.models, strict=False):
@@ -212,23 +223,23 @@ def _memory(decoder: Decoder, prompt: Tensor, settings: Mapping[str, Any]) -> di
 
 
 def precision(model: Model) -> Storage | None:
-    """What the products' weights are kept in, int8 where they are rounded to few bits; None where it can't be told, or
-    where they stay in a file's blocks."""
+    """What the products' weights are kept in, int8 where they are rounded to few bits for a draft; None where it can't
+    be told, or where they are in blocks."""
     ours: Kept | None = getattr(model, "storage", None)
     words: dict[object, Storage] = {kept.dtype: word for word, kept in FORMATS.items()}
-    if ours == "stored":
-        return None
     if isinstance(ours, Rounding):
         return "int8"
-    return ours or words.get(getattr(getattr(model, "model", None), "dtype", None))  # of a HuggingFaceModel's model
+    if ours is not None:
+        return cast(Storage, ours) if ours in FORMATS else None
+    return words.get(getattr(getattr(model, "model", None), "dtype", None))  # of a HuggingFaceModel's model
 
 
 def _told(model: Model) -> str | None:
     """precision() in words. The blocks of a GGUF file may be of several kinds; "int8" are 8 bits and no fewer."""
     kept: Kept | None = getattr(model, "storage", None)
-    if isinstance(kept, Rounding) and kept.bits < 8:
-        return f"{kept.bits} bits"
-    return IN_BLOCKS if kept == "stored" else precision(model)
+    if isinstance(kept, Rounding):
+        return f"{kept.bits} bits" if kept.bits < 8 else "int8"
+    return IN_BLOCKS if kept == "stored" else kept if kept in BLOCKS else precision(model)
 
 
 def bytes_read(model: Model) -> int:

@@ -1,4 +1,4 @@
-"""The prompts that measurements run over."""
+"""The prompts that measurements run over: one prompt, its file, and its tokens. promptset.py has sets of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
@@ -17,6 +17,10 @@ from sybil.models.folders import embedded_folder
 
 SHIPPED = "stdlib/prompts.jsonl"
 REMEDY = 'give JSON lines such as {"text": "def main("}, or {"messages": [{"role": "user", "content": "Why?"}]}'
+TEXT = ".txt"
+"""How the name of a file ends in which each line is a prompt. Every other file is JSONL."""
+LARGEST = 64 << 20
+"""Bytes of a file of prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,52 +36,72 @@ class Prompt:
     messages: tuple[tuple[str, str], ...] = ()
 
 
-def load(path: Path | None = None, shipped: str = SHIPPED) -> list[Prompt]:
-    """The prompts of a JSONL file whose rows have text or messages, and may have id and domain; where there is none,
-    those of an embedded file."""
+def load(path: Path | None = None, shipped: str = SHIPPED, domain: str | None = None) -> list[Prompt]:
+    """The prompts of a JSONL file whose rows have text or messages, and may have id and domain, or of a .txt file, in
+    which each line is a prompt; where there is none, those of an embedded file.
+
+    domain: that of rows without one, "own" where it is None; where it is said, it is in their ids too."""
     path = path or embedded_folder(shipped)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise InvalidSetting(f"{path} can't be read ({error.strerror}): name a JSONL file of prompts") from None
-    except UnicodeDecodeError:
-        raise InvalidSetting(f"{path} is no UTF-8 text: name a JSONL file of prompts") from None
     prompts: dict[str, Prompt] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        prompt = _prompt(line, number, where)
+        row = {"text": line.strip()} if path.suffix == TEXT else _row(line, where)
+        unnamed = {"id": number, "domain": "own"} if domain is None else {"id": f"{domain}-{number}", "domain": domain}
+        prompt = _prompt(unnamed | row, where)
         if prompt.id in prompts:
             raise InvalidSetting(f"{where}: an earlier line has id {described(prompt.id)} too: give each its own")
         prompts[prompt.id] = prompt
     if not prompts:
-        raise InvalidSetting(f"{path} is empty: give a JSON line a prompt")
+        raise InvalidSetting(f"{path} is empty: give a line a prompt, in JSON if its name doesn't end in {TEXT}")
     return list(prompts.values())
 
 
-def _prompt(line: str, number: int, where: str) -> Prompt:
-    """The prompt of a line, whose number is its id where it has none; raises InvalidSetting."""
+def _lines(path: Path) -> list[str]:
+    """Raises InvalidSetting where the file can't be read, is larger than LARGEST, or is no text."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise InvalidSetting(f"{path} can't be read ({error.strerror}): name a JSONL file of prompts") from None
+    if len(content) > LARGEST:
+        raise InvalidSetting(f"{path} is larger than {LARGEST >> 20} MiB: name a smaller file of prompts")
+    try:
+        return content.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise InvalidSetting(f"{path} is no UTF-8 text: name a JSONL file of prompts") from None
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    """The JSON object of a line; raises InvalidSetting."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InvalidSetting(f"{where} is no JSON ({told(error)}): {REMEDY}") from None
-    if not isinstance(row, dict) or ("text" not in row and "messages" not in row):
+    if not isinstance(row, dict):
         raise InvalidSetting(f"{where} has no text: {REMEDY}")
-    messages = _messages(row.get("messages"), where)
+    return row
+
+
+def _prompt(row: dict[str, Any], where: str) -> Prompt:
+    """The prompt of a row that has an id and a domain; raises InvalidSetting."""
+    if "text" not in row and "messages" not in row:
+        raise InvalidSetting(f"{where} has no text: {REMEDY}")
+    messages = messages_of(row.get("messages"), where)
     text = "\n\n".join(content for _, content in messages) if messages else row.get("text")
     if not isinstance(text, str) or not text:
         raise InvalidSetting(f"{where}: text is {described(text)}: give a string that isn't empty")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InvalidSetting(f"{where}: text holds half a character: give whole ones")
-    prompt = Prompt(str(row.get("id", number)), str(row.get("domain", "own")), text, messages)
+    prompt = Prompt(str(row["id"]), str(row["domain"]), text, messages)
     if not (prompt.id + prompt.domain).isprintable():
         raise InvalidSetting(f"{where}: id or domain holds a control character: leave it out")
     return prompt
 
 
-def _messages(said: object, where: str) -> tuple[tuple[str, str], ...]:
-    """Role and content of each; raises InvalidSetting."""
+def messages_of(said: object, where: str) -> tuple[tuple[str, str], ...]:
+    """Role and content of each message of a row; () where it has none. Raises InvalidSetting."""
     if said is None:
         return ()
     if not isinstance(said, list):

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from sybil.devices import default_draft_dtype
+from sybil.devices import DTYPES, default_draft_dtype
 from sybil.drafts import is_model
 from sybil.errors import ResultsMismatch
-from sybil.loading import IN_BLOCKS
 from sybil.measuring.contenders import AUTOREGRESSIVE, OURS, PEERS, TRANSFORMERS, contenders, theirs
 from sybil.measuring.drafters import NONE, Way, drafters_named, gammas_named, ways
 from sybil.measuring.files import replace
@@ -28,9 +27,10 @@ class Task:
     """The settings that rows must share to be comparable. The defaults are those of rows that don't say.
 
     draft_dtype: what Sybil keeps the draft's weights in, None where it has none. temperature: 0 is greedy. seed: the
-    n-th prompt, from 0, is decoded with seed + n. prompts: their digest. dtype: torch's name, or IN_BLOCKS.
-    transformers then has the same weights in float32. drafters and gammas: what --drafters compares, lists with
-    commas, "" for the one draft; a row's gamma is then its own."""
+    n-th prompt, from 0, is decoded with seed + n. prompts: their digest. dtype: torch's name, IN_BLOCKS, or a name of
+    few bits. transformers has the weights of IN_BLOCKS in float32, and the file's own beside few bits. drafters and
+    gammas: what --drafters compares, lists with commas, "" for the one draft; a row's gamma is then its own. revision,
+    adapter: of the target."""
 
     target: str
     draft: str | None
@@ -49,6 +49,8 @@ class Task:
     seed: int = 0
     drafters: str = ""
     gammas: str = ""
+    revision: str | None = None
+    adapter: str | None = None
 
     def check(self) -> None:
         """Raises InvalidSetting for what can't be decoded."""
@@ -126,8 +128,7 @@ def usual_draft_dtype(draft: str | None, dtype: str, device: str) -> str | None:
 
 
 def _computed(dtype: str) -> torch.dtype:
-    found: torch.dtype = torch.float32 if dtype == IN_BLOCKS else getattr(torch, dtype)
-    return found
+    return DTYPES.get(dtype, torch.float32)
 
 
 def read(path: Path, task: Task) -> list[Row]:

@@ -23,8 +23,9 @@ from sybil.models import Model
 from sybil.models.building import build
 from sybil.models.checkpoints.families import understand
 from sybil.models.checkpoints.sources import Source
+from sybil.models.shape import Shape
 from sybil.models.storage import Kept, storage_of
-from sybil.transfer import count_to
+from sybil.transfer import count_to, upload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,8 +42,11 @@ class RandomModel:
     def build(self, dtype: torch.dtype, device: torch.device, kept: Kept | None = None) -> Model:
         """In Sybil; dtype may be int8. kept: a copy of the weights of dtype that is kept so. No more than a tensor is
         in memory beside the model."""
-        _, shape = understand(self.config)
-        return build(shape, _Weights(self, dtype, device), kept or storage_of(dtype), device)
+        return build(self.shape, self.weights(dtype, device), kept or storage_of(dtype), device)
+
+    def weights(self, dtype: torch.dtype, device: torch.device) -> Mapping[str, Tensor]:
+        """Under Sybil's names, each made when it is asked for: in dtype, float32 for int8."""
+        return _Weights(self, dtype, device)
 
     def twin(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
         """The very same weights in transformers; no token ends a text."""
@@ -66,8 +70,12 @@ class RandomModel:
         return sum(math.prod(source.size) for source in self._sources().values())
 
     @property
+    def shape(self) -> Shape:
+        return understand(self.config)[1]
+
+    @property
     def vocab_size(self) -> int:
-        return understand(self.config)[1].vocab_size
+        return self.shape.vocab_size
 
     def _sources(self) -> dict[str, Source]:
         family, shape = understand(self.config)
@@ -80,7 +88,7 @@ class RandomModel:
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
         around = 1.0 if ours.endswith("_norm.weight") else 0.0
         return torch.empty(size, dtype=torch.float32, device="cpu").normal_(
-            around, understand(self.config)[1].width ** -0.5, generator=generator
+            around, self.shape.width**-0.5, generator=generator
         )
 
 
@@ -238,7 +246,7 @@ class ReplayDrafter(ModelDrafter):
         if self._said is None:
             self._said = self._assign(context)
         places = context.lengths[:, None] + count_to(own.tokens.shape[1])
-        said = self._said.gather(1, places.clamp(max=self._said.shape[1] - 1)).to(own.tokens.device)
+        said = upload(self._said.gather(1, places.clamp(max=self._said.shape[1] - 1)), own.tokens.device)
         return Proposal(torch.where(said < 0, own.tokens, said), None, own.counts)
 
     def _assign(self, context: Context) -> Tensor:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from sybil.models import Model, native
+from sybil.allocation import OF_WEIGHTS, as_out_of_memory
+from sybil.devices import Asked, is_few, word_of
+from sybil.errors import InvalidSetting
+from sybil.models import Model, native, planning
 from sybil.models.checkpoints.weights import Stored, arrange
 from sybil.models.folders import Checkpoint
 from sybil.models.operators.transformer import Transformer
+from sybil.models.quantising import InBlocks
 from sybil.models.shape import Shape
-from sybil.models.storage import FORMATS, Kept, Rounding, Storage, storage_of
+from sybil.models.storage import FORMATS, QUANTISED, Kept, Rounding, Storage, storage_of
 
 
 def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, device: torch.device) -> Model:
@@ -22,11 +27,17 @@ def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, devi
     elsewhere, in foreign_dtype unless it is an object. Raises the errors of sybil.errors.
 
     Without the C forward "stored" becomes foreign_dtype, with a UserWarning where that takes more memory."""
+    with as_out_of_memory(f"{checkpoint.name} takes more memory than is free on {device}", OF_WEIGHTS):
+        return _load(checkpoint, storage, foreign_dtype, device)
+
+
+def _load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, device: torch.device) -> Model:
     if checkpoint.known and checkpoint.stored:
-        if storage == "stored" and not _has_native(device):
+        if storage == "stored" and not planning.has_native(device):
             storage = storage_of(foreign_dtype)
             _warn_of_memory(checkpoint.name, checkpoint.stored, storage)
-        read_as = FORMATS[storage].read_as if isinstance(storage, str) and storage != "stored" else torch.float32
+        planning.check_fits(checkpoint, storage, foreign_dtype, device)
+        read_as = FORMATS[cast(Storage, storage)].read_as if _is_plain(storage) else torch.float32
         shape, weights = arrange(
             checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, read_as, device
         )
@@ -37,6 +48,7 @@ def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, devi
         return HuggingFaceModel(checkpoint.model)
     from sybil.models import pretrained
 
+    planning.check_fits(checkpoint, storage, foreign_dtype, device)
     return pretrained.load(checkpoint, foreign_dtype, device)
 
 
@@ -45,16 +57,44 @@ def build(shape: Shape, weights: Mapping[str, Tensor], storage: Kept, device: to
 
     weights: as the storage has them read; they may be made as they are asked for, each once. The C forward takes 8 bits
     in blocks for int8, and the operators int8 for any bits."""
-    if storage == "int8" and _has_native(device):
-        storage = Rounding(8)
-    rounded = isinstance(storage, Rounding)
-    if (rounded or storage in (*native.STORAGES, "stored")) and _has_native(device):
+    storage, is_native = planning.resolved(storage, device)
+    if storage in QUANTISED:
+        return native.NativeTransformer(shape, InBlocks(weights, storage), storage)
+    if is_native:
         return native.NativeTransformer(shape, weights, storage)
-    return Transformer(shape, weights, "int8" if rounded or storage == "int8" else None)
+    return Transformer(shape, weights, "int8" if isinstance(storage, Rounding) or storage == "int8" else None)
 
 
-def _has_native(device: torch.device) -> bool:
-    return device.type == "cpu" and native.library.load() is not None
+def check_kept(storage: Kept, device: torch.device, argument: str, asked: Asked = None) -> None:
+    """Raises InvalidSetting where the device has no forward for weights kept so. argument: which of load()'s it is;
+    asked: what it asked for.
+
+    | storage | CPU with a C compiler | CPU without | cuda | mps |
+    |---|---|---|---|---|
+    | float32, float16, bfloat16 | yes | yes | yes | yes |
+    | float64 | yes | yes | yes | no |
+    | int8, of a draft | yes | yes | no | no |
+    | other bits of a draft; the blocks of storage.QUANTISED | yes | no | no | no |"""
+    word = f"{storage.bits} bits" if isinstance(storage, Rounding) else storage
+    if asked is not None and is_few(asked):
+        word = word_of(asked)
+    if word == "float64" and device.type == "mps":
+        raise InvalidSetting(f"{argument} is float64 on {device}, which has no such numbers: use float32 or float16")
+    few = isinstance(storage, Rounding) or storage in QUANTISED
+    if (few or storage == "int8") and device.type != "cpu":
+        raise InvalidSetting(
+            f"{argument} is {word} on {device}: Sybil keeps models in few bits on CPUs alone; use float16 or bfloat16 "
+            "(a copy of the target in few bits is draft='self:8')"
+        )
+    if few and not planning.has_native(device):
+        raise InvalidSetting(
+            f"{argument} is {word} and there is no C compiler here, without which Sybil can't multiply such weights: "
+            "install one, or use float32"
+        )
+
+
+def _is_plain(storage: Kept) -> bool:
+    return isinstance(storage, str) and storage in FORMATS
 
 
 def _warn_of_memory(name: str, stored: Stored, storage: Storage) -> None:
@@ -64,5 +104,5 @@ def _warn_of_memory(name: str, stored: Stored, storage: Storage) -> None:
             f"{name} has its weights in blocks of a few bits, which Sybil multiplies only on a CPU with a C compiler: "
             f"here they become {storage}, which takes {taken / stored.nbytes:.1f} times the memory",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

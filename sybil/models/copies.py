@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sybil.errors import InvalidSetting
-from sybil.models import Model
+from sybil.models import Model, planning
 from sybil.models.activations import mean_squares
 from sybil.models.checkpoints.weights import arrange
 from sybil.models.folders import Checkpoint
@@ -44,9 +44,9 @@ def best_bits(checkpoint: Checkpoint) -> Bits:
     """The bits of a copy where nobody has named them: 6; 4 or 5 where most of the checkpoint's weights lie in a file's
     blocks of no more. A copy in as many bits as the file's then agrees as well, and is smaller."""
     stored = checkpoint.stored
-    lying = [] if stored is None else [stored.blocks(name) for name, size in stored.shapes.items() if len(size) == 2]
-    sizes = [BLOCKS[each.storage] for each in lying if each is not None]
-    usual = median(8 * nbytes / inputs for inputs, nbytes in sizes) if 2 * len(sizes) > len(lying) else 32
+    weights = 0 if stored is None else sum(len(size) == 2 for size in stored.shapes.values())
+    sizes = [] if stored is None else [BLOCKS[each] for each in stored.storages.values()]
+    usual = median(8 * nbytes / inputs for inputs, nbytes in sizes) if 2 * len(sizes) > weights else 32
     return 4 if usual <= 5 else 5 if usual <= 6 else 6
 
 
@@ -57,6 +57,8 @@ def rounded(checkpoint: Checkpoint, model: Ours, bits: Bits, text: Callable[[], 
     assert checkpoint.known
     assert checkpoint.stored
     dtype = torch.float32 if isinstance(model, NativeTransformer) else model.dtype
+    if isinstance(model, NativeTransformer):
+        planning.check_fits(checkpoint, rounding(model.shape, bits, {}), dtype, model.device)
     shape, weights = arrange(
         checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, dtype, model.device
     )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from sybil.arguments import described
-from sybil.errors import HubUnreachable, InvalidSetting, NotAModel, SybilError, one_line, told
-from sybil.models.checkpoints import ollama, templates, tokenizers
+from sybil.errors import InvalidSetting, NotAModel, SybilError, one_line, shown, told
+from sybil.models.checkpoints import hub, ollama, templates, tokenizers
 from sybil.models.checkpoints.families import understand, understood
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import is_there, read_config, read_json
@@ -26,7 +26,6 @@ from sybil.models.shape import Shape
 if TYPE_CHECKING:
     from torch.nn import Module
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
 EMBEDDED, PACKAGED = "embedded:", "packaged:"
 
 
@@ -38,7 +37,8 @@ class Checkpoint:
     Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
     folder: where it lies, or file: the GGUF file, or model: the object that it is. special_tokens: the texts of
     bos_token, eos_token and so on, which a chat template may name; None where only the config's ids tell them.
-    unknown: where known is None, why Sybil's own forward doesn't run the model."""
+    unknown: where known is None, why Sybil's own forward doesn't run the model. adapter: what is merged into stored; no
+    file of the folder has it. None where nothing is."""
 
     name: str
     config: Mapping[str, Any]
@@ -52,12 +52,14 @@ class Checkpoint:
     chat_template: str | None = None
     special_tokens: Mapping[str, str] | None = None
     unknown: str = "Sybil has no forward for its config"
+    adapter: str | None = None
 
 
-def read(source: str | Path) -> Checkpoint:
-    """The checkpoint of a folder, a GGUF file, an embedded pair's model or a hub id; raises the errors of
-    sybil.errors."""
-    folder = locate(source)
+def read(source: str | Path, revision: str | None = None, progress: bool | None = None) -> Checkpoint:
+    """The checkpoint of a folder, a GGUF file, an embedded pair's model or a hub id; raises the errors of sybil.errors.
+
+    revision: of a hub id; progress: see sybil.progress."""
+    folder = locate(source, revision, progress)
     if not folder.is_dir():
         return _of_file(str(source), folder)
     config, generation = read_config(folder), folder / "generation_config.json"
@@ -156,11 +158,24 @@ def packaged_file(name: str) -> Path | None:
     return next((path for place in places or () if (path := Path(place) / file).is_file()), None)
 
 
-def locate(source: str | Path) -> Path:
+def locate(source: str | Path, revision: str | None = None, progress: bool | None = None) -> Path:
     """The local place of an embedded pair, a package's file, a path, a local Ollama's model or a hub id (fetched where
-    it isn't cached): a folder, or a GGUF file.
+    it isn't cached): a folder, or a GGUF file. revision: of a hub id; progress: see sybil.progress.
 
-    Raises NotAModel or HubUnreachable."""
+    Raises NotAModel, GatedModel or HubUnreachable; InvalidSetting for the revision of what is no hub id."""
+    name, found = str(source), here(source)
+    if found is None:
+        return hub.fetch(name, hub.MODEL_FILES, revision, progress)
+    if revision is not None:
+        raise InvalidSetting(
+            f"revision is {shown(revision)} and {one_line(name, 80)} is no hub id: what lies on this machine has no "
+            "revisions, leave revision out"
+        )
+    return found
+
+
+def here(source: str | Path) -> Path | None:
+    """Where a source lies on this machine; None for a hub id. Raises NotAModel for what is neither."""
     name = str(source)
     if name.startswith(EMBEDDED):
         return embedded_folder(name.removeprefix(EMBEDDED))
@@ -199,26 +214,4 @@ def locate(source: str | Path) -> Path:
             f"{one_line(name, 80)} is no pair, and no hub id has a colon: give {ollama.PREFIX}{one_line(name, 80)} for "
             "a model of the local Ollama, or a pair's name"
         )
-    return _fetch(name)
-
-
-def _fetch(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except (RepositoryNotFoundError, GatedRepoError, HFValidationError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise NotAModel(f"the hub gives no model {name!r} ({reason}): check the id, or log in if it is gated") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise HubUnreachable(
-            f"{name!r} is neither a folder nor in the local cache, and the hub can't be reached "
-            f"({type(error).__name__}): check the network, give a folder, or use the embedded pair 'stdlib'"
-        ) from None
+    return None

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from sybil.errors import UnsupportedModel
 from sybil.models import forking
 from sybil.models.objects import inside
-from sybil.transfer import count_to
+from sybil.transfer import count_to, drawn_at, upload
 
 KEYWORDS = ("input_ids", "attention_mask", "past_key_values", "use_cache", "position_ids", "logits_to_keep")
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "global", "local"}
@@ -56,7 +56,7 @@ class AlignedCache:
         kept = count_to(slots)[slots - int(self.lengths.max()) :]
         kept = (kept - rejected[:, None]).clamp(min=0)  # (batch, slots from now on); hidden ones hold anything
         layers = [layer for layer in self.slots.layers if layer.is_initialized]  # one may use another's keys
-        kept_on = {device: kept.to(device) for device in {layer.keys.device for layer in layers}}
+        kept_on = {device: upload(kept, device) for device in {layer.keys.device for layer in layers}}
         for layer in layers:
             layer.keys = _pick(layer.keys, kept_on[layer.keys.device])
             layer.values = _pick(layer.values, kept_on[layer.keys.device])
@@ -145,7 +145,7 @@ class HuggingFaceModel:
                 f"{type(self.model).__name__} gives logits of {found} where {due} was asked for: its forward must give "
                 "one row of logits a token, as transformers' causal language models do"
             )
-        return logits
+        return upload(logits, drawn_at(logits.device))
 
     def prefill(self, tokens: Tensor, cache: AlignedCache) -> None:
         """forward() with the last token's logits only, which nobody reads."""
@@ -159,12 +159,12 @@ class HuggingFaceModel:
         cache.settle()
         # a padded row may stand past the context: what is computed there is never read
         positions = cache.append(tokens.shape[1]).clamp(max=self.context - 1)
-        known = {"position_ids": positions.to(self.device), "logits_to_keep": logits_to_keep}
+        known = {"position_ids": upload(positions, self.device), "logits_to_keep": logits_to_keep}
         tokens = tokens.clone() if tokens.is_inference() else tokens
         with evaluating(self._parts):
             out = self.model(
-                input_ids=tokens.to(self.device),
-                attention_mask=cache.mask().to(self.device),
+                input_ids=upload(tokens, self.device),
+                attention_mask=upload(cache.mask(), self.device),
                 past_key_values=cache.slots,
                 use_cache=True,
                 **{name: known[name] for name in self._takes},

@@ -92,11 +92,13 @@ def of_model(model: nn.Module, tokenizer: Any) -> Checkpoint:
 
 
 def _known(config: Mapping[str, Any]) -> tuple[Family, Shape] | None:
-    """The family and shape. None also for a config that contradicts itself: the object may work all the same."""
+    """The family and shape. None also for a config that contradicts itself: the object may work all the same; and for
+    a model of texts and pictures, whose object may be given both."""
     try:
-        return understood(config)
+        known = understood(config)
     except SybilError:
         return None
+    return None if known and known[0].part else known
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:

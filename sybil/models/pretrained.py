@@ -3,15 +3,18 @@ other that Sybil is compared with."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from sybil.errors import NotAModel, PackageMissing, SybilError, WeightsMismatch, shown, told
+from sybil.allocation import OF_WEIGHTS, as_out_of_memory
+from sybil.errors import NotAModel, OutOfMemory, PackageMissing, SybilError, WeightsMismatch, shown, told
 from sybil.models.checkpoints.families import FAMILIES
 from sybil.models.checkpoints.fields import Fields, check_foreign
 from sybil.models.checkpoints.files import check_folder
@@ -64,7 +67,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Hu
 def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """transformers' own model of a checkpoint in a folder, from safetensors, or of a GGUF file's dequantised weights.
 
-    Raises NotAModel, WeightsMismatch, or PackageMissing."""
+    Raises NotAModel, WeightsMismatch, PackageMissing, or OutOfMemory."""
     if checkpoint.file is not None:
         return _of_file(checkpoint, dtype, device)
     folder, quantised = checkpoint.folder, bool(checkpoint.config.get("quantization_config"))
@@ -74,17 +77,10 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
     check_folder(folder)
     check_foreign(checkpoint.config, len(checkpoint.stored.shapes) if checkpoint.stored else 0)
     try:
-        with quiet():
+        with quiet(), _in_memory(checkpoint, device):
             _check_size(checkpoint)
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                device_map={"": device} if quantised else None,  # quantised weights can't be moved later
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except WeightsMismatch:
+            model, report = _of_folder(checkpoint, dtype, device if quantised else None)
+    except (WeightsMismatch, OutOfMemory):
         raise
     except ImportError as error:
         raise PackageMissing(f"{folder} needs a package that isn't installed ({told(error)})") from None
@@ -98,7 +94,29 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
             f"{folder} lacks {len(missing)} weights that its config asks for, {missing[0]} the first: "
             "mend config.json or fetch the weights that belong to it"
         )
-    loaded: PreTrainedModel = model if quantised else model.to(device)
+    return model if quantised else _on(checkpoint, model, device)
+
+
+def _of_folder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | None) -> tuple[Any, Any]:
+    """The model of a folder's files, or of the weights that an adapter is merged into, and what transformers reports.
+    device: where quantised weights are to be, which can't be moved later."""
+    loaded: tuple[Any, Any]
+    if checkpoint.adapter is None:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype,
+            device_map=None if device is None else {"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        return loaded
+    assert checkpoint.stored is not None
+    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    state = {name: checkpoint.stored.read(name) for name in checkpoint.stored.shapes}
+    loaded = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+    )
     return loaded
 
 
@@ -107,14 +125,14 @@ def _of_file(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -
     assert checkpoint.stored is not None
     fields = {name: value for name, value in checkpoint.config.items() if name != "model_type"}
     family = FAMILIES[checkpoint.config["model_type"]]
-    with quiet():
+    with quiet(), _in_memory(checkpoint, device):
         try:
             config = AutoConfig.for_model(checkpoint.config["model_type"], **fields)
             state = {name: _theirs(checkpoint, family, name) for name in checkpoint.stored.shapes}
             model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
                 None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
             )
-        except SybilError:
+        except (SybilError, MemoryError):
             raise
         except Exception as error:
             raise NotAModel(
@@ -126,8 +144,18 @@ def _of_file(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -
             f"{checkpoint.file} has other weights than transformers asks for, {odd[0]} the first: use its Hugging Face "
             "model folder"
         )
-    loaded: PreTrainedModel = model.to(device)
-    return loaded
+    return _on(checkpoint, model, device)
+
+
+def _on(checkpoint: Checkpoint, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    with _in_memory(checkpoint, device):
+        moved: PreTrainedModel = model.to(device)
+    return moved
+
+
+def _in_memory(checkpoint: Checkpoint, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Around what takes the memory of a checkpoint's weights; raises OutOfMemory."""
+    return as_out_of_memory(f"{checkpoint.name} takes more memory than is free on {device}", OF_WEIGHTS)
 
 
 def _theirs(checkpoint: Checkpoint, family: Family, name: str) -> Tensor:

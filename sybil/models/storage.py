@@ -19,6 +19,8 @@ BlockStorage = Literal[
     "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "f16", "bf16", "f32"
 ]
 """What a weight of a GGUF file is kept in there: ggml's names of its types, in small letters."""
+QUANTISED: tuple[BlockStorage, ...] = ("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0")
+"""The blocks that a model's weights can be rounded to as it is loaded: quantising.py."""
 AT_ONCE = 1 << 20
 """Numbers of a weight that are dequantised together. The library gguf takes several times their memory for it."""
 
@@ -44,8 +46,9 @@ class Rounding:
         return self.exceptions.get(product, self.bits)
 
 
-Kept = Storage | Literal["stored"] | Rounding
-"""How a model keeps its products' weights: all in one storage, each as it is stored in its file, or rounded."""
+Kept = Storage | Literal["stored"] | BlockStorage | Rounding
+"""How a model keeps its products' weights: all in one storage, each as it is stored in its file, rounded to the blocks
+of a GGUF file (quantising.py), or rounded for a draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,13 @@ BLOCKS: Mapping[BlockStorage, tuple[int, int]] = {
     "mxfp4": (32, 17),
 }
 """Inputs of a block, and its bytes."""
+
+
+BYTES_A_WEIGHT: Mapping[Storage | BlockStorage, float] = {
+    **{word: float(each.dtype.itemsize) for word, each in FORMATS.items()},
+    **{word: nbytes / inputs for word, (inputs, nbytes) in BLOCKS.items()},
+}
+"""What a weight takes, its share of its block's scale included. The scale that int8 has an output is left out."""
 
 
 def storage_of(dtype: torch.dtype) -> Storage:

@@ -298,21 +298,34 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3_text": _GEMMA3,
 }
 """By config.json's model_type."""
+COMPOSITE: Mapping[str, Family] = {
+    "gemma3": replace(
+        _GEMMA3,
+        prefixes=("language_model.model.", "model.language_model."),
+        head=("language_model.lm_head.weight", "lm_head.weight"),
+        part="text_config",
+    )
+}
+"""Models with a part for pictures, by model_type: the language model in them, which a text alone goes through."""
 
 
 def understand(config: Mapping[str, Any]) -> tuple[Family, Shape]:
     """The config's family and shape; raises UnsupportedModel where our own forward doesn't know it, NotAModel where a
     field isn't allowed, WeightsMismatch where its numbers contradict each other."""
-    fields = Fields(config)
-    family = FAMILIES.get(fields.get("model_type"))
+    outer = Fields(config)
+    kind = outer.get("model_type")
+    family = FAMILIES.get(kind) or COMPOSITE.get(kind)
     if family is None:
         raise unknown("model_type", config.get("model_type"))
-    for name in ("quantization_config", "per_layer_config"):
-        if fields.get(name):
-            raise unknown(name, "set")
-    if fields.get("is_causal") is False:
-        raise unknown("is_causal", False)
-    whole = Fields(config, family.defaults)
+    whole = family.fields(config)
+    if family.part and whole.get("model_type") not in (None, f"{kind}_text"):
+        raise unknown(f"{family.part}.model_type", whole.get("model_type"))
+    for fields in (outer, whole):
+        for name in ("quantization_config", "per_layer_config"):
+            if fields.get(name):
+                raise unknown(name, "set")
+        if fields.get("is_causal") is False:
+            raise unknown("is_causal", False)
     family.biased(whole)  # read here for its fields to be checked with all others
     return family, family.shape(whole)
 

@@ -167,6 +167,7 @@ FIELDS: Mapping[str, Kind] = {
     "residual_multiplier": SCALE,
     "logits_scaling": SCALE,
     "per_layer_config": or_null(PART),
+    "text_config": or_null(PART),
     "quantization_config": or_null(PART),
     "quant_method": TEXT,
     "rope_scaling": or_null(PART),
@@ -189,8 +190,19 @@ FIELDS: Mapping[str, Kind] = {
     "original_max_position_embeddings": or_null(CONTEXT),
     "eos_token_id": or_null(TOKEN_IDS),
     "weight_map": Kind("an object of tensors and their files", _weight_map),
+    "peft_type": TEXT,
+    "base_model_name_or_path": or_null(_only(str, "a text")),
+    "r": whole(1, 2**16),
+    "lora_alpha": POSITIVE,
+    "fan_in_fan_out": TRUTH,
+    "use_rslora": TRUTH,
+    "bias": TEXT,
+    "modules_to_save": or_null(WORDS),
+    "rank_pattern": or_null(PART),
+    "alpha_pattern": or_null(PART),
 }
-"""By its name in config.json, generation_config.json, the weights' index or a part of one: a name means one thing."""
+"""By its name in config.json, generation_config.json, adapter_config.json, the weights' index or a part of one. A name
+means one thing."""
 
 
 def unknown(name: str, value: object) -> UnsupportedModel:

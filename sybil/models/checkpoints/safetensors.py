@@ -4,7 +4,7 @@ They are read one at a time, so that loading takes little more memory than the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,12 +16,12 @@ from torch import Tensor
 from sybil.errors import NotAModel, shown, told
 from sybil.models.checkpoints.fields import Fields
 from sybil.models.checkpoints.files import check_regular, is_there, read_json
-from sybil.models.storage import Blocks
+from sybil.models.storage import Blocks, BlockStorage
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 INDEX_BYTES = 64 << 20
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Folder:
@@ -29,15 +29,16 @@ class Folder:
 
     lasting = False
     norms_are_whole = False
+    storages: Mapping[str, BlockStorage] = {}
 
-    def __init__(self, folder: Path) -> None:
-        """Raises NotAModel where a file is missing or broken."""
+    def __init__(self, folder: Path, only: str | None = None) -> None:
+        """only: the name of the one file to be read. Raises NotAModel where a file is missing or broken."""
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype | str] = {}
         self.nbytes = 0
-        index = _index(folder)
-        for file in _weight_files(folder, index):
+        index = {} if only else _index(folder)
+        for file in [folder / only] if only else _weight_files(folder, index):
             self.nbytes += check_regular(file)
             with _opened(file) as tensors:
                 for name in tensors.keys():  # noqa: SIM118  no dict
@@ -51,7 +52,7 @@ class Folder:
             )
         self.files[name] = file
         self.shapes[name] = tuple(tensor.get_shape())
-        self.dtypes[name] = _DTYPES.get(tensor.get_dtype(), tensor.get_dtype())
+        self.dtypes[name] = DTYPES.get(tensor.get_dtype(), tensor.get_dtype())
 
     def read(self, name: str) -> Tensor:
         with _opened(self.files[name]) as tensors:
@@ -60,6 +61,11 @@ class Folder:
 
     def blocks(self, name: str) -> Blocks | None:
         return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """A folder's files of weights, unopened. Raises NotAModel where one is missing."""
+    return _weight_files(folder, _index(folder))
 
 
 def _index(folder: Path) -> dict[str, Path]:

@@ -51,7 +51,8 @@ class Family:
 
     prefixes: what a checkpoint may put before them; biased: our products that have a bias; transposed: products
     are stored (inputs, outputs); interleaved: see Source.heads; norm_offset: see Source.offset, of each norm's weight,
-    where the stored ones aren't whole already (Stored.norms_are_whole)."""
+    where the stored ones aren't whole already (Stored.norms_are_whole); part: the field of config.json that holds the
+    language model's config, "" where config.json is that config."""
 
     defaults: Mapping[str, Any]
     shape: Callable[[Fields], Shape]
@@ -67,6 +68,16 @@ class Family:
     transposed: bool = False
     interleaved: bool = False
     norm_offset: float | None = None
+    part: str = ""
+
+    def fields(self, config: Mapping[str, Any]) -> Fields:
+        """The fields of the language model, with the family's defaults for those that are left out."""
+        if not self.part:
+            return Fields(config, self.defaults)
+        whole = Fields(config)
+        inner, name = whole.part(self.part), "tie_word_embeddings"
+        tied = {name: whole[name]} if name in whole.names() else {}  # which transformers reads outside
+        return Fields(self.defaults).also(inner).also(Fields(tied, where=f"{self.part} of config.json"))
 
     def prefix(self, stored: Collection[str]) -> str:
         """The prefix that the stored names have."""
@@ -94,7 +105,7 @@ class Family:
             "mlp_out": ((width,), inner),
         }
         norms = shape.norms()
-        biased = self.biased(Fields(config, self.defaults))
+        biased = self.biased(self.fields(config))
         kinds = ("weight", "bias") if shape.norm == "layer" else ("weight",)
         offset = 0.0 if norms_are_whole and self.norm_offset else self.norm_offset
 

@@ -4,7 +4,8 @@ What the stored tensors are called is said in families.py, and how ours are made
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from sybil.errors import WeightsMismatch, shown
 from sybil.models.checkpoints.sources import Family, Source
 from sybil.models.shape import Shape
-from sybil.models.storage import Blocks
+from sybil.models.storage import Blocks, BlockStorage
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -28,6 +29,10 @@ class Stored(Protocol):
     @property
     def dtypes(self) -> Mapping[str, torch.dtype | str]:
         """A word of the file's where torch has no such dtype."""
+
+    @property
+    def storages(self) -> Mapping[str, BlockStorage]:
+        """What the weights (outputs, inputs) that lie in blocks are kept in. None of them is read for it."""
 
     @property
     def nbytes(self) -> int:
@@ -53,6 +58,7 @@ class State:
 
     lasting = True
     norms_are_whole = False
+    storages: Mapping[str, BlockStorage] = {}
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
@@ -65,6 +71,32 @@ class State:
 
     def blocks(self, name: str) -> Blocks | None:
         return None
+
+
+class Watched:
+    """Stored tensors that tell, as each is first read, how many of their bytes that makes."""
+
+    def __init__(self, stored: Stored, tell: Callable[[int], object]) -> None:
+        self._stored, self._tell, self._unread = stored, tell, set(stored.shapes)
+        self.shapes, self.dtypes, self.nbytes = stored.shapes, stored.dtypes, stored.nbytes
+        self.lasting, self.norms_are_whole, self.storages = stored.lasting, stored.norms_are_whole, stored.storages
+        numbers = sum(map(math.prod, stored.shapes.values()))
+        self._bytes_a_number = stored.nbytes / max(1, numbers)
+
+    def read(self, name: str) -> Tensor:
+        self._told(name)
+        return self._stored.read(name)
+
+    def blocks(self, name: str) -> Blocks | None:
+        blocks = self._stored.blocks(name)
+        if blocks is not None:
+            self._told(name)
+        return blocks
+
+    def _told(self, name: str) -> None:
+        if name in self._unread:
+            self._unread.remove(name)
+            self._tell(round(math.prod(self.shapes[name]) * self._bytes_a_number))
 
 
 class Weights(Mapping[str, Tensor]):
@@ -112,7 +144,7 @@ class Weights(Mapping[str, Tensor]):
 
 def in_blocks(stored: Stored) -> bool:
     """Whether some of the weights lie in blocks."""
-    return any(stored.blocks(name) is not None for name in stored.shapes)
+    return bool(stored.storages)
 
 
 def arrange(
@@ -126,6 +158,17 @@ def arrange(
     """A checkpoint's shape, as its tensors have it, and its weights, in dtype on the device.
 
     Raises WeightsMismatch where a tensor is missing, or has another size, or isn't of floating-point numbers."""
+    shape, sources = sources_of(name, config, known, stored)
+    return shape, Weights(sources, stored, dtype, device)
+
+
+def sources_of(
+    name: str, config: Mapping[str, Any], known: tuple[Family, Shape], stored: Stored, *, unread: bool = False
+) -> tuple[Shape, dict[str, Source]]:
+    """A checkpoint's shape, as its tensors have it, and which of them each of our weights is made of.
+
+    unread: no tensor is read. A head that is stored beside the embedding, though the config has one for both, is then
+    taken for the same. Raises WeightsMismatch as arrange() does."""
     family, shape = known
     prefix = family.prefix(stored.shapes)
     embedding = prefix + family.embedding
@@ -133,14 +176,14 @@ def arrange(
     if shape.tied_head and head in stored.shapes:  # then transformers goes by what is stored, and so do we
         if embedding not in stored.shapes:
             embedding = head
-        elif not _equal(stored, embedding, head):
+        elif not unread and not _equal(stored, embedding, head):
             shape = replace(shape, tied_head=False)
     sources = {}
     for ours, source in family.sources(config, shape, prefix, embedding, head, stored.norms_are_whole):
         for theirs, size in source.parts:
             _check(name, stored, theirs, size)
         sources[ours] = source
-    return shape, Weights(sources, stored, dtype, device)
+    return shape, sources
 
 
 def _check(name: str, stored: Stored, theirs: str, size: tuple[int, ...]) -> None:

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from sybil.models.native import library
+from sybil.noise import COLUMN, Exponentials
 
 Array = np.ndarray
 CANDIDATE = 12
 """Bytes of a Candidate of drawing.h."""
+A_COLUMN = 12
+"""Bytes that racing.h wants for a column."""
 RUN = 64
 """Tokens in a run of its kth_largest(), which has a candidate a run beside those of the tokens."""
 
@@ -50,6 +53,18 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     tokens = torch.empty_like(uniforms, dtype=torch.int64)
     sizes, nothing = (uniforms.numel(), probs.shape[-1]), (None,) * 5
     _built().sybil_draw(*sizes, probs.data_ptr(), *nothing, uniforms.data_ptr(), tokens.data_ptr())
+    return tokens
+
+
+def race(probs: Tensor, exponentials: Exponentials) -> Tensor:
+    """exponentials.first(probs): rows (..., vocab) -> (...)"""
+    vocab, tokens = probs.shape[-1], torch.empty_like(exponentials.rows, memory_format=torch.contiguous_format)
+    room = np.empty(A_COLUMN * -(-vocab // COLUMN), np.uint8)
+    probs, rows, positions = (each.contiguous() for each in (probs, exponentials.rows, exponentials.positions))
+    places = rows.data_ptr(), positions.data_ptr()
+    _built().sybil_race(
+        tokens.numel(), vocab, probs.data_ptr(), exponentials.noise.seed, *places, tokens.data_ptr(), room.ctypes.data
+    )
     return tokens
 
 

@@ -11,6 +11,7 @@
 #include "filling.h"
 #include "pool.h"
 #include "products.h"
+#include "racing.h"
 #include "refusal.h"
 #include "rounding.h"
 

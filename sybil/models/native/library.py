@@ -119,6 +119,8 @@ def _declare(built: ctypes.CDLL) -> None:
     built.sybil_distribute.argtypes = [address, long, long, single, long, double, single, address, address]
     built.sybil_rest.argtypes = [long, long, *[address] * 7]
     built.sybil_draw.argtypes = [long, long, *[address] * 8]
+    built.sybil_race.restype = None
+    built.sybil_race.argtypes = [long, long, address, ctypes.c_uint64, *[address] * 4]
     built.sybil_forward.restype = ctypes.c_char_p
     built.sybil_forward.argtypes = [*[address] * 4, number, address, address, long, number]
 

@@ -26,7 +26,7 @@ from sybil.models.native.rotations import Rotations
 from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, SCALES, Block, Model, Norm, Product
 from sybil.models.native.threads import torch_alone
 from sybil.models.shape import Shape, check_layers
-from sybil.models.storage import Kept, Rounding, StoredWeights
+from sybil.models.storage import FORMATS, Kept, Rounding, Storage, StoredWeights
 from sybil.transfer import CPU
 
 ONE_THREAD_BYTES = 1 << 20
@@ -42,7 +42,7 @@ _WHOLE = ("token_embedding", "head", "project_in", "project_out")
 class NativeTransformer:
     """Transformer's contract and arguments, computed in float32 by forward.c.
 
-    storage: what the products' weights are kept in: float32 or bfloat16; "stored": each as it lies in its file, in the
+    storage: what the products' weights are kept in: float32 or bfloat16; "stored", or the name of blocks: each in the
     blocks that weights.blocks() gives (float32 where it gives none); a Rounding: few bits, for drafts, whose inputs
     are rounded as well. A model of another storage, or of fewer layers, may go on in this one's cache.
     threads: how many compute; None is torch's number at each call, or one for a model so small that two would wait for
@@ -241,8 +241,8 @@ def _pieces(weights: Mapping[str, Tensor] | StoredWeights, product: str, name: s
     float32 where none is said."""
     if isinstance(storage, Rounding):
         return [Piece.in_bits(in_float32(weights, name), storage.bits_of(product), storage.importance.get(product))]
-    if storage != "stored":
-        return [Piece.kept(in_float32(weights, name), storage)]
+    if storage in FORMATS:
+        return [Piece.kept(in_float32(weights, name), cast(Storage, storage))]
     blocks = cast(StoredWeights, weights).blocks(name)
     return [Piece.kept(weights[name], "float32")] if blocks is None else [Piece.lying(each) for each in blocks]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from sybil.models.operators.linear import Linear, Way, linear, nbytes
+from sybil.models.operators.linear import Linear, Way, WideLinear, is_half, linear, nbytes
 from sybil.models.shape import Activation, Shape
 
 Observe = Callable[[str, Tensor], None]
@@ -73,7 +73,17 @@ class Maker:
     def linear(self, name: str, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Linear:
         """The product of that name, or a part of it."""
         self.weight_bytes += nbytes(weight, self.way)
-        product = linear(weight, bias, activation, self.way)
+        return self._observed(name, linear(weight, bias, activation, self.way))
+
+    def head(self, name: str, weight: Tensor) -> Linear:
+        """The product that gives logits. They are float32 at least, but for a draft's in few bits."""
+        self.weight_bytes += nbytes(weight, self.way)
+        bias, is_plain = (self.bias(name) if name == "head" else None), self.way in (None, "packed", "plain")
+        if is_plain and is_half(weight):
+            return self._observed(name, WideLinear(weight, bias))
+        return self._observed(name, linear(weight, bias, way=self.way))
+
+    def _observed(self, name: str, product: Linear) -> Linear:
         return product if self.observe is None else _Observed(product, name, self.observe)
 
     def block(self, layer: int) -> Block:

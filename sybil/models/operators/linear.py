@@ -106,6 +106,38 @@ class PackedLinear:
         return PackedLinear, (self.packed.to_dense(), self.bias, self.activation)
 
 
+AT_ONCE = 4096
+"""Outputs of a weight that are widened at once."""
+
+
+def is_half(weight: Tensor) -> bool:
+    """Whether it is in half precision."""
+    return weight.dtype in (torch.float16, torch.bfloat16)
+
+
+class WideLinear:
+    """The product with a weight in half precision, its output float32.
+
+    A logit of 64 to 128 would be rounded to the next sixteenth in float16, to the next half in bfloat16, and the two
+    best are often nearer than that."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, None if bias is None else bias.float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = _in_float32(x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
+        return out if self.bias is None else out + self.bias
+
+
+def _in_float32(x: Tensor, weight: Tensor) -> Tensor:
+    """x (rows, inputs) @ weight.T (inputs, outputs), both in half precision, as float32: in one product where torch has
+    it (GPUs, from torch 2.8), by parts of the weight elsewhere."""
+    if x.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
+        product: Tensor = torch.ops.aten.mm.dtype(x, weight.T, torch.float32)
+        return product
+    return torch.cat([x.float() @ part.float().T for part in torch.split(weight, AT_ONCE)], -1)
+
+
 class PackagedLinear:
     """A library's product, and the activation behind it."""
 

@@ -14,14 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sybil.models import forking
+from sybil.models.operators.attention import attend, capped
 from sybil.models.operators.blocks import Block, Maker, Norm, Observe, Passing
-from sybil.models.operators.cache import KVCache, Layout, check_fit
-from sybil.models.operators.linear import Way, can_pack
+from sybil.models.operators.cache import KVCache, Layout, Masks, check_fit
+from sybil.models.operators.linear import Way, can_pack, is_half
 from sybil.models.operators.packaged import Packaged
-from sybil.models.operators.static import LONGEST, StaticCache, StaticCaches
+from sybil.models.operators.static import LONGEST, Held, StaticCache, StaticCaches
 from sybil.models.shape import Rotary, Shape, check_layers
 from sybil.models.storage import Storage, storage_of
-from sybil.transfer import upload
+from sybil.transfer import drawn_at, upload
+
+PROMPT = 512
+"""Tokens a row that prefill() computes at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ class Transformer:
         self.storage: Storage = "int8" if few else storage_of(self.dtype)
         self.position_embedding = None if shape.position_offset is None else maker.take("position_embedding")
         self.embedding_scale = torch.tensor(shape.embedding_scale, dtype=self.dtype, device=self.device)
-        self.windows = tuple({attention.window: None for attention in shape.attentions})
+        windows = tuple({attention.window: None for attention in shape.attentions})
+        self._masks = Masks(self.dtype, windows, shape.heads // shape.kv_heads)
         self.rotations = {
             attention.rotary: attention.rotary.tables(range(shape.context), self.dtype, self.device)
             for attention in dict.fromkeys(shape.attentions)
@@ -83,11 +88,11 @@ class Transformer:
         self.project_out = maker.product("project_out") if projected else None
         if shape.tied_head:
             before = maker.weight_bytes
-            self.head = maker.linear("token_embedding", self.token_embedding, None)
-            if way == "plain" or (way is None and not can_pack(self.token_embedding)):
+            self.head = maker.head("token_embedding", self.token_embedding)
+            if not few and (way == "plain" or is_half(self.token_embedding) or not can_pack(self.token_embedding)):
                 maker.weight_bytes = before  # it is the one that is looked up in, and no copy beside it
         else:
-            self.head = maker.product("head")
+            self.head = maker.head("head", maker.weights["head.weight"])
         self.weight_bytes = maker.weight_bytes
 
         self._static = StaticCaches() if static or (static is None and self.device.type == "cuda") else None
@@ -114,23 +119,30 @@ class Transformer:
         forking.note_use()
         return self._static.take(self._cache, batch, capacity) if self._static else self._cache(batch, capacity)
 
+    @property
+    def idle(self) -> Held | None:
+        """The cache that its next generation may have, with the graphs over it."""
+        return self._static.idle if self._static else None
+
     @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
         """tokens (B, n) -> logits (B, n, vocab); writes the tokens at each row's length, advances it by n."""
         if isinstance(cache, StaticCache) and tokens.shape[1] <= LONGEST:
-            logits = cache.forward(self, self._logits, tokens, self.windows)
+            logits = cache.forward(self, self._logits, tokens, self._masks)
             cache.lengths = cache.lengths + tokens.shape[1]
             return logits
-        return self._finish(self._at_lengths(tokens, cache))
+        return upload(self._finish(self._at_lengths(tokens, cache)), drawn_at(self.device))
 
     @torch.inference_mode()
     def prefill(self, tokens: Tensor, cache: KVCache | StaticCache) -> None:
-        """forward() without the logits."""
-        self._at_lengths(tokens, cache)
+        """forward() without the logits, PROMPT tokens at a time: their masks and activations take memory."""
+        check_fit(int(cache.lengths.max()), tokens.shape[1], cache.capacity)
+        for part in torch.split(tokens, PROMPT, 1):
+            self._at_lengths(part, cache)
 
     def _at_lengths(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
         store = cache.store if isinstance(cache, StaticCache) else cache
-        layout = Layout(cache.lengths, tokens.shape[1], self.device, self.windows)
+        layout = Layout(cache.lengths, tokens.shape[1], self.device, self._masks)
         check_fit(layout.start, tokens.shape[1], cache.capacity)
         cache.lengths = cache.lengths + tokens.shape[1]
         return self._hidden(upload(tokens, self.device), store, layout)
@@ -146,7 +158,7 @@ class Transformer:
         logits = self.head(x)
         if self.shape.logit_divisor != 1:
             logits = logits / self.shape.logit_divisor
-        return _capped(logits, self.shape.logit_cap)
+        return capped(logits, self.shape.logit_cap)
 
     def _hidden(self, tokens: Tensor, store: KVCache, layout: Layout) -> Tensor:
         # a padded row may stand past the context: what is computed there is never read
@@ -207,7 +219,7 @@ class Transformer:
             cosines, sines = call.rotations[attention.rotary]
             query, key = _rotate(query, cosines, sines), _rotate(key, cosines, sines)
         keys, values = call.cache.write(layer, key, value, call.layout)  # (B, G, K, D)
-        out = _attend(shape, query, keys, values, call.layout.masks[attention.window])
+        out = attend(shape, query, keys, values, call.layout.masks[attention.window])
         return block.attention_out(out.transpose(1, 2).flatten(2))
 
 
@@ -215,27 +227,6 @@ def _in(norms: Mapping[str, Norm], name: str, x: Tensor) -> Tensor:
     """The input of attention or the MLP: normalised, where the shape says so."""
     norm = norms.get(f"{name}_norm")
     return x if norm is None else norm(x)
-
-
-def _attend(shape: Shape, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """query (B, H, n, D), keys and values (B, G, K, D) -> (B, H, n, D)."""
-    grouped = shape.kv_heads != shape.heads
-    if not shape.attention_cap:
-        return F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, scale=shape.attention_scale, enable_gqa=grouped
-        )
-    if grouped:
-        keys, values = (each.repeat_interleave(shape.heads // shape.kv_heads, 1) for each in (keys, values))
-    scores = _capped(query @ keys.transpose(2, 3) * shape.attention_scale, shape.attention_cap)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    return shares.to(values.dtype) @ values
-
-
-def _capped(x: Tensor, cap: float) -> Tensor:
-    """cap * tanh(x / cap); 0: no cap."""
-    return (x / cap).tanh() * cap if cap else x
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

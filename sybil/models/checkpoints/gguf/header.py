@@ -73,12 +73,19 @@ class Contents:
     tensors: Mapping[str, Place]
 
 
-def read(path: Path) -> Contents:
-    """What one file holds. Raises NotAModel where it is broken, UnsupportedModel where a tensor's type isn't read."""
+class CutShort(NotAModel):
+    """A header that goes on behind the bytes of it that are known."""
+
+
+def read(path: Path, known: int | None = None) -> Contents:
+    """What one file holds. known: how many of its first bytes are known, where the others are a hole; None: all.
+
+    Raises NotAModel where it is broken, CutShort where more of it has to be known, UnsupportedModel where a tensor's
+    type isn't read."""
     size = check_regular(path)
     if size < 24:
         raise NotAModel(f"{path} has {size} bytes, which is no GGUF file: download it again")
-    header = _Header(path)
+    header = _Header(path, size if known is None else known)
     tensors, keys = header.start()
     metadata: dict[str, Any] = {}
     for _ in range(keys):
@@ -103,8 +110,8 @@ def _mapped(
 class _Header:
     """A file's header, read from its start to its end. Every size in it is held to the bytes that are left."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.place, self.entries = path, 0, 0
+    def __init__(self, path: Path, known: int) -> None:
+        self.path, self.known, self.place, self.entries = path, known, 0, 0
         self.bytes = _mapped(path, "r").data
         self.size = len(self.bytes)
 
@@ -138,6 +145,8 @@ class _Header:
                 f"is cut short: {what} at byte {self.place} needs {shown(size)} bytes, and "
                 f"{self.size - self.place} follow"
             )
+        if size > self.known - self.place:
+            raise CutShort(f"{self.path} has a header of more than {self.known} bytes")
 
     def count(self, of: str, most: int, least_bytes: int) -> int:
         """How many follow; each takes least_bytes."""

@@ -39,6 +39,7 @@ class FileTensors:
         self.dtypes: Mapping[str, torch.dtype | str] = {
             name: _AS_THEY_ARE.get(place.type, torch.float32) for name, place in places.items()
         }
+        self.storages = {name: STORED[place.type] for name, place in places.items() if len(place.shape) == 2}
         self.nbytes = sum(place.nbytes for place in places.values())
 
     def read(self, name: str) -> Tensor:

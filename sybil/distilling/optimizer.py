@@ -19,7 +19,7 @@ def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
     """A matrix with gradient's singular vectors and singular values near 1."""
     a, b, c = NEWTON_SCHULZ
     tall = gradient.shape[0] > gradient.shape[1]
-    x = gradient.T if tall else gradient
+    x: Tensor = gradient.T if tall else gradient
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
@@ -28,11 +28,23 @@ def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
 
 
 class MuonWithAdam:
-    """One optimiser face over both; `rate` in step() scales the peak learning rates."""
+    """One optimiser face over both; `rate` in step() scales the peak learning rates.
 
-    def __init__(self, model: nn.Module, muon_rate: float = 0.02, adam_rate: float = 3e-3, momentum: float = 0.95):
+    blocks: what the names of the blocks' parameters contain. transposed: whether matrices are (inputs, outputs), as
+    GPT-2 keeps them, and not (outputs, inputs)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        muon_rate: float = 0.02,
+        adam_rate: float = 3e-3,
+        momentum: float = 0.95,
+        blocks: str = ".h.",
+        transposed: bool = True,
+    ) -> None:
         self.muon_rate, self.adam_rate, self.momentum = muon_rate, adam_rate, momentum
-        self.matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".h." in name]
+        self.transposed = transposed
+        self.matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and blocks in name]
         chosen = {id(p) for p in self.matrices}
         self.velocity = [torch.zeros_like(p) for p in self.matrices]
         self.adam = torch.optim.Adam([p for p in model.parameters() if id(p) not in chosen], adam_rate, (0.9, 0.95))
@@ -45,7 +57,8 @@ class MuonWithAdam:
             assert gradient is not None
             velocity.lerp_(gradient, 1 - self.momentum)
             update = orthogonalise(gradient.lerp(velocity, self.momentum))
-            scale = max(1.0, update.shape[1] / update.shape[0]) ** 0.5  # GPT-2 keeps (inputs, outputs)
+            rows, columns = update.shape
+            scale = max(1.0, columns / rows if self.transposed else rows / columns) ** 0.5
             parameter.add_(update, alpha=-self.muon_rate * rate * scale)
             parameter.grad = None
         for group in self.adam.param_groups:
@@ -54,9 +67,11 @@ class MuonWithAdam:
         self.adam.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
+        """What load_state_dict() takes, to go on from here."""
         return {"velocity": self.velocity, "adam": self.adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state_dict()."""
         for velocity, saved in zip(self.velocity, state["velocity"], strict=True):
             velocity.copy_(saved)
         self.adam.load_state_dict(state["adam"])

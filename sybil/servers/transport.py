@@ -10,16 +10,39 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from sybil.errors import EndpointFailed, EndpointLost, EndpointRefused, one_line
-from sybil.losslessness import headers as own
-from sybil.losslessness.deadline import TIMEOUT, checked, started
+from sybil.servers import headers as own
+from sybil.servers.deadline import TIMEOUT, checked, started
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKind:
+    """How messages speak of a server. named: what gave its URL; example: such a URL; what: what has to answer there;
+    key: the environment's variable that holds its key, None where none is sent; slow: what helps where it is slow."""
+
+    named: str
+    option: str
+    example: str
+    what: str
+    key: str | None
+    slow: str
+
 
 KEY = "OPENAI_API_KEY"
+OPENAI = ServerKind(
+    "endpoint",
+    "--endpoint",
+    "http://127.0.0.1:8000/v1",
+    "an OpenAI-compatible server, up to /v1",
+    KEY,
+    "raise --timeout",
+)
 MOST_BYTES = 2**22  # of one answer: a token with its logprobs takes a hundred or two
 BUSY = {429, 502, 503, 504}  # statuses of a server, or of one before it, that may answer later
 
@@ -28,20 +51,23 @@ Said = tuple[int, str, bytes]
 
 
 class Server:
-    """url: up to /v1, without a user's name or password. OPENAI_API_KEY is sent to that host where it is set, and to
-    no other: no redirect is followed. Of the proxies that the environment names only https_proxy is used, as a tunnel
-    through which the key goes encrypted; plain http goes to the host itself.
+    """url: as the kind has it, without a user's name or password. The kind's key is sent to that host where it is set,
+    and to no other: no redirect is followed. Of the proxies that the environment names only https_proxy is used, as a
+    tunnel through which the key goes encrypted; plain http goes to the host itself.
 
     timeout: seconds for the whole of an answer, from finding the host to the last byte. headers: lines as
     "Name: value", sent as the key is; an Authorization among them takes the key's place. Raises EndpointFailed."""
 
-    def __init__(self, url: str, timeout: float = TIMEOUT, headers: Iterable[str] = ()) -> None:
-        self.address = _address(url)
+    def __init__(
+        self, url: str, timeout: float = TIMEOUT, headers: Iterable[str] = (), kind: ServerKind = OPENAI
+    ) -> None:
+        self.kind, self.address = kind, _address(url, kind)
         self.url = self.address.geturl()
         self.root = self.url.removesuffix("/v1")  # where a server has its own protocol, beside OpenAI's
-        self.timeout, self._key, given = checked(timeout), _key(), own.parsed(headers)
-        self._hidden = {**({self._key: KEY} if self._key else {}), **own.secrets(given)}
-        key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self.timeout, given = checked(timeout), own.parsed(headers)
+        secret = _key(kind.key) if kind.key else ""
+        self._hidden = {**({secret: str(kind.key)} if secret else {}), **own.secrets(given)}
+        key = {"Authorization": f"Bearer {secret}"} if secret else {}
         self.headers = given if "authorization" in map(str.lower, given) else {**key, **given}
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -80,7 +106,7 @@ class Asking:
             raise EndpointFailed(
                 f"{self.url} answered no JSON object "
                 f"({self.server.shown(content[:4096].decode(errors='replace'), 60)!r}): "
-                "check that the URL is that of an OpenAI-compatible server, up to /v1"
+                f"check that the URL is that of {self.server.kind.what}"
             )
         return answer
 
@@ -92,11 +118,12 @@ class Asking:
         except TimeoutError:
             self.end()
             raise EndpointFailed(
-                f"{url} gave no whole answer within {self._timeout:g} seconds: see the server's log, or raise --timeout"
+                f"{url} gave no whole answer within {self._timeout:g} seconds: see the server's log, or "
+                f"{self.server.kind.slow}"
             ) from None
         except (OSError, ValueError) as error:  # ValueError: a host's name that is none
-            said = shown(str(error) or type(error).__name__)
-            raise EndpointLost(f"{url} can't be reached ({said}): start the server, or check --endpoint") from None
+            said, option = shown(str(error) or type(error).__name__), self.server.kind.option
+            raise EndpointLost(f"{url} can't be reached ({said}): start the server, or check {option}") from None
         except HTTPException as error:
             said = shown(f"{type(error).__name__.lstrip('_')}: {error}")
             kind = EndpointFailed if isinstance(error, _TooLarge) else EndpointLost
@@ -165,14 +192,13 @@ def _too_large(count: int | None) -> _TooLarge:
     return _TooLarge(f"its answer has {count} bytes or more, and {MOST_BYTES} are the most that are taken")
 
 
-def _address(url: str) -> SplitResult:
+def _address(url: str, kind: ServerKind = OPENAI) -> SplitResult:
     """The URL in its parts, without a slash at its end; refuses one that isn't fit, and shows nothing secret of it."""
-    example = "give a URL such as http://127.0.0.1:8000/v1"
+    example = f"give a URL such as {kind.example}"
     if any(letter in url for letter in "@?#"):
-        raise EndpointFailed(
-            f"endpoint holds one of @, ? and # (and so, perhaps, a password): {example}, and the server's key in {KEY}"
-        )
-    shown = f"endpoint is {one_line(url)!r}"
+        apart = f", and the server's key in {kind.key}" if kind.key else ""
+        raise EndpointFailed(f"{kind.named} holds one of @, ? and # (and so, perhaps, a password): {example}{apart}")
+    shown = f"{kind.named} is {one_line(url)!r}"
     if not all("!" <= letter <= "~" for letter in url):
         raise EndpointFailed(f"{shown}, with a blank, a control character or a letter outside ASCII: {example}")
     try:
@@ -185,12 +211,12 @@ def _address(url: str) -> SplitResult:
     return parts
 
 
-def _key() -> str:
-    """OPENAI_API_KEY, or "". One that no header can hold is refused and not shown: http.client would show it."""
-    key = os.environ.get(KEY, "")
+def _key(variable: str) -> str:
+    """The key in a variable, or "". One that no header can hold is refused and not shown: http.client would show it."""
+    key = os.environ.get(variable, "")
     if not all("!" <= letter <= "~" for letter in key):
         raise EndpointFailed(
-            f"{KEY} holds a blank, a line end or a letter outside ASCII, which no header may hold: set it anew"
+            f"{variable} holds a blank, a line end or a letter outside ASCII, which no header may hold: set it anew"
         )
     return key
 

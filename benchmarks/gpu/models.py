@@ -1,0 +1,31 @@
+"""What is replayed: published shapes with random weights, or tiny ones where the command itself is tried."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.gpu.rows import Plan
+from sybil.measuring import workload as workloads
+from sybil.measuring.workload import RandomModel, Workload
+
+_TINY = {"model_type": "gpt2", "n_positions": 128, "n_embd": 64, "n_head": 4, "vocab_size": 512}
+
+
+def pair_of(plan: Plan) -> Workload:
+    """The plan's target and draft."""
+    if plan.workload:
+        return workloads.workload(plan.workload)
+    target, draft = (RandomModel(f"tiny {layers}", {**_TINY, "n_layer": layers}) for layers in (3, 2))
+    return Workload(target, draft)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """torch's dtype of that name."""
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

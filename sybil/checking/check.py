@@ -1,0 +1,184 @@
+"""Does a target fit, which drafts could serve, and what would they bring? All of it before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from sybil import allocation, fit
+from sybil.checking.alternatives import Alternative, alternatives
+from sybil.checking.memory import Extent, Memory, Placed, Setup, memory, step_bytes, target_bytes
+from sybil.checking.promise import Promise, promise, verified_in
+from sybil.checking.sight import seen
+from sybil.devices import choose_device, dtype_named
+from sybil.drafts import Cascade, Draft, Hybrid, Lookup, Self, Source, has_model, parse
+from sybil.errors import InvalidSetting
+from sybil.loading import check_draft_dtype
+from sybil.models import copies
+from sybil.pairs import PAIRS
+from sybil.storages import draft_kept, target_kept
+
+CONTEXT = 2048
+"""Tokens of a row, where nothing is said and the model takes so many."""
+MOST_ROWS = 1 << 16
+Tokens = Literal["same", "padded", "intersection", "strings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What could draft. memory: of the target and it. promise: None where nobody knows."""
+
+    name: str
+    memory: Memory
+    promise: Promise | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known before anything is loaded.
+
+    target, draft: their names, None for no draft. here: whether all weights are on this machine. free: bytes on the
+    device, None where nobody knows. tokens: how the draft's tokens stand to the target's, None without a draft model;
+    share: of an English text's tokens, those that the draft has. context: the most tokens that the target takes."""
+
+    setup: Setup
+    target: str
+    draft: str | None
+    here: bool
+    memory: Memory
+    free: int | None
+    alternatives: tuple[Alternative, ...]
+    tokens: Tokens | None
+    share: float | None
+    candidates: tuple[Candidate, ...]
+    context: int | None
+
+    @property
+    def fits(self) -> bool | None:
+        """None where nobody knows what is free."""
+        return None if self.free is None else self.memory.peak <= self.free
+
+
+def check(
+    target: str,
+    draft: str | None = None,
+    *,
+    dtype: str | None = None,
+    draft_dtype: str | None = None,
+    device: str | None = None,
+    batch: int = 1,
+    context: int | None = None,
+    revision: str | None = None,
+) -> Found:
+    """target, draft, dtype, draft_dtype, device and revision are sybil.load's; batch and context: of what is to be
+    decoded, rows and the tokens of each. Raises the errors of sybil.errors."""
+    target, draft = _named(target, draft)
+    tree = None if draft is None else parse(draft)
+    asked_dtype, asked_draft = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
+    check_draft_dtype(draft, asked_draft)
+    place = choose_device(device)
+    source = _source(tree)
+    main, is_here = seen(target, tokenizer=source is not None, revision=revision)
+    kept, compute = target_kept(main, asked_dtype, place)
+    part, helper = Placed(main, kept, compute, place), None
+    if source is not None:
+        other, other_is_here = seen(source.name, tokenizer=True)
+        is_here = is_here and other_is_here
+        helper = Placed(other, *draft_kept(other, asked_draft, compute, place), place)
+    _check_copies(part, draft, tree)
+    most = _context(part)
+    extent = _extent(batch, context, most)
+    tokens, share = (None, None) if helper is None else _relation(part, helper)
+    free = allocation.free(place)
+    setup = Setup(part, tree, helper, extent)
+    found = memory(setup)
+    return Found(
+        setup=setup,
+        target=target,
+        draft=draft,
+        here=is_here,
+        memory=found,
+        free=free,
+        alternatives=() if free is None or found.peak <= free else alternatives(setup, free),
+        tokens=tokens,
+        share=share,
+        candidates=tuple(_candidates(setup, draft)),
+        context=most,
+    )
+
+
+def _named(target: str, draft: str | None) -> tuple[str, str | None]:
+    """What a pair's name stands for; a target of a registered pair brings that pair's draft. Raises InvalidSetting."""
+    for name, value in (("target", target), ("draft", draft)):
+        if value == "":
+            raise InvalidSetting(f"{name} is '': give a pair's name, a hub id, a folder or a GGUF file")
+    pair = PAIRS.get(target)
+    if pair is not None:
+        return pair.source, pair.draft if draft is None else draft
+    of_target = next((each.draft for each in PAIRS.values() if each.target == target and each.draft), None)
+    return target, of_target if draft is None else draft
+
+
+def _source(tree: Draft | None) -> Source | None:
+    """The model that a draft names."""
+    if isinstance(tree, Hybrid):
+        return _source(tree.other)
+    if isinstance(tree, Cascade):
+        return _source(tree.draft)
+    return tree if isinstance(tree, Source) else None
+
+
+def _check_copies(target: Placed, draft: str | None, tree: Draft | None) -> None:
+    """Raises InvalidSetting for a copy of a target that runs by transformers' forward."""
+    if tree is not None and target.checkpoint.known is None and not isinstance(tree, Lookup) and not has_model(tree):
+        raise InvalidSetting(
+            f"draft is {draft}, and {target.checkpoint.name} runs by transformers' own forward "
+            f"({target.checkpoint.unknown}), which Sybil can't copy: give a draft model, or lookup"
+        )
+
+
+def _context(target: Placed) -> int | None:
+    """The most tokens that a target takes."""
+    shape = target.shape
+    if shape is not None:
+        return shape.context
+    said = target.checkpoint.config.get("max_position_embeddings")
+    return said if type(said) is int and said > 0 else None
+
+
+def _extent(batch: int, context: int | None, most: int | None) -> Extent:
+    """Raises InvalidSetting."""
+    if not 1 <= batch <= MOST_ROWS:
+        raise InvalidSetting(f"batch is {batch}: use 1 to {MOST_ROWS} rows")
+    if context is not None and not 2 <= context <= (most or 1 << 24):
+        raise InvalidSetting(f"context is {context}: the target takes 2 to {most or 1 << 24} tokens")
+    return Extent(batch, context or min(CONTEXT, most or CONTEXT), torch.get_num_threads())
+
+
+def _relation(target: Placed, helper: Placed) -> tuple[Tokens, float | None]:
+    """Raises VocabularyMismatch where they share none."""
+    found = fit.relation(target.checkpoint, helper.checkpoint)
+    if found.way is not None:
+        return found.way, found.share
+    sizes = [part.shape.vocab_size for part in (target, helper) if part.shape is not None]
+    return ("padded" if len({*sizes}) > 1 else "same"), None
+
+
+def _candidates(setup: Setup, name: str | None) -> Iterator[Candidate]:
+    """The draft that was asked for, the target's copies, and lookup."""
+    trees: dict[str, Draft] = {} if setup.draft is None or name is None else {name: setup.draft}
+    target, on_cpu = setup.target, setup.target.device.type == "cpu"
+    if target.checkpoint.known is not None:
+        best = copies.best_bits(target.checkpoint)
+        trees |= {f"self:{bits}": Self(bits) for bits in dict.fromkeys((best, 8 if on_cpu else 4))}
+    trees |= {"lookup": Lookup()}
+    places = setup.extent.context // 2  # of a text as it grows, the mean
+    for each, draft in trees.items():
+        own, promised = replace(setup, draft=draft), None
+        if isinstance(draft, Source | Self | Lookup):
+            read, drafted = target_bytes(own, places), step_bytes(own, places)
+            promised = promise(read, drafted, verified_in(target.kept, on_cpu=on_cpu))
+        yield Candidate(each, memory(own), promised)

@@ -1,0 +1,46 @@
+"""Are a model's weights on this machine? Nobody is asked but the disk: the hub isn't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from sybil.errors import NotAModel
+from sybil.models.checkpoints import ollama, safetensors
+from sybil.models.checkpoints.gguf import names
+from sybil.models.folders import EMBEDDED, PACKAGED, packaged_file
+
+Place = Literal["embedded", "package", "ollama", "file", "folder", "cache"]
+"""In Sybil's own package, in another one, a local Ollama's, a GGUF file, a folder, or in the hub's local cache."""
+
+
+def place(source: str) -> Place | None:
+    """Where a model's weights lie, by the name that sybil.load takes; None where some of them aren't here."""
+    if source.startswith(EMBEDDED):
+        return "embedded"
+    if source.startswith(PACKAGED):
+        return "package" if packaged_file(source) else None
+    try:
+        if source.startswith(ollama.PREFIX):
+            ollama.file(source.removeprefix(ollama.PREFIX))
+            return "ollama"
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return "folder" if names.within(path) or safetensors.weight_files(path) else None
+        if names.is_one(path):
+            return "file"
+        return "cache" if _is_cached(source) else None
+    except (NotAModel, OSError, RuntimeError):  # a home that isn't there is a RuntimeError
+        return None
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the hub's local cache holds a hub id's config and all files of its weights. Raises NotAModel."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # no hub id
+        return False
+    return isinstance(config, str) and bool(safetensors.weight_files(Path(config).parent))

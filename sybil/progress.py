@@ -1,0 +1,63 @@
+"""Progress bars on standard error, while a model is fetched and while its weights are read.
+
+progress, in every function that takes it: True or False; None is True where standard error is a terminal. The hub's
+own switch, HF_HUB_DISABLE_PROGRESS_BARS, goes before all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+WAIT = 1.0
+"""Seconds before a bar for weights shows itself: a small model needs none."""
+
+
+def is_shown(progress: bool | None) -> bool:
+    """Whether there are bars."""
+    if progress is None:
+        return sys.stderr is not None and sys.stderr.isatty()
+    return progress
+
+
+def download_bar(progress: bool | None) -> type:
+    """The class of bars that the hub's library makes for its downloads."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        """Shown as asked for, wherever standard error goes."""
+
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            keywords["disable"] = not is_shown(progress)
+            super().__init__(*arguments, **keywords)  # type: ignore[no-untyped-call]
+
+    return Bar
+
+
+@contextmanager
+def bar(name: str, total: int, progress: bool | None) -> Iterator[Callable[[int], object]]:
+    """A bar for so many bytes; gives the function that takes the bytes which are done."""
+    if not is_shown(progress):
+        yield lambda done: None
+        return
+    from huggingface_hub.utils.tqdm import tqdm
+
+    settings = {"total": total, "desc": name, "unit": "B", "unit_scale": True, "leave": False, "delay": WAIT}
+    with tqdm(**settings) as shown:  # type: ignore[no-untyped-call]
+        yield shown.update
+
+
+@contextmanager
+def transformers_bars(progress: bool | None) -> Iterator[None]:
+    """transformers' own bars while it reads a model: hidden where none are asked for."""
+    from transformers.utils import logging
+
+    hides = logging.is_progress_bar_enabled() and not is_shown(progress)
+    if hides:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hides:
+            logging.enable_progress_bar()
