@@ -322,10 +322,10 @@ def test_ctrl_c_keeps_the_rows_written_so_far(folders: Path, tmp_path: Path) -> 
         env=environment,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         written = list((tmp_path / "out").glob("*.jsonl"))
-        if written and written[0].read_text().count("\n") >= 9:
+        if written and written[0].read_text().count("\n") >= 10:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -335,7 +335,7 @@ def test_ctrl_c_keeps_the_rows_written_so_far(folders: Path, tmp_path: Path) -> 
     assert "interrupted" in out
     assert "| sybil speculative" in out
     lines = written[0].read_text().splitlines()
-    assert len(lines) >= 9
+    assert len(lines) >= 9  # the last of ten may have been under way to the disk, and is taken back then
     for line in lines:
         json.loads(line)
 
