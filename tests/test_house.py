@@ -13,7 +13,7 @@ LIBRARY = Path(__file__).parents[1] / "sybil"
 FLOORS = (
     ("sybil.cli",),
     ("sybil.reports",),
-    ("sybil.judging", "sybil.distilling"),
+    ("sybil.judging", "sybil.distilling", "sybil.sweeping"),
     ("sybil.measuring", "sybil.losslessness", "sybil.interop", "sybil.checking"),
     ("sybil.loading",),
     ("sybil.fit", "sybil.pairs", "sybil.own_pairs", "sybil.facts", "sybil.drafts", "sybil.storages"),

@@ -1,0 +1,1 @@
+"""`sybil sweep`: a product of settings, a cell each, measured into the rows of one file."""
