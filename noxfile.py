@@ -162,6 +162,17 @@ def checks(session: nox.Session) -> None:
 
 
 @nox.session
+def release(session: nox.Session) -> None:
+    """Wheel and sdist in dist/, checked by twine, and the wheel tried in a fresh environment without the repository;
+    five minutes. Nothing is published: .github/workflows/release.yml does that."""
+    session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "release"))
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    session.run("python", "tools/release.py", "dist")
+
+
+@nox.session
 def verdicts(session: nox.Session) -> None:
     """Other systems' decoders before the judge, and docs/verdicts.md of what it said: hours, and a run that is broken
     off goes on at its next row. `-- --only TEXT` for rows of that name, `-- --again` to judge them anew."""

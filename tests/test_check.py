@@ -17,7 +17,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from sybil import allocation
 from sybil.checking import promise
-from sybil.checking.check import Found, check
+from sybil.checking.check import PairFacts, check
 from sybil.checking.memory import memory
 from sybil.drafting.costs import STEP, VERIFIED
 from sybil.errors import InvalidSetting, VocabularyMismatch
@@ -227,7 +227,7 @@ def test_a_planted_fault_in_the_costs_is_seen() -> None:
 
 def test_what_is_read_a_token(models: Path) -> None:
     """A copy in 8 bits reads about a quarter of float32's bytes, keys and values being the same."""
-    found: Found = check(str(models / "target"), "self:8", device="cpu")
+    found: PairFacts = check(str(models / "target"), "self:8", device="cpu")
     (copy,) = (each for each in found.candidates if each.name == "self:8")
     assert copy.promise is not None
     assert 0.25 < copy.promise.cost < 0.5

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tiny import gpt2, greedy, letters, llama, perturbed, save, sybil
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, T5Config, T5ForConditionalGeneration
 
-from sybil.measuring.contenders import Measured, SybilContender
+from sybil.measuring.contenders import PromptResult, SybilContender
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def test_compare_check_fails_on_a_token_that_no_near_tie_explains(
     assert "PASS: 0 of 2 texts" in capsys.readouterr().out
     generate = SybilContender.run
 
-    def wrong(self: SybilContender, *asked: Any) -> Measured:
+    def wrong(self: SybilContender, *asked: Any) -> PromptResult:
         measured = generate(self, *asked)
         return replace(measured, tokens=[*measured.tokens[:-1], (measured.tokens[-1] + 1) % 31])
 

@@ -21,7 +21,7 @@ from sybil.drafting import DraftModel
 from sybil.measuring import profile, workload
 from sybil.measuring.profile import DRAFT_STEP, PARTS, VERIFIED, Profile, bytes_read, summarise, verification
 from sybil.measuring.timing import STREAM, STREAM_BYTES, Interval, interleave
-from sybil.measuring.workload import RandomModel, Workload
+from sybil.measuring.workload import RandomModel, RandomPair
 from sybil.models.operators.transformer import Transformer
 from sybil.models.storage import Rounding
 
@@ -43,7 +43,7 @@ def small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
         kind = str(shape.config["model_type"])
         monkeypatch.setitem(workload.SHAPES, name, RandomModel(name, {"model_type": kind, **TINY[kind]}))  # type: ignore[arg-type]
     for name, pair in workload.WORKLOADS.items():
-        small = Workload(workload.SHAPES[pair.target.name], workload.SHAPES[pair.draft.name])
+        small = RandomPair(workload.SHAPES[pair.target.name], workload.SHAPES[pair.draft.name])
         monkeypatch.setitem(workload.WORKLOADS, name, small)  # type: ignore[arg-type]
 
 
@@ -181,7 +181,7 @@ def test_what_a_copy_reads_is_its_own_bits_and_its_own_layers() -> None:
 
 def test_a_round_is_split_without_rest() -> None:
     target, draft = tiny().build(torch.float32, CPU), tiny(name="draft").build(torch.int8, CPU)
-    subject = profile.Subject("tiny", profile.Decoder(target, DraftModel(draft)), [torch.arange(9)])
+    subject = profile.ProfiledDecoder("tiny", profile.Decoder(target, DraftModel(draft)), [torch.arange(9)])
     for sample in Profile(subject, 4).passes(2):
         assert all(sample[part] > 0 for part in PARTS)
 

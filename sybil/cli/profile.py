@@ -151,7 +151,7 @@ def _of_random(workload: str, asked: Asked, argument: str) -> torch.dtype | None
 
 
 def _print(
-    console: Console, report: measuring.Report, memory: dict[str, int | None], kernels: dict[str, float]
+    console: Console, report: measuring.ProfileReport, memory: dict[str, int | None], kernels: dict[str, float]
 ) -> None:
     forwards = make_table(console, "forward", "ms", "weights, GB/s", "of streaming")
     for forward in report.forwards:

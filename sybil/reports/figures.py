@@ -21,7 +21,7 @@ from sybil.measuring.contenders import (
 )
 from sybil.measuring.drafters import NONE, Way
 from sybil.measuring.files import replace
-from sybil.measuring.profile import DRAFT_STEP, Report
+from sybil.measuring.profile import DRAFT_STEP, ProfileReport
 from sybil.measuring.summaries import Summary, ms_per_token
 from sybil.measuring.task import Row
 from sybil.measuring.timing import Interval
@@ -134,7 +134,7 @@ def drafters(
     _save(figure, caption, path)
 
 
-def profile(report: Report, caption: str, path: Path) -> None:
+def profile(report: ProfileReport, caption: str, path: Path) -> None:
     """A round's parts, stacked; and what a verification costs by the tokens in it."""
     plt = _pyplot()
     figure, (above, below) = plt.subplots(2, 1, figsize=(11, 5), height_ratios=(1, 2), layout="constrained")
