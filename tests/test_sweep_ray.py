@@ -54,7 +54,9 @@ def workers() -> list[int]:
 
 
 def test_a_worker_s_death_costs_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))  # for workers, where nothing is installed
+    monkeypatch.setenv(
+        "PYTHONPATH", str(Path(__file__).resolve().parents[1])
+    )  # for workers, where nothing is installed
     asked, path = planned(tmp_path, CONFIG), tmp_path / "rays.jsonl"
     killed, seen = list[int](), set[int]()
 
