@@ -214,6 +214,14 @@ ResumeOption = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+MetricsFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write what was decoded for Prometheus to this file, under vLLM's names: counters and latencies, replaced "
+        "after each text.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.", rich_help_panel=OUTPUT)]
 
 

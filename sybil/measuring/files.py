@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sybil.errors import InvalidSetting
+from sybil.errors import InvalidSetting, shown
 
 
 def folder(path: Path) -> Path:
@@ -30,6 +30,29 @@ def check_folder(path: Path) -> None:
         raise InvalidSetting(f"out is {path}, and {nearest} is a file: name a folder")
     if not os.access(nearest, os.W_OK):
         raise InvalidSetting(f"out is {path}, and {nearest} can't be written to: name another folder")
+
+
+def check_file(path: Path, name: str) -> None:
+    """Raises InvalidSetting, before anything has run, for what replace_named() is going to refuse. name: the setting
+    that chose the path."""
+    said = f"{name} is {shown(str(path))}"
+    if path.is_dir():
+        raise InvalidSetting(f"{said}, which is a folder: name a file")
+    if path.exists() and not path.is_file():
+        raise InvalidSetting(f"{said}, which is no plain file: name another")
+    if not path.parent.is_dir():
+        raise InvalidSetting(f"{said}, and {path.parent} is no folder: make it, or name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise InvalidSetting(f"{said}, and {path.parent} can't be written to: name a file in another folder")
+
+
+def replace_named(path: Path, name: str, content: bytes) -> None:
+    """replace(), with an error that names the setting that chose the path."""
+    try:
+        replace(path, content)
+    except OSError as error:
+        reason = error.strerror
+        raise InvalidSetting(f"{name} is {shown(str(path))}, which can't be written ({reason}): name another") from None
 
 
 def unused(path: Path) -> Path:
