@@ -23,7 +23,7 @@ from sybil.measuring import files
 from sybil.measuring.metrics import MetricsFile
 from sybil.pairs import default_pair
 from sybil.results import Stats, Step
-from sybil.settings import chosen
+from sybil.settings import Settings, chosen
 
 ANSWER_TOKENS = 1024
 PROMPT = "> "
@@ -59,6 +59,11 @@ def chat(
 ) -> None:
     """Talk with a model: one line is one message. Green: tokens that the draft proposed; magenta: the target's own."""
     sampling = options.sampling(temperature, top_k, top_p, min_p)
+    settings = {
+        "max_new_tokens": ANSWER_TOKENS if max_new_tokens is None else max_new_tokens, **sampling.keywords,
+        "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
+    }  # fmt: skip
+    Settings(**settings)  # refused here, before anything is loaded
     chosen_target, chosen_draft = options.names(pair or default_pair(), target, draft)
     metrics = MetricsFile(metrics_file, chosen_target)
     decoder = load(
@@ -74,10 +79,6 @@ def chat(
     options.check_chats(decoder, pair, target, ", so it can't chat")
     assert decoder.tokenizer is not None  # a folder without one is refused by load
     options.announce(pair, target)
-    settings = {
-        "max_new_tokens": ANSWER_TOKENS if max_new_tokens is None else max_new_tokens, **sampling.keywords,
-        "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
-    }  # fmt: skip
     chosen(decoder.defaults, settings)  # wrong settings are refused before a message is typed
     talk = _Talk(Conversation(decoder, system), decoder.tokenizer, decoder.target.context, settings, metrics)
     if _is_terminal():

@@ -17,6 +17,7 @@ from sybil.loading import load
 from sybil.measuring.metrics import MetricsFile
 from sybil.pairs import default_pair
 from sybil.results import Stats, Step
+from sybil.settings import Settings
 from sybil.text import decode
 
 
@@ -59,6 +60,11 @@ def generate(
     if system is not None and not chat:
         raise InvalidSetting("system is given, and a text to continue has no system's message: add --chat")
     sampling = options.sampling(temperature, top_k, top_p, min_p)
+    settings = {
+        "max_new_tokens": max_new_tokens, **sampling.keywords,
+        "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
+    }  # fmt: skip
+    Settings(**settings)  # refused here, before anything is loaded
     chosen_target, chosen_draft = options.names(pair or default_pair(), target, draft)
     metrics = MetricsFile(metrics_file, chosen_target)
     decoder = load(
@@ -74,10 +80,6 @@ def generate(
     if chat:
         options.check_chats(decoder, pair, target, ", which --chat needs")
     options.announce(pair, target)
-    settings = {
-        "max_new_tokens": max_new_tokens, **sampling.keywords,
-        "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
-    }  # fmt: skip
     assert decoder.tokenizer is not None  # a folder without one is refused by load
     said = [] if system is None else [{"role": "system", "content": system}]
     stream = decoder.stream([*said, {"role": "user", "content": text}] if chat else text, **settings)

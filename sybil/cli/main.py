@@ -111,8 +111,7 @@ def _tell(error: BaseException, *, is_output: bool) -> None:
     if isinstance(error, sybil.SybilError):
         line = one_line(str(error), 2000)
     elif isinstance(error, UsageError):
-        asked = error.ctx.command_path if error.ctx else "sybil"
-        line = f"{one_line(error.format_message() or 'name a command', 500)} ({asked} --help)"
+        line = one_line(_misused(error, sys.argv[1:]), 500)
     elif is_output and isinstance(error, OSError):
         line = unwritable(error)
     else:
@@ -121,3 +120,28 @@ def _tell(error: BaseException, *, is_output: bool) -> None:
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         typer.echo(f"sybil: {line}", err=True)
+
+
+def _misused(error: Any, arguments: list[str]) -> str:
+    """What is wrong with a command line. An option's value is told as the library tells it: its name, the value, the
+    remedy."""
+    known = [each for each in arguments[:1] if each in typer.main.get_command(app).commands]  # type: ignore[attr-defined]
+    asked = f"({' '.join(['sybil', *known])} --help)"
+    options = [each for each in getattr(getattr(error, "param", None), "opts", ()) if each.startswith("--")]
+    value = _value_of(options, arguments)
+    if not isinstance(error, typer.BadParameter) or value is None:
+        return f"{error.format_message() or 'name a command'} {asked}"
+    said = str(error.message)
+    kinds = {"integer": "use an integer", "number": "use a number", "float": "use a number"}
+    remedy = said if said.startswith("use ") else next((kinds[kind] for kind in kinds if kind in said), said)
+    return f"{options[0].removeprefix('--').replace('-', '_')} is {value!r}: {remedy} {asked}"
+
+
+def _value_of(options: list[str], arguments: list[str]) -> str | None:
+    """What stands after an option, or after its =; the last where it is given several times."""
+    found = None
+    for place, word in enumerate(arguments):
+        name, equals, rest = word.partition("=")
+        if name in options:
+            found = rest if equals else next(iter(arguments[place + 1 :]), None)
+    return found

@@ -121,13 +121,13 @@ SystemOption = Annotated[
 
 
 def _gamma(text: str) -> int | str:
-    """A number or auto; Settings refuses numbers that are none of tokens."""
+    """A number or auto. Settings refuses numbers out of range."""
     if text == AUTO:
         return text
     try:
         return int(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither {AUTO} nor a number of tokens") from None
+        raise typer.BadParameter(f"use an integer of 1 or more, or {AUTO}") from None
 
 
 GammaOption = Annotated[

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sybil.errors import InvalidSetting, shown
+from sybil.errors import InvalidSetting
 
 
 def folder(path: Path) -> Path:
@@ -35,7 +35,7 @@ def check_folder(path: Path) -> None:
 def check_file(path: Path, name: str) -> None:
     """Raises InvalidSetting, before anything has run, for what replace_named() is going to refuse. name: the setting
     that chose the path."""
-    said = f"{name} is {shown(str(path))}"
+    said = f"{name} is {path}"
     if path.is_dir():
         raise InvalidSetting(f"{said}, which is a folder: name a file")
     if path.exists() and not path.is_file():
@@ -52,7 +52,7 @@ def replace_named(path: Path, name: str, content: bytes) -> None:
         replace(path, content)
     except OSError as error:
         reason = error.strerror
-        raise InvalidSetting(f"{name} is {shown(str(path))}, which can't be written ({reason}): name another") from None
+        raise InvalidSetting(f"{name} is {path}, which can't be written ({reason}): name another") from None
 
 
 def unused(path: Path) -> Path:
