@@ -73,6 +73,14 @@ def pairs(session: nox.Session) -> None:
 
 
 @nox.session
+def ray(session: nox.Session) -> None:
+    """A sweep on a local Ray cluster of two workers, one of which is killed; two minutes."""
+    install(session, "test")
+    session.install(*CONSTRAINTS, "ray")
+    session.run("pytest", "-m", "ray", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def sanitize(session: nox.Session) -> None:
     """The C forward under the address and undefined-behaviour sanitizers: random models and hostile numbers at 4, 8 and
     16 lanes, and planted faults that must be reported; five minutes."""
