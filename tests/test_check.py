@@ -180,9 +180,9 @@ def test_more_rows_and_longer_ones_take_more(models: Path) -> None:
     [
         ({"target": ""}, "target is ''"),
         ({"draft": ""}, "draft is ''"),
-        ({"batch": 0}, "batch is 0: use 1 to 65536 rows"),
-        ({"context": 1}, "context is 1: the target takes 2 to 64 tokens"),
-        ({"context": 65}, "context is 65: the target takes 2 to 64 tokens"),
+        ({"batch": 0}, "batch is 0: use an integer from 1 to 65536"),
+        ({"context": 1}, "context is 1: use an integer from 2 to 64, what the target takes"),
+        ({"context": 65}, "context is 65: use an integer from 2 to 64, what the target takes"),
         ({"draft": "self:7"}, "4, 5, 6 or 8 bits"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
         ({"draft": "lookup", "draft_dtype": "int8"}, "no second model"),

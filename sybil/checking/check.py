@@ -152,9 +152,9 @@ def _context(target: Placed) -> int | None:
 def _extent(batch: int, context: int | None, most: int | None) -> Extent:
     """Raises InvalidSetting."""
     if not 1 <= batch <= MOST_ROWS:
-        raise InvalidSetting(f"batch is {batch}: use 1 to {MOST_ROWS} rows")
+        raise InvalidSetting(f"batch is {batch}: use an integer from 1 to {MOST_ROWS}")
     if context is not None and not 2 <= context <= (most or 1 << 24):
-        raise InvalidSetting(f"context is {context}: the target takes 2 to {most or 1 << 24} tokens")
+        raise InvalidSetting(f"context is {context}: use an integer from 2 to {most or 1 << 24}, what the target takes")
     return Extent(batch, context or min(CONTEXT, most or CONTEXT), torch.get_num_threads())
 
 

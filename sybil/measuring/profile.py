@@ -42,6 +42,7 @@ from sybil.transfer import integers
 DRAFT_STEP, VERIFIED = "draft step", (1, 2, 4, 6, 9, 17)
 PARTS = ("draft forwards", "target forward", "sampling and rule", "everything else")
 NEW_TOKENS, DEPTH = 64, 128
+TEXT_TOKENS = 256  # of the text whose rounds are told one by one
 
 
 def verification(tokens: int) -> str:
@@ -188,6 +189,13 @@ class Profile:
             self._cases[verification(tokens)] = forward_case(target, tokens, self.depth)
             self.bytes_read[verification(tokens)] = bytes_read(target)
         self._rounds = _TimedRounds(subject, draft, settings)
+        self._decoder, self._prompt = subject.decoder.without_defaults(), subject.prompts[0]
+        most = NEW_TOKENS if subject.replay else TEXT_TOKENS  # where a replay's script ends
+        self._settings = {**settings, "max_new_tokens": min(most, context - len(self._prompt))}
+
+    def text(self) -> list[Step]:
+        """One text's rounds, from the first to the last, as the loop's own clock tells them."""
+        return unrecorded(lambda: list(self._decoder.stream([self._prompt], **self._settings)))
 
     def passes(self, count: int) -> Iterator[dict[str, float]]:
         """Every case once and a round's parts, in milliseconds, count times."""

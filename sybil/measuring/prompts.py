@@ -64,7 +64,7 @@ def _lines(path: Path) -> list[str]:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
-        raise InvalidSetting(f"{path} can't be read ({error.strerror}): name a JSONL file of prompts") from None
+        raise InvalidSetting(f"{path} can't be read ({error.strerror}): name a .jsonl or .txt file") from None
     if len(content) > LARGEST:
         raise InvalidSetting(f"{path} is larger than {LARGEST >> 20} MiB: name a smaller file of prompts")
     try:
