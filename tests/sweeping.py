@@ -20,7 +20,7 @@ import torch
 
 from sybil.errors import SybilError
 from sybil.sweeping.passes import Pass
-from sybil.sweeping.plan import Plan, plan
+from sybil.sweeping.plan import SweepPlan, plan
 from sybil.sweeping.run import Phases, RunConfig, RunResult
 from sybil.sweeping.sweep import sweep
 
@@ -29,7 +29,7 @@ TIMES = ("seconds", "passes", "phases", "text_seconds", "joules", "memory")
 QUANTILES = ("ms_per_token", "ms_per_round", "ms_to_first_token")
 
 
-def planned(folder: Path, text: str) -> Plan:
+def planned(folder: Path, text: str) -> SweepPlan:
     """The plan of a file with that text."""
     path = folder / "config.yaml"
     path.write_text(text)
@@ -48,7 +48,7 @@ def counts(row: RunResult) -> dict[str, Any]:
 
 
 class Desk:
-    """In Bench's place: cells that decode nothing. log: of every load, warm-up and pass, in their order; failing:
+    """In TargetBench's place: cells that decode nothing. log: of every load, warm-up and pass, in their order; failing:
     what a cell says of itself, and the error that it raises; stop: raise KeyboardInterrupt after so many passes."""
 
     log: list[tuple[str, str]]

@@ -23,10 +23,10 @@ from sybil.measuring.prompts import encode
 from sybil.pairs import pair
 from sybil.sampling import GREEDY, Sampling
 from sybil.sweeping import sweep as sweeping
-from sybil.sweeping.cells import Bench
+from sybil.sweeping.cells import TargetBench
 from sybil.sweeping.passes import folded
 from sybil.sweeping.plan import plan, prompts_of, shipped
-from sybil.sweeping.rows import JOURNAL, Rows, read
+from sybil.sweeping.rows import JOURNAL, SweepFile, read
 from sybil.sweeping.run import UNCACHED, UNCACHED_PLAIN, VERSION, RunConfig, RunResult
 from sybil.sweeping.summary import over_baseline, table
 from sybil.sweeping.sweep import failed, sweep
@@ -41,7 +41,7 @@ TWO = "pairs: [stdlib]\ndrafters: [pair, lookup]\ngammas: [2, 4]\nprompts: 2\nne
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> type[Desk]:
     made = Desk.fresh()
-    monkeypatch.setattr(sweeping, "Bench", made)
+    monkeypatch.setattr(sweeping, "TargetBench", made)
     return made
 
 
@@ -397,7 +397,7 @@ def test_one_sweep_writes_a_file(tmp_path: Path, desk: type[Desk]) -> None:
     asked, path = planned(tmp_path, TWO), tmp_path / "out.jsonl"
     desk.failing = {"lookup": RuntimeError("no")}
     sweep(asked, path)
-    with Rows(path) as rows:
+    with SweepFile(path) as rows:
         with pytest.raises(ResultsUnwritable, match="is being written to by another sweep"):
             sweep(asked, path)
         rows.forget([row.hash for row in rows.rows.values() if row.error])  # the file is another one now
@@ -538,7 +538,7 @@ def test_the_loop_without_a_cache_says_what_decoding_with_one_says() -> None:
 
 def test_a_text_beyond_the_context_is_refused(tmp_path: Path) -> None:
     (cell, *_) = planned(tmp_path, "pairs: [stdlib]\ndrafters: [none]\nnew_tokens: 500\n").cells
-    bench = Bench(cell)
+    bench = TargetBench(cell)
     with pytest.raises(PromptTooLong, match="more together than the context of stdlib, 512: lower new_tokens"):
         bench.cell(cell)
 

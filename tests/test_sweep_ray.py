@@ -90,5 +90,5 @@ def test_a_worker_s_death_costs_no_row(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_cluster_that_isn_t_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSetting, match="ray is 127.0.0.1:9, and no cluster can be had there"):
+    with pytest.raises(InvalidSetting, match=r"ray is 127\.0\.0\.1:9, and nobody answers there"):
         ray_sweep(planned(tmp_path, CONFIG), tmp_path / "rays.jsonl", "127.0.0.1:9")

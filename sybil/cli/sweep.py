@@ -15,11 +15,11 @@ from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table, print_json
 from sybil.cli.verdict import lines
 from sybil.errors import InvalidSetting
-from sybil.sweeping.plan import Plan, plan, shipped
+from sybil.sweeping.plan import SweepPlan, plan, shipped
 from sybil.sweeping.rays import LOCAL, ray_sweep
 from sybil.sweeping.run import RunConfig
 from sybil.sweeping.summary import table
-from sybil.sweeping.sweep import Outcome, Tell
+from sybil.sweeping.sweep import Swept, Tell
 from sybil.sweeping.sweep import sweep as measure
 
 HEADINGS = ("drafter", "rule", "gamma", "temperature", "domain", "batch", "tokens/s", "over its baseline", "accepted")
@@ -108,7 +108,7 @@ def _list(as_json: bool) -> None:
     console.print(shown)
 
 
-def _describe(planned: Plan, as_json: bool) -> None:
+def _describe(planned: SweepPlan, as_json: bool) -> None:
     """The cells of a plan."""
     if as_json:
         cells = [{"hash": cell.hash, "label": cell.label, **cell.model_dump(mode="json")} for cell in planned.cells]
@@ -134,7 +134,7 @@ def _settings(cell: dict[str, Any]) -> list[str]:
     return [str(cell[name]) if name != "temperature" else f"{cell[name]:g}" for name in HEADINGS[:6]]
 
 
-def _show(planned: Plan, found: Outcome, path: Path, as_json: bool) -> None:
+def _show(planned: SweepPlan, found: Swept, path: Path, as_json: bool) -> None:
     """The table, what failed, and where the rows are."""
     cells = table(found.rows)
     counts = {"cells": len(cells), "known": found.known, "failed": len(found.failed)}

@@ -31,7 +31,7 @@ Some = Annotated[list[str], Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
-class Asked(BaseModel):
+class SweepConfig(BaseModel):
     """Lists, of whose product each entry is a cell, and what all cells share. The fields are RunConfig's, whose names
     the lists have in the plural.
 
@@ -66,7 +66,7 @@ class Asked(BaseModel):
         return (*models, self.rules, self.gammas, self.temperatures, self.domains, self.batches)
 
 
-def asked(sheet: Sheet, elsewhere: bool) -> Asked:
+def asked(sheet: Sheet, elsewhere: bool) -> SweepConfig:
     """What the sheet asks for. elsewhere: whether the cells are run on a machine whose devices aren't known here.
 
     Raises InvalidSetting, which names the line and the key."""
@@ -98,15 +98,15 @@ def asked(sheet: Sheet, elsewhere: bool) -> Asked:
     return found
 
 
-def _validated(sheet: Sheet) -> Asked:
+def _validated(sheet: Sheet) -> SweepConfig:
     try:
-        return Asked.model_validate(sheet.values)
+        return SweepConfig.model_validate(sheet.values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     place, given = tuple(first["loc"]), described(first["input"])
     key = str(place[0])
     if first["type"] == "extra_forbidden":
-        reason = f"there is no key {described(key)}: the keys are {', '.join(Asked.model_fields)}"
+        reason = f"there is no key {described(key)}: the keys are {', '.join(SweepConfig.model_fields)}"
     elif first["type"] == "missing":
         reason = f"{key} is missing: name some, such as `{key}: [stdlib]`"
     elif first["type"] == "list_type":
@@ -126,7 +126,7 @@ def _entries(key: str, value: Any) -> Iterator[tuple[Place, Any, list[Any]]]:
         yield (key,), value, []
 
 
-def _check_together(sheet: Sheet, found: Asked) -> None:
+def _check_together(sheet: Sheet, found: SweepConfig) -> None:
     """Raises InvalidSetting for values of which one makes another impossible."""
     count = 1
     for values in found.lists:

@@ -33,7 +33,7 @@ from sybil.transfer import integers
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ReadyCell:
     """A cell that is ready to be measured. batches: token ids, (n,) each. stream: decodes a batch by a seed, a Step a
     round. models: those that may keep a cache between generations."""
 
@@ -73,7 +73,7 @@ class Cell:
         """A batch's: the cell's own, and the number of its first text."""
         return (self.config.seed + number * self.config.batch) % 2**63
 
-    def _run(self, texts: list[Tensor], seed: int) -> _Run:
+    def _run(self, texts: list[Tensor], seed: int) -> _TimedBatch:
         """Decode a batch. What looks at the memory stands before the first round and after it, and isn't timed."""
         with PeakMemory(self.device, self.models) as decode:  # whose peak is counted anew after the first round
             with PeakMemory(self.device, self.models) as prefill:
@@ -85,11 +85,11 @@ class Cell:
                 began = time.perf_counter()
                 steps.extend(stream)
                 rest = time.perf_counter() - began
-        return _Run(steps, first + rest, first, prefill.growth, decode.growth)
+        return _TimedBatch(steps, first + rest, first, prefill.growth, decode.growth)
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _TimedBatch:
     """A batch's rounds, its seconds, those to its first tokens, and by how many bytes memory grew."""
 
     steps: list[Step]
@@ -99,7 +99,7 @@ class _Run:
     decode: int | None
 
 
-class Bench:
+class TargetBench:
     """The models of one target: a draft, a copy, a loop is made when a cell first asks for it, and kept.
 
     any_cell: one of those that are going to be asked for. Raises the errors of sybil.load."""
@@ -118,7 +118,7 @@ class Bench:
         self._makers: dict[str | None, DraftMaker] = {}
         self._loops: dict[str, Uncached] = {}
 
-    def cell(self, config: RunConfig) -> Cell:
+    def cell(self, config: RunConfig) -> ReadyCell:
         """A cell of this target, made ready; raises the errors of sybil.errors."""
         batches, tokens = self._batches(config), config.new_tokens
         sampling = Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
@@ -129,7 +129,7 @@ class Bench:
             def whole(texts: list[Tensor], seed: int) -> Iterator[Step]:
                 return loop.stream(texts, max_new_tokens=tokens, gamma=gamma, sampling=sampling, seed=seed)
 
-            return Cell(config, batches, whole, (), loop.weight_bytes, self.device)
+            return ReadyCell(config, batches, whole, (), loop.weight_bytes, self.device)
         # a decoder a cell, for each learns its own costs
         decoder = self._target.without_draft()
         if config.drafter != NONE:
@@ -139,7 +139,7 @@ class Bench:
         def cached(texts: list[Tensor], seed: int) -> Iterator[Step]:
             return decoder.stream(texts, max_new_tokens=tokens, seed=seed, **settings)
 
-        return Cell(config, batches, cached, decoder.models, weight_bytes(decoder), self.device)
+        return ReadyCell(config, batches, cached, decoder.models, weight_bytes(decoder), self.device)
 
     def _batches(self, config: RunConfig) -> list[list[Tensor]]:
         prompts, context = prompts_of(config), self._target.target.context

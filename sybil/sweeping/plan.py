@@ -14,7 +14,7 @@ from sybil.drafts import has_model, is_model, parse
 from sybil.errors import InvalidSetting
 from sybil.measuring.prompts import Prompt, load, spread
 from sybil.pairs import ENGLISH, canonical, pair
-from sybil.sweeping.asked import ALL, PAIR, Asked, asked
+from sybil.sweeping.asked import ALL, PAIR, SweepConfig, asked
 from sybil.sweeping.run import UNCACHED, RunConfig
 from sybil.sweeping.sheet import Sheet, read
 
@@ -22,7 +22,7 @@ FILE = ".yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SweepPlan:
     """name: the file's, without its ending. cells: those asked for and their baselines, each once, in the order of the
     file, a baseline before the first cell that needs it. left_out: combinations that can't be, and why."""
 
@@ -52,7 +52,7 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob(f"*{FILE}"))}
 
 
-def plan(source: str | Path, *, elsewhere: bool = False) -> Plan:
+def plan(source: str | Path, *, elsewhere: bool = False) -> SweepPlan:
     """The cells of a file, or of a shipped one by its name. elsewhere: whether they are run on another machine, whose
     devices aren't known here. Raises InvalidSetting, which names the line and the key."""
     path = shipped().get(str(source)) or Path(source)
@@ -61,7 +61,7 @@ def plan(source: str | Path, *, elsewhere: bool = False) -> Plan:
     sheet = read(path)
     wanted = asked(sheet, elsewhere)
     cells, left_out = _possible(sheet, wanted)
-    return Plan(path.stem, cells, wanted.warm_ups, wanted.seed, left_out)
+    return SweepPlan(path.stem, cells, wanted.warm_ups, wanted.seed, left_out)
 
 
 def prompts_of(config: RunConfig) -> list[Prompt]:
@@ -92,7 +92,7 @@ def draft_of(config: RunConfig) -> str:
     return name
 
 
-def _possible(sheet: Sheet, wanted: Asked) -> tuple[tuple[RunConfig, ...], tuple[str, ...]]:
+def _possible(sheet: Sheet, wanted: SweepConfig) -> tuple[tuple[RunConfig, ...], tuple[str, ...]]:
     """The cells and their baselines; and what was left out, since one pair can't have a drafter that another can. A
     drafter that no pair can have is refused."""
     found: dict[RunConfig, None] = {}
@@ -117,7 +117,7 @@ def _possible(sheet: Sheet, wanted: Asked) -> tuple[tuple[RunConfig, ...], tuple
     return tuple(found), tuple(map(str, lacking.values()))
 
 
-def _product(wanted: Asked) -> Iterator[RunConfig]:
+def _product(wanted: SweepConfig) -> Iterator[RunConfig]:
     device = str(choose_device(AUTO)) if wanted.device == AUTO else wanted.device
     dtype, draft_dtype = _word(wanted.dtype), _word(wanted.draft_dtype)
     for name, drafter, rule, gamma, temperature, domain, batch in itertools.product(*wanted.lists):
@@ -140,7 +140,7 @@ def _settled(cell: RunConfig) -> RunConfig:
     return cell if has_model(parse(draft)) else cell.model_copy(update={"draft_dtype": None})
 
 
-def _check_prompts(sheet: Sheet, wanted: Asked, cell: RunConfig) -> None:
+def _check_prompts(sheet: Sheet, wanted: SweepConfig, cell: RunConfig) -> None:
     """Raises InvalidSetting where there is no such domain, or too few prompts in it."""
     try:
         prompts_of(cell)

@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import importlib
+import socket
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sybil.errors import InvalidSetting, PackageMissing, told
-from sybil.sweeping.cells import Bench
-from sybil.sweeping.plan import Plan
-from sybil.sweeping.rows import Rows
+from sybil.sweeping.cells import TargetBench
+from sybil.sweeping.plan import SweepPlan
+from sybil.sweeping.rows import SweepFile
 from sybil.sweeping.run import RunConfig, RunResult
-from sybil.sweeping.sweep import Outcome, Tell, begin, failed, measured, told_of
+from sybil.sweeping.sweep import Swept, Tell, begin, failed, measured, told_of
 
 RETRIES = 3
 """How often a cell is given to another worker when its own dies."""
+PATIENCE = 10.0
+"""Seconds until a cluster that doesn't answer isn't there."""
 LOCAL = "local"
 """The address of a cluster that is started for this sweep, on this machine."""
 
 
 def ray_sweep(
-    plan: Plan,
+    plan: SweepPlan,
     path: Path,
     address: str,
     tell: Tell = lambda *_: None,
     *,
     again: bool = False,
     processors: int | None = None,
-) -> Outcome:
+) -> Swept:
     """sweep() on the Ray cluster of that address, or on LOCAL, which has so many processors, all where none are said. A
     task is a cell with all its repeats, which one worker measures; it takes as many processors as torch has threads
     here, and a GPU where its device is one. A worker keeps the models of the last target that it measured.
 
     Raises PackageMissing and InvalidSetting, and the errors of sweep()."""
     ray = _ray()
-    with Rows(path) as rows:
+    with SweepFile(path) as rows:
         known = begin(plan, rows, again)
         left = {cell.hash: cell for group in plan.groups for cell in group if cell.hash not in rows.rows}
         total = len(plan.cells)
@@ -48,10 +51,10 @@ def ray_sweep(
             finally:
                 ray.shutdown()
         rows.tidy()
-        return Outcome(tuple(rows.rows[cell.hash] for cell in plan.cells), known, rows.dropped)
+        return Swept(tuple(rows.rows[cell.hash] for cell in plan.cells), known, rows.dropped)
 
 
-def _gather(ray: Any, left: dict[str, RunConfig], warm_ups: int, rows: Rows, tell: Any) -> None:
+def _gather(ray: Any, left: dict[str, RunConfig], warm_ups: int, rows: SweepFile, tell: Any) -> None:
     """A row for each cell, as they come; each is taken off what is left."""
     threads = torch.get_num_threads()
     tasks = {
@@ -73,7 +76,7 @@ def _gather(ray: Any, left: dict[str, RunConfig], warm_ups: int, rows: Rows, tel
         tell(told_of(cell))
 
 
-_kept: dict[tuple[str, str | None, str], Bench] = {}
+_kept: dict[tuple[str, str | None, str], TargetBench] = {}
 """A worker's models: of one target."""
 
 
@@ -85,7 +88,7 @@ def measured_by_worker(asked: dict[str, Any], warm_ups: int, threads: int) -> di
     try:
         if key not in _kept:
             _kept.clear()
-            _kept[key] = Bench(config)
+            _kept[key] = TargetBench(config)
         return measured(config, _kept[key], warm_ups).model_dump(mode="json")
     except Exception as error:  # whatever a model's files make of loading them
         return failed(config, error, {}).model_dump(mode="json")
@@ -94,12 +97,24 @@ def measured_by_worker(asked: dict[str, Any], warm_ups: int, threads: int) -> di
 def _connect(ray: Any, address: str, processors: int | None) -> None:
     local = {"num_cpus": processors, "include_dashboard": False}
     where = local if address == LOCAL else {"address": address}
+    _check_answers(address)
     try:
         ray.init(**where, log_to_driver=False, logging_level="ERROR")
     except Exception as error:
         raise InvalidSetting(
             f"ray is {address}, and no cluster is to be had there ({told(error)}): start one"
         ) from None
+
+
+def _check_answers(address: str) -> None:
+    """Raises InvalidSetting where nobody listens at HOST:PORT or ray://HOST:PORT, for which Ray would wait long."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise InvalidSetting(f"ray is {address}, and nobody answers there ({told(error)}): start a cluster") from None
 
 
 def _ray() -> Any:

@@ -26,7 +26,7 @@ ROW, KEPT = b'{"version": ', b'{"hash": '
 Line = TypeVar("Line", bound=BaseModel)
 
 
-class Kept(BaseModel):
+class KeptPass(BaseModel):
     """A line of the journal: a pass of the cell of that hash, and the environment in which it was measured."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +50,7 @@ def read(path: Path) -> list[RunResult]:
     return _read(path, _row, ROW)[0]
 
 
-class Rows:
+class SweepFile:
     """A sweep's file, to which this process alone adds rows. As a context, it is locked and made where it isn't there.
 
     dropped: whether a last line that was cut short was taken off. Raises ResultsMismatch for a file that is no sweep's,
@@ -59,10 +59,10 @@ class Rows:
     def __init__(self, path: Path) -> None:
         self.path, self._journal = path, path.with_name(path.name + JOURNAL)
         self.rows: dict[str, RunResult] = {}
-        self.passes: dict[str, list[Kept]] = {}
+        self.passes: dict[str, list[KeptPass]] = {}
         self.dropped = False
 
-    def __enter__(self) -> Rows:
+    def __enter__(self) -> SweepFile:
         with _telling(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
@@ -90,7 +90,7 @@ class Rows:
         self.rows[row.hash] = row
         self.passes.pop(row.hash, None)
 
-    def keep(self, kept: Kept) -> None:
+    def keep(self, kept: KeptPass) -> None:
         """A pass is done, of a cell that isn't."""
         self._append(self._journal, kept)
         self.passes.setdefault(kept.hash, []).append(kept)
@@ -198,8 +198,8 @@ def _row(path: Path, number: int, line: bytes) -> RunResult:
     return row
 
 
-def _kept(path: Path, number: int, line: bytes) -> Kept:
+def _kept(path: Path, number: int, line: bytes) -> KeptPass:
     try:
-        return Kept.model_validate_json(line)
+        return KeptPass.model_validate_json(line)
     except (ValidationError, RecursionError):
         raise ResultsMismatch(f"{path}, line {number}, is no pass of a sweep: take the file away") from None

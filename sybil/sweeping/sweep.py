@@ -10,10 +10,10 @@ from pathlib import Path
 
 from sybil.errors import SybilError, one_line, told
 from sybil.measuring.memory import release
-from sybil.sweeping.cells import Bench, Cell
+from sybil.sweeping.cells import ReadyCell, TargetBench
 from sybil.sweeping.passes import folded
-from sybil.sweeping.plan import Plan
-from sybil.sweeping.rows import Kept, Rows
+from sybil.sweeping.plan import SweepPlan
+from sybil.sweeping.rows import KeptPass, SweepFile
 from sybil.sweeping.run import RunConfig, RunResult
 
 Environment = dict[str, str | int]
@@ -22,7 +22,7 @@ Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Swept:
     """rows: of the plan's cells, in its order. known: how many cells the file had already. dropped: whether the file
     had a last line that was cut short."""
 
@@ -36,24 +36,24 @@ class Outcome:
         return tuple(row for row in self.rows if row.error is not None)
 
 
-def sweep(plan: Plan, path: Path, tell: Tell = lambda *_: None, *, again: bool = False) -> Outcome:
+def sweep(plan: SweepPlan, path: Path, tell: Tell = lambda *_: None, *, again: bool = False) -> Swept:
     """Measure what the file doesn't have. again: cells that failed, too.
 
     The cells of one target are interleaved: each pass goes through all of them in an order of its own, drawn by the
     plan's seed, so that a machine which slows down does so for all. A cell's row is written when its last repeat is
     done. Its earlier repeats lie in a journal beside the file. A cell that fails becomes a row with its error. Raises
     ResultsMismatch and ResultsUnwritable."""
-    with Rows(path) as rows:
+    with SweepFile(path) as rows:
         known = begin(plan, rows, again)
         state = _Progress(tell, plan, rows)
         for number, group in enumerate(plan.groups):
             _measure(group, random.Random(f"{plan.seed} {number}"), plan.warm_ups, rows, state)
             release()
         rows.tidy()
-        return Outcome(tuple(rows.rows[cell.hash] for cell in plan.cells), known, rows.dropped)
+        return Swept(tuple(rows.rows[cell.hash] for cell in plan.cells), known, rows.dropped)
 
 
-def begin(plan: Plan, rows: Rows, again: bool) -> int:
+def begin(plan: SweepPlan, rows: SweepFile, again: bool) -> int:
     """Forget the failed rows that are asked for again; how many of the plan's cells the file has then."""
     wanted = {cell.hash for cell in plan.cells}
     if again:
@@ -64,7 +64,7 @@ def begin(plan: Plan, rows: Rows, again: bool) -> int:
 class _Progress:
     """Repeats of cells that are done; those of a row are all done."""
 
-    def __init__(self, tell: Tell, plan: Plan, rows: Rows) -> None:
+    def __init__(self, tell: Tell, plan: SweepPlan, rows: SweepFile) -> None:
         self._tell, self._plan, self._rows = tell, plan, rows
         self._total = sum(cell.repeats for cell in plan.cells)
         self(plan.name)
@@ -76,14 +76,16 @@ class _Progress:
         self._tell(what, min(done, self._total), self._total)
 
 
-def _measure(group: Sequence[RunConfig], order: random.Random, warm_ups: int, rows: Rows, state: _Progress) -> None:
+def _measure(
+    group: Sequence[RunConfig], order: random.Random, warm_ups: int, rows: SweepFile, state: _Progress
+) -> None:
     """The cells of one target, in turn. Its models are gone when this returns."""
     left = [cell for cell in group if cell.hash not in rows.rows]
     if not left:
         return
     state(f"{left[0].pair}: loading")
     try:
-        bench = Bench(left[0])
+        bench = TargetBench(left[0])
     except Exception as error:  # whatever a model's files make of loading them
         for cell in left:
             rows.add(failed(cell, error, {}))
@@ -92,7 +94,7 @@ def _measure(group: Sequence[RunConfig], order: random.Random, warm_ups: int, ro
     environment = dict(bench.environment)
     for cell in left:
         rows.passes[cell.hash] = _usable(rows.passes.get(cell.hash, ()), cell, environment)
-    ready: dict[str, Cell] = {}
+    ready: dict[str, ReadyCell] = {}
     for repeat in range(max(cell.repeats for cell in left)):
         turn = [cell for cell in left if cell.repeats > repeat]
         order.shuffle(turn)
@@ -111,15 +113,20 @@ def _measure(group: Sequence[RunConfig], order: random.Random, warm_ups: int, ro
             state(told_of(cell))
 
 
-def _usable(kept: Sequence[Kept], cell: RunConfig, environment: Environment) -> list[Kept]:
+def _usable(kept: Sequence[KeptPass], cell: RunConfig, environment: Environment) -> list[KeptPass]:
     """The passes that were measured as this process measures, each repeat once and in order, all but the last."""
     found = {each.repeat: each for each in kept if each.environment == environment}
     return [found[repeat] for repeat in range(cell.repeats - 1) if repeat in found]
 
 
 def _pass(
-    bench: Bench, config: RunConfig, ready: dict[str, Cell], repeat: int, warm_ups: int, environment: Environment
-) -> Kept | RunResult:
+    bench: TargetBench,
+    config: RunConfig,
+    ready: dict[str, ReadyCell],
+    repeat: int,
+    warm_ups: int,
+    environment: Environment,
+) -> KeptPass | RunResult:
     """A pass, or the row of a cell that failed."""
     try:
         if config.hash not in ready:
@@ -127,14 +134,14 @@ def _pass(
             for _ in range(warm_ups):
                 cell.warm_up()
         measured = ready[config.hash].measure()
-        return Kept(hash=config.hash, repeat=repeat, environment=environment, measured=measured)
+        return KeptPass(hash=config.hash, repeat=repeat, environment=environment, measured=measured)
     except Exception as error:  # whatever a model makes of a text: the other cells go on
         return failed(config, error, environment)
 
 
-def measured(config: RunConfig, bench: Bench, warm_ups: int) -> RunResult:
+def measured(config: RunConfig, bench: TargetBench, warm_ups: int) -> RunResult:
     """One cell from its first repeat to its last: a row, whatever happens."""
-    environment, ready, passes = dict(bench.environment), dict[str, Cell](), list[Kept]()
+    environment, ready, passes = dict(bench.environment), dict[str, ReadyCell](), list[KeptPass]()
     for repeat in range(config.repeats):
         found = _pass(bench, config, ready, repeat, warm_ups, environment)
         if isinstance(found, RunResult):
@@ -143,7 +150,7 @@ def measured(config: RunConfig, bench: Bench, warm_ups: int) -> RunResult:
     return _done(config, passes, environment)
 
 
-def _done(config: RunConfig, passes: Sequence[Kept], environment: Environment) -> RunResult:
+def _done(config: RunConfig, passes: Sequence[KeptPass], environment: Environment) -> RunResult:
     return RunResult(
         hash=config.hash,
         label=config.label,
