@@ -121,12 +121,12 @@ def _product(wanted: SweepConfig) -> Iterator[RunConfig]:
     device = str(choose_device(AUTO)) if wanted.device == AUTO else wanted.device
     dtype, draft_dtype = _word(wanted.dtype), _word(wanted.draft_dtype)
     for name, drafter, rule, gamma, temperature, domain, batch in itertools.product(*wanted.lists):
-        drawn = {"top_k": wanted.top_k, "top_p": wanted.top_p, "min_p": wanted.min_p} if temperature else {}
+        filters = (wanted.top_k, wanted.top_p, wanted.min_p) if temperature else (0, 1.0, 0.0)
         yield RunConfig(
             pair=canonical(name), drafter=drafter, rule=rule, gamma=gamma, window=wanted.window,
             temperature=temperature + 0.0, domain=domain, batch=batch, seed=wanted.seed, dtype=dtype,
             draft_dtype=draft_dtype, device=device, prompts=wanted.prompts, new_tokens=wanted.new_tokens,
-            repeats=wanted.repeats, **drawn,
+            repeats=wanted.repeats, top_k=filters[0], top_p=filters[1], min_p=filters[2],
         )  # fmt: skip
 
 
