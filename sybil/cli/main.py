@@ -127,7 +127,8 @@ def _tell(error: BaseException, *, is_output: bool) -> None:
 def _misused(error: Any, arguments: list[str]) -> str:
     """What is wrong with a command line. An option's value is told as the library tells it: its name, the value, the
     remedy."""
-    known = [each for each in arguments[:1] if each in typer.main.get_command(app).commands]  # type: ignore[attr-defined]
+    commands = {each.callback.__name__ for each in app.registered_commands if each.callback}
+    known = [each for each in arguments[:1] if each in commands]
     asked = f"({' '.join(['sybil', *known])} --help)"
     options = [each for each in getattr(getattr(error, "param", None), "opts", ()) if each.startswith("--")]
     value = _value_of(options, arguments)

@@ -27,40 +27,46 @@ LANES = (TARGET, DRAFT, SAMPLING)
 
 
 def timeline(rounds: Sequence[Round], caption: str, path: Path) -> None:
-    """Above, the first rounds' spans; below, the accepted tokens by place in the text."""
-    figure, (above, below) = pyplot().subplots(2, 1, figsize=(11, 6), height_ratios=(4, 5), layout="constrained")
-    _spans(rounds[:SHOWN], above)
-    _acceptance(rounds, below)
-    for axes in (above, below):
-        axes.spines[["top", "right"]].set_visible(False)
+    """Above, the first rounds' spans; below, where a draft proposed tokens, those accepted by place in the text."""
+    if any(each.proposed for each in rounds):
+        figure, (above, below) = pyplot().subplots(2, 1, figsize=(11, 6), height_ratios=(4, 5), layout="constrained")
+        _spans(rounds[:SHOWN], above, LANES)
+        _acceptance(rounds, below)
+    else:
+        figure, axes = pyplot().subplots(figsize=(11, 2.6), layout="constrained")
+        _spans(rounds[:SHOWN], axes, (TARGET, SAMPLING))
     save(figure, caption, path)
 
 
-def _spans(rounds: Sequence[Round], axes: Axes) -> None:
-    """A lane a track. Time begins with the first draft: reading the prompt, which comes before, takes far longer than a
-    round."""
+def _spans(rounds: Sequence[Round], axes: Axes, lanes: Sequence[str]) -> None:
+    """Time begins with the first draft: reading the prompt, which comes before, takes far longer than a round."""
+    axes.spines[["top", "right"]].set_visible(False)
     spans = [span for each in rounds for span in each.spans if span.phase != "prefill"]
     start = spans[0].begin
     for phase, colour in COLOURS.items():
         bars = [(1e3 * (span.begin - start), 1e3 * span.seconds) for span in spans if span.phase == phase]
-        if bars:
-            lane = LANES.index(TRACKS[phase])
-            axes.broken_barh(bars, (lane - TALLEST / 2, TALLEST), facecolors=colour, label=phase)
+        if TRACKS[phase] in lanes:
+            bottom = lanes.index(TRACKS[phase]) - TALLEST / 2
+            edge = {"edgecolors": colour, "linewidth": 0.6}  # so that the shortest is seen
+            axes.broken_barh(bars, (bottom, TALLEST), facecolors=colour, label=phase, **edge)
     for each in rounds:
         begin = next(span.begin for span in each.spans if span.phase != "prefill")
         middle = 1e3 * ((begin + each.end) / 2 - start)
         axes.axvline(1e3 * (begin - start), color="black", linewidth=0.5, alpha=0.3)
-        told = f"{each.accepted} of {each.proposed}" if each.proposed else "none"
-        axes.text(middle, -0.62, told, ha="center", va="bottom", fontsize=8)
-    axes.set_yticks(range(len(LANES)), LANES)
-    axes.set_ylim(len(LANES) - 0.45, -0.9)
+        if each.proposed:
+            told = f"{each.accepted} of {each.proposed}"
+            axes.text(middle, -0.62, told, ha="center", va="bottom", fontsize=8)
+    axes.set_yticks(range(len(lanes)), lanes)
+    axes.set_ylim(len(lanes) - 0.45, -0.9)
     axes.set_xlim(0, 1e3 * (rounds[-1].end - start))
-    axes.set_xlabel(f"milliseconds, the first {len(rounds)} rounds (above each: tokens accepted of those proposed)")
+    counts = " (above each: tokens accepted of those proposed)" if DRAFT in lanes else ""
+    axes.set_xlabel(f"milliseconds, the first {len(rounds)} rounds{counts}")
     axes.legend(ncols=len(COLOURS), loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
 
 
 def _acceptance(rounds: Sequence[Round], axes: Axes) -> None:
     """A bar a round, as wide as its tokens; a mark where the target rejected a proposed token."""
+    axes.spines[["top", "right"]].set_visible(False)
     places = [each.place for each in rounds]
     accepted = [each.accepted for each in rounds]
     widths = [len(each.tokens) for each in rounds]
