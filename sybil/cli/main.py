@@ -19,6 +19,7 @@ from sybil.cli.generate import generate
 from sybil.cli.pairs import pairs
 from sybil.cli.profile import profile
 from sybil.cli.prompts import prompts
+from sybil.cli.report import report
 from sybil.cli.terminal import close_stream, open_streams, unwritable
 from sybil.cli.verify import verify
 from sybil.errors import OutputClosed, one_line
@@ -44,6 +45,7 @@ app.command()(profile)
 app.command()(prompts)
 app.command()(verify)
 app.command()(distill)
+app.command()(report)
 
 
 def _version(wanted: bool) -> None:
