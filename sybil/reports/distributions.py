@@ -52,13 +52,14 @@ def _domain_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) -
     def draw() -> Figure:
         import seaborn  # type: ignore[import-untyped]
 
-        most, jitter = max(len(panel.cells) for panel in chosen), np.random.default_rng(0)
+        jitter = np.random.default_rng(0)
+        labels = [[style.wrapped(word("domain", cell.config), 1.2) for cell in panel.cells] for panel in chosen]
+        height = 0.75 + max(style.rows_high(each, 0.34) for each in labels)
         titles = [panel.title for panel in chosen]
-        figure, drawn = style.panels(titles, title, about(cells, "domain", "gamma"), 2, 0.75 + 0.34 * most)
-        for axes, panel in zip(drawn, chosen, strict=True):
+        figure, drawn = style.panels(titles, title, about(cells, "domain", "gamma"), 2, height)
+        for axes, panel, domains in zip(drawn, chosen, labels, strict=True):
             names, rates = [], []
-            for cell in panel.cells:
-                name = style.wrapped(word("domain", cell.config), 1.2)
+            for cell, name in zip(panel.cells, domains, strict=True):
                 kept = [rate for rate in cell.measured.text_acceptance if rate is not None]
                 names += [name] * len(kept)
                 rates += kept
@@ -114,8 +115,9 @@ def _number(cell: Cell) -> int:
 def _place_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) -> Callable[[], Figure]:
     def draw() -> Figure:
         titles = [panel.title for panel in chosen]
-        figure, drawn = style.panels(titles, title, about(cells, "gamma"), 3 if len(chosen) > 2 else 2, 1.95)
         names = list(dict.fromkeys(name for panel in chosen for name in panel.series))
+        columns = 3 if len(chosen) > 2 else 2
+        figure, drawn = style.panels(titles, title, about(cells, "gamma"), columns, 1.7, legend=names)
         for axes, panel in zip(drawn, chosen, strict=True):
             for name, (cell, *_) in panel.series.items():
                 kept = cell.measured.survival
@@ -125,7 +127,7 @@ def _place_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) ->
             axes.set_xlim(0.6, most + 0.4)
             axes.set_ylim(0, 1.03)
             axes.set_xlabel("place in the block")
-        for axes in drawn[:: 3 if len(chosen) > 2 else 2]:
+        for axes in drawn[::columns]:
             axes.set_ylabel("kept up to there")
         style.key(figure, drawn)
         return figure
@@ -172,8 +174,9 @@ def _latency_figure(
 ) -> Callable[[], Figure]:
     def draw() -> Figure:
         columns = 3 if len(chosen) > 2 else 2
-        figure, drawn = style.panels([p.title for p in chosen], title, about(cells, "drafter", "gamma"), columns, 1.95)
         names = list(dict.fromkeys(name for panel in chosen for name in panel.series))
+        titles, told = [panel.title for panel in chosen], about(cells, "drafter", "gamma")
+        figure, drawn = style.panels(titles, title, told, columns, 1.7, legend=names)
         for axes, panel in zip(drawn, chosen, strict=True):
             for name, (cell, *_) in panel.series.items():
                 look = style.series(names.index(name)) | {"markevery": (3 + 4 * names.index(name), 24)}

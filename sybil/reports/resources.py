@@ -51,9 +51,8 @@ def _time(end: str, chosen: Sequence[Cell], told: Sequence[str]) -> Chart:
 
     def draw() -> Figure:
         labels = [_label(cell, told) for cell in chosen]
-        lines = max(label.count("\n") + 1 for label in labels)
-        height = 0.6 + len(chosen) * max(0.24, 0.15 * lines)
-        figure, (axes,) = style.panels([""], title, about(chosen, "gamma"), 1, height, width=style.PAGE)
+        told_above, height = about(chosen, "gamma"), 0.55 + style.rows_high(labels)
+        figure, (axes,) = style.panels([""], title, told_above, 1, height, legend=SAID, width=style.PAGE)
         begun = [0.0] * len(chosen)
         for phase, said in enumerate(SAID):
             values = [spent(cell)[phase] for cell in chosen]
@@ -93,9 +92,9 @@ def _memory(end: str, chosen: Sequence[Cell], told: Sequence[str]) -> Chart:
 
     def draw() -> Figure:
         labels = [_label(cell, told) for cell in chosen]
-        figure, (axes,) = style.panels(
-            [""], title, about(chosen, "gamma"), 1, 0.6 + 0.38 * len(chosen), width=style.PAGE
-        )
+        told_above, height = about(chosen, "gamma"), 0.55 + style.rows_high(labels, 0.36)
+        names = [said for _, said in parts]
+        figure, (axes,) = style.panels([""], title, told_above, 1, height, legend=names, width=style.PAGE)
         known = [
             (place, part, value)
             for place, cell in enumerate(chosen)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OVER = "speed-up over plain decoding"
+MEASURED, SAID, PLAIN = "measured, 95 % interval", "theory at measured survival and cost", "plain decoding"
 SETTINGS = ("pair", "drafter", "gamma", "temperature", "domain", "batch")
 INTERVAL = ("speed_up", "low", "high")
 
@@ -79,10 +80,9 @@ def _map(name: str, title: str, caption: str, down: tuple[str, ...], across: str
     def draw() -> Figure:
         import seaborn  # type: ignore[import-untyped]
 
-        reach = np.log2(max(1.2, *(max(value, 1 / value) for cell in cells if (value := cell.speed_up.value))))  # type: ignore[union-attr]
-        most = max(len(dict.fromkeys(map(row_of, panel.cells))) for panel in chosen)
-        lines = max(row_of(cell).count("\n") + 1 for cell in cells)
-        height = 0.85 + most * max(0.27, 0.15 * lines)
+        found = [cell.speed_up.value for cell in cells if cell.speed_up]
+        reach = np.log2(max(1.2, *found, *(1 / value for value in found)))
+        height = 0.5 + max(style.rows_high(list(dict.fromkeys(map(row_of, panel.cells))), 0.27) for panel in chosen)
         titles = [panel.title for panel in chosen]
         figure, drawn = style.panels(titles, title, about(cells, *down, across), 1, height, width=style.PAGE)
         for axes, panel in zip(drawn, chosen, strict=True):
@@ -153,9 +153,8 @@ def _gamma_rows(chosen: Sequence[Panel]) -> tuple[tuple[Value, ...], ...]:
 def _gamma_figure(chosen: Sequence[Panel], title: str) -> Any:
     def draw() -> Figure:
         cells = [cell for panel in chosen for cell in panel.cells]
-        figure, drawn = style.panels(
-            [p.title for p in chosen], title, about(cells, "gamma"), 3 if len(chosen) > 2 else 2, 1.9
-        )
+        columns, titles = 3 if len(chosen) > 2 else 2, [panel.title for panel in chosen]
+        figure, drawn = style.panels(titles, title, about(cells, "gamma"), columns, 1.7, legend=(MEASURED, SAID, PLAIN))
         highest = 1.0
         for axes, panel in zip(drawn, chosen, strict=True):
             ordered, said = _sorted(panel.cells), theory.curve(panel.cells)
@@ -172,13 +171,11 @@ def _gamma_figure(chosen: Sequence[Panel], title: str) -> Any:
                 color=style.COLOURS[0],
                 markersize=4,
                 capsize=2,
-                label="measured, 95 % interval",
+                label=MEASURED,
             )
             if said:
-                axes.plot(
-                    range(len(said)), said, "--", color=style.COLOURS[1], label="theory at measured survival and cost"
-                )
-            axes.axhline(1, color=style.INK, linewidth=0.8, linestyle=":", label="plain decoding")
+                axes.plot(range(len(said)), said, "--", color=style.COLOURS[1], label=SAID)
+            axes.axhline(1, color=style.INK, linewidth=0.8, linestyle=":", label=PLAIN)
             step = -(-last // 8) or 1
             ticks = list(range(0, last + 1, step)) if last else []
             if last in places and last + 1 in places:
@@ -192,7 +189,7 @@ def _gamma_figure(chosen: Sequence[Panel], title: str) -> Any:
             axes.set_xlabel("proposed tokens a round (K)")
         for axes in drawn:
             axes.set_ylim(0, 1.08 * highest)
-        for axes in drawn[:: 3 if len(chosen) > 2 else 2]:
+        for axes in drawn[::columns]:
             axes.set_ylabel("speed-up")
         style.key(figure, drawn)
         return figure
@@ -218,11 +215,17 @@ def _by_drafter(known: Sequence[Cell]) -> Iterator[Chart]:
 
 def _drafter_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) -> Any:
     def draw() -> Figure:
-        most = max(len(panel.cells) for panel in chosen)
-        figure, drawn = style.panels([p.title for p in chosen], title, about(cells, "gamma"), 2, 0.7 + 0.3 * most)
+        ranked = [
+            sorted(panel.cells, key=lambda cell: -cell.speed_up.value if cell.speed_up else 0.0) for panel in chosen
+        ]
+        labels = [
+            [style.wrapped(f"{word('drafter', c.config)} {word('gamma', c.config)}".strip(), 1.3) for c in ordered]
+            for ordered in ranked
+        ]
+        height, titles = 0.6 + max(style.rows_high(names, 0.3) for names in labels), [panel.title for panel in chosen]
+        figure, drawn = style.panels(titles, title, about(cells, "gamma"), 2, height)
         highest = max(cell.speed_up.high for cell in cells if cell.speed_up)
-        for axes, panel in zip(drawn, chosen, strict=True):
-            ordered = sorted(panel.cells, key=lambda cell: -cell.speed_up.value if cell.speed_up else 0.0)
+        for axes, ordered, names in zip(drawn, ranked, labels, strict=True):
             for place, cell in enumerate(ordered):
                 if (found := cell.speed_up) is None:
                     continue
@@ -239,7 +242,6 @@ def _drafter_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) 
                     **look,
                 )
                 axes.text(found.high + 0.02 * highest, place, f"{found.value:.2f}", va="center")
-            names = [style.wrapped(f"{word('drafter', c.config)} {word('gamma', c.config)}", 1.3) for c in ordered]
             axes.set_yticks(range(len(ordered)), names)
             axes.set_ylim(len(ordered) - 0.4, -0.6)
             axes.axvline(1, color=style.INK, linewidth=0.8, linestyle=":")
@@ -262,7 +264,7 @@ def _beside_theory(known: Sequence[Cell]) -> Iterator[Chart]:
     )
 
     def draw() -> Figure:
-        figure, (axes,) = style.panels([""], title, "", 1, 2.9)
+        figure, (axes,) = style.panels([""], title, "", 1, 2.6, legend=("within 15 %", "agrees", "off by more"))
         values = [value for _, found in told for value in (found.measured, found.formula)]
         low, high = min(values) / 1.15, max(values) * 1.2
         line = np.array([low, high])
@@ -313,8 +315,9 @@ def _by_batch(cells: Sequence[Cell]) -> Iterator[Chart]:
 
 def _batch_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) -> Any:
     def draw() -> Figure:
-        figure, drawn = style.panels([p.title for p in chosen], title, about(cells, "batch", "gamma"), 2, 2.1)
         names = list(dict.fromkeys(name for panel in chosen for name in panel.series))
+        titles, told = [panel.title for panel in chosen], about(cells, "batch", "gamma")
+        figure, drawn = style.panels(titles, title, told, 2, 1.8, legend=names)
         for axes, panel in zip(drawn, chosen, strict=True):
             for name, series in panel.series.items():
                 ordered = sorted(series, key=lambda cell: cell.config.batch)

@@ -92,27 +92,47 @@ def pyplot() -> Any:
 
 
 def panels(
-    titles: Sequence[str], title: str, about: str, columns: int, height: float, width: float | None = None
+    titles: Sequence[str],
+    title: str,
+    about: str,
+    columns: int,
+    height: float,
+    *,
+    legend: Sequence[str] = (),
+    width: float | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of a paper's width with a panel a title, each `height` inches high, under a title and a line about it
-    all; a single panel is a column wide where nothing is said."""
+    all; a single panel is a column wide where nothing is said. legend: what key() is going to name below them."""
     columns = min(columns, len(titles))
     width = width or (COLUMN if len(titles) == 1 else PAGE)
     head, below = textwrap.fill(title, letters(width, TITLE + 1)), textwrap.fill(about, letters(width))
-    rows, lines = -(-len(titles) // columns), head.count("\n") + 1
-    top = 0.06 + 0.17 * lines + 0.15 * (below.count("\n") + 1 if below else 0)
-    whole = rows * height + top
+    heads = [wrapped(each, 0.8 * width / columns) for each in titles]
+    rows, lines = -(-len(titles) // columns), _lines([head])
+    top = 0.06 + 0.17 * lines + (0.15 * _lines([below]) if below else 0)
+    bottom = 0.1 + 0.17 * -(-len(legend) // _columns(legend, width)) if legend else 0
+    whole = rows * (height + 0.14 * (_lines(heads) - 1)) + top + bottom
     made = pyplot().figure(figsize=(width, whole), layout="constrained")
     made.get_layout_engine().set(rect=(0, 0, 1, 1 - top / whole), w_pad=0.06, h_pad=0.06)
     axes = [made.add_subplot(rows, columns, place + 1) for place in range(len(titles))]
     made.text(0.5, 1 - 0.06 / whole, head, ha="center", va="top", fontsize=TITLE, weight="bold")
     if below:
         made.text(0.5, 1 - (0.08 + 0.17 * lines) / whole, below, ha="center", va="top")
-    for each, text in zip(axes, titles, strict=True):
+    for each, text in zip(axes, heads, strict=True):
         each.spines[["top", "right"]].set_visible(False)
         if text:
-            each.set_title(wrapped(text, 0.8 * width / columns))
+            each.set_title(text)
     return made, axes
+
+
+def _lines(texts: Sequence[str]) -> int:
+    """Of the longest text."""
+    return max((text.count("\n") + 1 for text in texts), default=1)
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """Of a legend."""
+    longest = max(len(label) for label in labels) + 7
+    return max(1, min(len(labels), letters(width) // longest))
 
 
 def letters(inches: float, points: int = SMALL) -> int:
@@ -123,6 +143,11 @@ def letters(inches: float, points: int = SMALL) -> int:
 def wrapped(text: str, inches: float) -> str:
     """A text on as many lines as it takes in that width."""
     return textwrap.fill(text, letters(inches))
+
+
+def rows_high(labels: Sequence[str], least: float = 0.25) -> float:
+    """Inches that so many rows take, each as high as the label with the most lines."""
+    return len(labels) * max(least, 0.15 * _lines(labels) + 0.05)
 
 
 def series(place: int) -> dict[str, Any]:
@@ -142,8 +167,7 @@ def key(figure: Figure, axes: Sequence[Axes]) -> None:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
     if known:
-        longest = max(len(line) for label in known for line in label.split("\n")) + 7
-        columns = max(1, min(len(known), letters(figure.get_figwidth()) // longest))
+        columns = _columns(list(known), figure.get_figwidth())
         figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=columns, frameon=False)
 
 

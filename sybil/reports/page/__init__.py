@@ -16,8 +16,8 @@ from sybil.reports.tables import Table
 SVG = "http://www.w3.org/2000/svg"
 LINK = "{http://www.w3.org/1999/xlink}href"
 CHOICES = 12
-"""The most values of a column that are offered as a choice, where each comes twice on average; other columns are filtered
-by typing."""
+"""The most values of a column that are offered as a choice, where each comes twice on average; other columns are
+filtered by typing."""
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
