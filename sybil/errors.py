@@ -103,6 +103,10 @@ class ResultsMismatch(SybilError):
     """A results file to be resumed that was written under other settings."""
 
 
+class ResultsUnwritable(SybilError, OSError):
+    """A results file that can't be written to: a full disk, a folder of somebody else's, another process's lock."""
+
+
 class OutputClosed(SybilError, OSError):
     """A standard output that is closed: nothing could be said."""
 

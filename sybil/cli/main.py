@@ -20,6 +20,7 @@ from sybil.cli.pairs import pairs
 from sybil.cli.profile import profile
 from sybil.cli.prompts import prompts
 from sybil.cli.report import report
+from sybil.cli.sweep import sweep
 from sybil.cli.terminal import close_stream, open_streams, unwritable
 from sybil.cli.verify import verify
 from sybil.errors import OutputClosed, one_line
@@ -43,6 +44,7 @@ app.command()(compare)
 app.command()(pairs)
 app.command()(profile)
 app.command()(prompts)
+app.command()(sweep)
 app.command()(verify)
 app.command()(distill)
 app.command()(report)

@@ -23,10 +23,11 @@ PANELS = 6
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """series: its cells by the setting that they differ in; title: what they share and other panels of the figure
-    don't, once pages() has put figures together."""
+    """series: its cells by the setting that they differ in; told: the settings that axes and legend tell; title: what its
+    cells share and other panels of the figure don't, once pages() has put figures together."""
 
     series: Mapping[str, tuple[Cell, ...]]
+    told: frozenset[str]
     title: str = ""
 
     @property
@@ -39,8 +40,8 @@ def word(field: str, config: RunConfig) -> str:
     value = getattr(config, field)
     if isinstance(value, str):
         value = one_line(value, 80)
-    if config.drafter == NONE and field in OF_DRAFTS:
-        return PLAIN if field == "drafter" else ""
+    if config.plain and field in OF_DRAFTS:
+        return "" if field != "drafter" else PLAIN if config.drafter == NONE else value
     match field:
         case "pair" | "device":
             said = value
@@ -121,12 +122,13 @@ def panels(cells: Sequence[Cell], *apart: str, hues: Sequence[str] = HUES, gamma
                 series[PLAIN] = base
         for cell in sorted(group, key=lambda each: _rank(hue, each)):
             name = word(hue, cell.config) if hue else word("drafter", cell.config)
-            name += f" {word('gamma', cell.config)}" if gamma and not cell.is_plain else ""
+            name += f"\u00a0{word('gamma', cell.config)}" if gamma and not cell.config.plain else ""
             series.setdefault(name, []).append(cell)
         names = list(series)
         for start in range(0, len(names), SERIES):
             chosen = names[start : start + SERIES]
-            found.append(Panel({name: tuple(series[name]) for name in chosen}))
+            told = frozenset(field for field in (*apart, *series_by) if field)
+            found.append(Panel({name: tuple(series[name]) for name in chosen}, told))
     return found
 
 
@@ -144,6 +146,8 @@ def pages(found: Sequence[Panel], most: int = PANELS) -> Iterator[tuple[str, lis
         titled = []
         for panel in chosen:
             own, drafted = varying(panel.cells), [cell for cell in panel.cells if not cell.is_plain] or panel.cells
-            words = [word(field, drafted[0].config) for field in different if field not in own]
+            words = [
+                word(field, drafted[0].config) for field in different if field not in panel.told and field not in own
+            ]
             titled.append(replace(panel, title=", ".join(words)))
         yield f"-{number}" if number > 1 else "", titled

@@ -35,7 +35,7 @@ def charts(cells: Sequence[Cell]) -> Iterator[Chart]:
 
 def _label(cell: Cell, told: Sequence[str]) -> str:
     words = [word(field, cell.config) for field in told]
-    drafter = f"{word('drafter', cell.config)} {word('gamma', cell.config)}"
+    drafter = f"{word('drafter', cell.config)}\u00a0{word('gamma', cell.config)}".strip()
     return style.wrapped(", ".join(filter(None, [*words, drafter])), 2.4)
 
 

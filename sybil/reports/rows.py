@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from sybil.errors import ResultsMismatch, one_line, shown
-from sybil.measuring.timing import Interval, speed_up
-from sybil.sweeping.run import NONE, VERSION, Measured, Quantiles, RunConfig, RunResult
-
-MOST_BYTES = 256 << 20
-"""Of a results file that is read: tens of thousands of rows."""
+from sybil.errors import ResultsMismatch
+from sybil.measuring.timing import Interval
+from sybil.sweeping import rows as kept
+from sybil.sweeping.run import NONE, Measured, Quantiles, RunConfig, RunResult
+from sybil.sweeping.summary import over_baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +31,8 @@ class Cell:
 
     @property
     def is_plain(self) -> bool:
+        """Whether it is what others are measured against. Plain decoding without a cache is, and has a speed-up of its
+        own, over plain decoding with one: it counts among those that speculate."""
         return self.config.drafter == NONE
 
 
@@ -63,107 +61,54 @@ class Results:
 
 
 def read(path: Path) -> Results:
-    """The rows of the file, which is left as it is; raises ResultsMismatch where it isn't a sweep's, or a line can't be
-    believed. A last line without an end is one that a killed sweep was writing: it is left out."""
-    *lines, rest = _text(path).split("\n")
+    """The rows of the file, which is left as it is; raises ResultsMismatch where it isn't a sweep's, or a row is at odds
+    with itself. A last line that is cut short, which a killed sweep was writing, is left out."""
     rows: dict[str, RunResult] = {}
-    for number, line in enumerate(lines, start=1):
-        row = _row(line, f"{path}, line {number}")
+    for row in kept.read(path):
+        if wrong := _wrong(row):
+            raise ResultsMismatch(f"{path}, cell {row.hash}: {wrong}: take its row off the file and measure it again")
         before = rows.get(row.hash)
         if before is None or row.measured is not None or before.measured is None:
             rows[row.hash] = row
     if not rows:
-        raise ResultsMismatch(f"{path} holds no whole row of a sweep: name the JSONL file that `sybil sweep` wrote")
-    kept = tuple(rows.values())
-    return Results(path, kept, tuple(_cell(row, row.measured, rows) for row in kept if row.measured), bool(rest))
+        raise ResultsMismatch(f"{path} holds no whole row: name the JSONL file that `sybil sweep` wrote")
+    cells = tuple(_cell(row, row.measured, rows) for row in rows.values() if row.measured)
+    return Results(path, tuple(rows.values()), cells, _is_torn(path))
 
 
-def _text(path: Path) -> str:
-    remedy = "name the JSONL file that `sybil sweep` wrote"
-    try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise ResultsMismatch(f"{path} has {size:,} bytes, more than the {MOST_BYTES:,} that are read: {remedy}")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ResultsMismatch(f"{path} can't be read ({error.strerror}): {remedy}") from None
-    except UnicodeDecodeError:
-        raise ResultsMismatch(f"{path} is no text file: {remedy}") from None
-
-
-def _row(line: str, where: str) -> RunResult:
-    """One line as a row; raises ResultsMismatch, naming the place."""
-    try:
-        said: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ResultsMismatch(f"{where}, is no JSON: name the file that `sybil sweep` wrote") from None
-    if not isinstance(said, dict) or "config" not in said:
-        raise ResultsMismatch(f"{where}, is no row of a sweep: name the file that `sybil sweep` wrote")
-    version = said.get("version", VERSION)
-    if type(version) is int and version > VERSION:
-        raise ResultsMismatch(f"{where}, is of version {shown(version)}, and this Sybil reads {VERSION}: update Sybil")
-    try:
-        row = RunResult.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the row"
-        raise ResultsMismatch(f"{where}: {shown(place)}: {one_line(first['msg'])}: measure the cell again") from None
-    if wrong := _wrong(row):
-        raise ResultsMismatch(f"{where}: {wrong}: measure the cell again")
-    return row
+def _is_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def _wrong(row: RunResult) -> str:
     """What is at odds within a row, or ""."""
-    if row.hash != row.config.hash:
-        return f"hash is {shown(row.hash)}, and that of its config {row.config.hash}"
-    found = row.measured
+    found, config = row.measured, row.config
     if found is None:
-        return "" if row.error else "neither measured nor an error"
+        return ""
     lengths = {len(each) for each in (found.text_seconds, found.text_tokens, found.text_acceptance)}
-    if lengths != {found.texts} or found.texts % row.config.repeats:
-        return f"{found.texts} texts in {row.config.repeats} passes, and lists of {sorted(lengths)}"
+    if lengths != {found.texts} or found.texts != config.prompts * config.repeats:
+        return (
+            f"{found.texts} texts of {config.prompts} prompts in {config.repeats} passes, in lists of {sorted(lengths)}"
+        )
+    if not (found.emitted and found.rounds and found.seconds and all(found.text_tokens) and all(found.text_seconds)):
+        return f"{found.emitted} tokens in {found.rounds} rounds and {found.seconds:g} s, or a text without tokens"
     if len(found.proposed_at) != len(found.accepted_at):
         return f"{len(found.proposed_at)} places proposed, {len(found.accepted_at)} accepted"
-    if any(kept > asked for kept, asked in zip(found.accepted_at, found.proposed_at, strict=True)):
+    if any(more > asked for more, asked in zip(found.accepted_at, found.proposed_at, strict=True)):
         return "more accepted than proposed at a place"
-    if found.accepted > found.proposed or not found.emitted or not found.rounds or not found.seconds:
-        return f"{found.emitted} tokens in {found.rounds} rounds and {found.seconds:g} s, {found.accepted} accepted"
+    if found.accepted > found.proposed or any(asked > found.rounds for asked in found.proposed_at):
+        return f"{found.proposed} proposed and {found.accepted} accepted in {found.rounds} rounds"
     quantiles = (found.ms_per_token, found.ms_per_round, found.ms_to_first_token)
-    return "" if all(map(_is_whole, quantiles)) else "quantiles that aren't 101 rising numbers"
+    return "" if all(map(_rises, quantiles)) else "quantiles that fall, or are less than 0"
 
 
-def _is_whole(found: Quantiles) -> bool:
-    if not found.count:
-        return True
-    rising = all(low <= high for low, high in pairwise(found.at))
-    return len(found.at) == 101 and found.at[0] >= 0 and rising
+def _rises(found: Quantiles) -> bool:
+    return found.at[0] >= 0 and all(low <= high for low, high in pairwise(found.at))
 
 
-def _cell(row: RunResult, measured: Measured, rows: dict[str, RunResult]) -> Cell:
-    base = None if row.config.drafter == NONE else rows.get(row.config.baseline.hash)
-    plain = base.measured if base else None
-    if base is None or plain is None:
-        return Cell(row, measured, plain, None)
-    return Cell(row, measured, plain, _over(_ms(base.config, plain), _ms(row.config, measured)))
-
-
-def _over(plain: Sequence[float | None], drafted: Sequence[float | None]) -> Interval | None:
-    """The speed-up over texts that both have; None where they aren't the same texts."""
-    if len(plain) != len(drafted):
-        return None
-    pairs = [(before, now) for before, now in zip(plain, drafted, strict=True) if before and now]
-    return speed_up(*zip(*pairs, strict=True)) if pairs else None
-
-
-def _ms(config: RunConfig, found: Measured) -> list[float | None]:
-    """Milliseconds a token of each text, its passes together; of texts that were decoded as rows of a batch, of the
-    batch, for they share their seconds. None where no token came."""
-    per_pass = found.texts // config.repeats
-    spent: list[float | None] = []
-    for start in range(0, per_pass, config.batch):
-        rows = range(start, min(start + config.batch, per_pass))
-        passes = range(0, found.texts, per_pass)
-        seconds = sum(found.text_seconds[first + start] for first in passes)
-        tokens = sum(found.text_tokens[first + row] for first in passes for row in rows)
-        spent.append(1e3 * seconds / tokens if tokens else None)
-    return spent
+def _cell(row: RunResult, measured: Measured, rows: Mapping[str, RunResult]) -> Cell:
+    speed_up = over_baseline(row, rows)
+    base = rows[row.config.baseline.hash].measured if speed_up else None
+    return Cell(row, measured, base, speed_up)

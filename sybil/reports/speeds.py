@@ -75,7 +75,7 @@ def _map(name: str, title: str, caption: str, down: tuple[str, ...], across: str
     cells = [cell for panel in chosen for cell in panel.cells]
 
     def row_of(cell: Cell) -> str:
-        return style.wrapped(", ".join(word(field, cell.config) for field in down), 1.6)
+        return style.wrapped(", ".join(filter(None, (word(field, cell.config) for field in down))), 1.6)
 
     def draw() -> Figure:
         import seaborn  # type: ignore[import-untyped]
@@ -202,7 +202,8 @@ def _by_drafter(known: Sequence[Cell]) -> Iterator[Chart]:
     title = "Speed-up by drafter"
     caption = (
         "A bar is the median over texts, at the number of proposed tokens (K) that was fastest for the drafter. The "
-        "line on it is the 95 % interval. Dotted: plain decoding."
+        "line on it is the 95 % interval. Dotted: plain decoding. The drafter uncached is over uncached-plain, its own "
+        "plain decoding without a cache."
     )
     usable = [panel for panel in panels(at_best(known), "drafter", "gamma", hues=()) if _spans(panel, "drafter")]
     for end, chosen in pages(usable):
@@ -219,7 +220,7 @@ def _drafter_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) 
             sorted(panel.cells, key=lambda cell: -cell.speed_up.value if cell.speed_up else 0.0) for panel in chosen
         ]
         labels = [
-            [style.wrapped(f"{word('drafter', c.config)} {word('gamma', c.config)}".strip(), 1.3) for c in ordered]
+            [style.wrapped(f"{word('drafter', c.config)}\u00a0{word('gamma', c.config)}".strip(), 1.3) for c in ordered]
             for ordered in ranked
         ]
         height, titles = 0.6 + max(style.rows_high(names, 0.3) for names in labels), [panel.title for panel in chosen]

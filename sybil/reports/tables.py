@@ -51,7 +51,7 @@ class Agreement:
 
 def best(results: Results) -> list[Best]:
     """By pair and domain, the cell with the largest speed-up."""
-    known = [cell for cell in results.drafted if cell.speed_up]
+    known = [cell for cell in results.drafted if cell.speed_up and not cell.config.plain]
     apart = [field for field in FIELDS if field not in ("pair", "domain")]
     return [
         Best(group[0].config.pair, group[0].config.domain, max(group, key=_value), len(group))
@@ -83,7 +83,7 @@ def _shown(cells: Sequence[Cell]) -> list[str]:
 
 def _settings(cell: Cell, shown: Sequence[str]) -> tuple[Value, ...]:
     values: dict[str, Value] = dict(cell.config)
-    plain = cell.is_plain
+    plain = cell.config.plain
     return tuple(None if plain and name in OF_DRAFTS and name != "drafter" else values[name] for name in shown)
 
 

@@ -49,9 +49,15 @@ class Prediction:
 
 
 def predict(cell: Cell) -> Prediction | None:
-    """None of a cell without a baseline, and of rows whose phases weren't measured."""
+    """None of a cell without a draft or a baseline, and of rows whose phases weren't measured."""
     plain, found = cell.plain, cell.measured
-    if plain is None or cell.speed_up is None or not _judging(plain.phases) or not _judging(found.phases):
+    if (
+        cell.config.plain
+        or plain is None
+        or cell.speed_up is None
+        or not _judging(plain.phases)
+        or not _judging(found.phases)
+    ):
         return None
     tokens = 1 + sum(kept / found.rounds for kept in found.accepted_at)
     own, base = (_judging(each.phases) / each.rounds for each in (found, plain))

@@ -12,6 +12,9 @@ VERSION = 1
 """Of RunResult. A later version reads the rows of earlier ones; an earlier version refuses those of later ones."""
 NONE = "none"
 """The drafter of plain decoding."""
+UNCACHED, UNCACHED_PLAIN = "uncached", "uncached-plain"
+"""The drafters of uncached.py: loops over transformers' forward that keep no keys and values, with the pair's draft and
+without one. They are measured, and used for nothing else."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -27,8 +30,10 @@ class RunConfig(_Strict):
     """What one cell decodes, and how. The field names are those of `sybil.load` and `Decoder.generate`.
 
     drafter: a draft's name as `sybil.load` takes it ("self", "lookup", "hybrid:lookup,self", a model), "pair" for the
-    pair's own draft, "none" for plain decoding; domain: of the pair's prompts, "all" for each in turn; prompts: how
-    many texts of the domain; batch: rows decoded together; repeats: passes over the prompts."""
+    pair's own draft, or the best one known where it has none, "none" for plain decoding, UNCACHED, UNCACHED_PLAIN;
+    domain: of the pair's prompts, or else of the English ones, "all" for each of the pair's in turn; prompts: how many
+    texts of the domain; batch: rows decoded together; repeats: passes over the prompts. At temperature 0 the filters
+    are off, for nothing is drawn."""
 
     pair: str
     drafter: str = NONE
@@ -58,13 +63,24 @@ class RunConfig(_Strict):
 
     @property
     def label(self) -> str:
-        """As the papers' tables say it: "AR" for plain decoding, "SD-K4" for gamma 4, "SD-auto"."""
-        return "AR" if self.drafter == NONE else f"SD-K{self.gamma}" if self.gamma != "auto" else "SD-auto"
+        """As the papers' tables say it: "AR" for plain decoding, "SD-K4" for gamma 4, "SD-auto"; "-uncached" follows
+        where no cache is kept."""
+        if self.plain:
+            return "AR" if self.drafter == NONE else "AR-uncached"
+        drafted = f"SD-K{self.gamma}" if self.gamma != "auto" else "SD-auto"
+        return f"{drafted}-uncached" if self.drafter == UNCACHED else drafted
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is drafted."""
+        return self.drafter in (NONE, UNCACHED_PLAIN)
 
     @property
     def baseline(self) -> RunConfig:
-        """The plain decoding that this cell's speed-up is measured against: the same texts without a draft."""
-        plain = {"drafter": NONE, "rule": "token", "gamma": "auto", "window": "constant", "draft_dtype": None}
+        """The plain decoding that this cell's speed-up is measured against: the same texts without a draft, and for
+        UNCACHED without a cache too. That of plain decoding is itself."""
+        drafter = UNCACHED_PLAIN if self.drafter == UNCACHED else NONE
+        plain = {"drafter": drafter, "rule": "token", "gamma": "auto", "window": "constant", "draft_dtype": None}
         return self.model_copy(update=plain)
 
 
@@ -72,7 +88,7 @@ class Quantiles(_Strict):
     """A distribution: how many samples, and its quantiles at 0 %, 1 %, ..., 100 % (milliseconds)."""
 
     count: Count
-    at: tuple[float, ...]
+    at: Annotated[tuple[float, ...], Field(min_length=101, max_length=101)]
 
     @property
     def p50(self) -> float:

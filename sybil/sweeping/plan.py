@@ -1,0 +1,154 @@
+"""From a sweep's file to its cells: a product of lists, with the baseline of each cell."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from sybil.arguments import described
+from sybil.devices import AUTO, choose_device, dtype_named, word_of
+from sybil.drafts import has_model, is_model, parse
+from sybil.errors import InvalidSetting
+from sybil.measuring.prompts import Prompt, load, spread
+from sybil.pairs import ENGLISH, canonical, pair
+from sybil.sweeping.asked import ALL, PAIR, Asked, asked
+from sybil.sweeping.run import UNCACHED, RunConfig
+from sybil.sweeping.sheet import Sheet, read
+
+FILE = ".yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """name: the file's, without its ending. cells: those asked for and their baselines, each once, in the order of the
+    file, a baseline before the first cell that needs it. left_out: combinations that can't be, and why."""
+
+    name: str
+    cells: tuple[RunConfig, ...]
+    warm_ups: int
+    seed: int
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> tuple[tuple[RunConfig, ...], ...]:
+        """The cells of each target, which are measured in turn while it is loaded."""
+        found: dict[str, list[RunConfig]] = {}
+        for cell in self.cells:
+            found.setdefault(cell.pair, []).append(cell)
+        return tuple(map(tuple, found.values()))
+
+    @property
+    def texts(self) -> int:
+        """How many are decoded, warm-ups left out."""
+        return sum(cell.prompts * cell.repeats for cell in self.cells)
+
+
+def shipped() -> dict[str, Path]:
+    """The files that come with Sybil, by name."""
+    folder = Path(str(resources.files("sybil.sweeping"))) / "configs"
+    return {path.stem: path for path in sorted(folder.glob(f"*{FILE}"))}
+
+
+def plan(source: str | Path, *, elsewhere: bool = False) -> Plan:
+    """The cells of a file, or of a shipped one by its name. elsewhere: whether they are run on another machine, whose
+    devices aren't known here. Raises InvalidSetting, which names the line and the key."""
+    path = shipped().get(str(source)) or Path(source)
+    if not path.suffix and not path.exists():
+        raise InvalidSetting(f"there is no sweep {str(source)!r}: name a YAML file, or one of {', '.join(shipped())}")
+    sheet = read(path)
+    wanted = asked(sheet, elsewhere)
+    cells, left_out = _possible(sheet, wanted)
+    return Plan(path.stem, cells, wanted.warm_ups, wanted.seed, left_out)
+
+
+def prompts_of(config: RunConfig) -> list[Prompt]:
+    """The texts that a cell decodes: of its pair's own prompts, or of the English ones where these lack its domain.
+    Raises InvalidSetting where there are too few."""
+    own, english = load(shipped=pair(config.pair).prompts), load(shipped=ENGLISH)
+    found = own if config.domain == ALL else [each for each in own if each.domain == config.domain]
+    found = found or [each for each in english if each.domain == config.domain]
+    if not found:
+        known = ", ".join(dict.fromkeys(each.domain for each in (*own, *english)))
+        raise InvalidSetting(f"there is no domain {described(config.domain)}: use {ALL}, {known}")
+    if config.prompts > len(found):
+        there = f"domain {config.domain} of {config.pair} has {len(found)}"
+        raise InvalidSetting(f"prompts is {config.prompts} and {there}: lower prompts")
+    return spread(found, config.prompts)
+
+
+def draft_of(config: RunConfig) -> str:
+    """The name of a cell's draft as sybil.load takes it; raises InvalidSetting where its pair has none."""
+    if config.drafter not in (PAIR, UNCACHED):
+        return config.drafter
+    chosen = pair(config.pair)
+    if config.drafter == UNCACHED and (chosen.draft is None or not is_model(chosen.draft)):
+        raise InvalidSetting(f"{UNCACHED} runs two models, and {config.pair} has no second one: use another drafter")
+    name = chosen.draft or (chosen.best and chosen.best.draft)
+    if not name:
+        raise InvalidSetting(f"{config.pair} has no draft of its own: name a drafter, such as self")
+    return name
+
+
+def _possible(sheet: Sheet, wanted: Asked) -> tuple[tuple[RunConfig, ...], tuple[str, ...]]:
+    """The cells and their baselines; and what was left out, since one pair can't have a drafter that another can. A
+    drafter that no pair can have is refused."""
+    found: dict[RunConfig, None] = {}
+    lacking: dict[tuple[str, str], InvalidSetting] = {}
+    for cell in _product(wanted):
+        try:
+            cell = _settled(cell)
+        except InvalidSetting as error:
+            lacking[cell.pair, cell.drafter] = error
+            continue
+        _check_prompts(sheet, wanted, cell)
+        found |= dict.fromkeys((cell.baseline, cell))
+    for number, drafter in enumerate(wanted.drafters):
+        without = [error for (_, name), error in lacking.items() if name == drafter]
+        if len(without) == len(wanted.pairs):
+            raise sheet.fault(("drafters", number), f"drafters: {without[0]}")
+    if wanted.draft_dtype is not None and not any(cell.draft_dtype for cell in found):
+        raise sheet.fault(("draft_dtype",), "draft_dtype is set and no drafter is a second model: leave it out")
+    return tuple(found), tuple(map(str, lacking.values()))
+
+
+def _product(wanted: Asked) -> Iterator[RunConfig]:
+    device = str(choose_device(AUTO)) if wanted.device == AUTO else wanted.device
+    dtype, draft_dtype = _word(wanted.dtype), _word(wanted.draft_dtype)
+    for name, drafter, rule, gamma, temperature, domain, batch in itertools.product(*wanted.lists):
+        drawn = {"top_k": wanted.top_k, "top_p": wanted.top_p, "min_p": wanted.min_p} if temperature else {}
+        yield RunConfig(
+            pair=canonical(name), drafter=drafter, rule=rule, gamma=gamma, window=wanted.window,
+            temperature=temperature + 0.0, domain=domain, batch=batch, seed=wanted.seed, dtype=dtype,
+            draft_dtype=draft_dtype, device=device, prompts=wanted.prompts, new_tokens=wanted.new_tokens,
+            repeats=wanted.repeats, **drawn,
+        )  # fmt: skip
+
+
+def _settled(cell: RunConfig) -> RunConfig:
+    """The cell without what it has no use for; raises InvalidSetting where its pair lacks what it needs."""
+    if cell.plain:
+        return cell.baseline.model_copy(update={"drafter": cell.drafter})
+    draft = draft_of(cell)
+    if cell.drafter == UNCACHED:
+        return cell.model_copy(update={"draft_dtype": None, "window": "constant"})
+    return cell if has_model(parse(draft)) else cell.model_copy(update={"draft_dtype": None})
+
+
+def _check_prompts(sheet: Sheet, wanted: Asked, cell: RunConfig) -> None:
+    """Raises InvalidSetting where there is no such domain, or too few prompts in it."""
+    try:
+        prompts_of(cell)
+    except InvalidSetting as error:
+        reason = str(error)
+        if reason.startswith("prompts"):
+            raise sheet.fault(("prompts",), reason) from None
+        raise sheet.fault(("domains", wanted.domains.index(cell.domain)), f"domains: {reason}") from None
+
+
+def _word(dtype: str | None) -> str | None:
+    """A dtype's own name, for one of its short forms."""
+    found = dtype_named(dtype)
+    return None if found is None else word_of(found)

@@ -1,0 +1,100 @@
+"""A sweep's cells as Ray tasks, on one machine or many. This process alone writes the file."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sybil.errors import InvalidSetting, PackageMissing, told
+from sybil.sweeping.cells import Bench
+from sybil.sweeping.plan import Plan
+from sybil.sweeping.rows import Rows
+from sybil.sweeping.run import RunConfig, RunResult
+from sybil.sweeping.sweep import Outcome, Tell, begin, failed, measured, told_of
+
+RETRIES = 3
+"""How often a cell is given to another worker when its own dies."""
+LOCAL = "local"
+"""The address of a cluster that is started for this sweep, on this machine."""
+
+
+def ray_sweep(plan: Plan, path: Path, address: str, tell: Tell = lambda *_: None, *, again: bool = False) -> Outcome:
+    """sweep() on the Ray cluster of that address, or on LOCAL. A task is a cell with all its repeats, which one worker
+    measures; it takes as many processors as torch has threads here, and a GPU where its device is one. A worker keeps
+    the models of the last target that it measured.
+
+    Raises PackageMissing and InvalidSetting, and the errors of sweep()."""
+    ray = _ray()
+    with Rows(path) as rows:
+        known = begin(plan, rows, again)
+        left = {cell.hash: cell for group in plan.groups for cell in group if cell.hash not in rows.rows}
+        total = len(plan.cells)
+        tell(plan.name, total - len(left), total)
+        if left:
+            _connect(ray, address)
+            try:
+                _gather(ray, left, plan.warm_ups, rows, lambda what: tell(what, total - len(left), total))
+            finally:
+                ray.shutdown()
+        rows.tidy()
+        return Outcome(tuple(rows.rows[cell.hash] for cell in plan.cells), known, rows.dropped)
+
+
+def _gather(ray: Any, left: dict[str, RunConfig], warm_ups: int, rows: Rows, tell: Any) -> None:
+    """A row for each cell, as they come; each is taken off what is left."""
+    threads = torch.get_num_threads()
+    tasks = {
+        ray.remote(measured_by_worker)
+        .options(num_cpus=threads, num_gpus=int(cell.device.startswith("cuda")), max_retries=RETRIES)
+        .remote(cell.model_dump(mode="json"), warm_ups, threads): cell
+        for cell in left.values()
+    }
+    waiting = list(tasks)
+    while waiting:
+        (done, *_), waiting = ray.wait(waiting, num_returns=1)
+        cell = tasks[done]
+        try:
+            row = RunResult.model_validate(ray.get(done))
+        except Exception as error:  # a worker that died RETRIES times, or can't import Sybil
+            row = failed(cell, error, {})
+        rows.add(row)
+        del left[cell.hash]
+        tell(told_of(cell))
+
+
+_kept: dict[tuple[str, str | None, str], Bench] = {}
+"""A worker's models: of one target."""
+
+
+def measured_by_worker(asked: dict[str, Any], warm_ups: int, threads: int) -> dict[str, Any]:
+    """The row of a cell, in a worker's process, as JSON has it."""
+    torch.set_num_threads(threads)
+    config = RunConfig.model_validate(asked)
+    key = config.pair, config.dtype, config.device
+    try:
+        if key not in _kept:
+            _kept.clear()
+            _kept[key] = Bench(config)
+        return measured(config, _kept[key], warm_ups).model_dump(mode="json")
+    except Exception as error:  # whatever a model's files make of loading them
+        return failed(config, error, {}).model_dump(mode="json")
+
+
+def _connect(ray: Any, address: str) -> None:
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    try:
+        ray.init(**({**quiet} if address == LOCAL else {"address": address, "log_to_driver": False}))
+    except Exception as error:
+        raise InvalidSetting(
+            f"ray is {address}, and no cluster is to be had there ({told(error)}): start one"
+        ) from None
+
+
+def _ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError:
+        raise PackageMissing("--ray needs the package ray: pip install 'project-sybil[ray]'") from None

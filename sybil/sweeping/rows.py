@@ -1,0 +1,203 @@
+"""A sweep's file, a row a cell, and the journal beside it that holds the passes of cells which aren't done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import IO, Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sybil.errors import ResultsMismatch, ResultsUnwritable
+from sybil.measuring import files
+from sybil.sweeping.passes import Pass
+from sybil.sweeping.run import VERSION, RunResult
+
+LONGEST = 1 << 26
+"""Bytes of a line."""
+JOURNAL = ".passes"
+"""What the journal's name ends in, after the file's own."""
+ROW, KEPT = b'{"version": ', b'{"hash": '
+"""How each line of the two begins."""
+
+Line = TypeVar("Line", bound=BaseModel)
+
+
+class Kept(BaseModel):
+    """A line of the journal: a pass of the cell of that hash, and the environment in which it was measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hash: str
+    repeat: Annotated[int, Field(ge=0)]
+    environment: dict[str, str | int]
+    measured: Pass
+
+
+class _Versioned(BaseModel):
+    """What a row of any version says of itself."""
+
+    version: Annotated[int, Field(ge=1)]
+    hash: str
+
+
+def read(path: Path) -> list[RunResult]:
+    """The rows of a sweep's file, in their order; a last line that is cut short is left out. Raises ResultsMismatch for
+    a file that is none, for a row that isn't whole or of a later version."""
+    return _read(path, _row, ROW)[0]
+
+
+class Rows:
+    """A sweep's file, to which this process alone adds rows. As a context, it is locked and made where it isn't there.
+
+    dropped: whether a last line that was cut short was taken off. Raises ResultsMismatch for a file that is no sweep's,
+    which is left as it is, and ResultsUnwritable where it can't be written or another sweep is writing to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._journal = path, path.with_name(path.name + JOURNAL)
+        self.rows: dict[str, RunResult] = {}
+        self.passes: dict[str, list[Kept]] = {}
+        self.dropped = False
+
+    def __enter__(self) -> Rows:
+        with _telling(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.path)
+        try:
+            found, whole = _read(self.path, _row, ROW)
+            kept, journaled = _read(self._journal, _kept, KEPT) if self._journal.exists() else ([], 0)
+            self.dropped = _cut(self.path, whole)
+            _cut(self._journal, journaled)
+        except BaseException:
+            self._lock.close()
+            raise
+        self.rows = {row.hash: row for row in found}
+        for each in kept:
+            self.passes.setdefault(each.hash, []).append(each)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def add(self, row: RunResult) -> None:
+        """A cell is done: its row is on the disk before this returns."""
+        self._append(self.path, row)
+        self.rows[row.hash] = row
+        self.passes.pop(row.hash, None)
+
+    def keep(self, kept: Kept) -> None:
+        """A pass is done, of a cell that isn't."""
+        self._append(self._journal, kept)
+        self.passes.setdefault(kept.hash, []).append(kept)
+
+    def forget(self, hashes: Collection[str]) -> None:
+        """Take rows off the file, for their cells to be measured again."""
+        if not hashes:
+            return
+        left = {each: row for each, row in self.rows.items() if each not in hashes}
+        with _telling(self.path):
+            files.replace(self.path, b"".join(_line(row) for row in left.values()))
+            before, self._lock = self._lock, _locked(self.path)  # that of the new file, while the old one's is held
+            before.close()
+        self.rows = left
+
+    def tidy(self) -> None:
+        """Take off the journal what the rows have; all of it, where nothing else is in it."""
+        left = [each for kept in self.passes.values() for each in kept if each.hash not in self.rows]
+        with _telling(self._journal):
+            if left:
+                files.replace(self._journal, b"".join(map(_line, left)))
+            else:
+                self._journal.unlink(missing_ok=True)
+
+    def _append(self, path: Path, line: BaseModel) -> None:
+        with _telling(path):
+            files.append(path, line.model_dump(mode="json"))
+
+
+def _line(model: BaseModel) -> bytes:
+    """As files.append() writes it."""
+    return json.dumps(model.model_dump(mode="json")).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """What the system says of a file, as ResultsUnwritable."""
+    try:
+        yield
+    except ResultsUnwritable:
+        raise
+    except OSError as error:
+        raise ResultsUnwritable(
+            f"{path} can't be written to ({error.strerror or error}): make room or name another file; its rows are whole, "
+            "and the same command goes on from them"
+        ) from None
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """The file, open and locked for as long as it stays open; raises ResultsUnwritable where another process has it."""
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = os.fstat(file.fileno()).st_ino == path.stat().st_ino  # else it was replaced meanwhile
+    except ImportError:  # Windows has other locks, and sweeps go unlocked there
+        held = True
+    except BlockingIOError:
+        held = False
+    if not held:
+        file.close()
+        raise ResultsUnwritable(f"{path} is being written to by another sweep: wait for it, or name another file")
+    return file
+
+
+def _cut(path: Path, whole: int) -> bool:
+    """Drop what comes after so many bytes; gives whether there was anything."""
+    if not path.exists() or path.stat().st_size == whole:
+        return False
+    with _telling(path):
+        os.truncate(path, whole)
+    return True
+
+
+def _read(path: Path, line_of: Callable[[Path, int, bytes], Line], begun: bytes) -> tuple[list[Line], int]:
+    """The lines of a file, and how many bytes those that are whole take. A last line that is cut short begins as all
+    do, or it is none of ours."""
+    found, whole = list[Line](), 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), start=1):
+                if not line.endswith(b"\n") and line[: len(begun)] == begun[: len(line)] and len(line) < LONGEST:
+                    break
+                found.append(line_of(path, number, line))
+                whole += len(line)
+    except OSError as error:
+        raise ResultsMismatch(f"{path} can't be read ({error.strerror}): name the file of a sweep") from None
+    return found, whole
+
+
+def _row(path: Path, number: int, line: bytes) -> RunResult:
+    try:
+        told = _Versioned.model_validate_json(line)
+        if told.version > VERSION:
+            raise ResultsMismatch(
+                f"{path}, line {number}, is of version {told.version}, and this Sybil reads up to {VERSION}: take a "
+                "later one, or name another file"
+            )
+        row = RunResult.model_validate_json(line)
+    except (ValidationError, RecursionError):
+        row = None
+    if row is None or row.hash != row.config.hash or (row.measured is None) == (row.error is None):
+        raise ResultsMismatch(f"{path}, line {number}, is no row of a sweep: name another file") from None
+    return row
+
+
+def _kept(path: Path, number: int, line: bytes) -> Kept:
+    try:
+        return Kept.model_validate_json(line)
+    except (ValidationError, RecursionError):
+        raise ResultsMismatch(f"{path}, line {number}, is no pass of a sweep: take the file away") from None
