@@ -41,7 +41,6 @@ def report(
             f"{results}: the last line is broken off and left out: `sybil sweep` measures its cell again", err=True
         )
     console = make_console(stderr=as_json)
-    files.folder(folder)
     with make_progress(console) as progress:
         bar = progress.add_task("reading", total=None)
         made = write(
@@ -70,10 +69,14 @@ def report(
         agreeing = f"{theory.within} of {theory.cells} cells ({theory.share:.0%})"
         console.print(f"the theory is within 15 % of what was measured in {agreeing}")
     if found.failed:
-        console.print(f"{len(found.failed)} cells failed: the page has their errors")
+        console.print(f"{_cells(len(found.failed))} failed: the page has their errors")
     if found.unpaired:
-        console.print(f"{len(found.unpaired)} cells have no plain decoding to be compared with")
+        console.print(f"{_cells(len(found.unpaired))} without plain decoding to be compared with")
     console.print(f"figures: {len(made) - 1} files in {folder}   page: {made[0]}", soft_wrap=True)
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
 
 
 def _best_record(each: Best) -> dict[str, object]:

@@ -23,8 +23,8 @@ PANELS = 6
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """series: its cells by the setting that they differ in; told: the settings that axes and legend tell; title: what its
-    cells share and other panels of the figure don't, once pages() has put figures together."""
+    """series: its cells by the setting that they differ in; told: the settings that axes and legend tell; title: what
+    its cells share and other panels of the figure don't, once pages() has put figures together."""
 
     series: Mapping[str, tuple[Cell, ...]]
     told: frozenset[str]

@@ -38,6 +38,7 @@ def write(
 ) -> list[Path]:
     """Write every chart in these formats into the folder, and the page; gives the files, the page first. Each file is
     written whole or not at all. drawn: called before each chart, with how many there are."""
+    files.folder(folder)
     wanted, found = charts(results), []
     inline: list[tuple[Chart, bytes]] = []
     for chart in wanted:

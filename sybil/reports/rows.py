@@ -61,8 +61,8 @@ class Results:
 
 
 def read(path: Path) -> Results:
-    """The rows of the file, which is left as it is; raises ResultsMismatch where it isn't a sweep's, or a row is at odds
-    with itself. A last line that is cut short, which a killed sweep was writing, is left out."""
+    """The rows of the file, which is left as it is; raises ResultsMismatch where it isn't a sweep's, or a row is at
+    odds with itself. A last line that is cut short, which a killed sweep was writing, is left out."""
     rows: dict[str, RunResult] = {}
     for row in kept.read(path):
         if wrong := _wrong(row):

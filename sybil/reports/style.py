@@ -6,7 +6,8 @@ import csv
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,19 +54,26 @@ class Chart:
         drawn = [each for each in formats if each != "csv"]
         if not drawn:
             return found
-        plt = pyplot()
-        with plt.rc_context(_RULES), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is drawn as a box
-            figure = self.draw()
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # which each format would ask anew
+        with self.drawn() as figure:
             for each in drawn:
                 image = io.BytesIO()
                 metadata = {"Date": None, "Title": self.title} if each == "svg" else {"Title": self.title}
                 figure.savefig(image, format=each, dpi=DPI, metadata=metadata)
                 found[each] = image.getvalue()
-            plt.close(figure)
         return found
+
+    @contextmanager
+    def drawn(self) -> Iterator[Figure]:
+        """The figure, laid out; closed at the end."""
+        plt = pyplot()
+        with plt.rc_context(_RULES), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is drawn as a box
+            warnings.filterwarnings("ignore", "vert: bool was deprecated")  # seaborn's, in matplotlib 3.11
+            figure: Figure = self.draw()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # which each format would ask anew
+            yield figure
+            plt.close(figure)
 
     def _csv(self) -> bytes:
         text = io.StringIO()
