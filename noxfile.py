@@ -73,6 +73,14 @@ def pairs(session: nox.Session) -> None:
 
 
 @nox.session
+def ray(session: nox.Session) -> None:
+    """A sweep on a local Ray cluster of two workers, one of which is killed; two minutes."""
+    install(session, "test")
+    session.install(*CONSTRAINTS, "ray")
+    session.run("pytest", "-m", "ray", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def sanitize(session: nox.Session) -> None:
     """The C forward under the address and undefined-behaviour sanitizers: random models and hostile numbers at 4, 8 and
     16 lanes, and planted faults that must be reported; five minutes."""
@@ -151,6 +159,17 @@ def checks(session: nox.Session) -> None:
     """counters, quality, sanitize, real, pairs and notebooks in one environment, so that torch is installed once."""
     for each in (counters, quality, sanitize, real, pairs, notebooks):
         each(session)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Wheel and sdist in dist/, checked by twine, and the wheel tried in a fresh environment without the repository;
+    five minutes. Nothing is published: .github/workflows/release.yml does that."""
+    session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "release"))
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    session.run("python", "tools/release.py", "dist")
 
 
 @nox.session

@@ -46,7 +46,7 @@ Cells = dict[str, list[Sums] | str]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrackPlan:
     """What is measured on a workload, and how often. domains: of its prompts."""
 
     workload: str
@@ -62,7 +62,7 @@ class Plan:
 
 
 PLANS = (
-    Plan(
+    TrackPlan(
         EMBEDDED,
         DOMAINS,
         (
@@ -78,7 +78,7 @@ PLANS = (
         new_tokens=24,
         passes=9,
     ),
-    Plan(
+    TrackPlan(
         REPLAY,
         ("random",),
         (Case(REPLAY, "none"), *(Case(REPLAY, gamma=gamma) for gamma in GAMMAS)),
@@ -86,7 +86,7 @@ PLANS = (
         new_tokens=16,
         passes=9,
     ),
-    Plan(
+    TrackPlan(
         REAL,
         ("english",),
         (Case(REAL, "none"), *(Case(REAL, drafter, gamma=AUTO) for drafter in NAMED)),
@@ -98,7 +98,7 @@ PLANS = (
 
 
 FAST = (
-    Plan(
+    TrackPlan(
         EMBEDDED,
         DOMAINS,
         (TRANSFORMERS, PLAIN, Case(), Case(rule=RULES[0]), Case(drafter=SYNTHETIC)),
@@ -132,7 +132,7 @@ def check_installed(file: str) -> None:
         raise RuntimeError(f"sybil was imported from {place}, not from {home}: what is measured must be installed")
 
 
-def follow(plan: Plan, device: str) -> Cells:
+def follow(plan: TrackPlan, device: str) -> Cells:
     """The cells of one plan on one device."""
     import sybil
 
@@ -140,7 +140,7 @@ def follow(plan: Plan, device: str) -> Cells:
         return [key(case, kind, device) for kind in plan.kinds(case)]
 
     try:
-        subject = _Subject(plan, device)
+        subject = _LoadedPlan(plan, device)
     except (ImportError, AttributeError, TypeError, Lacking, sybil.SybilError) as error:
         if plan.workload == EMBEDDED:  # an older Sybil has no replay and no SmolLM2, and every one an embedded pair
             raise
@@ -161,7 +161,7 @@ def follow(plan: Plan, device: str) -> Cells:
     return {**found, **samples}
 
 
-def _pass(subject: _Subject, cases: list[Case], generator: random.Random) -> dict[tuple[Case, str], Sums]:
+def _pass(subject: _LoadedPlan, cases: list[Case], generator: random.Random) -> dict[tuple[Case, str], Sums]:
     """Every prompt through every case."""
     totals: dict[tuple[Case, str], Sums] = defaultdict(lambda: defaultdict(float))
     for prompt in range(len(subject.workload.prompts)):
@@ -173,10 +173,10 @@ def _pass(subject: _Subject, cases: list[Case], generator: random.Random) -> dic
     return {cell: dict(total) for cell, total in totals.items()}
 
 
-class _Subject:
+class _LoadedPlan:
     """A plan's workload, and transformers' own generate beside it where the plan asks for that."""
 
-    def __init__(self, plan: Plan, device: str) -> None:
+    def __init__(self, plan: TrackPlan, device: str) -> None:
         self.workload = Workload(plan.workload, plan.prompts, plan.new_tokens, device)
         self.model = _transformers(device) if TRANSFORMERS in plan.cases else None
 
@@ -186,7 +186,7 @@ class _Subject:
         import torch
 
         ids = self.workload.prompts[prompt][None].to(self.model.device)
-        clock = _FirstToken()
+        clock = _FirstTokenClock()
         began = time.perf_counter()
         out = self.model.generate(
             ids,
@@ -218,7 +218,7 @@ def _transformers(device: str) -> Any:
     return model
 
 
-class _FirstToken:
+class _FirstTokenClock:
     """A streamer that notes when the first new token came; the prompt is put first."""
 
     def __init__(self) -> None:

@@ -112,7 +112,7 @@ class Tracks:
         return rounded(median(a["seconds"] / b["seconds"] for a, b in zip(theirs, self.sums, strict=True)))
 
 
-class Greedy(Tracks):
+class GreedyTracks(Tracks):
     """The embedded pair, greedy."""
 
     kind = "greedy"
@@ -123,7 +123,7 @@ class Greedy(Tracks):
         return Case(drafter=DRAFTERS[drafter], gamma=gamma)
 
 
-class Sampled(Tracks):
+class SampledTracks(Tracks):
     """The embedded pair, sampled, by the rule that judges."""
 
     kind = "sampled"
@@ -137,7 +137,7 @@ class Sampled(Tracks):
         return measured.PLAIN_SAMPLING
 
 
-class Replay(Tracks):
+class RandomWeightsTracks(Tracks):
     """Real forwards of GPT-2 and GPT-2 Medium with random weights, words put in the draft's mouth."""
 
     kind = "replay"
@@ -148,7 +148,7 @@ class Replay(Tracks):
         return Case(REPLAY, gamma=gamma)
 
 
-class Auto(Tracks):
+class AutoTracks(Tracks):
     """The embedded pair, greedy, each drafter at gamma auto."""
 
     kind = "auto"
@@ -159,7 +159,7 @@ class Auto(Tracks):
         return Case(drafter=AUTO_DRAFTERS[drafter], gamma=AUTO)
 
 
-class Real(Tracks):
+class RealTracks(Tracks):
     """SmolLM2 in float32, greedy, without a draft and with what needs no second model, at gamma auto."""
 
     kind = "SmolLM2 in float32"
@@ -171,7 +171,7 @@ class Real(Tracks):
         return Case(REAL, "none") if chosen is None else Case(REAL, chosen, gamma=AUTO)
 
 
-class Synthetic(Tracks):
+class SyntheticTracks(Tracks):
     """The embedded pair, greedy, at gamma 4, where what is proposed is kept by a fixed share: what a round costs, apart
     from what the draft has learnt."""
 
@@ -186,7 +186,7 @@ class Synthetic(Tracks):
         return accepted(acceptance)
 
 
-class Autoregressive(Tracks):
+class AutoregressiveTracks(Tracks):
     """Sybil without a draft, greedy."""
 
     kind = "autoregressive"

@@ -11,17 +11,17 @@ from typing import Any
 from benchmarks import measured, parameters
 from benchmarks.parameters import Tracks, rounded, setup_cache, track
 
-__all__ = ["Auto", "Autoregressive", "Greedy", "Real", "Replay", "Sampled", "setup_cache"]
+__all__ = ["Auto", "Autoregressive", "Greedy", "RandomWeights", "Real", "Sampled", "setup_cache"]
 
 
-class _Speed(Tracks):
+class _SpeedTracks(Tracks):
     @track("tokens/s", "tokens a second")
     def track_tokens_per_second(self, *_: Any) -> float:
         """New tokens a second, prompt included: the median over passes."""
         return rounded(median(self.ratios("emitted", "seconds")))
 
 
-class _Drafted(_Speed):
+class _DraftedTracks(_SpeedTracks):
     @track("accepted/proposed", "acceptance rate")
     def track_acceptance_rate(self, *_: Any) -> float:
         """The share of proposed tokens that were kept."""
@@ -45,25 +45,25 @@ class _BesideTransformers(Tracks):
         return self.speed_up(measured.TRANSFORMERS)
 
 
-class Greedy(_Drafted, _BesideTransformers, parameters.Greedy):
+class Greedy(_DraftedTracks, _BesideTransformers, parameters.GreedyTracks):
     """The embedded pair, greedy, by drafter and gamma."""
 
 
-class Sampled(_Drafted, parameters.Sampled):
+class Sampled(_DraftedTracks, parameters.SampledTracks):
     """The embedded pair, sampled at temperature 1, by rule; gamma 4."""
 
 
-class Replay(_Drafted, parameters.Replay):
+class RandomWeights(_DraftedTracks, parameters.RandomWeightsTracks):
     """Real forwards of GPT-2 and GPT-2 Medium with random weights; what is proposed was chosen for gamma 4."""
 
 
-class Auto(_Drafted, _BesideTransformers, parameters.Auto):
+class Auto(_DraftedTracks, _BesideTransformers, parameters.AutoTracks):
     """The embedded pair, greedy, each drafter at gamma auto."""
 
 
-class Real(_Drafted, parameters.Real):
+class Real(_DraftedTracks, parameters.RealTracks):
     """SmolLM2 in float32, greedy, by what needs no second model, at gamma auto."""
 
 
-class Autoregressive(_Speed, _BesideTransformers, parameters.Autoregressive):
+class Autoregressive(_SpeedTracks, _BesideTransformers, parameters.AutoregressiveTracks):
     """Sybil without a draft, greedy."""

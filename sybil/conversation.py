@@ -28,7 +28,7 @@ class Conversation:
         template takes no system's message."""
         if decoder.chat_template is None or decoder.tokenizer is None:
             raise InvalidSetting("the model has no chat template, so it can't chat: take an instruct model")
-        self._kept = [_Kept(model) for model in decoder.models]
+        self._kept = [_CacheKeeper(model) for model in decoder.models]
         target, *others = self._kept
         self._decoder = Decoder(
             target,
@@ -121,7 +121,7 @@ def _shared(one: list[int], other: list[int]) -> int:
     return next(differ, min(len(one), len(other)))
 
 
-class _Kept:
+class _CacheKeeper:
     """A model whose next cache is its last one, rolled back to the first `sure` tokens, and larger where it must be."""
 
     def __init__(self, model: Model) -> None:

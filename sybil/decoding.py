@@ -102,11 +102,11 @@ class Decoder:
         """generate(), a Step at a time. Settings are checked at once; leaving early is fine."""
         return iter(self._run(inputs, settings))
 
-    def _run(self, inputs: Inputs, asked: Mapping[str, Any]) -> _Run:
+    def _run(self, inputs: Inputs, asked: Mapping[str, Any]) -> _BatchRun:
         try:
             settings = chosen(self.defaults, asked)
             prompts = prompts_of(inputs, self.tokenizer, self.target, self.chat_template)
-            return _Run(self, self._rows(prompts, settings), settings)
+            return _BatchRun(self, self._rows(prompts, settings), settings)
         except InvalidSetting as error:
             raise blamed(error, self.defaults, asked) from None
 
@@ -147,7 +147,7 @@ class _Row:
         return 0 if self.finished else self.limit - len(self.prompt) - len(self.new)
 
 
-class _Run:
+class _BatchRun:
     """A generation under way: what is committed, the target's cache, the drafter."""
 
     def __init__(self, decoder: Decoder, prompts: list[list[int]], settings: Settings) -> None:

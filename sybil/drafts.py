@@ -59,7 +59,7 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class NamedModel:
     """A model: a hub id, a folder or a GGUF file."""
 
     name: str
@@ -69,7 +69,7 @@ class Source:
 class Hybrid:
     """Lookup where its matches have been holding, the other elsewhere."""
 
-    other: Self | Skip | Cascade | Source
+    other: Self | Skip | Cascade | NamedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +77,10 @@ class Cascade:
     """helper drafts for draft, which drafts for the target."""
 
     helper: Self | Lookup
-    draft: Self | Skip | Source
+    draft: Self | Skip | NamedModel
 
 
-Draft = Self | Skip | Lookup | Hybrid | Cascade | Source
+Draft = Self | Skip | Lookup | Hybrid | Cascade | NamedModel
 
 
 def parse(name: str) -> Draft:
@@ -94,7 +94,7 @@ def parse(name: str) -> Draft:
 
 def is_model(name: str) -> bool:
     """Whether a draft's name is a model's source. Raises InvalidSetting."""
-    return isinstance(parse(name), Source)
+    return isinstance(parse(name), NamedModel)
 
 
 def looks_up(draft: Draft) -> bool:
@@ -106,7 +106,7 @@ def has_model(draft: Draft) -> bool:
     """Whether a second model is a part of it."""
     if isinstance(draft, Hybrid):
         return has_model(draft.other)
-    return isinstance(draft, Source) or (isinstance(draft, Cascade) and has_model(draft.draft))
+    return isinstance(draft, NamedModel) or (isinstance(draft, Cascade) and has_model(draft.draft))
 
 
 class _Senseless(Exception):
@@ -140,14 +140,14 @@ def _parsed(name: str, depth: int = 0) -> Draft:
         first, second = _two(word, rest, depth + 1)
         if not isinstance(first, Lookup | Self):
             raise _Senseless("the first part of a cascade must be lookup, or self with its bits: cascade:lookup,self")
-        if not isinstance(second, Self | Skip | Source):
+        if not isinstance(second, Self | Skip | NamedModel):
             raise _Senseless("the second part of a cascade must be self, skip or a model: cascade:lookup,self")
         if isinstance(first, Self) and not (
             isinstance(second, Self) and first.bits and second.bits and first.bits < second.bits
         ):
             raise _Senseless("self with its bits drafts only for self with more bits: cascade:self:4,self:8")
         return Cascade(first, second)
-    return Source(name)
+    return NamedModel(name)
 
 
 def _bits(text: str) -> Bits:
@@ -171,7 +171,7 @@ def _two(word: str, text: str, depth: int) -> tuple[Draft, Draft]:
 
 
 @dataclass(frozen=True)
-class Maker:
+class DraftMaker:
     """Makes the factories of drafters for one target. checkpoint: what the target's model was built of. source: makes
     the factory of a draft model from its name. lookup: the factory that the name "lookup" stands for."""
 
@@ -196,7 +196,7 @@ class Maker:
             return DraftHybrid(self.lookup, self.make(draft.other))
         if isinstance(draft, Cascade):
             return _helped(self.make(draft.draft), self.make(draft.helper))
-        if isinstance(draft, Source):
+        if isinstance(draft, NamedModel):
             return self.source(draft.name)
         if isinstance(draft, Skip):
             return self._skipping(draft)

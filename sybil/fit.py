@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from sybil.defaults import Defaults
 from sybil.drafting import DrafterFactory, DraftHybrid, DraftIntersection, DraftModel, DraftNarrowed, DraftStrings
 from sybil.drafting.narrowed import Narrowed
-from sybil.drafting.reader import Reader
+from sybil.drafting.reader import RetokenizingReader
 from sybil.drafting.surfaces import Vocabulary, share_of
 from sybil.drafting.vocabulary import Intersection
 from sybil.errors import InvalidSetting, NotAModel, VocabularyMismatch
@@ -63,7 +63,7 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
     theirs, own = found.vocabularies
     if found.way == "intersection":
         return DraftIntersection(Intersection(drafting, theirs, own, model))
-    return DraftStrings(Reader(drafting, theirs, own, model.context))
+    return DraftStrings(RetokenizingReader(drafting, theirs, own, model.context))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from sybil.decoding import Decoder
 from sybil.defaults import Defaults
 from sybil.devices import AUTO, Asked, choose_device, default_dtype, dtype_named, is_few, word_of
 from sybil.drafting import Answers, DrafterFactory, DraftLookup
-from sybil.drafts import Maker, has_model, is_model, looks_up, parse
+from sybil.drafts import DraftMaker, has_model, is_model, looks_up, parse
 from sybil.errors import HubUnreachable, InvalidSetting, NotAModel
 from sybil.models import Model, building, folders
 from sybil.models.adapting import adapted
@@ -128,7 +128,7 @@ def maker(
     tokenizer: Any = None,
     lookup: DraftLookup | None = None,
     progress: bool | None = None,
-) -> Maker:
+) -> DraftMaker:
     """Makes the factories of drafters for the checkpoint's model, which was loaded in dtype. lookup: the factory that
     "lookup" stands for. The other arguments, and errors, are load()'s."""
 
@@ -139,7 +139,7 @@ def maker(
         stored, computed = draft_kept(helper, draft_dtype, dtype, device)
         return fit.drafter(checkpoint, helper, model, _built(helper, stored, computed, device, progress))
 
-    return Maker(checkpoint, model, source, lookup or DraftLookup())
+    return DraftMaker(checkpoint, model, source, lookup or DraftLookup())
 
 
 def check_draft_dtype(draft: Any, draft_dtype: Asked) -> None:

@@ -108,7 +108,7 @@ def _copied(draft: str | None) -> float | None:
     parsed = drafts.parse(draft) if draft else drafts.Lookup()
     if isinstance(parsed, drafts.Self | drafts.Skip) and parsed.bits is not None:
         return block_bytes(parsed.bits) / BLOCK
-    return 0.0 if isinstance(parsed, drafts.Lookup | drafts.Source | drafts.Skip) else None
+    return 0.0 if isinstance(parsed, drafts.Lookup | drafts.NamedModel | drafts.Skip) else None
 
 
 REGISTERED: dict[str, Pair] = {

@@ -25,14 +25,14 @@ def download_bar(progress: bool | None) -> type:
     """The class of bars that the hub's library makes for its downloads."""
     from huggingface_hub.utils.tqdm import tqdm
 
-    class Bar(tqdm):
+    class ProgressBar(tqdm):
         """Shown as asked for, wherever standard error goes."""
 
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             keywords["disable"] = not is_shown(progress)
             super().__init__(*arguments, **keywords)  # type: ignore[no-untyped-call]
 
-    return Bar
+    return ProgressBar
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def _read(node: nodes.Expr) -> nodes.Expr:
     return node if isinstance(node, nodes.Const) else _filtered(node, "_written")
 
 
-class _Generation(Extension):
+class _GenerationTag(Extension):
     """{% generation %}, by which templates mark what is trained on. Its content is rendered as it is."""
 
     tags = {"generation"}  # noqa: RUF012  as jinja2 has it
@@ -187,7 +187,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
         self.globals.update(
             raise_exception=_raise,
             strftime_now=_now,

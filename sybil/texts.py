@@ -78,7 +78,8 @@ def _content(file: Path, room: int) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, InvalidSetting):
             raise
-        raise InvalidSetting(f"datastore has {_named(file)}, which can't be read ({told(error)})") from None
+        reason = (isinstance(error, OSError) and error.strerror) or told(error)
+        raise InvalidSetting(f"datastore has {_named(file)}, which can't be read ({reason}): name files") from None
 
 
 def _named(source: str | Path) -> str:

@@ -17,8 +17,7 @@ SLACK = 0.5
 
 
 def faults(figure: Figure) -> list[str]:
-    """What can't be read, a line each; [] where all can."""
-    figure.draw_without_rendering()
+    """What can't be read, a line each; [] where all can. figure: laid out."""
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     found, left_out = [], set()
     for axes in figure.axes:

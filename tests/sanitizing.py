@@ -81,8 +81,8 @@ class Case:
         tensors = [*model._floats.values(), *(table for pair in model._rotations._tables.values() for table in pair)]
         tensors += [each for packed in model._products.values() for part in packed.parts for each in part.tensors]
         places = {tensor.data_ptr(): index for index, tensor in enumerate(tensors, start=1)}
-        copy = structs.Model.from_buffer_copy(model._model)
-        blocks = (structs.Block * len(model._blocks)).from_buffer_copy(model._blocks)
+        copy = structs.ModelStruct.from_buffer_copy(model._model)
+        blocks = (structs.BlockStruct * len(model._blocks)).from_buffer_copy(model._blocks)
         self.spoil(copy, blocks)
         for each in (copy, *blocks):
             number_arrays(each, places)

@@ -180,7 +180,7 @@ def test_a_generation_that_runs_out_is_one_line(monkeypatch: pytest.MonkeyPatch)
     def verify(self: Any, tokens: Any) -> Any:
         return torch.zeros(10**14, dtype=torch.float32, device=CPU)
 
-    monkeypatch.setattr("sybil.decoding._Run._verify", verify)
+    monkeypatch.setattr("sybil.decoding._BatchRun._verify", verify)
     with pytest.raises(OutOfMemory, match="tried to allocate 400000000000000 bytes"):
         decoder.generate(PROMPT)
 

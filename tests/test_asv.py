@@ -119,7 +119,7 @@ def test_the_fast_plan_asks_for_what_it_measures_and_no_more(tracks: dict[str, d
             module, _, _ = name.partition(".")
             if module == "starting":
                 continue
-            kind = getattr(parameters, name.split(".")[1])()
+            kind = getattr(parameters, name.split(".")[1] + "Tracks")()
             names = dict(zip(kind.param_names, map(ast.literal_eval, chosen), strict=True))
             asked.add(measured.key(kind.case(**names), kind.text(**names), names["device"]))
     measures = {
@@ -135,7 +135,7 @@ def test_the_fast_plan_asks_for_what_it_measures_and_no_more(tracks: dict[str, d
 
 def test_the_measured_run_gives_a_sum_a_pass_and_says_what_is_lacking() -> None:
     cases = (measured.TRANSFORMERS, measured.PLAIN, Case(), Case(rule="no such rule"))
-    plan = measured.Plan(EMBEDDED, measured.DOMAINS, cases, prompts=6, new_tokens=3, passes=2)
+    plan = measured.TrackPlan(EMBEDDED, measured.DOMAINS, cases, prompts=6, new_tokens=3, passes=2)
     cells = measured.follow(plan, "cpu")
     assert cells.keys() == {measured.key(case, domain, "cpu") for case in cases for domain in measured.DOMAINS}
     for domain in measured.DOMAINS:

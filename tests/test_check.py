@@ -17,7 +17,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from sybil import allocation
 from sybil.checking import promise
-from sybil.checking.check import Found, check
+from sybil.checking.check import PairFacts, check
 from sybil.checking.memory import memory
 from sybil.drafting.costs import STEP, VERIFIED
 from sybil.errors import InvalidSetting, VocabularyMismatch
@@ -180,9 +180,9 @@ def test_more_rows_and_longer_ones_take_more(models: Path) -> None:
     [
         ({"target": ""}, "target is ''"),
         ({"draft": ""}, "draft is ''"),
-        ({"batch": 0}, "batch is 0: use 1 to 65536 rows"),
-        ({"context": 1}, "context is 1: the target takes 2 to 64 tokens"),
-        ({"context": 65}, "context is 65: the target takes 2 to 64 tokens"),
+        ({"batch": 0}, "batch is 0: use an integer from 1 to 65536"),
+        ({"context": 1}, "context is 1: use an integer from 2 to 64, what the target takes"),
+        ({"context": 65}, "context is 65: use an integer from 2 to 64, what the target takes"),
         ({"draft": "self:7"}, "4, 5, 6 or 8 bits"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
         ({"draft": "lookup", "draft_dtype": "int8"}, "no second model"),
@@ -227,7 +227,7 @@ def test_a_planted_fault_in_the_costs_is_seen() -> None:
 
 def test_what_is_read_a_token(models: Path) -> None:
     """A copy in 8 bits reads about a quarter of float32's bytes, keys and values being the same."""
-    found: Found = check(str(models / "target"), "self:8", device="cpu")
+    found: PairFacts = check(str(models / "target"), "self:8", device="cpu")
     (copy,) = (each for each in found.candidates if each.name == "self:8")
     assert copy.promise is not None
     assert 0.25 < copy.promise.cost < 0.5

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tiny import gpt2, greedy, letters, llama, perturbed, save, sybil
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, T5Config, T5ForConditionalGeneration
 
-from sybil.measuring.contenders import Measured, SybilContender
+from sybil.measuring.contenders import PromptResult, SybilContender
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def test_compare_check_fails_on_a_token_that_no_near_tie_explains(
     assert "PASS: 0 of 2 texts" in capsys.readouterr().out
     generate = SybilContender.run
 
-    def wrong(self: SybilContender, *asked: Any) -> Measured:
+    def wrong(self: SybilContender, *asked: Any) -> PromptResult:
         measured = generate(self, *asked)
         return replace(measured, tokens=[*measured.tokens[:-1], (measured.tokens[-1] + 1) % 31])
 
@@ -342,6 +342,6 @@ def test_ctrl_c_keeps_the_rows_written_so_far(folders: Path, tmp_path: Path) -> 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert sybil("--version") == 0
-    assert capsys.readouterr().out.strip() == "0.1.0"
+    assert capsys.readouterr().out.splitlines()[0] == "sybil 0.1.0"
     assert sybil("--help") == 0
     assert "compare" in capsys.readouterr().out

@@ -126,7 +126,7 @@ def test_a_compiler_reads_nothing_that_a_prompt_is_read_from(machine: Machine) -
 
 def test_structs_of_another_size_are_never_used(machine: Machine) -> None:
     class Longer(structs.Struct):
-        _fields_ = (*structs.Cache._fields_, ("more", ctypes.c_int64))
+        _fields_ = (*structs.CacheStruct._fields_, ("more", ctypes.c_int64))
 
     machine.patch.setattr(structs, "ALL", (*structs.ALL[:-1], Longer))
     assert "other structs" in warned(machine)

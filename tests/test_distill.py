@@ -281,7 +281,7 @@ def test_a_text_in_the_drafts_tokens() -> None:
     log_probs = np.log(np.array([[0.5, 0.25], [0.75, 0.125], [0.9, 0.05], [0.5, 0.5]])).astype(np.float16)
     log_probs[2] = -np.inf
     top = np.array([[3, 1], [4, 2], [1, 3], [0, 2]], np.int32)
-    text = training.Text.of(Shard(np.array([0, 1, 2, 4], np.int32), top, log_probs), np.array([1, 3, 4]), 5)
+    text = training.TrainingText.of(Shard(np.array([0, 1, 2, 4], np.int32), top, log_probs), np.array([1, 3, 4]), 5)
     assert text.tokens.tolist() == [3, 0, 3, 2]
     assert text.wanted.top.tolist() == [[1, 0], [2, 0], [0, 1], [0, 0]]
     assert text.wanted.weights.tolist() == pytest.approx([1, 0.875, 0, 0], abs=1e-3)

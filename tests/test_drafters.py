@@ -19,7 +19,7 @@ from sybil.drafting import DraftLookup
 from sybil.errors import InvalidSetting, ResultsMismatch
 from sybil.measuring import compare, files
 from sybil.measuring.compare import Comparison
-from sybil.measuring.contenders import ASSISTED, PROMPT_LOOKUP, TRANSFORMERS, Measured, SybilContender
+from sybil.measuring.contenders import ASSISTED, PROMPT_LOOKUP, TRANSFORMERS, PromptResult, SybilContender
 from sybil.measuring.drafters import EVERY, Way, drafters_named, gammas_named, ways
 from sybil.measuring.summaries import by_domain, summarise
 from sybil.measuring.task import Row, Task, read
@@ -118,7 +118,7 @@ def test_every_drafter_says_what_plain_decoding_says(comparison: Comparison, row
 def test_a_drafter_that_fails_takes_no_further_part(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     comparison, run = Comparison(replace(task, drafters="none,draft,lookup", gammas="2")), SybilContender.run
 
-    def failing(self: SybilContender, prompt: torch.Tensor, *others: Any) -> Measured:
+    def failing(self: SybilContender, prompt: torch.Tensor, *others: Any) -> PromptResult:
         if isinstance(self.decoder.draft, DraftLookup) and len(prompt) == 7:
             raise InvalidSetting("the text is used up")
         return run(self, prompt, *others)
@@ -129,7 +129,7 @@ def test_a_drafter_that_fails_takes_no_further_part(task: Task, monkeypatch: pyt
     assert [row["prompt"] for row in rows if row["contender"] == "lookup, gamma 2"] == ["a"]
     assert [row["prompt"] for row in rows if row["contender"] == "none"] == ["a", "b", "c"]
 
-    def plainly(self: SybilContender, prompt: torch.Tensor, *others: Any) -> Measured:
+    def plainly(self: SybilContender, prompt: torch.Tensor, *others: Any) -> PromptResult:
         raise InvalidSetting("nothing works")
 
     monkeypatch.setattr(SybilContender, "run", plainly)

@@ -11,7 +11,7 @@ from tiny import gpt2, letters, save
 
 import sybil
 from sybil.drafting import DraftLookup, DraftModel, DraftSelf
-from sybil.drafts import Cascade, Draft, Hybrid, Lookup, Self, Skip, Source, is_model, parse
+from sybil.drafts import Cascade, Draft, Hybrid, Lookup, NamedModel, Self, Skip, is_model, parse
 from sybil.errors import InvalidSetting
 from sybil.measuring.memory import weight_bytes
 
@@ -27,22 +27,22 @@ from sybil.measuring.memory import weight_bytes
         ("skip:3:8", Skip(3, 8)),
         ("lookup", Lookup()),
         ("hybrid:lookup,self:5", Hybrid(Self(5))),
-        ("hybrid:lookup,gpt2", Hybrid(Source("gpt2"))),
+        ("hybrid:lookup,gpt2", Hybrid(NamedModel("gpt2"))),
         ("cascade:lookup,self", Cascade(Lookup(), Self())),
         ("cascade:lookup,skip:2", Cascade(Lookup(), Skip(2))),
-        ("cascade:lookup,openai-community/gpt2", Cascade(Lookup(), Source("openai-community/gpt2"))),
+        ("cascade:lookup,openai-community/gpt2", Cascade(Lookup(), NamedModel("openai-community/gpt2"))),
         ("cascade:self:4,self:8", Cascade(Self(4), Self(8))),
         ("hybrid:lookup,cascade:lookup,self:5", Hybrid(Cascade(Lookup(), Self(5)))),
-        ("gpt2", Source("gpt2")),
-        ("selfish", Source("selfish")),
-        ("./self", Source("./self")),
-        ("ollama:smollm2:135m", Source("ollama:smollm2:135m")),
-        ("a,b", Source("a,b")),
+        ("gpt2", NamedModel("gpt2")),
+        ("selfish", NamedModel("selfish")),
+        ("./self", NamedModel("./self")),
+        ("ollama:smollm2:135m", NamedModel("ollama:smollm2:135m")),
+        ("a,b", NamedModel("a,b")),
     ],
 )
 def test_names(name: str, tree: Draft) -> None:
     assert parse(name) == tree
-    assert is_model(name) == isinstance(tree, Source)
+    assert is_model(name) == isinstance(tree, NamedModel)
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ from benchmarks import workloads
 from benchmarks.gate import __main__ as command
 from benchmarks.gate import sides, turns, verdict, worker
 from benchmarks.gate.sides import GateError, Side
-from benchmarks.gate.turns import Measurements, Plan
-from benchmarks.gate.verdict import Limits
+from benchmarks.gate.turns import GatePlan, Measurements
+from benchmarks.gate.verdict import GateLimits
 from benchmarks.workloads import Case
 
-LIMITS = Limits()
+LIMITS = GateLimits()
 ROOT = Path(__file__).parents[1]
 
 # A process that speaks the worker's language and decodes nothing, four rounds of two tokens a prompt: argv is (own
@@ -68,7 +68,7 @@ def side(tmp_path: Path) -> Callable[..., Side]:
 
 def measured(base: Side, new: Side, pairs: int, tmp_path: Path, cases: tuple[Case, ...] = (Case(),)) -> Measurements:
     found = Measurements()
-    for _ in turns.measure({"base": base, "new": new}, Plan(cases), pairs, tmp_path, found):
+    for _ in turns.measure({"base": base, "new": new}, GatePlan(cases), pairs, tmp_path, found):
         pass
     return found
 
@@ -289,7 +289,7 @@ def test_a_worker_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_real_model_is_decoded_once_a_process() -> None:
-    plan = Plan((Case(), Case(workloads.REAL)), prompts=3, passes=3)
+    plan = GatePlan((Case(), Case(workloads.REAL)), prompts=3, passes=3)
     assert [plan.texts(case) for case in plan.cases] == [9, 3]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import checks, work
-from benchmarks.gpu.rows import FULL, PARTS, TINY, Plan, Row, table
+from benchmarks.gpu.rows import FULL, PARTS, TINY, GpuPlan, GpuRow, table
 from sybil import noise
 from sybil.models.operators import blocks, cache, static
 
@@ -50,7 +50,7 @@ for part in asked["parts"]:
     ("device", "plan"), [("cpu", TINY), pytest.param("cuda", FULL, marks=pytest.mark.cuda)], ids=["cpu", "cuda"]
 )
 @pytest.mark.parametrize("check", checks.CHECKS)
-def test_each_check_finds_nothing_wrong(check: str, device: str, plan: Plan) -> None:
+def test_each_check_finds_nothing_wrong(check: str, device: str, plan: GpuPlan) -> None:
     found = checks.CHECKS[check](plan, torch.device(device))
     assert found
     assert device == "cpu" or found == "needs two GPUs" or not found.startswith("needs")
@@ -113,18 +113,18 @@ def test_each_part_has_rows_on_a_cpu(part: str) -> None:
         assert not row.is_failure, row
         assert row.part == part
         assert row.found
-        assert Row(**json.loads(json.dumps(asdict(row)))) == row
+        assert GpuRow(**json.loads(json.dumps(asdict(row)))) == row
 
 
 def test_the_checks_are_a_part() -> None:
-    assert {row.what for row in work.run("checks", Plan(families=()), "cpu")} == set(checks.CHECKS)
+    assert {row.what for row in work.run("checks", GpuPlan(families=()), "cpu")} == set(checks.CHECKS)
 
 
 def test_a_part_that_raises_is_a_row_and_the_rest_goes_on() -> None:
     told: list[dict[str, Any]] = []
 
-    def raises(plan: Plan, device: Any) -> Iterator[Row]:
-        yield Row("device", "first", "found")
+    def raises(plan: GpuPlan, device: Any) -> Iterator[GpuRow]:
+        yield GpuRow("device", "first", "found")
         raise RuntimeError("CUDA error: an illegal access\nand much more")
 
     rows = list(work.run("device", TINY, "cpu", {"device": raises}))
@@ -148,7 +148,7 @@ def test_a_gpu_that_answers_no_more_ends_its_process(monkeypatch: pytest.MonkeyP
 
 def test_processes_that_end_or_hang_cost_their_part_alone() -> None:
     parts = ["device", "checks", "graphs", "noise", "texts", "memory", "self"]
-    plan = Plan(seconds=5.0)
+    plan = GpuPlan(seconds=5.0)
     found = list(command.rows(parts, plan, "cpu", worker=(sys.executable, "-c", STUB)))
     said = [(row.part, row.found) for row in found if not row.error]
     assert said == [(part, "cpu") for part in parts if part != "memory"]
@@ -178,7 +178,7 @@ def test_the_command_ends_with_a_table_and_json(tmp_path: Path, capsys: pytest.C
 
 
 def test_failures_are_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = ((Row("device", "a"), 0), (Row("device", "a", ok=False), 1), (Row("device", "a", error="c"), 1))
+    cases = ((GpuRow("device", "a"), 0), (GpuRow("device", "a", ok=False), 1), (GpuRow("device", "a", error="c"), 1))
     for row, status in cases:
         monkeypatch.setattr(command, "rows", lambda *_, row=row: iter([row]))
         assert command.main(["--out", str(tmp_path / "gpu.json")]) == status
@@ -188,8 +188,8 @@ def test_failures_are_the_exit_status(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_table_lines_up() -> None:
-    rows = [Row("device", "a", "found", True), Row("longer part", "what it is", error="KeyError: 3")]
-    assert table([*rows, Row("x", "y", "z", False)]).splitlines() == [
+    rows = [GpuRow("device", "a", "found", True), GpuRow("longer part", "what it is", error="KeyError: 3")]
+    assert table([*rows, GpuRow("x", "y", "z", False)]).splitlines() == [
         "part         what        found",
         "device       a           found        ok",
         "longer part  what it is  KeyError: 3  error",

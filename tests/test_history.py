@@ -24,9 +24,9 @@ from benchmarks.history import __main__ as command
 from benchmarks.history import report, site, stored, verdict
 from benchmarks.history.changes import changes
 from benchmarks.history.stored import Commit, History, HistoryError, Point, Series
-from benchmarks.history.verdict import Finding, Limits, Unstable
+from benchmarks.history.verdict import HistoryFinding, HistoryLimits, Unstable
 
-LIMITS = Limits()
+LIMITS = HistoryLimits()
 NOISE = 0.02
 """The standard deviation of a commit's number, as a share of it."""
 COUNTERS = ("track_rejection_rate", "track_forwards_per_token")
@@ -69,7 +69,7 @@ def history(
     )
 
 
-def judged(values: np.ndarray, known: tuple[Unstable, ...] = (), **told: Any) -> list[Finding]:
+def judged(values: np.ndarray, known: tuple[Unstable, ...] = (), **told: Any) -> list[HistoryFinding]:
     return verdict.judge(history(values, **told), LIMITS, known)
 
 

@@ -113,3 +113,28 @@ def test_no_file_outgrows_its_reader() -> None:
         name_of(file): lines for file in LIBRARY.rglob("*.py") if (lines := len(file.read_text().split("\n"))) > 351
     }
     assert long == {}
+
+
+FILED_BY_ASV = {"Auto", "Autoregressive", "Greedy", "RandomWeights", "Real", "Sampled"}
+"""Class names that two files have: asv files results under them, and decoding.py and rates.py read the same cases."""
+
+
+def named_twice(texts: Mapping[str, str]) -> dict[str, list[str]]:
+    """Class names, a leading underscore left out, that two of the files' texts define: each with the files' names."""
+    found: dict[str, list[str]] = {}
+    for file, text in texts.items():
+        for name in {node.name.lstrip("_") for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)}:
+            found.setdefault(name, []).append(file)
+    return {name: files for name, files in sorted(found.items()) if len(files) > 1}
+
+
+def test_each_class_has_a_name_of_its_own() -> None:
+    root = LIBRARY.parent
+    files = [file for wing in ("sybil", "benchmarks", "tools") for file in sorted((root / wing).rglob("*.py"))]
+    found = named_twice({str(file.relative_to(root)): file.read_text() for file in files})
+    assert found == {name: ["benchmarks/decoding.py", "benchmarks/rates.py"] for name in FILED_BY_ASV}
+
+
+def test_a_name_that_two_files_define_is_seen() -> None:
+    texts = {"a.py": "class Row: ...\nclass Only: ...", "b.py": "def f():\n    class _Row: ...", "c.py": "Row = int"}
+    assert named_twice(texts) == {"Row": ["a.py", "b.py"]}

@@ -82,7 +82,7 @@ def small_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     small = [
         workload.RandomModel(each.name, {"model_type": "gpt2", **TINY["gpt2"]}) for each in (pair.target, pair.draft)
     ]
-    monkeypatch.setitem(workload.WORKLOADS, REPLAY, workload.Workload(*small))  # type: ignore[arg-type]
+    monkeypatch.setitem(workload.WORKLOADS, REPLAY, workload.RandomPair(*small))  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("small_replay")
@@ -92,7 +92,7 @@ def test_the_benchmarks_run_on_this_commit(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(workloads, "find_spec", lambda name: None)
     assert fresh.start()["sybil"]
     for plan in measured.PLANS:
-        short = measured.Plan(
+        short = measured.TrackPlan(
             plan.workload, plan.domains, plan.cases, prompts=len(plan.domains), new_tokens=8, passes=1
         )
         cells = measured.follow(short, "cpu")

@@ -13,7 +13,7 @@ from shapes import SHAPES, compiled, random_tokens, random_weights, shapes, widt
 
 from sybil.errors import UnsupportedModel, WeightsMismatch
 from sybil.models.native import NativeTransformer
-from sybil.models.native.structs import SCALES, Block, Cache, Floats, Model, Part
+from sybil.models.native.structs import SCALES, BlockStruct, CacheStruct, FloatsStruct, ModelStruct, PartStruct
 from sybil.models.shape import Attention, Shape
 
 pytestmark = compiled
@@ -23,26 +23,31 @@ HUGE = (-(2**31) - 1, -(2**63), 2**31, 2**32, 2**32 + 8, 2**63, 10**30)
 
 @pytest.mark.parametrize("number", HUGE)
 def test_a_number_beyond_its_bits_is_refused_by_name(number: int) -> None:
-    for struct, name in ((Model, "context"), (Block, "window"), (Model, "layers"), (Model, "sound")):
+    for struct, name in (
+        (ModelStruct, "context"),
+        (BlockStruct, "window"),
+        (ModelStruct, "layers"),
+        (ModelStruct, "sound"),
+    ):
         with pytest.raises(UnsupportedModel, match=f"{name} is {number}.*32 bits"):
             struct(**{name: number})
     with pytest.raises(UnsupportedModel, match=r"capacity is .*32 bits"):
-        Cache(capacity=number)
+        CacheStruct(capacity=number)
     if not -(2**63) <= number < 2**63:
         with pytest.raises(UnsupportedModel, match=r"count is .*64 bits"):
-            Floats(0, number)
+            FloatsStruct(0, number)
         with pytest.raises(UnsupportedModel, match=r"bytes is .*64 bits"):
-            Part(0, number)
+            PartStruct(0, number)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e39, 10**400, "1", None])
 def test_a_number_that_no_float_holds_is_refused_by_name(number: Any) -> None:
     for name in SCALES:
         with pytest.raises(UnsupportedModel, match=f"{name} is "):
-            Model(**{name: number})
+            ModelStruct(**{name: number})
     if not isinstance(number, int):
         with pytest.raises(UnsupportedModel, match=r"heads is .*32 bits"):
-            Model(heads=number)
+            ModelStruct(heads=number)
 
 
 def spoilt(shape: Shape, **fields: Any) -> Shape:

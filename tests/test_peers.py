@@ -18,7 +18,7 @@ from torch import Tensor
 from sybil.errors import PeerFailed
 from sybil.measuring import compare, peers
 from sybil.measuring.compare import Comparison
-from sybil.measuring.contenders import AUTOREGRESSIVE, LLAMA_CPP, TRANSFORMERS, Measured
+from sybil.measuring.contenders import AUTOREGRESSIVE, LLAMA_CPP, TRANSFORMERS, PromptResult
 from sybil.measuring.peers import LlamaCpp
 from sybil.measuring.summaries import ms_after_first, summarise
 from sybil.measuring.task import Row, Task, read
@@ -121,7 +121,7 @@ class StandIn:
     def __init__(self, comparison: Comparison, fails_at: int = 99) -> None:
         self._other, self._runs, self._fails_at = comparison.contenders[TRANSFORMERS], 0, fails_at
 
-    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
+    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> PromptResult:
         self._runs += 1
         if self._runs >= self._fails_at:
             raise PeerFailed("llama.cpp failed (it fell asleep): it is left out")

@@ -9,7 +9,7 @@ import torch
 from tiny import alternating, gpt2, llama
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from sybil.losslessness.prefixes import Forward
+from sybil.losslessness.prefixes import PrefixForward
 
 PROMPT, TOKENS = [3, 1, 4, 1, 5], [9, 2, 6, 5, 3, 5]
 
@@ -20,7 +20,7 @@ def whole(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> torch
     return logits[0, len(prompt) - 1 :]
 
 
-class Counting(Forward):
+class Counting(PrefixForward):
     """Notes how many tokens each forward computes."""
 
     def __init__(self, *rest, **named) -> None:

@@ -21,7 +21,7 @@ from sybil.drafting import DraftModel
 from sybil.measuring import profile, workload
 from sybil.measuring.profile import DRAFT_STEP, PARTS, VERIFIED, Profile, bytes_read, summarise, verification
 from sybil.measuring.timing import STREAM, STREAM_BYTES, Interval, interleave
-from sybil.measuring.workload import RandomModel, Workload
+from sybil.measuring.workload import RandomModel, RandomPair
 from sybil.models.operators.transformer import Transformer
 from sybil.models.storage import Rounding
 
@@ -43,7 +43,7 @@ def small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
         kind = str(shape.config["model_type"])
         monkeypatch.setitem(workload.SHAPES, name, RandomModel(name, {"model_type": kind, **TINY[kind]}))  # type: ignore[arg-type]
     for name, pair in workload.WORKLOADS.items():
-        small = Workload(workload.SHAPES[pair.target.name], workload.SHAPES[pair.draft.name])
+        small = RandomPair(workload.SHAPES[pair.target.name], workload.SHAPES[pair.draft.name])
         monkeypatch.setitem(workload.WORKLOADS, name, small)  # type: ignore[arg-type]
 
 
@@ -56,7 +56,7 @@ def test_profile_prints_tables_and_leaves_numbers_and_a_chart(
     for name in (DRAFT_STEP, verification(17), "streaming from memory", *PARTS, "neither model's forward", "peak"):
         assert f"| {name}" in out
     assert "replay" not in out
-    (path,) = (tmp_path / "out").glob("*.json")
+    (path,) = (tmp_path / "out").glob("*[0-9].json")
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     record = json.loads(path.read_text())
     assert len(record["samples"]) == record["passes"] == 3
@@ -74,7 +74,7 @@ def test_a_target_alone_has_a_profile(folders: Path, capsys: pytest.CaptureFixtu
     assert "target float32, no draft, greedy, medians of 2 passes" in out
     assert DRAFT_STEP not in out
     assert "draft's" not in out
-    (path,) = tmp_path.glob("*.json")
+    (path,) = tmp_path.glob("*[0-9].json")
     record = json.loads(path.read_text())
     assert record["draft_dtype"] is None
     assert all(sample["draft forwards"] == 0 < sample["target forward"] for sample in record["samples"])
@@ -84,7 +84,7 @@ def test_a_sampled_round_has_a_profile(folders: Path, capsys: pytest.CaptureFixt
     models = ("--target", folders / "target", "--draft", folders / "draft", "--passes", 2, "--out", tmp_path)
     assert sybil("profile", *models, "--temperature", 0.8, "--top-p", 0.9, "--rule", "block") == 0
     assert "temperature 0.8, top-p 0.9, rule block, gamma 4, medians of 2 passes" in capsys.readouterr().out
-    (path,) = tmp_path.glob("*.json")
+    (path,) = tmp_path.glob("*[0-9].json")
     record = json.loads(path.read_text())
     assert (record["temperature"], record["top_p"], record["rule"]) == (0.8, 0.9, "block")
     assert all(sample["sampling and rule"] > 0 for sample in record["samples"])
@@ -95,7 +95,7 @@ def test_a_workloads_profile_says_that_it_is_a_replay(capsys: pytest.CaptureFixt
     arguments = ("profile", "--workload", "opt:1.3b", "--passes", 2, "--dtype", "bfloat16", "--out", tmp_path)
     assert sybil(*arguments, "--acceptance", 0.5) == 0
     assert "a replay in which 50% of what is proposed is accepted" in capsys.readouterr().out
-    (path,) = tmp_path.glob("*.json")
+    (path,) = tmp_path.glob("*[0-9].json")
     record = json.loads(path.read_text())
     assert record["replay"]
     assert (record["dtype"], record["draft_dtype"]) == ("bfloat16", "int8")
@@ -116,7 +116,7 @@ def test_ctrl_c_keeps_the_passes_measured_so_far(
     out = capsys.readouterr().out
     assert "interrupted after 2 of 30 passes" in out
     assert f"| {DRAFT_STEP}" in out
-    (path,) = tmp_path.glob("*.json")
+    (path,) = tmp_path.glob("*[0-9].json")
     assert json.loads(path.read_text())["passes"] == 2
 
 
@@ -181,7 +181,7 @@ def test_what_a_copy_reads_is_its_own_bits_and_its_own_layers() -> None:
 
 def test_a_round_is_split_without_rest() -> None:
     target, draft = tiny().build(torch.float32, CPU), tiny(name="draft").build(torch.int8, CPU)
-    subject = profile.Subject("tiny", profile.Decoder(target, DraftModel(draft)), [torch.arange(9)])
+    subject = profile.ProfiledDecoder("tiny", profile.Decoder(target, DraftModel(draft)), [torch.arange(9)])
     for sample in Profile(subject, 4).passes(2):
         assert all(sample[part] > 0 for part in PARTS)
 

@@ -393,7 +393,10 @@ def test_a_file_of_ones_own(tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixt
         (("--domain", "prose", "--source", "shipped"), "there is no domain 'prose': the domains are code"),
         (("mine.txt",), "mine.txt can't be read (No such file or directory)"),
         (("--save", "."), "save is ., which is a folder: name a file"),
-        (("--source", "shipped", "--save", "absent/a.jsonl"), "absent/a.jsonl can't be written to"),
+        (
+            ("--source", "shipped", "--save", "absent/a.jsonl"),
+            "save is absent/a.jsonl, and absent is no folder",
+        ),
         (("--pair", "nobody"), "there is no pair 'nobody'"),
     ],
 )

@@ -20,7 +20,7 @@ from theory_numbers import EXACT, GAMMA, PERFORMANCE, both_draw, kept_at_least, 
 from torch import Tensor
 from translating import letters_of
 
-from sybil.drafting.reader import Reader
+from sybil.drafting.reader import RetokenizingReader
 from sybil.drafting.surfaces import Vocabulary
 from sybil.drafting.vocabulary import Intersection
 from sybil.measuring.workload import RandomModel
@@ -272,7 +272,7 @@ def test_an_intersection_is_what_the_page_says(monkeypatch: pytest.MonkeyPatch) 
     own = Vocabulary(letters_of(initials.replace(missing[0], other[0])))
     like = SimpleNamespace(vocab_size=len(WORDS), context=16, device=torch.device("cpu"))
     draft: Any = Intersection(like, Vocabulary(letters_of(initials)), own, like)  # type: ignore[arg-type]
-    monkeypatch.setattr(Reader, "forward", lambda self, tokens, cache: DRAFT.log()[None])
+    monkeypatch.setattr(RetokenizingReader, "forward", lambda self, tokens, cache: DRAFT.log()[None])
     drawn = draft.forward(torch.zeros(1, 1), None)[0].softmax(-1)
     _, *shown = tables(PAGE, "Two tokenizers")[0]
     column = {cells_of[0]: cells_of[2] for cells_of in shown}

@@ -106,7 +106,7 @@ def test_training_learns_and_goes_on_after_a_cut(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(train_pair, "SHORT", 32)
     monkeypatch.setattr(train_pair, "LONG", 64)
     monkeypatch.setattr(train_pair, "CHECKPOINT_SECONDS", -1)
-    run = train_pair.Run(tmp_path, 0, torch.device("cpu"))
+    run = train_pair.TrainingRun(tmp_path, 0, torch.device("cpu"))
     model = train_pair.build(dict(n_layer=1, n_embd=16, n_head=2), seed=0)
     tokens = np.tile(np.arange(7), 400)
     steps: list[int] = []

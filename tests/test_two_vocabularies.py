@@ -31,8 +31,8 @@ from sybil import Decoder, fit, verification
 from sybil.chat import ChatTemplate
 from sybil.conversation import Conversation
 from sybil.drafting import Context, DraftLookup, Generating
-from sybil.drafting.reader import Reader
-from sybil.drafting.reencoding import Row
+from sybil.drafting.reader import RetokenizingReader
+from sybil.drafting.reencoding import ReencodedRow
 from sybil.drafting.surfaces import NOWHERE, Vocabulary, same_ends, shared
 from sybil.errors import InvalidSetting, VocabularyMismatch
 from sybil.noise import Noise
@@ -108,7 +108,7 @@ def edits(draw: st.DrawFn, size: int) -> list[tuple[int, list[int]]]:
 def test_a_text_that_grows_and_shrinks_is_encoded_as_a_whole(target: str, draft: str, data: st.DataObject) -> None:
     """After every change, whatever characters it cuts; and the tokens that are said to stay do."""
     theirs, own = VOCABULARIES[target], VOCABULARIES[draft]
-    row, tokens = Row(theirs, own), list[int]()
+    row, tokens = ReencodedRow(theirs, own), list[int]()
     for back, new in data.draw(edits(len(theirs.surfaces))):
         at, before = max(len(tokens) - back, 0), list(row.own)
         tokens = tokens[:at] + new
@@ -126,7 +126,7 @@ def test_a_text_of_one_byte_after_the_other_is_encoded_as_a_whole(text: str) -> 
     data = [target.ids[bytes([byte])] for byte in text.encode()]
     for name in TRAINED:
         draft = Counted(KINDS[name])
-        row = Row(target, draft)
+        row = ReencodedRow(target, draft)
         for place, token in enumerate(data):
             row.write(place, [token])
         assert max(draft.lengths) < 130
@@ -153,7 +153,7 @@ def test_special_tokens_are_their_names_and_a_text_begins_once() -> None:
     target, draft = Vocabulary(begins), Vocabulary(begins)
     first, end = begins.token_to_id("<s>"), begins.token_to_id("<|im_end|>")
     assert target.before == draft.before == [first]
-    row, other = Row(target, draft), Row(VOCABULARIES["byte-level"], draft)
+    row, other = ReencodedRow(target, draft), ReencodedRow(VOCABULARIES["byte-level"], draft)
     ids = encode(begins, "stop", special=True)
     assert ids[0] == first
     row.write(0, ids)
@@ -244,7 +244,7 @@ def test_logits_are_those_of_the_whole_text(names: tuple[str, str]) -> None:
     """After every token of a block, in a batch, when tokens are taken back, and when the cache has to grow."""
     theirs, own = (VOCABULARIES[name] for name in names)
     model = gpt2(3, vocab=len(own.surfaces), layers=1, width=8, context=256)
-    read = Reader(in_sybil(model), theirs, own, 256)
+    read = RetokenizingReader(in_sybil(model), theirs, own, 256)
     cache, generator = read.new_cache(2, 6), torch.Generator().manual_seed(0)
     tokens = [list[int](), list[int]()]
     for count in (5, 1, 2, 4, 1, 3, 2):

@@ -9,7 +9,7 @@ from real import gemma_file, smollm2_file
 
 import sybil
 from sybil.drafting import DraftIntersection, DraftStrings
-from sybil.drafting.reader import Reader
+from sybil.drafting.reader import RetokenizingReader
 from sybil.fit import way_of
 from sybil.measuring import prompts
 from sybil.transfer import integers
@@ -26,7 +26,9 @@ def test_greedy_texts_are_the_targets_by_both_ways(gemma_is: str) -> None:
     assert way_of(decoder.draft) == "intersection"
     assert isinstance(decoder.draft, DraftIntersection)
     model = decoder.draft.model
-    strings = decoder.with_draft(DraftStrings(Reader(model.model, model.target, model.draft, model.context)))  # type: ignore[attr-defined]
+    strings = decoder.with_draft(
+        DraftStrings(RetokenizingReader(model.model, model.target, model.draft, model.context))
+    )  # type: ignore[attr-defined]
     for prompt in TEXTS:
         ids = [integers(prompts.encode(prompt, decoder))]
         plain = decoder.without_draft().generate(ids, max_new_tokens=64)

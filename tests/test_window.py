@@ -17,7 +17,7 @@ from tiny import gpt2, in_sybil, perturbed, prompts
 from sybil import Decoder
 from sybil.clock import time as clock_time
 from sybil.drafting import DraftLookup, DraftModel, ModelDrafter
-from sybil.drafting.auto import LATEST, MOST, Auto, longest_that_pay
+from sybil.drafting.auto import LATEST, MOST, AutoWindow, longest_that_pay
 from sybil.drafting.costs import KEPT, ClockedCosts, SizedCosts
 from sybil.drafting.window import GAMMA
 from sybil.errors import InvalidSetting
@@ -84,8 +84,8 @@ def clocked(*step_bytes: int) -> ClockedCosts:
     return ClockedCosts(MOST, TARGET_BYTES, step_bytes or (DRAFT_BYTES,))
 
 
-def auto(costs: SizedCosts | None = None, rows: int = 1, together: bool = True) -> Auto:
-    return Auto(rows, costs or clocked(), 10, together)
+def auto(costs: SizedCosts | None = None, rows: int = 1, together: bool = True) -> AutoWindow:
+    return AutoWindow(rows, costs or clocked(), 10, together)
 
 
 def drawn(chance: float, count: int, seed: int = 0) -> list[bool]:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 from sybil.drafting import DraftIntersection, DraftStrings
-from sybil.drafting.reader import Reader
+from sybil.drafting.reader import RetokenizingReader
 from sybil.drafting.surfaces import Vocabulary
 from sybil.drafting.vocabulary import Intersection
 
@@ -35,7 +35,7 @@ def drafting(way: str, target: GPT2LMHeadModel, draft: GPT2LMHeadModel, theirs: 
     """The factory of that way."""
     of_target, of_draft = Vocabulary(theirs), Vocabulary(own)
     if way == "strings":
-        return DraftStrings(Reader(in_sybil(draft), of_target, of_draft, target.config.n_positions))
+        return DraftStrings(RetokenizingReader(in_sybil(draft), of_target, of_draft, target.config.n_positions))
     return DraftIntersection(Intersection(in_sybil(draft), of_target, of_draft, in_sybil(target)))
 
 

@@ -44,7 +44,7 @@ EXPORT = Path(__file__).resolve().parents[1] / "sybil" / "embedded" / "stdlib"
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """What every stage needs to know."""
 
     work: Path
@@ -115,7 +115,7 @@ def batches(tokens: np.ndarray, first: int, length: int, size: int, seed: int) -
 
 
 def train(
-    run: Run,
+    run: TrainingRun,
     name: str,
     model: GPT2LMHeadModel,
     minutes: float,
@@ -183,7 +183,7 @@ def cross_entropy(logits: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
-def make_tokenizer(run: Run, corpus: corpora.Corpus) -> Tokenizer:
+def make_tokenizer(run: TrainingRun, corpus: corpora.Corpus) -> Tokenizer:
     path = run.path("tokenizer.json")
     if not path.exists():
         corpora.train_tokenizer(corpus, VOCABULARY).save(str(path))
@@ -191,7 +191,7 @@ def make_tokenizer(run: Run, corpus: corpora.Corpus) -> Tokenizer:
 
 
 @torch.no_grad()
-def write_target_text(run: Run, target: GPT2LMHeadModel, tokens: np.ndarray, rows: int) -> np.ndarray:
+def write_target_text(run: TrainingRun, target: GPT2LMHeadModel, tokens: np.ndarray, rows: int) -> np.ndarray:
     """Text in the target's own hand, half of it greedy and half sampled, after prompts from the corpus.
 
     A draft is asked about what the target writes, not about what people wrote: it is distilled on both."""
@@ -220,7 +220,7 @@ def main(
     with_tests: Annotated[bool, typer.Option(help="Train on the library's tests too.")] = False,
 ) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    run = Run(work, seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    run = TrainingRun(work, seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     corpus = corpora.read(with_tests=with_tests)
     tokenizer = make_tokenizer(run, corpus)
     training, held_out = encode(tokenizer, corpus.training), encode(tokenizer, corpus.held_out)
@@ -261,7 +261,7 @@ def main(
     export_pair.write_card(EXPORT, corpus, training, held_out, histories, command)
 
 
-def summed(run: Run, *names: str) -> dict[str, float]:
+def summed(run: TrainingRun, *names: str) -> dict[str, float]:
     """What the stages of one model took together."""
     states = [torch.load(run.path(f"{name}.pt"), map_location="cpu") for name in names]
     keys = (("tokens", "seen", 1), ("steps", "step", 1), ("minutes", "spent", 60))

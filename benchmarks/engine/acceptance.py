@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sybil.drafting import DrafterFactory, DraftSelf
-from sybil.drafts import Maker, parse
+from sybil.drafts import DraftMaker, parse
 from sybil.loading import load, read
 from sybil.measuring import prompts as texts
 from sybil.models.activations import mean_squares
@@ -34,7 +34,7 @@ MOST = 96
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CopyAcceptance:
     """accepted: of the tokens proposed; tokens: in a round, of a row."""
 
     copy: str
@@ -46,13 +46,13 @@ class Found:
 
 def measure(
     target: str, prompts: str, names: Sequence[str], shifted: Sequence[Bits], count: int, new_tokens: int
-) -> Iterator[Found]:
+) -> Iterator[CopyAcceptance]:
     """Each of the drafts' names, and copies of so many bits whose blocks are shifted, over so many prompts at once."""
     decoder = load(target, dtype="float32", device=CPU)
     checkpoint = read(target)
     chosen = texts.spread(texts.load(shipped=prompts), count)
     encoded = [integers(texts.encode(prompt, decoder)[-MOST:]) for prompt in chosen]
-    maker = Maker(checkpoint, decoder.target, _no_model)
+    maker = DraftMaker(checkpoint, decoder.target, _no_model)
     makers: dict[str, Callable[[], DrafterFactory]] = {
         name: lambda name=name: maker.make(parse(name)) for name in names
     }
@@ -63,14 +63,14 @@ def measure(
         for setting, keywords in SETTINGS.items():
             stats = drafted.generate(encoded, max_new_tokens=new_tokens, eos_token_id=[], **keywords).stats
             size = sum(drafted.draft.step_bytes) / 1e6 if drafted.draft else 0.0
-            yield Found(name, setting, stats.acceptance_rate, stats.tokens_per_round, size)
+            yield CopyAcceptance(name, setting, stats.acceptance_rate, stats.tokens_per_round, size)
 
 
 def _no_model(name: str) -> DraftSelf:
     raise ValueError(f"{name} is no copy")
 
 
-def _shifted(maker: Maker, bits: Bits) -> NativeTransformer:
+def _shifted(maker: DraftMaker, bits: Bits) -> NativeTransformer:
     """A copy in float32 of what the shipped rounding makes of weights whose inputs were shifted."""
     checkpoint = maker.checkpoint
     assert checkpoint.known

@@ -18,7 +18,7 @@ from sybil.drafting.window import AUTO
 from sybil.drafts import LOOKUP
 from sybil.loading import load, read
 from sybil.measuring import prompts as texts
-from sybil.measuring.contenders import TRANSFORMERS, Contender, Measured, SybilContender, TransformersContender
+from sybil.measuring.contenders import TRANSFORMERS, Contender, PromptResult, SybilContender, TransformersContender
 from sybil.measuring.drafters import DRAFT, NONE, SELF, SHORT, Drafters
 from sybil.measuring.memory import weight_bytes
 from sybil.measuring.profile import DEPTH, bytes_read
@@ -33,11 +33,11 @@ EVERYWHERE = "every kind"
 BITS: tuple[Bits, ...] = (4, 5, 6, 8)
 STEP = 1.3
 """What a copy's step may cost, over reading its weights at the streaming rate."""
-Rows = dict[str, list[Measured]]
+Rows = dict[str, list[PromptResult]]
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class DrafterComparison:
     """Drafters of one target at gamma auto, beside plain decoding. asked: at least how many times as fast as plain, by
     drafter and kind of prompt; over_transformers: the same over transformers' generate, which takes part where any is
     asked. best: asked of the quickest drafter."""
@@ -51,8 +51,8 @@ class Comparison:
 
 
 MIXED = tuple(SHORT.values())
-COMPARISONS: Mapping[str, Comparison] = {
-    SMOLLM2: Comparison(
+COMPARISONS: Mapping[str, DrafterComparison] = {
+    SMOLLM2: DrafterComparison(
         SMOLLM2,
         "float32",
         (SELF, "self:4", "self:8", *MIXED),
@@ -60,16 +60,16 @@ COMPARISONS: Mapping[str, Comparison] = {
         {SELF: 3.6},
         best=2.6,
     ),
-    f"{SMOLLM2}-bfloat16": Comparison(
+    f"{SMOLLM2}-bfloat16": DrafterComparison(
         SMOLLM2, "bfloat16", (SELF, "self:4", "self:8", *MIXED), {(SELF, EVERYWHERE): 1.4}
     ),
-    STDLIB: Comparison(
+    STDLIB: DrafterComparison(
         STDLIB,
         "float32",
         (DRAFT, SELF, "self:4", "self:8", *MIXED, f"hybrid:lookup,{PAIRS[STDLIB].draft}"),
         best=1.8,
     ),
-    LOOKUP: Comparison(
+    LOOKUP: DrafterComparison(
         SMOLLM2,
         "float32",
         (LOOKUP,),
@@ -80,7 +80,7 @@ COMPARISONS: Mapping[str, Comparison] = {
             (LOOKUP, "conversation"): 0.97,
         },
     ),
-    f"{LOOKUP}-{STDLIB}": Comparison(
+    f"{LOOKUP}-{STDLIB}": DrafterComparison(
         STDLIB, "float32", (LOOKUP,), {(LOOKUP, kind): 0.97 for kind in ("code", "prose", "structured")}
     ),
 }
@@ -214,7 +214,7 @@ def _loaded(pair: str, dtype: str) -> tuple[Decoder, Drafters]:
     return decoder, Drafters(decoder, read(PAIRS[pair].source), getattr(torch, dtype))
 
 
-def _transformers(asked: Comparison) -> Contender:
+def _transformers(asked: DrafterComparison) -> Contender:
     from sybil.models.pretrained import load_transformers
 
     model = load_transformers(read(PAIRS[asked.pair].source), getattr(torch, asked.dtype), CPU).eval()
@@ -225,7 +225,7 @@ def _beyond(decoder: Decoder) -> Interval:
     return _exactly((weight_bytes(decoder) - decoder.target.weight_bytes) / 1e6)
 
 
-def _counted(what: str, rows: Sequence[Measured], plain: Sequence[Measured]) -> list[Bar]:
+def _counted(what: str, rows: Sequence[PromptResult], plain: Sequence[PromptResult]) -> list[Bar]:
     """What was accepted, tokens a round, and the texts that are plain decoding's, which all must be."""
     proposed, rounds = sum(row.proposed or 0 for row in rows), sum(row.rounds for row in rows)
     accepted, emitted = sum(row.accepted or 0 for row in rows), sum(len(row.tokens) for row in rows)

@@ -20,7 +20,7 @@ from benchmarks.engine.bars import CPU, Bar, Result, Tick
 from sybil.errors import InvalidSetting
 from sybil.loading import load
 from sybil.measuring import prompts as texts
-from sybil.measuring.contenders import AUTOREGRESSIVE, LLAMA_CPP, Contender, Measured, SybilContender
+from sybil.measuring.contenders import AUTOREGRESSIVE, LLAMA_CPP, Contender, PromptResult, SybilContender
 from sybil.measuring.peers import peers
 from sybil.measuring.profile import DEPTH
 from sybil.measuring.timing import Interval, forward_case, interleave, speed_up
@@ -82,7 +82,7 @@ def _beside_llama(name: str, file: Path, count: int, result: Result, tick: Tick)
     encoded = [integers(texts.encode(prompt, decoder)) for prompt in chosen]
     for contender in contenders.values():
         contender.run(encoded[0], 8)  # warm up
-    rows: dict[str, list[Measured]] = {each: [] for each in contenders}
+    rows: dict[str, list[PromptResult]] = {each: [] for each in contenders}
     for index, ids in enumerate(encoded):
         for each in list(contenders)[:: 1 if index % 2 == 0 else -1]:
             rows[each].append(contenders[each].run(ids, NEW_TOKENS))

@@ -31,7 +31,7 @@ Tick = Callable[[int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class DecodedText:
     """A prompt and what is said after it, token by token; digests: one of the logits that gave each new token."""
 
     id: str
@@ -58,7 +58,7 @@ def digest(logits: Tensor) -> str:
     return hashlib.blake2b(logits.numpy().tobytes(), digest_size=8).hexdigest()
 
 
-def plain(decoder: Decoder, name: str, prompt: Sequence[int], new_tokens: int) -> Text:
+def plain(decoder: Decoder, name: str, prompt: Sequence[int], new_tokens: int) -> DecodedText:
     """Decode a prompt greedily, alone; no token ends it."""
     model = decoder.target
     cache, known = model.new_cache(1, len(prompt) + new_tokens), list(prompt)
@@ -68,10 +68,10 @@ def plain(decoder: Decoder, name: str, prompt: Sequence[int], new_tokens: int) -
         digests.append(digest(logits))
         tokens.append(int(logits.argmax()))
         known.append(tokens[-1])
-    return Text(name, list(prompt), tokens, digests)
+    return DecodedText(name, list(prompt), tokens, digests)
 
 
-def verify(model: Model, chosen: Sequence[Text], width: int, seed: int) -> tuple[int, int, int]:
+def verify(model: Model, chosen: Sequence[DecodedText], width: int, seed: int) -> tuple[int, int, int]:
     """How many new tokens of the texts, all as long, were compared, have other bits, and would have been others."""
     generator, count = random.Random(seed), min(len(text.tokens) for text in chosen)
     rows = [[*text.prompt, *text.tokens] for text in chosen]
@@ -101,7 +101,7 @@ def verify(model: Model, chosen: Sequence[Text], width: int, seed: int) -> tuple
 def run(decoder: Decoder, prompts: Sequence[texts.Prompt], tokens: int, path: Path, tick: Tick) -> Iterator[Verified]:
     """At least so many tokens, widths and batches taking turns; all that path holds of an earlier run comes first."""
     held = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    known = {row["text"]["id"]: Text(**row["text"]) for row in held if "text" in row}
+    known = {row["text"]["id"]: DecodedText(**row["text"]) for row in held if "text" in row}
     done = {(row["width"], row["batch"], row["turn"]): row for row in held if "width" in row}
     places, total = itertools.cycle(prompts), 0
     for turn in itertools.count():
@@ -120,7 +120,7 @@ def run(decoder: Decoder, prompts: Sequence[texts.Prompt], tokens: int, path: Pa
                 return
 
 
-def _text(decoder: Decoder, prompt: texts.Prompt, known: dict[str, Text], path: Path, tick: Tick) -> Text:
+def _text(decoder: Decoder, prompt: texts.Prompt, known: dict[str, DecodedText], path: Path, tick: Tick) -> DecodedText:
     if prompt.id not in known:
         tick(0, f"{prompt.id} alone")
         known[prompt.id] = plain(decoder, prompt.id, texts.encode(prompt, decoder), NEW_TOKENS)

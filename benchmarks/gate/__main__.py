@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.gate import sides, turns, verdict
 from benchmarks.gate.sides import GateError, Side
-from benchmarks.gate.turns import Measurements, Plan
+from benchmarks.gate.turns import GatePlan, Measurements
 from benchmarks.workloads import REAL, SYNTHETIC, Case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,13 +41,13 @@ WORDS = {"pass": "not slower", "regression": "SLOWER", "inconclusive": "can't te
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CaseRow:
     """One case's end. ms: milliseconds a token, the median over pairs."""
 
     case: str
     base_ms: float
     new_ms: float
-    finding: verdict.Finding
+    finding: verdict.GateFinding
     verdict: verdict.Verdict
     again: bool
 
@@ -72,8 +72,8 @@ def main(
         for path in (out, markdown):
             if path and not path.absolute().parent.is_dir():
                 raise GateError(f"{path} is in no folder that is there: name another file")
-        plan = Plan(CASES) if machine is None else of_machine(machine)
-        limits = verdict.Limits(bound, confidence)
+        plan = GatePlan(CASES) if machine is None else of_machine(machine)
+        limits = verdict.GateLimits(bound, confidence)
         report = gate(base, new, plan, limits, pairs, console)
     except GateError as error:
         Console(stderr=True).print(f"gate: {error}", style="red", markup=False, soft_wrap=True)
@@ -97,11 +97,11 @@ def main(
     raise typer.Exit(STATUS[report["verdict"]])
 
 
-def of_machine(path: Path) -> Plan:
+def of_machine(path: Path) -> GatePlan:
     """The workload of a machine's file; raises GateError."""
     try:
         workload = json.loads(path.read_text())["workload"]
-        return Plan(
+        return GatePlan(
             ON_GPU,
             prompts=int(workload["prompts"]),
             new_tokens=int(workload["new_tokens"]),
@@ -113,7 +113,7 @@ def of_machine(path: Path) -> Plan:
 
 
 def gate(
-    base: str | None, new: str | None, plan: Plan, limits: verdict.Limits, pairs: int, console: Console
+    base: str | None, new: str | None, plan: GatePlan, limits: verdict.GateLimits, pairs: int, console: Console
 ) -> dict[str, Any]:
     """Build both sides, measure all cases, those again that did not pass, and judge."""
     began = time.time()
@@ -141,7 +141,7 @@ def gate(
     rows = []
     for case in findings:
         ms = [median(first.ms[case][side] + again.ms.get(case, {}).get(side, [])) for side in built]
-        rows.append(Row(case, *ms, findings[case], verdicts[case], case in again.ms))
+        rows.append(CaseRow(case, *ms, findings[case], verdicts[case], case in again.ms))
     return {
         "verdict": verdict.overall([row.verdict for row in rows]),
         "sides": {name: {"revision": side.revision, "commit": side.commit} for name, side in built.items()},
@@ -156,7 +156,9 @@ def gate(
     }
 
 
-def _measure(built: Mapping[str, Side], plan: Plan, pairs: int, measuring: Path, progress: Progress) -> Measurements:
+def _measure(
+    built: Mapping[str, Side], plan: GatePlan, pairs: int, measuring: Path, progress: Progress
+) -> Measurements:
     found = Measurements()
     for _ in progress.track(turns.measure(built, plan, pairs, measuring, found), pairs, description="measuring"):
         pass

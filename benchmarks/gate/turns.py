@@ -26,7 +26,7 @@ ORDERS = ("base", "new"), ("new", "base")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class GatePlan:
     """What a process decodes. passes: how often each prompt is decoded, but once of a real model, whose round takes ten
     times as long; threads: of a process, one, for with two every forward waits for the core that anything else has
     taken."""
@@ -52,7 +52,7 @@ class Process:
 
     Raises GateError where the side's code can't be run."""
 
-    def __init__(self, side: Side, plan: Plan, measuring: Path) -> None:
+    def __init__(self, side: Side, plan: GatePlan, measuring: Path) -> None:
         self._side = side
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (close() closes it)
         self._process = subprocess.Popen(
@@ -151,7 +151,9 @@ class Measurements:
             self.ms.setdefault(case.name, {}).setdefault(name, []).append(each.ms_per_token)
 
 
-def measure(sides: Mapping[str, Side], plan: Plan, pairs: int, measuring: Path, into: Measurements) -> Iterator[None]:
+def measure(
+    sides: Mapping[str, Side], plan: GatePlan, pairs: int, measuring: Path, into: Measurements
+) -> Iterator[None]:
     """So many pairs of fresh processes, added to into; yields after each."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     for number in range(pairs):
@@ -177,7 +179,7 @@ def measure(sides: Mapping[str, Side], plan: Plan, pairs: int, measuring: Path, 
         yield
 
 
-def _lacking(processes: Mapping[str, Process], plan: Plan) -> dict[str, str]:
+def _lacking(processes: Mapping[str, Process], plan: GatePlan) -> dict[str, str]:
     """The cases that can't be compared, and why: what base lacks; raises GateError for what only new does."""
     base, new = processes["base"].lacking, processes["new"].lacking
     for case in new.keys() - base.keys():

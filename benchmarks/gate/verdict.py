@@ -15,7 +15,7 @@ RESAMPLES = 9_999
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class GateLimits:
     """bound: how much slower is a regression, 0.05 for 5 %; confidence: that of each end of an interval by itself."""
 
     bound: float = 0.05
@@ -23,7 +23,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class GateFinding:
     """new / base, in milliseconds a token: above 1 is slower. The true ratio is above low, and below high, each with
     the confidence asked for."""
 
@@ -32,14 +32,14 @@ class Finding:
     high: float
     pairs: int
 
-    def verdict(self, limits: Limits) -> Verdict:
+    def verdict(self, limits: GateLimits) -> Verdict:
         """regression: surely slower than the bound; pass: surely not; inconclusive: the interval holds the bound."""
         if self.low > 1 + limits.bound:
             return "regression"
         return "pass" if self.high <= 1 + limits.bound else "inconclusive"
 
 
-def find(log_ratios: Sequence[float], limits: Limits) -> Finding:
+def find(log_ratios: Sequence[float], limits: GateLimits) -> GateFinding:
     """log_ratios: log(new / base), one a pair of processes. A pair is the unit that is drawn again: two processes of
     the same code differ too, by where their memory lies.
 
@@ -48,7 +48,7 @@ def find(log_ratios: Sequence[float], limits: Limits) -> Finding:
     values, count = np.asarray(log_ratios, dtype=float), len(log_ratios)
     mean, error = float(values.mean()), float(stats.sem(values)) if count > 1 else 0.0
     if not error:
-        return Finding(math.exp(mean), math.exp(mean), math.exp(mean), count)
+        return GateFinding(math.exp(mean), math.exp(mean), math.exp(mean), count)
     found = stats.bootstrap(
         (values,),
         np.mean,
@@ -59,10 +59,10 @@ def find(log_ratios: Sequence[float], limits: Limits) -> Finding:
     ).confidence_interval
     reach = error * stats.t.ppf(limits.confidence, count - 1)
     low, high = min(found.low, mean - reach), max(found.high, mean + reach)
-    return Finding(math.exp(mean), math.exp(low), math.exp(high), count)
+    return GateFinding(math.exp(mean), math.exp(low), math.exp(high), count)
 
 
-def confirm(first: Sequence[float], again: Sequence[float], limits: Limits) -> tuple[Finding, Verdict]:
+def confirm(first: Sequence[float], again: Sequence[float], limits: GateLimits) -> tuple[GateFinding, Verdict]:
     """The verdict on a case that the first pairs did not pass, with those run again to confirm: all pairs together
     decide, so that a false alarm stays as rare as one look makes it, and where they say regression the new ones must
     lie beyond the bound by themselves: what befell the machine the first time has not befallen the code."""

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.rows import FULL, PARTS, TINY, Plan, Row, table
+from benchmarks.gpu.rows import FULL, PARTS, TINY, GpuPlan, GpuRow, table
 
 WORKER = (sys.executable, "-m", "benchmarks.gpu.work")
 SECONDS = 460.0
@@ -30,18 +30,20 @@ SECONDS = 460.0
 
 
 def rows(
-    parts: Sequence[str], plan: Plan, device: str, seconds: float = SECONDS, worker: Sequence[str] = WORKER
-) -> Iterator[Row]:
+    parts: Sequence[str], plan: GpuPlan, device: str, seconds: float = SECONDS, worker: Sequence[str] = WORKER
+) -> Iterator[GpuRow]:
     """Every part's rows, as they are found."""
     left, ends = list(parts), time.monotonic() + seconds
     while left:
         if time.monotonic() >= ends:
-            yield from (Row(part, "left out", error=f"{seconds:.0f} s were over") for part in left)
+            yield from (GpuRow(part, "left out", error=f"{seconds:.0f} s were over") for part in left)
             return
         yield from _of_one_process(left, plan, device, ends, worker)
 
 
-def _of_one_process(left: list[str], plan: Plan, device: str, ends: float, worker: Sequence[str]) -> Iterator[Row]:
+def _of_one_process(
+    left: list[str], plan: GpuPlan, device: str, ends: float, worker: Sequence[str]
+) -> Iterator[GpuRow]:
     """The rows of one process, which is ended where a part takes too long. The parts that it begins leave the list: one
     at least, for one that can't begin is the first one's failure."""
     now, began, count = "", time.monotonic(), len(left)
@@ -56,17 +58,17 @@ def _of_one_process(left: list[str], plan: Plan, device: str, ends: float, worke
                 line = lines.get(timeout=max(limit - time.monotonic(), 0.0))
             except queue.Empty:
                 why = f"it took more than {time.monotonic() - began:.0f} s"
-                yield Row(now or left.pop(0), "ended", error=why)
+                yield GpuRow(now or left.pop(0), "ended", error=why)
                 return
             if line is None:
                 if now or len(left) == count:
-                    yield Row(now or left.pop(0), "ended", error=f"its process ended with {process.wait()}")
+                    yield GpuRow(now or left.pop(0), "ended", error=f"its process ended with {process.wait()}")
                 return
             if "begins" in line:
                 now, began = line["begins"], time.monotonic()
                 left.remove(now)
             elif "row" in line:
-                yield Row(**line["row"])
+                yield GpuRow(**line["row"])
             else:
                 now, began = "", time.monotonic()
 
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}: the parts are {', '.join(PARTS)}")
-    began, found = time.monotonic(), list[Row]()
+    began, found = time.monotonic(), list[GpuRow]()
     for row in rows(parts, TINY if asked.tiny else FULL, asked.device, asked.seconds):
         found.append(row)
         print(f"{time.monotonic() - began:4.0f} s  {table([row]).splitlines()[1]}", flush=True)  # noqa: T201

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.engine.bars import RANDOM_PAIRS
 from benchmarks.gpu.models import dtype_of
-from benchmarks.gpu.rows import Plan, Row
+from benchmarks.gpu.rows import GpuPlan, GpuRow
 from benchmarks.gpu.work import run
 from sybil.agreement import FLOAT32, HALF, first_difference, lead
 from sybil.decoding import Decoder
@@ -56,7 +56,7 @@ def _tolerance(dtype: torch.dtype, logits: Tensor) -> float:
     return float(HALF.get(dtype, FLOAT32).of(float(logits.abs().max())))
 
 
-def fixed_shapes(plan: Plan, device: torch.device) -> str:
+def fixed_shapes(plan: GpuPlan, device: torch.device) -> str:
     """Forwards of fixed shapes, recorded as graphs on a GPU, say what plain ones say, after rollbacks too."""
     furthest, before = 0.0, Graphs.recorded
     for kind in plan.families:
@@ -78,7 +78,7 @@ def fixed_shapes(plan: Plan, device: torch.device) -> str:
     return f"off by {furthest:.1e} at most; {recorded} graphs"
 
 
-def greedy(plan: Plan, device: torch.device) -> str:
+def greedy(plan: GpuPlan, device: torch.device) -> str:
     """Speculative greedy texts are plain ones, and transformers', but for near-ties."""
     parted = texts = 0
     for kind in plan.families:
@@ -111,7 +111,7 @@ def _near_tie(twin: Any, tokens: list[int], what: str) -> None:
     assert gap <= _tolerance(twin.dtype, logits), f"{what}: a text parts where the best token leads by {gap:.3f}"
 
 
-def seeds(plan: Plan, device: torch.device) -> str:
+def seeds(plan: GpuPlan, device: torch.device) -> str:
     """Coupled sampling is plain sampling, token for token; a seed's text comes again."""
     for kind in plan.families:
         target, draft = _model(kind, torch.float32, device), _model(kind, torch.float32, device, layers=2)
@@ -132,7 +132,7 @@ def seeds(plan: Plan, device: torch.device) -> str:
     return "the same tokens"
 
 
-def noise(plan: Plan, device: torch.device) -> str:
+def noise(plan: GpuPlan, device: torch.device) -> str:
     """The noise made on the device is the host's, to a logarithm's last bits, and draws the same tokens."""
     furthest = 0.0
     for vocab in (31, 4096, plan.vocab):
@@ -148,7 +148,7 @@ def noise(plan: Plan, device: torch.device) -> str:
     return f"off by {furthest:.1e} at most"
 
 
-def modes(plan: Plan, device: torch.device) -> str:
+def modes(plan: GpuPlan, device: torch.device) -> str:
     """A generation in inference mode and one outside, by turns, over one cache."""
     target, draft = (_model("gpt2", torch.float32, device, layers=layers) for layers in (3, 2))
     decoder = Decoder(target, DraftModel(draft))
@@ -161,7 +161,7 @@ def modes(plan: Plan, device: torch.device) -> str:
     return f"{len(texts)} generations"
 
 
-def waits(plan: Plan, device: torch.device) -> str:
+def waits(plan: GpuPlan, device: torch.device) -> str:
     """The host waits for the GPU once a round."""
     if device.type != "cuda":
         return NOT_HERE
@@ -193,7 +193,7 @@ def waits(plan: Plan, device: torch.device) -> str:
     return f"waits a round: {', '.join(told)}"
 
 
-def unrecordable(plan: Plan, device: torch.device) -> str:
+def unrecordable(plan: GpuPlan, device: torch.device) -> str:
     """What no graph takes is computed without one, on the stream that was current."""
     if device.type != "cuda":
         return NOT_HERE
@@ -212,7 +212,7 @@ def unrecordable(plan: Plan, device: torch.device) -> str:
     return "its reason is told, and the stream is the one before"
 
 
-def kept(plan: Plan, device: torch.device) -> str:
+def kept(plan: GpuPlan, device: torch.device) -> str:
     """Few forwards are kept, whatever is asked, and they share memory."""
     model = _model("gpt2", torch.float32, device)
     cache = model.new_cache(1, 250)
@@ -228,7 +228,7 @@ def kept(plan: Plan, device: torch.device) -> str:
     return f"{len(forwards)} forwards; their graphs hold {held / 1e6:.0f} MB"
 
 
-def growing(plan: Plan, device: torch.device) -> str:
+def growing(plan: GpuPlan, device: torch.device) -> str:
     """A larger cache takes the smaller one's place in memory."""
     if device.type != "cuda":
         return NOT_HERE
@@ -246,7 +246,7 @@ def growing(plan: Plan, device: torch.device) -> str:
     return f"{peak / second.nbytes:.2f} times the larger one"
 
 
-def grouped_heads(plan: Plan, device: torch.device) -> str:
+def grouped_heads(plan: GpuPlan, device: torch.device) -> str:
     """Attention of grouped heads under a mask takes torch's quick ways."""
     if device.type != "cuda":
         return NOT_HERE
@@ -265,7 +265,7 @@ def grouped_heads(plan: Plan, device: torch.device) -> str:
     return f"in {' and '.join(told)}"
 
 
-def logits(plan: Plan, device: torch.device) -> str:
+def logits(plan: GpuPlan, device: torch.device) -> str:
     """Logits of a model in half precision are float32, and finer than half precision."""
     for dtype in (torch.float16, torch.bfloat16):
         for kind in ("gpt2", "llama"):  # with the embedding as head, and with a head of its own
@@ -277,7 +277,7 @@ def logits(plan: Plan, device: torch.device) -> str:
     return "in one product" if one_product else "by parts of the head"
 
 
-def too_much(plan: Plan, device: torch.device) -> str:
+def too_much(plan: GpuPlan, device: torch.device) -> str:
     """What can't be had of memory is one line."""
     model = _model("gpt2", torch.float32, device)
     try:
@@ -290,7 +290,7 @@ def too_much(plan: Plan, device: torch.device) -> str:
     return said[:60] + "..."
 
 
-def cards(plan: Plan, device: torch.device) -> str:
+def cards(plan: GpuPlan, device: torch.device) -> str:
     """A model on the second GPU is timed there."""
     if device.type != "cuda" or torch.cuda.device_count() < 2:
         return "needs two GPUs"
@@ -301,7 +301,7 @@ def cards(plan: Plan, device: torch.device) -> str:
     return f"{1e3 * min(seconds):.2f} ms a forward"
 
 
-CHECKS: Mapping[str, Callable[[Plan, torch.device], str]] = {
+CHECKS: Mapping[str, Callable[[GpuPlan, torch.device], str]] = {
     "fixed shapes say what plain ones do": fixed_shapes,
     "greedy texts are plain ones and transformers'": greedy,
     "a seed's tokens with any draft": seeds,
@@ -318,20 +318,20 @@ CHECKS: Mapping[str, Callable[[Plan, torch.device], str]] = {
 }
 
 
-def checks(plan: Plan, device: torch.device) -> Iterator[Row]:
+def checks(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
     """All of them, each by itself."""
     for what, check in CHECKS.items():
         for row in run("checks", plan, str(device), {"checks": _as_part(check)}):
             yield replace(row, what=what)
 
 
-def _as_part(check: Callable[[Plan, torch.device], str]) -> Callable[[Plan, Any], Iterator[Row]]:
-    def rows(plan: Plan, device: Any) -> Iterator[Row]:
+def _as_part(check: Callable[[GpuPlan, torch.device], str]) -> Callable[[GpuPlan, Any], Iterator[GpuRow]]:
+    def rows(plan: GpuPlan, device: Any) -> Iterator[GpuRow]:
         try:
             found = check(plan, device)
         except AssertionError as wrong:
-            yield Row("checks", "", str(wrong), ok=False)
+            yield GpuRow("checks", "", str(wrong), ok=False)
         else:
-            yield Row("checks", "", found, ok=None if found.startswith("needs ") else True)
+            yield GpuRow("checks", "", found, ok=None if found.startswith("needs ") else True)
 
     return rows

@@ -8,14 +8,14 @@ from statistics import median
 import torch
 
 from benchmarks.gpu.models import dtype_of, pair_of
-from benchmarks.gpu.rows import Plan, Row
+from benchmarks.gpu.rows import GpuPlan, GpuRow
 from sybil.decoding import Decoder
 from sybil.measuring.contenders import (
     AUTOREGRESSIVE,
     SPECULATIVE,
     TRANSFORMERS,
     Contender,
-    Measured,
+    PromptResult,
     SybilContender,
     TransformersContender,
 )
@@ -30,18 +30,20 @@ SMALL_GPU, CONTEXT = 4_000_000_000, 600_000_000
 """The memory of the smallest GPU that Sybil is for, and what CUDA itself takes of it: an estimate."""
 
 
-def _measured(contenders: Mapping[str, Contender], prompt: torch.Tensor, plan: Plan) -> dict[str, list[Measured]]:
+def _measured(
+    contenders: Mapping[str, Contender], prompt: torch.Tensor, plan: GpuPlan
+) -> dict[str, list[PromptResult]]:
     """Runs of each, by turns, after one that isn't counted."""
     for each in contenders.values():
         each.run(prompt, plan.replayed_tokens)
-    runs: dict[str, list[Measured]] = {name: [] for name in contenders}
+    runs: dict[str, list[PromptResult]] = {name: [] for name in contenders}
     for _ in range(plan.repetitions):
         for name, each in contenders.items():
             runs[name].append(unrecorded(lambda each=each: each.run(prompt, plan.replayed_tokens)))  # type: ignore[misc]
     return runs
 
 
-def _rows(part: str, what: str, runs: Mapping[str, list[Measured]]) -> Iterator[Row]:
+def _rows(part: str, what: str, runs: Mapping[str, list[PromptResult]]) -> Iterator[GpuRow]:
     """A row a contender: speed, over plain decoding, and whether it says plain decoding's tokens."""
     ms = {name: 1e3 * median(run.seconds / len(run.tokens) for run in group) for name, group in runs.items()}
     plain = runs[AUTOREGRESSIVE][0].tokens
@@ -54,10 +56,10 @@ def _rows(part: str, what: str, runs: Mapping[str, list[Measured]]) -> Iterator[
             )
         found += "" if same else "; not plain decoding's text"
         numbers = {"ms": ms[name], "over_plain": over, "same": same}
-        yield Row(part, f"{what}, {name}", found, numbers=numbers)  # random models are full of near-ties
+        yield GpuRow(part, f"{what}, {name}", found, numbers=numbers)  # random models are full of near-ties
 
 
-def replay(plan: Plan, device: torch.device) -> Iterator[Row]:
+def replay(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
     """Plain, speculative, and transformers."""
     pair = pair_of(plan)
     for name in reversed(plan.dtypes):
@@ -74,7 +76,7 @@ def replay(plan: Plan, device: torch.device) -> Iterator[Row]:
         del contenders, target, draft
 
 
-def self(plan: Plan, device: torch.device) -> Iterator[Row]:
+def self(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
     """The target's own copy in 8 bits, by whatever library does it."""
     pair, dtype = pair_of(plan), dtype_of(plan.dtypes[-1])
     way = packaged(8, dtype, "self:8") if device.type == "cuda" else "int8"
@@ -89,7 +91,7 @@ def self(plan: Plan, device: torch.device) -> Iterator[Row]:
     yield from _rows("self", f"{pair.target.name} {plan.dtypes[-1]} by its 8 bits", _measured(contenders, prompt, plan))
 
 
-def memory(plan: Plan, device: torch.device) -> Iterator[Row]:
+def memory(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
     """A whole context within a small GPU's memory. This process gets no more of a larger one."""
     pair, dtype = pair_of(plan), dtype_of(plan.dtypes[-1])
     if device.type == "cuda":
@@ -109,4 +111,6 @@ def memory(plan: Plan, device: torch.device) -> Iterator[Row]:
             numbers["reserved"] = torch.cuda.max_memory_reserved(device)
             found += f"; torch took {numbers['reserved'] / 1e6:.0f} MB"
         what = f"{pair.target.name} {plan.dtypes[-1]}, {count} rows of {plan.tokens_in_memory} tokens in 4 GB"
-        yield Row("memory", what, found, device.type != "cuda" or numbers["reserved"] <= SMALL_GPU - CONTEXT, numbers)
+        yield GpuRow(
+            "memory", what, found, device.type != "cuda" or numbers["reserved"] <= SMALL_GPU - CONTEXT, numbers
+        )

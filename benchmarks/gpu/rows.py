@@ -21,7 +21,7 @@ PARTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class GpuRow:
     """One line of the table. ok: None where it is only told. error: why there is nothing to tell."""
 
     part: str
@@ -37,7 +37,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class GpuPlan:
     """How much is done. workload: of sybil.measuring.workload, whose target and draft are replayed. dtypes: what texts
     and verdicts are asked in. families, checked, checked_tokens: model_types, dtypes and new tokens of the checks.
     seconds: what a part may take before it is ended."""
@@ -59,8 +59,8 @@ class Plan:
     seconds: float = 150.0
 
 
-FULL = Plan()
-TINY = Plan(
+FULL = GpuPlan()
+TINY = GpuPlan(
     workload="",
     dtypes=("float32",),
     families=("gpt2", "llama"),
@@ -81,7 +81,7 @@ TINY = Plan(
 """For a test on a CPU: everything runs, and nothing of it says anything about speed. "": tiny models are replayed."""
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[GpuRow]) -> str:
     """The rows under each other."""
     lines = [("part", "what", "found", "")]
     for row in rows:

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from benchmarks.gpu.models import dtype_of, pair_of, synchronise
-from benchmarks.gpu.rows import Plan, Row
+from benchmarks.gpu.rows import GpuPlan, GpuRow
 from sybil.devices import has_bfloat16
 from sybil.measuring.machine import describe
 from sybil.measuring.profile import bytes_read
@@ -21,7 +21,7 @@ from sybil.transfer import integers
 TOKENS = (1, 5)
 
 
-def device(plan: Plan, device: torch.device) -> Iterator[Row]:
+def device(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
     """What it is."""
     about = describe(device)
     numbers = dict(about)
@@ -36,10 +36,10 @@ def device(plan: Plan, device: torch.device) -> Iterator[Row]:
             "bfloat16": has_bfloat16(device),
         }
         told += f", CUDA {torch.version.cuda}, {properties.total_memory / 1e9:.1f} GB"
-    yield Row("device", str(about["processor"]), told, numbers=numbers)
+    yield GpuRow("device", str(about["processor"]), told, numbers=numbers)
 
 
-def graphs(plan: Plan, device: torch.device) -> Iterator[Row]:
+def graphs(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
     """The target's forward with graphs and without, and which share of the memory's bandwidth it comes to."""
     pair = pair_of(plan)
     for name in plan.dtypes:
@@ -57,13 +57,13 @@ def graphs(plan: Plan, device: torch.device) -> Iterator[Row]:
             share = bytes_read(recorded) / one / (STREAM_BYTES / ms[STREAM])
             found = f"{one:.3f} ms, without graphs {other:.3f} ms ({other / one:.2f}x); {share:.0%} of the bandwidth"
             what = f"{pair.target.name} {name}, a forward of {count}"
-            yield Row("graphs", what, found, numbers={"ms": one, "ms_without": other, "share": share})
+            yield GpuRow("graphs", what, found, numbers={"ms": one, "ms_without": other, "share": share})
         bandwidth = STREAM_BYTES / ms[STREAM] / 1e6
-        yield Row("graphs", f"{name}: streaming", f"{bandwidth:.0f} GB/s", numbers={"gigabytes_a_second": bandwidth})
+        yield GpuRow("graphs", f"{name}: streaming", f"{bandwidth:.0f} GB/s", numbers={"gigabytes_a_second": bandwidth})
         del recorded, launched, weights, cases
 
 
-def noise(plan: Plan, device: torch.device) -> Iterator[Row]:
+def noise(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
     """What the exponentials of one position take, made on the host and on the device."""
     source, ms = Noise(1), dict[str, float]()
     for name in ("host", "device"):
@@ -81,4 +81,4 @@ def noise(plan: Plan, device: torch.device) -> Iterator[Row]:
             times.append(1e3 * (time.perf_counter() - began))
         ms[name] = median(times[1:])
     what = f"exponentials of {plan.vocab} tokens"
-    yield Row("noise", what, f"{ms['device']:.3f} ms there, {ms['host']:.3f} ms on the host", numbers=ms)
+    yield GpuRow("noise", what, f"{ms['device']:.3f} ms there, {ms['host']:.3f} ms on the host", numbers=ms)

@@ -10,7 +10,7 @@ import torch
 
 import sybil
 from benchmarks.gpu.models import dtype_of
-from benchmarks.gpu.rows import Plan, Row
+from benchmarks.gpu.rows import GpuPlan, GpuRow
 from sybil.agreement import FLOAT32, HALF
 from sybil.measuring import prompts as shipped
 from sybil.measuring.compare import Comparison, agreements, digest
@@ -21,7 +21,7 @@ from sybil.pairs import PAIRS, STDLIB
 LARGEST_LOGIT = 128.0  # GPT-2's lie below, and the embedded pair's
 
 
-def texts(plan: Plan, device: torch.device) -> Iterator[Row]:
+def texts(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
     """Greedy texts of every decoder beside transformers', and how fast they come."""
     pair, chosen = PAIRS[STDLIB], shipped.spread(shipped.load(), plan.prompts)
     for name in plan.dtypes:
@@ -49,10 +49,10 @@ def texts(plan: Plan, device: torch.device) -> Iterator[Row]:
                 if gaps:
                     found += f", the rest part where the best token leads by {max(gaps):.3f} at most"
                 numbers |= {"same": each.same, "texts": each.texts, "gaps": gaps}
-            yield Row("texts", f"{STDLIB} {name}, {who}", found, ok, numbers)
+            yield GpuRow("texts", f"{STDLIB} {name}, {who}", found, ok, numbers)
 
 
-def verify(plan: Plan, device: torch.device) -> Iterator[Row]:
+def verify(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
     """The judge's verdict on Sybil's own decoder. An INCONCLUSIVE one is no failure: few tokens are judged."""
     for name in plan.dtypes:
         asked: dict[str, Any] = dict(plan.judged)
@@ -60,4 +60,4 @@ def verify(plan: Plan, device: torch.device) -> Iterator[Row]:
         told = f"{report.verdict}: {report.tokens} tokens; {'; '.join(report.reasons)[:160]}"
         verdicts = {question: str(verdict) for question, verdict in report.verdicts.items()}
         ok = {"PASS": True, "FAIL": False, "INCONCLUSIVE": None}[report.verdict]
-        yield Row("verify", f"{STDLIB} {name}", told, ok, {"verdicts": verdicts, "tokens": report.tokens})
+        yield GpuRow("verify", f"{STDLIB} {name}", told, ok, {"verdicts": verdicts, "tokens": report.tokens})

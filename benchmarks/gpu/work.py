@@ -16,12 +16,12 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
-from benchmarks.gpu.rows import PARTS, Plan, Row
+from benchmarks.gpu.rows import PARTS, GpuPlan, GpuRow
 
-Rows = Callable[[Plan, Any], Iterator[Row]]
+Rows = Callable[[GpuPlan, Any], Iterator[GpuRow]]
 
 
-def run(part: str, plan: Plan, device: str, parts: dict[str, Rows] | None = None) -> Iterator[Row]:
+def run(part: str, plan: GpuPlan, device: str, parts: dict[str, Rows] | None = None) -> Iterator[GpuRow]:
     """The rows of one part; what it raises is its last row, and no further part's affair."""
     try:
         import torch
@@ -29,7 +29,7 @@ def run(part: str, plan: Plan, device: str, parts: dict[str, Rows] | None = None
         yield from ((parts or {}).get(part) or _named(PARTS[part]))(plan, torch.device(device))
     except Exception as error:
         reason = str(error).strip().splitlines()
-        yield Row(part, "what it raised", error=f"{type(error).__name__}: {reason[0] if reason else ''}"[:300])
+        yield GpuRow(part, "what it raised", error=f"{type(error).__name__}: {reason[0] if reason else ''}"[:300])
 
 
 def _named(place: str) -> Rows:
@@ -53,7 +53,7 @@ def released(device: str) -> bool:
     return True
 
 
-def serve(parts: Sequence[str], plan: Plan, device: str, tell: Callable[[dict[str, Any]], None]) -> None:
+def serve(parts: Sequence[str], plan: GpuPlan, device: str, tell: Callable[[dict[str, Any]], None]) -> None:
     """Tell of every part that it begins, its rows, and that it is done."""
     for part in parts:
         began = time.perf_counter()
@@ -76,4 +76,4 @@ if __name__ == "__main__":
         replies.write(json.dumps(line) + "\n")
         replies.flush()
 
-    serve(asked["parts"], Plan(**asked["plan"]), asked["device"], tell)
+    serve(asked["parts"], GpuPlan(**asked["plan"]), asked["device"], tell)

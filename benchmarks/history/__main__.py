@@ -36,7 +36,7 @@ def main(
         for path in (out, markdown):
             if path and not path.absolute().parent.is_dir():
                 raise HistoryError(f"{path} is in no folder that is there: name another file")
-        limits = verdict.Limits(least=least, last=last)
+        limits = verdict.HistoryLimits(least=least, last=last)
         known = verdict.unstable()
         histories = [each for each in stored.read(root, results, branch) if machine in (None, each.machine)]
         if not histories:

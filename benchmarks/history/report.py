@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.history.stored import Commit, History
-from benchmarks.history.verdict import Finding, Limits, Verdict, busy_commits
+from benchmarks.history.verdict import HistoryFinding, HistoryLimits, Verdict, busy_commits
 
 ORDER: tuple[Verdict, ...] = ("regression", "suspicious", "improvement")
 MOST_ROWS, LONGEST = 60, 72
@@ -18,28 +18,28 @@ BUSY_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TrackRow:
     """The changes of one track that are one verdict, about one commit. findings: its cells, the surest first."""
 
     verdict: Verdict
     track: str
-    findings: tuple[Finding, ...]
+    findings: tuple[HistoryFinding, ...]
 
 
-def markdown(histories: Sequence[tuple[History, Sequence[Finding]]], limits: Limits) -> str:
+def markdown(histories: Sequence[tuple[History, Sequence[HistoryFinding]]], limits: HistoryLimits) -> str:
     """The whole report."""
     parts = [section(history, findings, limits) for history, findings in histories]
     return f"## Speed by commit: {headline([each for _, found in histories for each in found])}\n\n" + "\n".join(parts)
 
 
-def headline(findings: Sequence[Finding]) -> str:
+def headline(findings: Sequence[HistoryFinding]) -> str:
     """The verdicts, counted."""
     counted = Counter(finding.verdict for finding in findings)
     said = [f"{counted[verdict]} {verdict}" for verdict in (*ORDER, "too little data", "steady") if counted[verdict]]
     return ", ".join(said) or "no cells"
 
 
-def section(history: History, findings: Sequence[Finding], limits: Limits) -> str:
+def section(history: History, findings: Sequence[HistoryFinding], limits: HistoryLimits) -> str:
     """One machine's part."""
     commits = history.commits
     span = f"{len(commits)} commits of {plain(history.branch)}"
@@ -56,9 +56,9 @@ def section(history: History, findings: Sequence[Finding], limits: Limits) -> st
     return "\n".join(lines) + "\n"
 
 
-def rows_of(findings: Sequence[Finding]) -> Iterator[Row]:
+def rows_of(findings: Sequence[HistoryFinding]) -> Iterator[TrackRow]:
     """Verdict by verdict and commit by commit."""
-    rows: dict[tuple[int, int, str, Verdict, int], list[Finding]] = defaultdict(list)
+    rows: dict[tuple[int, int, str, Verdict, int], list[HistoryFinding]] = defaultdict(list)
     for finding in findings:
         if finding.change:
             rows[
@@ -66,10 +66,10 @@ def rows_of(findings: Sequence[Finding]) -> Iterator[Row]:
             ].append(finding)
     for _, row in sorted(rows.items()):
         surest = sorted(row, key=lambda each: each.change.chance if each.change else 1.0)
-        yield Row(row[0].verdict, row[0].series.track, tuple(surest))
+        yield TrackRow(row[0].verdict, row[0].series.track, tuple(surest))
 
 
-def _columns(row: Row, history: History) -> list[str]:
+def _columns(row: TrackRow, history: History) -> list[str]:
     first = row.findings[0]
     moved = [finding.change.relative for finding in row.findings if finding.change]
     change = f"{median(moved):+.1%}" + (f" ({min(moved):+.1%} to {max(moved):+.1%})" if len(moved) > 1 else "")
@@ -88,7 +88,7 @@ def _columns(row: Row, history: History) -> list[str]:
     ]
 
 
-def _place(finding: Finding, history: History) -> str:
+def _place(finding: HistoryFinding, history: History) -> str:
     """The commit, or the first and the last of a slide; and how many others it may be, that weren't measured."""
     first, last = history.commits[finding.first], history.commits[finding.last]
     before = history.commits[finding.first - 1].number if finding.first else -1
@@ -97,7 +97,7 @@ def _place(finding: Finding, history: History) -> str:
     return f"a slide from {said} to {name(last)}" if last != first else said
 
 
-def _notes(history: History, findings: Sequence[Finding], limits: Limits) -> Iterator[str]:
+def _notes(history: History, findings: Sequence[HistoryFinding], limits: HistoryLimits) -> Iterator[str]:
     """What else is to be known of a machine's history."""
     busy = {place: share for place, share in busy_commits(history).items() if share >= BUSY_SHARE}
     if busy:
@@ -132,7 +132,7 @@ def plain(text: str, most: int = LONGEST) -> str:
     return text
 
 
-def plainly(history: History, findings: Sequence[Finding]) -> dict[str, Any]:
+def plainly(history: History, findings: Sequence[HistoryFinding]) -> dict[str, Any]:
     """The same for a program."""
     return {
         "machine": history.machine,

@@ -27,7 +27,7 @@ NEAR = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class HistoryLimits:
     """least: the smallest change that is told, 0.05 for 5 %. promised: too little data is where a step of that size
     could not be seen. chance: what the t-test must give at most. after: commits that confirm a change. last: how
     many commits are looked at."""
@@ -49,7 +49,7 @@ class Unstable:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class HistoryFinding:
     """One cell's end, or one of its changes. first, last: places in History.commits, of the commits that made the
     change. seen: the smallest step that half of the numbers on either side of it would show."""
 
@@ -76,15 +76,15 @@ def unstable(file: Path = UNSTABLE) -> list[Unstable]:
     return found
 
 
-def judge(history: History, limits: Limits, known: Sequence[Unstable]) -> list[Finding]:
+def judge(history: History, limits: HistoryLimits, known: Sequence[Unstable]) -> list[HistoryFinding]:
     """Every cell's findings, one at least."""
     found = [finding for series in history.series for finding in of_cell(series, history, limits, known)]
     return [placed for group in _together(found) for placed in _placed(group, limits)]
 
 
-def _together(findings: Sequence[Finding]) -> list[list[Finding]]:
+def _together(findings: Sequence[HistoryFinding]) -> list[list[HistoryFinding]]:
     """Changes of one track that have one verdict, and are beside each other; and all else by ones."""
-    groups: list[list[Finding]] = []
+    groups: list[list[HistoryFinding]] = []
     chosen = sorted(findings, key=lambda each: (each.series.track, each.verdict, each.first))
     for finding in chosen:
         last = groups[-1][-1] if groups else None
@@ -96,7 +96,7 @@ def _together(findings: Sequence[Finding]) -> list[list[Finding]]:
     return groups
 
 
-def _placed(group: list[Finding], limits: Limits) -> list[Finding]:
+def _placed(group: list[HistoryFinding], limits: HistoryLimits) -> list[HistoryFinding]:
     """The same with the place of the change that all cells together show, whose noise is less than one cell's."""
     if len(group) == 1:
         return group
@@ -115,7 +115,7 @@ def _placed(group: list[Finding], limits: Limits) -> list[Finding]:
     return [replace(each, first=places[near.first], last=places[near.last]) for each in group]
 
 
-def of_cell(series: Series, history: History, limits: Limits, known: Sequence[Unstable]) -> list[Finding]:
+def of_cell(series: Series, history: History, limits: HistoryLimits, known: Sequence[Unstable]) -> list[HistoryFinding]:
     """A finding for each change that stands; one in all where there is none."""
     earliest = len(history.commits) - limits.last
     points = [point for point in series.points if point.place not in series.busy and point.place >= earliest]
@@ -128,14 +128,14 @@ def of_cell(series: Series, history: History, limits: Limits, known: Sequence[Un
         why = "; ".join(_doubts(series, change, places, history, limits, listed))
         sure: Verdict = "regression" if change.after > change.before else "improvement"
         verdict: Verdict = "suspicious" if why else sure
-        found.append(Finding(series, verdict, why, change, places[change.first], places[change.last]))
+        found.append(HistoryFinding(series, verdict, why, change, places[change.first], places[change.last]))
     if found:
         return found
     seen = smallest_step(values, limits.chance)
     if seen <= max(limits.promised, 3 * listed.spread if listed else 0.0):
-        return [Finding(series, "steady", f"known to vary: {listed.why}" if listed else "", seen=seen)]
+        return [HistoryFinding(series, "steady", f"known to vary: {listed.why}" if listed else "", seen=seen)]
     shown = "no step" if seen == float("inf") else f"no step below {seen:.0%}"
-    return [Finding(series, "too little data", f"{len(values)} commits show {shown}", seen=seen)]
+    return [HistoryFinding(series, "too little data", f"{len(values)} commits show {shown}", seen=seen)]
 
 
 def _doubts(
@@ -143,7 +143,7 @@ def _doubts(
     change: Change,
     places: Sequence[int],
     history: History,
-    limits: Limits,
+    limits: HistoryLimits,
     listed: Unstable | None,
 ) -> list[str]:
     """Why the change may not be the commits' doing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sybil.checking.memory import Memory, Setup, memory
+from sybil.checking.memory import MemoryNeed, Setup, memory
 from sybil.drafts import Lookup
 from sybil.models import planning
 
@@ -19,7 +19,7 @@ class Alternative:
     """What to change, in words, and the memory that it takes then."""
 
     words: tuple[str, ...]
-    memory: Memory
+    memory: MemoryNeed
 
 
 def alternatives(setup: Setup, free: int) -> tuple[Alternative, ...]:

@@ -10,11 +10,11 @@ import torch
 
 from sybil import allocation, fit
 from sybil.checking.alternatives import Alternative, alternatives
-from sybil.checking.memory import Extent, Memory, Placed, Setup, memory, step_bytes, target_bytes
+from sybil.checking.memory import Extent, MemoryNeed, Placed, Setup, memory, step_bytes, target_bytes
 from sybil.checking.promise import Promise, promise, verified_in
 from sybil.checking.sight import seen
 from sybil.devices import choose_device, dtype_named
-from sybil.drafts import Cascade, Draft, Hybrid, Lookup, Self, Source, has_model, parse
+from sybil.drafts import Cascade, Draft, Hybrid, Lookup, NamedModel, Self, has_model, parse
 from sybil.errors import InvalidSetting
 from sybil.loading import check_draft_dtype
 from sybil.models import copies
@@ -32,12 +32,12 @@ class Candidate:
     """What could draft. memory: of the target and it. promise: None where nobody knows."""
 
     name: str
-    memory: Memory
+    memory: MemoryNeed
     promise: Promise | None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PairFacts:
     """What is known before anything is loaded.
 
     target, draft: their names, None for no draft. here: whether all weights are on this machine. free: bytes on the
@@ -48,7 +48,7 @@ class Found:
     target: str
     draft: str | None
     here: bool
-    memory: Memory
+    memory: MemoryNeed
     free: int | None
     alternatives: tuple[Alternative, ...]
     tokens: Tokens | None
@@ -72,7 +72,7 @@ def check(
     batch: int = 1,
     context: int | None = None,
     revision: str | None = None,
-) -> Found:
+) -> PairFacts:
     """target, draft, dtype, draft_dtype, device and revision are sybil.load's; batch and context: of what is to be
     decoded, rows and the tokens of each. Raises the errors of sybil.errors."""
     target, draft = _named(target, draft)
@@ -95,7 +95,7 @@ def check(
     free = allocation.free(place)
     setup = Setup(part, tree, helper, extent)
     found = memory(setup)
-    return Found(
+    return PairFacts(
         setup=setup,
         target=target,
         draft=draft,
@@ -122,13 +122,13 @@ def _named(target: str, draft: str | None) -> tuple[str, str | None]:
     return target, of_target if draft is None else draft
 
 
-def _source(tree: Draft | None) -> Source | None:
+def _source(tree: Draft | None) -> NamedModel | None:
     """The model that a draft names."""
     if isinstance(tree, Hybrid):
         return _source(tree.other)
     if isinstance(tree, Cascade):
         return _source(tree.draft)
-    return tree if isinstance(tree, Source) else None
+    return tree if isinstance(tree, NamedModel) else None
 
 
 def _check_copies(target: Placed, draft: str | None, tree: Draft | None) -> None:
@@ -152,9 +152,9 @@ def _context(target: Placed) -> int | None:
 def _extent(batch: int, context: int | None, most: int | None) -> Extent:
     """Raises InvalidSetting."""
     if not 1 <= batch <= MOST_ROWS:
-        raise InvalidSetting(f"batch is {batch}: use 1 to {MOST_ROWS} rows")
+        raise InvalidSetting(f"batch is {batch}: use an integer from 1 to {MOST_ROWS}")
     if context is not None and not 2 <= context <= (most or 1 << 24):
-        raise InvalidSetting(f"context is {context}: the target takes 2 to {most or 1 << 24} tokens")
+        raise InvalidSetting(f"context is {context}: use an integer from 2 to {most or 1 << 24}, what the target takes")
     return Extent(batch, context or min(CONTEXT, most or CONTEXT), torch.get_num_threads())
 
 
@@ -178,7 +178,7 @@ def _candidates(setup: Setup, name: str | None) -> Iterator[Candidate]:
     places = setup.extent.context // 2  # of a text as it grows, the mean
     for each, draft in trees.items():
         own, promised = replace(setup, draft=draft), None
-        if isinstance(draft, Source | Self | Lookup):
+        if isinstance(draft, NamedModel | Self | Lookup):
             read, drafted = target_bytes(own, places), step_bytes(own, places)
             promised = promise(read, drafted, verified_in(target.kept, on_cpu=on_cpu))
         yield Candidate(each, memory(own), promised)

@@ -10,7 +10,7 @@ import torch
 
 from sybil import budget
 from sybil.drafting.auto import MOST, MOST_FOR_NOTHING
-from sybil.drafts import BEGINNINGS, NEW_TOKENS, Cascade, Draft, Hybrid, Lookup, Self, Skip, Source
+from sybil.drafts import BEGINNINGS, NEW_TOKENS, Cascade, Draft, Hybrid, Lookup, NamedModel, Self, Skip
 from sybil.models import copies, planning
 from sybil.models.folders import Checkpoint
 from sybil.models.shape import Shape
@@ -66,7 +66,7 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryNeed:
     """Bytes. parts: what decoding takes, by what for; loading: the most while the models are loaded, tokenizers and
     libraries included."""
 
@@ -84,14 +84,14 @@ class Memory:
         return max(self.loading, self.decoding)
 
 
-def memory(setup: Setup) -> Memory:
+def memory(setup: Setup) -> MemoryNeed:
     """What all of it takes. Raises WeightsMismatch."""
     target, extent = setup.target, setup.extent
     most = MOST_FOR_NOTHING if isinstance(setup.draft, Lookup | Hybrid) else MOST
     width = 1 if setup.draft is None else most + 1
     models, cached, heap = [target.weights], [target], 0
     for each in _models(setup.draft):
-        if isinstance(each, Source):
+        if isinstance(each, NamedModel):
             assert setup.helper is not None
             models.append(setup.helper.weights)
             cached.append(setup.helper)
@@ -112,12 +112,12 @@ def memory(setup: Setup) -> Memory:
         "freed, still held": heap,
         "tokenizers, libraries": beside,
     }
-    return Memory({name: size for name, size in parts.items() if size}, loading + heap + beside)
+    return MemoryNeed({name: size for name, size in parts.items() if size}, loading + heap + beside)
 
 
 def step_bytes(setup: Setup, places: int) -> int:
     """What the draft, a model or the target's copy, reads for a token: weights, keys and values of so many places."""
-    if isinstance(setup.draft, Source):
+    if isinstance(setup.draft, NamedModel):
         assert setup.helper is not None
         return setup.helper.weights.step + _cache(setup.helper, 1, places)
     if isinstance(setup.draft, Self):
@@ -130,13 +130,13 @@ def target_bytes(setup: Setup, places: int) -> int:
     return setup.target.weights.step + _cache(setup.target, 1, places)
 
 
-def _models(draft: Draft | None) -> list[Self | Skip | Source]:
+def _models(draft: Draft | None) -> list[Self | Skip | NamedModel]:
     """What of a draft has weights."""
     if isinstance(draft, Hybrid):
         return _models(draft.other)
     if isinstance(draft, Cascade):
         return [*_models(draft.draft), *([draft.helper] if isinstance(draft.helper, Self) else [])]
-    return [draft] if isinstance(draft, Self | Skip | Source) else []
+    return [draft] if isinstance(draft, Self | Skip | NamedModel) else []
 
 
 def _copy(target: Placed, bits: Bits | None) -> budget.WeightBytes:

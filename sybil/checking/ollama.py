@@ -34,7 +34,7 @@ COMPLETES = "completion"
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class OllamaModel:
     """One of the server's models; what it doesn't say is "", 0 or None. known: whether Sybil's own forward knows the
     architecture; completes: whether it continues texts, as embedding models don't."""
 
@@ -49,7 +49,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class OllamaAnswer:
     """What a model said. tokens: how many, None where the server doesn't tell; seconds: of the whole request."""
 
     model: str
@@ -73,7 +73,7 @@ def server(url: str | None = None) -> Server:
     return Server(given, TIMEOUT, kind=KIND)
 
 
-def models(asked: Server) -> list[Model]:
+def models(asked: Server) -> list[OllamaModel]:
     """All that the server has, the smallest first. Raises EndpointFailed."""
     listed = asked.ask("/api/tags").get("models")
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
@@ -84,7 +84,7 @@ def models(asked: Server) -> list[Model]:
     return sorted(found, key=lambda model: model.nbytes)
 
 
-def _model(asked: Server, listed: Mapping[str, Any]) -> Model:
+def _model(asked: Server, listed: Mapping[str, Any]) -> OllamaModel:
     """By what /api/tags lists of it and /api/show says."""
     name = _text(listed, "name")
     try:
@@ -95,7 +95,7 @@ def _model(asked: Server, listed: Mapping[str, Any]) -> Model:
     details = details or _object(told, "details")
     architecture = _text(info, "general.architecture") or _text(details, "family")
     capabilities = told.get("capabilities")
-    return Model(
+    return OllamaModel(
         name=name,
         parameters=_text(details, "parameter_size") or _counted(info.get("general.parameter_count")),
         quantisation=_text(details, "quantization_level"),
@@ -107,7 +107,7 @@ def _model(asked: Server, listed: Mapping[str, Any]) -> Model:
     )
 
 
-def chosen(found: list[Model], name: str | None) -> Model | None:
+def chosen(found: list[OllamaModel], name: str | None) -> OllamaModel | None:
     """The model of that name, or the smallest that continues texts; None where there is none. Raises InvalidSetting."""
     if name is None:
         return next((model for model in found if model.completes), None)
@@ -119,7 +119,7 @@ def chosen(found: list[Model], name: str | None) -> Model | None:
     raise InvalidSetting(f"model is {shown(name)}, and Ollama has {listed}: name one of these, or `ollama pull` it")
 
 
-def try_out(asked: Server, model: Model) -> Answer:
+def try_out(asked: Server, model: OllamaModel) -> OllamaAnswer:
     """Lets the model go on with a text, greedily. Raises EndpointFailed."""
     options = {"num_predict": NEW_TOKENS, "temperature": 0, "seed": 0}
     body = {"model": model.name, "prompt": PROMPT, "raw": True, "stream": False, "options": options}
@@ -131,7 +131,7 @@ def try_out(asked: Server, model: Model) -> Answer:
     text = answer.get("response")
     if not isinstance(text, str):
         raise EndpointFailed(f"{asked.url}/api/generate answered no text for {model.name}: update Ollama")
-    return Answer(model.name, PROMPT, text[:4096], _number(answer.get("eval_count")), seconds)
+    return OllamaAnswer(model.name, PROMPT, text[:4096], _number(answer.get("eval_count")), seconds)
 
 
 def _object(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

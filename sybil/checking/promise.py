@@ -1,7 +1,8 @@
 """What a drafter promises: how many times as fast as plain decoding, by how many of its tokens are kept.
 
-DESIGN's formula: a round of k drafted tokens, each kept with the chance a where those before it are, emits
-1 + a + ... + a^k tokens and costs d(k) + T(k + 1), in forwards of the target over one token; both are lines here."""
+The formula is that of gamma="auto" (drafting/auto.py), with one acceptance rate a for every place. A round of k drafted
+tokens emits 1 + a + ... + a^k tokens on average. It costs d(k) + T(k + 1): the time to draft k tokens and the time to
+verify k + 1, in units of a forward of the target over one token. Here both times grow linearly with k."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sybil.budget import said
-from sybil.checking.check import Found
+from sybil.checking.check import PairFacts
 from sybil.loading import load
 
 PROMPT, NEW_TOKENS = "The quick brown fox", 10
@@ -27,7 +27,7 @@ class Smoke:
     seconds: float
 
 
-def smoke(found: Found, **settings: Any) -> Smoke:
+def smoke(found: PairFacts, **settings: Any) -> Smoke:
     """Loads what was found and decodes greedily; settings: load()'s. Raises the errors of sybil.errors."""
     began = time.perf_counter()
     decoder = load(found.target, found.draft, **settings)

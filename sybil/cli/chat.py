@@ -20,9 +20,10 @@ from sybil.drafting.window import AUTO
 from sybil.errors import InvalidSetting, PromptTooLong, SybilError, one_line
 from sybil.loading import load
 from sybil.measuring import files
+from sybil.measuring.metrics import MetricsFile
 from sybil.pairs import default_pair
 from sybil.results import Stats, Step
-from sybil.settings import chosen
+from sybil.settings import Settings, chosen
 
 ANSWER_TOKENS = 1024
 PROMPT = "> "
@@ -54,10 +55,17 @@ def chat(
     seed: options.SeedOption = None,
     max_new_tokens: options.MaxNewTokensOption = None,
     system: options.SystemOption = None,
+    metrics_file: options.MetricsFileOption = None,
 ) -> None:
     """Talk with a model: one line is one message. Green: tokens that the draft proposed; magenta: the target's own."""
     sampling = options.sampling(temperature, top_k, top_p, min_p)
+    settings = {
+        "max_new_tokens": ANSWER_TOKENS if max_new_tokens is None else max_new_tokens, **sampling.keywords,
+        "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
+    }  # fmt: skip
+    Settings(**settings)  # refused here, before anything is loaded
     chosen_target, chosen_draft = options.names(pair or default_pair(), target, draft)
+    metrics = MetricsFile(metrics_file, chosen_target)
     decoder = load(
         chosen_target,
         draft=chosen_draft,
@@ -71,12 +79,8 @@ def chat(
     options.check_chats(decoder, pair, target, ", so it can't chat")
     assert decoder.tokenizer is not None  # a folder without one is refused by load
     options.announce(pair, target)
-    settings = {
-        "max_new_tokens": ANSWER_TOKENS if max_new_tokens is None else max_new_tokens, **sampling.keywords,
-        "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
-    }  # fmt: skip
     chosen(decoder.defaults, settings)  # wrong settings are refused before a message is typed
-    talk = _Talk(Conversation(decoder, system), decoder.tokenizer, decoder.target.context, settings)
+    talk = _Talk(Conversation(decoder, system), decoder.tokenizer, decoder.target.context, settings, metrics)
     if _is_terminal():
         talk.with_somebody()
     else:
@@ -91,9 +95,15 @@ class _Talk:
     """A conversation, and what its answers cost."""
 
     def __init__(
-        self, conversation: Conversation, tokenizer: Tokenizer, context: int, settings: dict[str, Any]
+        self,
+        conversation: Conversation,
+        tokenizer: Tokenizer,
+        context: int,
+        settings: dict[str, Any],
+        metrics: MetricsFile,
     ) -> None:
         self._conversation, self._tokenizer, self._context, self._settings = conversation, tokenizer, context, settings
+        self._metrics = metrics
         self._answers: list[list[Step]] = []
         self._pressed: Callable[[], bool] = lambda: False
         self._commands = {"help": self._help, "stats": self._stats, "reset": self._reset, "save": self._save}
@@ -168,11 +178,14 @@ class _Talk:
         except PromptTooLong as error:
             raise PromptTooLong(f"{error}; /reset begins the conversation anew") from None
         self._answers.append(steps)
-        with closing(stream), closing(shown(stream, self._tokenizer)) as written:
-            for step in written:
-                steps.append(step)
-                if self._pressed():
-                    break
+        try:
+            with closing(stream), closing(shown(stream, self._tokenizer)) as written:
+                for step in written:
+                    steps.append(step)
+                    if self._pressed():
+                        break
+        finally:
+            self._metrics.add(steps)
         typer.echo()
         end = ending(steps)
         if end == "context":

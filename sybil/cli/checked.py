@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from sybil.checking.check import Found, Tokens
-from sybil.checking.memory import Memory, Placed
-from sybil.checking.ollama import Answer, Model
+from sybil.checking.check import PairFacts, Tokens
+from sybil.checking.memory import MemoryNeed, Placed
+from sybil.checking.ollama import OllamaAnswer, OllamaModel
 from sybil.checking.promise import ACCEPTANCES
 from sybil.checking.smoke import Smoke
 from sybil.cli.terminal import make_table
@@ -27,7 +27,7 @@ TOLD: dict[Tokens, str] = {
 }
 
 
-def print_found(console: Console, found: Found) -> None:
+def print_found(console: Console, found: PairFacts) -> None:
     """All that was found before anything was loaded."""
     setup = found.setup
     where = "its weights are on this machine" if setup.helper is None else "the weights of both are on this machine"
@@ -62,7 +62,7 @@ def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.0f}M"
 
 
-def _print_memory(console: Console, found: Found) -> None:
+def _print_memory(console: Console, found: PairFacts) -> None:
     extent, device = found.setup.extent, found.setup.target.device
     rows = "1 row" if extent.batch == 1 else f"{extent.batch} rows"
     table = make_table(console, f"memory on {device}, {rows} of {extent.context:,} tokens", "MB")
@@ -87,7 +87,7 @@ def _print_memory(console: Console, found: Found) -> None:
         _say(console, "  nothing of it would fit: choose a smaller model, or fewer rows")
 
 
-def _print_promises(console: Console, found: Found) -> None:
+def _print_promises(console: Console, found: PairFacts) -> None:
     headings = ("drafter", "MB more", "cost", *(f"{each:.0%}" for each in ACCEPTANCES))
     table = make_table(console, *headings)
     bare = min((each.memory for each in found.candidates), key=lambda memory: memory.decoding)
@@ -118,7 +118,7 @@ def print_smoke(console: Console, tried: Smoke) -> None:
     )
 
 
-def recorded(found: Found, tried: Smoke | None) -> dict[str, Any]:
+def recorded(found: PairFacts, tried: Smoke | None) -> dict[str, Any]:
     """All of it as one JSON object; sizes are bytes."""
     setup = found.setup
     return {
@@ -159,11 +159,11 @@ def _record_of(part: Placed | None) -> dict[str, Any]:
     }
 
 
-def _memory(memory: Memory) -> dict[str, Any]:
+def _memory(memory: MemoryNeed) -> dict[str, Any]:
     return {"parts": dict(memory.parts), "decoding": memory.decoding, "loading": memory.loading, "peak": memory.peak}
 
 
-def print_models(console: Console, url: str, found: list[Model]) -> None:
+def print_models(console: Console, url: str, found: list[OllamaModel]) -> None:
     """What an Ollama server has."""
     if not found:
         _say(console, f"{url} has no models: `ollama pull` one")
@@ -176,7 +176,7 @@ def print_models(console: Console, url: str, found: list[Model]) -> None:
     console.print(table)
 
 
-def print_answer(console: Console, answer: Answer | None) -> None:
+def print_answer(console: Console, answer: OllamaAnswer | None) -> None:
     """What one of its models said, and what a server like this is good for."""
     if answer is not None:
         count = "" if answer.tokens is None else f"{answer.tokens} tokens "
@@ -188,7 +188,7 @@ def print_answer(console: Console, answer: Answer | None) -> None:
     )
 
 
-def recorded_models(url: str, found: list[Model], answer: Answer | None) -> dict[str, Any]:
+def recorded_models(url: str, found: list[OllamaModel], answer: OllamaAnswer | None) -> dict[str, Any]:
     """The same as one JSON object."""
     return {
         "url": url,

@@ -14,8 +14,10 @@ from sybil.cli.terminal import print_json
 from sybil.drafting.window import AUTO
 from sybil.errors import EmptyPrompt, InvalidSetting
 from sybil.loading import load
+from sybil.measuring.metrics import MetricsFile
 from sybil.pairs import default_pair
 from sybil.results import Stats, Step
+from sybil.settings import Settings
 from sybil.text import decode
 
 
@@ -48,6 +50,7 @@ def generate(
         ),
     ] = False,
     system: options.SystemOption = None,
+    metrics_file: options.MetricsFileOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Continue a prompt. Green: tokens that the draft proposed; magenta: the target's own."""
@@ -57,7 +60,13 @@ def generate(
     if system is not None and not chat:
         raise InvalidSetting("system is given, and a text to continue has no system's message: add --chat")
     sampling = options.sampling(temperature, top_k, top_p, min_p)
+    settings = {
+        "max_new_tokens": max_new_tokens, **sampling.keywords,
+        "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
+    }  # fmt: skip
+    Settings(**settings)  # refused here, before anything is loaded
     chosen_target, chosen_draft = options.names(pair or default_pair(), target, draft)
+    metrics = MetricsFile(metrics_file, chosen_target)
     decoder = load(
         chosen_target,
         draft=chosen_draft,
@@ -71,28 +80,25 @@ def generate(
     if chat:
         options.check_chats(decoder, pair, target, ", which --chat needs")
     options.announce(pair, target)
-    settings = {
-        "max_new_tokens": max_new_tokens, **sampling.keywords,
-        "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
-    }  # fmt: skip
     assert decoder.tokenizer is not None  # a folder without one is refused by load
     said = [] if system is None else [{"role": "system", "content": system}]
     stream = decoder.stream([*said, {"role": "user", "content": text}] if chat else text, **settings)
-    if as_json:
-        steps = list(stream)
-        tokens = [token for step in steps for token in step.tokens[0]]
-        completion = decode(decoder.tokenizer, tokens)
-        record = _record(chosen_target, chosen_draft, settings, text, completion, tokens, steps)
-        print_json({**record, "chat": chat, "system": system})
-        return
-
-    typer.secho(text, nl=chat, dim=True)
-    steps = []
+    steps: list[Step] = []
     try:
+        if as_json:
+            steps.extend(stream)
+            tokens = [token for step in steps for token in step.tokens[0]]
+            completion = decode(decoder.tokenizer, tokens)
+            record = _record(chosen_target, chosen_draft, settings, text, completion, tokens, steps)
+            print_json({**record, "chat": chat, "system": system})
+            return
+        typer.secho(text, nl=chat, dim=True)
         for step in shown(stream, decoder.tokenizer):
             steps.append(step)
     finally:
-        typer.secho("\n" + counted(Stats.of(steps), ending(steps) or "interrupted"), dim=True)
+        if not as_json:
+            typer.secho("\n" + counted(Stats.of(steps), ending(steps) or "interrupted"), dim=True)
+        metrics.add(steps)
 
 
 def _standard_input() -> str:

@@ -9,12 +9,14 @@ import traceback
 from typing import Any
 
 import typer
+from typer.completion import shell_complete
 
 import sybil
 from sybil.cli.chat import chat
 from sybil.cli.check import check
 from sybil.cli.compare import compare
 from sybil.cli.distill import distill
+from sybil.cli.examples import help_of
 from sybil.cli.generate import generate
 from sybil.cli.pairs import pairs
 from sybil.cli.profile import profile
@@ -23,42 +25,48 @@ from sybil.cli.report import report
 from sybil.cli.sweep import sweep
 from sybil.cli.terminal import close_stream, open_streams, unwritable
 from sybil.cli.verify import verify
+from sybil.cli.version import versions
 from sybil.errors import OutputClosed, one_line
 from sybil.losslessness.child import error_line
 
 FAILED, INTERRUPTED = 2, 130
-TRACEBACK = "SYBIL_TRACEBACK"
+TRACEBACK, COMPLETION = "SYBIL_TRACEBACK", "_SYBIL_COMPLETE"
 UsageError: type[Any] = typer.BadParameter.__mro__[1]  # of which typer exports the subclass alone
 
 app = typer.Typer(
     name="sybil",
     help="Lossless speculative decoding: faster generation, the same output.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(generate)
-app.command()(chat)
-app.command()(check)
-app.command()(compare)
-app.command()(pairs)
-app.command()(profile)
-app.command()(prompts)
-app.command()(sweep)
-app.command()(verify)
-app.command()(distill)
-app.command()(report)
+app.command(**help_of(generate))(generate)
+app.command(**help_of(chat))(chat)
+app.command(**help_of(check))(check)
+app.command(**help_of(compare))(compare)
+app.command(**help_of(pairs))(pairs)
+app.command(**help_of(profile))(profile)
+app.command(**help_of(prompts))(prompts)
+app.command(**help_of(sweep))(sweep)
+app.command(**help_of(verify))(verify)
+app.command(**help_of(report))(report)
+app.command(**help_of(distill))(distill)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(sybil.__version__)
+        typer.echo("\n".join(versions()))
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print it."),
+    version: bool = typer.Option(
+        False,
+        "--version",
+        callback=_version,
+        is_eager=True,
+        help="Print the versions of Sybil, torch and transformers, and whether the C forward builds here.",
+    ),
 ) -> None:
     pass
 
@@ -81,17 +89,24 @@ def run() -> None:
 
 
 def _command(arguments: list[str]) -> int:
-    """The command's status. typer's own main() is left out: it makes 1 of a broken pipe and of an EOFError."""
+    """The command's status. typer's own main() is left out: it makes 1 of a broken pipe and of an EOFError. What main()
+    does for a shell that asks for completions is done here."""
     command = typer.main.get_command(app)
+    is_running = False  # else a SystemExit is typer's own: after it has shown or installed the completion script
     try:
+        if instruction := os.environ.get(COMPLETION):
+            return shell_complete(command, {}, "sybil", COMPLETION, instruction) and FAILED
         with command.make_context("sybil", arguments) as context:
+            is_running = True
             command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich makes an exit of it, where typer prints help
             raise OutputClosed(unwritable(end.__context__)) from None
-        raise
+        if is_running:
+            raise
+        return FAILED if end.code else 0
     return 0
 
 
@@ -100,8 +115,7 @@ def _tell(error: BaseException, *, is_output: bool) -> None:
     if isinstance(error, sybil.SybilError):
         line = one_line(str(error), 2000)
     elif isinstance(error, UsageError):
-        asked = error.ctx.command_path if error.ctx else "sybil"
-        line = f"{one_line(error.format_message() or 'name a command', 500)} ({asked} --help)"
+        line = one_line(_misused(error, sys.argv[1:]), 500)
     elif is_output and isinstance(error, OSError):
         line = unwritable(error)
     else:
@@ -110,3 +124,28 @@ def _tell(error: BaseException, *, is_output: bool) -> None:
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         typer.echo(f"sybil: {line}", err=True)
+
+
+def _misused(error: Any, arguments: list[str]) -> str:
+    """What is wrong with a command line. An option's value is told as the library tells it: its name, the value, the
+    remedy."""
+    known = [each for each in arguments[:1] if each in typer.main.get_command(app).commands]  # type: ignore[attr-defined]
+    asked = f"({' '.join(['sybil', *known])} --help)"
+    options = [each for each in getattr(getattr(error, "param", None), "opts", ()) if each.startswith("--")]
+    value = _value_of(options, arguments)
+    if not isinstance(error, typer.BadParameter) or value is None:
+        return f"{error.format_message() or 'name a command'} {asked}"
+    said = str(error.message)
+    kinds = {"integer": "use an integer", "number": "use a number", "float": "use a number"}
+    remedy = said if said.startswith("use ") else next((kinds[kind] for kind in kinds if kind in said), said)
+    return f"{options[0].removeprefix('--').replace('-', '_')} is {value!r}: {remedy} {asked}"
+
+
+def _value_of(options: list[str], arguments: list[str]) -> str | None:
+    """What stands after an option, or after its =; the last where it is given several times."""
+    found = None
+    for place, word in enumerate(arguments):
+        name, equals, rest = word.partition("=")
+        if name in options:
+            found = rest if equals else next(iter(arguments[place + 1 :]), None)
+    return found

@@ -4,19 +4,21 @@ A default of None is a command's own affair, and the help says what each makes o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sybil.decoding import Decoder
-from sybil.drafting.window import AUTO
-from sybil.errors import InvalidSetting
+from sybil.drafting.window import AUTO, WINDOWS
+from sybil.errors import InvalidSetting, SybilError
 from sybil.measuring.prompts import Prompt, load, spread
-from sybil.pairs import PAIRS, SMOLLM2, STDLIB, default_pair
+from sybil.pairs import PAIRS, REGISTERED, SMOLLM2, STDLIB, default_pair
 from sybil.pairs import pair as registered
 from sybil.sampling import Sampling
 from sybil.settings import Settings
+from sybil.verification import RULES
 
 MODELS, SPECULATION, SAMPLING, AMOUNT, OUTPUT = "Models", "Speculation", "Sampling", "How much", "Output"  # in --help
 CHAT = "Chat"
@@ -24,9 +26,25 @@ CHAT = "Chat"
 RULE, WINDOW = Settings().rule, Settings().window
 TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
 
+
+def pair_names(incomplete: str) -> list[tuple[str, str]]:
+    """For a shell that completes: the pairs that begin so, and what they are."""
+    try:
+        known = dict(PAIRS)
+    except SybilError:  # in the user's own file
+        known = dict(REGISTERED)
+    return [(name, each.about) for name, each in known.items() if name.startswith(incomplete)]
+
+
+def _beginning(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """For a shell that completes: those of the names that begin so."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
 PairOption = Annotated[
     str | None,
     typer.Option(
+        autocompletion=pair_names,
         help="A registered pair of target and draft, as `sybil pairs` lists them. If left out: smollm2 in generate, "
         "chat and prompts where its package is installed, stdlib elsewhere.",
         rich_help_panel=MODELS,
@@ -103,13 +121,13 @@ SystemOption = Annotated[
 
 
 def _gamma(text: str) -> int | str:
-    """A number or auto; Settings refuses numbers that are none of tokens."""
+    """A number or auto. Settings refuses numbers out of range."""
     if text == AUTO:
         return text
     try:
         return int(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither {AUTO} nor a number of tokens") from None
+        raise typer.BadParameter(f"use an integer of 1 or more, or {AUTO}") from None
 
 
 GammaOption = Annotated[
@@ -124,13 +142,18 @@ GammaOption = Annotated[
 RuleOption = Annotated[
     str,
     typer.Option(
+        autocompletion=_beginning(RULES),
         help="token, block or coupled: what keeps the output the target's, where tokens are sampled.",
         rich_help_panel=SPECULATION,
     ),
 ]
 WindowOption = Annotated[
     str,
-    typer.Option(help="constant, heuristic or confident: how a proposal's length varies.", rich_help_panel=SPECULATION),
+    typer.Option(
+        autocompletion=_beginning(WINDOWS),
+        help="constant, heuristic or confident: how a proposal's length varies.",
+        rich_help_panel=SPECULATION,
+    ),
 ]
 
 TemperatureOption = Annotated[
@@ -211,6 +234,14 @@ ResumeOption = Annotated[
     Path | None,
     typer.Option(
         help="Go on with an earlier run, by its JSONL file, or in verify by its folder: only what is lacking is asked.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+MetricsFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write what was decoded for Prometheus to this file, under vLLM's names: counters and latencies, replaced "
+        "after each text.",
         rich_help_panel=OUTPUT,
     ),
 ]

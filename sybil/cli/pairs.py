@@ -26,7 +26,12 @@ PAGE = "https://huggingface.co/"
 
 
 def pairs(
-    name: Annotated[str | None, typer.Argument(help="One pair, to be shown in full; all of them if left out.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="One pair, to be shown in full; all of them if left out.", autocompletion=options.pair_names
+        ),
+    ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """List the registered pairs: memory, licence, tokens, and what is on this machine. Nothing is fetched."""

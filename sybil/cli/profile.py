@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from sybil.cli import options
 from sybil.cli.terminal import make_console, make_progress, make_table
@@ -17,12 +18,14 @@ from sybil.devices import Asked, choose_device, default_dtype, dtype_named, is_f
 from sybil.drafting.window import AUTO, GAMMA
 from sybil.errors import InvalidSetting
 from sybil.loading import load
-from sybil.measuring import files
+from sybil.measuring import files, timeline
 from sybil.measuring import profile as measuring
 from sybil.measuring.machine import describe
+from sybil.measuring.metrics import MetricsFile
 from sybil.measuring.workload import token_rate
 from sybil.measuring.workload import workload as workload_named
 from sybil.reports import figures
+from sybil.reports import timeline as pictures
 from sybil.settings import Settings
 
 
@@ -57,8 +60,10 @@ def profile(
         typer.Option(help="How often everything is measured; the medians are told.", rich_help_panel=options.AMOUNT),
     ] = 30,
     out: options.OutOption = None,
+    metrics_file: options.MetricsFileOption = None,
 ) -> None:
-    """Milliseconds of a draft step, of verifying 1 to 17 tokens and of a round's parts, and the memory they take."""
+    """Milliseconds of a draft step, of verifying 1 to 17 tokens and of a round's parts, the memory they take, and one
+    text's rounds on a timeline."""
     console = make_console()
     if passes < 1:
         raise InvalidSetting(f"passes is {passes}: use an integer of 1 or more")
@@ -70,6 +75,7 @@ def profile(
     token_rate(acceptance, gamma)
     out = options.out_folder(out, "profile")
     files.check_folder(out)
+    metrics = MetricsFile(metrics_file, workload or options.names(pair, target, draft)[0])
     chosen_device = choose_device(device)
     asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if workload is not None:
@@ -95,6 +101,9 @@ def profile(
             )
         measured = measuring.Profile(subject, gamma, sampling, rule)
 
+    steps = measured.text()
+    metrics.add(steps)
+    rounds = timeline.rounds_of(steps, subject.decoder.tokenizer)
     path = files.unused(out / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
     samples: list[dict[str, float]] = []
     interrupted = False
@@ -111,34 +120,48 @@ def profile(
         files.folder(out)
         report = measuring.summarise(samples, measured.bytes_read)
         about = describe(chosen_device)
-        chart, trace = path.with_suffix(".png"), path.with_suffix(".trace.json")
-        with files.all_or_none(trace):
-            kernels = measured.kernels(trace) if chosen_device.type == "cuda" else {}
+        chart, kernels_trace = path.with_suffix(".png"), path.with_suffix(".kernels.trace.json")
+        trace, picture = path.with_suffix(".trace.json"), path.with_suffix(".timeline.png")
+        with files.all_or_none(kernels_trace):
+            kernels = measured.kernels(kernels_trace) if chosen_device.type == "cuda" else {}
         precisions = [each or "unknown" for each in measured.precisions]
         chosen = sampling.told + ("" if sampling.greedy else f", rule {rule}")
         drafted = f"draft {precisions[1]}, {chosen}, gamma {gamma}" if precisions[1:] else f"no draft, {chosen}"
-        caption = (
-            f"{subject.title}; target {precisions[0]}, {drafted}, medians of "
-            f"{report.passes} passes on {about['processor']}, {about['threads']} threads, torch {about['torch']}, "
-            f"commit {about['commit'] or 'none'}"
-        )
+        ran = f"{subject.title}; target {precisions[0]}, {drafted}"
+        where = f"on {about['processor']}, {about['threads']} threads, torch {about['torch']}"
+        where += f", commit {about['commit'] or 'none'}"
+        caption = f"{ran}, medians of {report.passes} passes {where}"
         record = {
             "title": subject.title, "replay": subject.replay, "dtype": precisions[0],
             "draft_dtype": precisions[1] if precisions[1:] else None, "gamma": gamma,
             "temperature": sampling.temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "rule": rule,
             "device": str(chosen_device), "date": time.strftime("%Y-%m-%d"), **about,
-            **asdict(report), "memory": measured.memory, "kernels": kernels, "samples": samples,
+            **asdict(report), "memory": measured.memory, "kernels": kernels, "waits": timeline.waits(rounds),
+            "samples": samples,
         }  # fmt: skip
-        with files.all_or_none(path, chart):
+        with files.all_or_none(path, chart, trace, picture):
             files.replace(path, json.dumps(record, indent=1).encode())
+            files.replace(trace, json.dumps(timeline.trace(rounds, subject.title)).encode())
             figures.profile(report, caption, chart)
+            pictures.timeline(rounds, f"{ran}, one text of {len(rounds)} rounds {where}", picture)
         _print(console, report, measured.memory, kernels)
+        console.print(_waits(console, rounds))
         console.print(caption, style="dim", soft_wrap=True)
         console.print(f"numbers: {path}   chart: {chart}", soft_wrap=True)
+        console.print(f"timeline: {picture}   for ui.perfetto.dev: {trace}", soft_wrap=True)
         if kernels:
-            console.print(f"trace, for ui.perfetto.dev: {trace}", soft_wrap=True)
+            console.print(f"kernels, for ui.perfetto.dev: {kernels_trace}", soft_wrap=True)
     if interrupted:
         raise typer.Exit(130)
+
+
+def _waits(console: Console, rounds: list[timeline.Round]) -> Table:
+    """Who waited for whom, in one text."""
+    table = make_table(console, f"in a text of {len(rounds)} rounds", "ms", "of it")
+    found = timeline.waits(rounds)
+    for who, seconds in found.items():
+        table.add_row(who, f"{1e3 * seconds:.3f}", f"{seconds / sum(found.values()):.1%}")
+    return table
 
 
 def _of_random(workload: str, asked: Asked, argument: str) -> torch.dtype | None:
@@ -151,7 +174,7 @@ def _of_random(workload: str, asked: Asked, argument: str) -> torch.dtype | None
 
 
 def _print(
-    console: Console, report: measuring.Report, memory: dict[str, int | None], kernels: dict[str, float]
+    console: Console, report: measuring.ProfileReport, memory: dict[str, int | None], kernels: dict[str, float]
 ) -> None:
     forwards = make_table(console, "forward", "ms", "weights, GB/s", "of streaming")
     for forward in report.forwards:

@@ -104,8 +104,8 @@ def _check(source: str, files: list[Path] | None, save: Path | None) -> None:
         raise InvalidSetting(f"source is {described(source)}: use one of {', '.join(SOURCES)}")
     if files and source != AUTO:
         raise InvalidSetting(f"source is {source!r} and {files[0]} is a file of your own: leave one of them out")
-    if save is not None and save.is_dir():
-        raise InvalidSetting(f"save is {save}, which is a folder: name a file")
+    if save is not None:
+        disk.check_file(save, "save")
 
 
 def _of_domains(

@@ -24,7 +24,7 @@ from sybil.servers.deadline import TIMEOUT
 
 if TYPE_CHECKING:
     from sybil.judging.asked import Asked
-    from sybil.judging.case import Case
+    from sybil.judging.case import JudgedCase
     from sybil.judging.decoders import Bench, Judged
     from sybil.losslessness.kept import Kept
     from sybil.losslessness.report import Report
@@ -149,7 +149,7 @@ def verify(
     """Judge a decoder by what it says and the target it claims to follow. Exit: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, and 2
     where there is no verdict."""
     from sybil.judging.asked import FULL, QUICK, planned
-    from sybil.judging.case import Case
+    from sybil.judging.case import JudgedCase
     from sybil.judging.decoders import Bench, Models
 
     console = make_console(stderr=as_json)
@@ -171,7 +171,7 @@ def verify(
     kept = keeping.kept_in(out, resume, _answers_depend_on(bench, judged, draft_dtype))
     _only_our_bars()
     with console.status("loading the models"):
-        case = Case.of(bench, judged, chosen, plan, stated, control)
+        case = JudgedCase.of(bench, judged, chosen, plan, stated, control)
     _tell_what_is_asked(console, bench, case, draft)
     report = _report(console, case, kept)
     record, caption = _record(bench, case, report, chosen)
@@ -216,7 +216,7 @@ def _only_our_bars() -> None:
     logging.disable_progress_bar()
 
 
-def _tell_what_is_asked(console: Console, bench: Bench, case: Case, draft: str | None) -> None:
+def _tell_what_is_asked(console: Console, bench: Bench, case: JudgedCase, draft: str | None) -> None:
     """What a server was found to speak, against which weights few bits are judged, and why a draft that was named is
     left out."""
     from sybil.losslessness.endpoint import EndpointSubject
@@ -256,7 +256,7 @@ def _answers_depend_on(bench: Bench, judged: Judged, draft_dtype: str | None) ->
     }
 
 
-def _report(console: Console, case: Case, kept: Kept) -> Report:
+def _report(console: Console, case: JudgedCase, kept: Kept) -> Report:
     """The verdict, with a bar a phase. What ends without any says what is kept."""
 
     def say(text: str) -> None:
@@ -266,7 +266,7 @@ def _report(console: Console, case: Case, kept: Kept) -> Report:
         return case.judged(progress, say, kept)
 
 
-def _record(bench: Bench, case: Case, report: Report, chosen: list[Prompt]) -> tuple[dict[str, Any], str]:
+def _record(bench: Bench, case: JudgedCase, report: Report, chosen: list[Prompt]) -> tuple[dict[str, Any], str]:
     """The report with what it was made of, for JSON, and a caption."""
     about, target, plan = describe(bench.target.device), bench.target, report.plan
     caption = (

@@ -89,7 +89,7 @@ def _files(source: Path) -> tuple[list[Path], bool]:
     except (OSError, ValueError) as error:
         if isinstance(error, InvalidSetting):
             raise
-        raise InvalidSetting(f"data is {shown(str(source))}, which can't be read ({told(error)})") from None
+        raise _unreadable("is", source, error) from None
     return [source], False
 
 
@@ -105,13 +105,18 @@ def _within(folder: Path) -> list[Path]:
     return files
 
 
+def _unreadable(verb: str, path: Path, error: OSError | ValueError) -> InvalidSetting:
+    reason = (isinstance(error, OSError) and error.strerror) or told(error)
+    return InvalidSetting(f"data {verb} {shown(str(path))}, which can't be read ({reason}): name files or folders")
+
+
 def _text(file: Path, room: int, *, may_skip: bool) -> str | None:
     """A file's text; None for a file that may be skipped and is no UTF-8 text."""
     try:
         with file.open("rb") as opened:
             content = opened.read(room + 1)
     except (OSError, ValueError) as error:
-        raise InvalidSetting(f"data has {shown(str(file))}, which can't be read ({told(error)})") from None
+        raise _unreadable("has", file, error) from None
     if len(content) > room:
         raise InvalidSetting(f"data has more than {MOST_BYTES >> 20} MiB, and all is held in memory: give less")
     try:

@@ -76,7 +76,7 @@ DECIDING = ("answers", "steps", "budget")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """How much is done, decided once. steps: None before it is known how long one takes."""
 
     answers: int
@@ -102,17 +102,17 @@ def keep(recipe: Recipe, path: Path) -> None:
         )
 
 
-def keep_plan(plan: Plan, path: Path) -> None:
+def keep_plan(plan: TrainingPlan, path: Path) -> None:
     """Write what is decided."""
     files.replace(path, _written(plan))
 
 
-def planned(path: Path) -> Plan | None:
+def planned(path: Path) -> TrainingPlan | None:
     """What an earlier run decided; raises ResultsMismatch for a file that doesn't say."""
-    return _read(path, Plan) if path.exists() else None
+    return _read(path, TrainingPlan) if path.exists() else None
 
 
-def check_plan(plan: Plan, asked: Recipe, out: Path) -> None:
+def check_plan(plan: TrainingPlan, asked: Recipe, out: Path) -> None:
     """Raises ResultsMismatch where numbers are asked for that the plan doesn't have."""
     for name in ("answers", "steps"):
         planned, wanted = getattr(plan, name), getattr(asked, name)
@@ -123,14 +123,14 @@ def check_plan(plan: Plan, asked: Recipe, out: Path) -> None:
             )
 
 
-def _written(record: Recipe | Plan) -> bytes:
+def _written(record: Recipe | TrainingPlan) -> bytes:
     return json.dumps(asdict(record), indent=1).encode() + b"\n"
 
 
 def _read(path: Path, kind: type[Any]) -> Any:
     try:
         record = kind(**json.loads(path.read_text(encoding="utf-8")))
-        if kind is Plan:
+        if kind is TrainingPlan:
             for name in ("answers", "texts", "steps"):
                 if name != "steps" or record.steps is not None:
                     integer(name, getattr(record, name), 0, STEPS)

@@ -17,9 +17,9 @@ from sybil.decoding import Decoder
 from sybil.distilling import recipe, shards, student, teacher
 from sybil.distilling.documents import Documents
 from sybil.distilling.material import Material, Reading
-from sybil.distilling.recipe import Plan, Recipe
+from sybil.distilling.recipe import Recipe, TrainingPlan
 from sybil.distilling.shards import Shard
-from sybil.distilling.training import Course, Text, Training
+from sybil.distilling.training import Course, Training, TrainingText
 from sybil.errors import InvalidSetting
 from sybil.measuring import files
 from sybil.models.folders import Checkpoint
@@ -46,7 +46,7 @@ class Distilled:
 
     folder: Path
     recipe: Recipe
-    plan: Plan
+    plan: TrainingPlan
     documents: Documents
     course: Course
     known: int
@@ -90,7 +90,7 @@ class Distillation:
         found += [self._read(number, plan.texts) for number in range(plan.texts)]
         said = shards.joined(found)
         known = student.commonest(self._counts(said), self.recipe.vocabulary, self.decoder.eos_token_ids)
-        texts = [Text.of(each, known, self.vocab_size) for each in (said, shards.joined(self.held))]
+        texts = [TrainingText.of(each, known, self.vocab_size) for each in (said, shards.joined(self.held))]
         if not all(bool(each.wanted.weights.any()) for each in texts):
             raise InvalidSetting("the target said nothing that the draft could learn: give other --data")
         plan = self._steps(plan, said, known, texts)
@@ -131,14 +131,14 @@ class Distillation:
         self.report(what, number + 1, of, f"{shard.asked / max(shard.seconds, 1e-9):.0f} tokens/s")
         return shard
 
-    def _planned(self) -> Plan:
+    def _planned(self) -> TrainingPlan:
         """What an earlier run decided; or else what is asked for, or as many batches as there is time for."""
         path = self.work / "plan.json"
         if (earlier := recipe.planned(path)) is not None:
             recipe.check_plan(earlier, self.recipe, self.out)
             return earlier
         answers = self._within_budget() if self.recipe.answers is None else self.recipe.answers
-        plan = Plan(answers=answers, texts=self._texts(answers), steps=self.recipe.steps)
+        plan = TrainingPlan(answers=answers, texts=self._texts(answers), steps=self.recipe.steps)
         recipe.keep_plan(plan, path)
         return plan
 
@@ -167,7 +167,9 @@ class Distillation:
         counts = np.bincount(said.tokens, minlength=self.vocab_size)
         return counts + np.bincount(self.material.text, minlength=self.vocab_size)
 
-    def _steps(self, plan: Plan, said: Shard, known: np.ndarray | None, texts: Sequence[Text]) -> Plan:
+    def _steps(
+        self, plan: TrainingPlan, said: Shard, known: np.ndarray | None, texts: Sequence[TrainingText]
+    ) -> TrainingPlan:
         """The plan with its steps: as many as the rest of the budget has time for, by how long a few take."""
         if plan.steps is not None:
             return plan
@@ -182,7 +184,7 @@ class Distillation:
         recipe.keep_plan(plan, self.work / "plan.json")
         return plan
 
-    def _training(self, known: np.ndarray | None, texts: Sequence[Text], steps: int) -> Training:
+    def _training(self, known: np.ndarray | None, texts: Sequence[TrainingText], steps: int) -> Training:
         theirs = student.embedding_of(self.checkpoint, self.decoder.target, known)
         embedding, context = student.reduced(theirs, self.recipe.width), self.decoder.target.context
         model = student.build(self.recipe, embedding, context, knows_all=known is None)
@@ -190,7 +192,7 @@ class Distillation:
         model.to(self.decoder.target.device)
         return Training(model, text, held_out, proposed=len(embedding), window=self.recipe.window, steps=steps)
 
-    def _tell(self, plan: Plan) -> Callable[[Course], None]:
+    def _tell(self, plan: TrainingPlan) -> Callable[[Course], None]:
         """Reports the steps of a training."""
 
         def tell(course: Course) -> None:
@@ -202,7 +204,7 @@ class Distillation:
 
         return tell
 
-    def _finish(self, plan: Plan, said: Shard, known: np.ndarray | None, training: Training) -> Distilled:
+    def _finish(self, plan: TrainingPlan, said: Shard, known: np.ndarray | None, training: Training) -> Distilled:
         """Writes the folder."""
         model: MistralForCausalLM = training.model
         assert self.decoder.tokenizer is not None

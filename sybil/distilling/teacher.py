@@ -20,7 +20,7 @@ LEAD = 128  # of a prompt's tokens, those that the draft reads before an answer
 LOGITS_AT_ONCE = 1 << 24
 
 
-class Asked:
+class NotedTarget:
     """A target that notes what it finds likeliest after the last token of each forward."""
 
     def __init__(self, model: Model) -> None:
@@ -54,7 +54,7 @@ def answers(decoder: Decoder, prompts: Sequence[Ids], new_tokens: int, *, sample
     """What the target says after each prompt, greedily or sampled from its whole distribution, in one batch. A draft
     drafts for what the target writes; plain decoding asks it once for each new token."""
     began = time.monotonic()
-    asked = Asked(decoder.target)
+    asked = NotedTarget(decoder.target)
     plain = Decoder(asked, None, None, decoder.eos_token_ids)
     drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0} if sampled else {}
     said = plain.generate([integers(each.tolist()) for each in prompts], max_new_tokens=new_tokens, seed=seed, **drawn)

@@ -34,7 +34,7 @@ GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TrainingText:
     """What the target said, in the draft's tokens. tokens: (n,). wanted: see Wanted, for each place; a weight of 0
     where the target wasn't asked, or finds no token likely that the draft knows."""
 
@@ -42,7 +42,7 @@ class Text:
     wanted: Wanted
 
     @classmethod
-    def of(cls, shard: Shard, known: np.ndarray | None, vocab_size: int) -> Text:
+    def of(cls, shard: Shard, known: np.ndarray | None, vocab_size: int) -> TrainingText:
         """known: the tokens that the draft knows, None for all; vocab_size: the target's."""
         count = vocab_size if known is None else len(known)
         own = np.full(vocab_size, count, np.int32)
@@ -87,7 +87,14 @@ class Training:
     with the bits of one that was never cut, on the same machine with as many threads."""
 
     def __init__(
-        self, model: MistralForCausalLM, text: Text, held_out: Text, *, proposed: int, window: int, steps: int
+        self,
+        model: MistralForCausalLM,
+        text: TrainingText,
+        held_out: TrainingText,
+        *,
+        proposed: int,
+        window: int,
+        steps: int,
     ) -> None:
         """proposed: how many tokens the draft can propose, its first ones."""
         self.model, self.text, self.held_out, self.steps = model, text, held_out, steps

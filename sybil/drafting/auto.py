@@ -1,8 +1,9 @@
 """The window of gamma="auto": as many tokens as pay, by what was kept so far and what a round costs.
 
-It maximises the tokens that a round is expected to emit over what the round costs (DESIGN's formula, vLLM's adaptive
-verification has the like): (1 + s_1 + ... + s_k) / (d(k) + T(k + 1)) over k >= 0, with s_i the chance that the i-th
-proposed token is kept. k = 0 is plain decoding: where drafting doesn't pay it isn't done, but for a rare probe.
+It chooses the k >= 0 that maximises (1 + s_1 + ... + s_k) / (d(k) + T(k + 1)): the tokens that a round is expected to
+emit, divided by the round's cost. s_i is the chance that the i-th proposed token is kept, d(k) the cost of drafting k
+tokens, and T(n) the cost of verifying n. vLLM's adaptive verification has a similar formula. k = 0 is plain decoding.
+Where drafting doesn't pay, k is 0 but for a rare probe.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class _Pause:
         self.idle, self.wait = 0, wait
 
 
-class Auto:
+class AutoWindow:
     """The lengths that pay most, for all rows together, since a round lasts as long as its longest row; for each row
     alone where together is False, so that a row's text doesn't depend on its neighbours.
 
@@ -247,7 +248,7 @@ def window_for(
     else:
         key = len(prompts), settings.do_sample and settings.rule
         costs = known.get(key) or known.setdefault(key, ClockedCosts(*_sizes(target, draft)))
-    return Auto(len(prompts), costs, max(map(len, prompts)), together=not repeats)
+    return AutoWindow(len(prompts), costs, max(map(len, prompts)), together=not repeats)
 
 
 def _sizes(target: Model, draft: DrafterFactory) -> tuple[int, int, tuple[int, ...]]:

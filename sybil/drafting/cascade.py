@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sybil.drafting.auto import Auto
+from sybil.drafting.auto import AutoWindow
 from sybil.drafting.contract import Context, Drafter, Outcome, Proposal
 from sybil.models import Cache, Model, prefill
 from sybil.noise import Noise
@@ -32,7 +32,7 @@ class NestedRounds:
     model: Model
     cache: Cache
     helper: Drafter
-    window: Auto
+    window: AutoWindow
     draw: Callable[[Tensor, Context, Tensor], Drawn]
 
     def propose(self, context: Context, counts: list[int]) -> Proposal:

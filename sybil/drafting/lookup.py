@@ -55,7 +55,7 @@ class LookupDrafter(Drafter):
     def __init__(self, factory: DraftLookup, generating: Generating) -> None:
         self.least = factory.least
         stores = [] if factory.datastore is None else [factory.datastore]
-        self._rows = [_Row(stores) for _ in range(generating.batch)]
+        self._rows = [_LookupRow(stores) for _ in range(generating.batch)]
         self._past: Datastore | None = None
         if factory.answers is not None:
             self._past = factory.answers.store()
@@ -92,7 +92,7 @@ class LookupDrafter(Drafter):
         return tails
 
 
-class _Row:
+class _LookupRow:
     """One row's text, and where it is looked for. read: how many of its tokens are known; answer: those after the
     prompt."""
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sybil.drafting.auto import Auto
+from sybil.drafting.auto import AutoWindow
 from sybil.drafting.cascade import Drawn, NestedRounds
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.costs import SizedCosts
@@ -64,7 +64,7 @@ class ModelDrafter(Drafter):
         if helper is not None:
             most = ASKED if any(helper.step_bytes) else ASKED_FOR_NOTHING
             costs = SizedCosts(most, self.model.weight_bytes, [max(helper.step_bytes)], READ)
-            self.window = Auto(generating.batch, costs, 0, together=True)
+            self.window = AutoWindow(generating.batch, costs, 0, together=True)
 
     def cache_for(self, generating: Generating) -> Cache:
         """Where the model keeps its keys and values during a generation: a cache of its own."""

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sybil.drafting.reencoding import Row
+from sybil.drafting.reencoding import ReencodedRow
 from sybil.drafting.surfaces import Vocabulary
 from sybil.models import Model, missing, prefill
 from sybil.transfer import integers, upload
 
 
-class Reader:
+class RetokenizingReader:
     """A Model whose tokens and cache lengths are the target's, and whose logits are over the draft's own vocabulary."""
 
     def __init__(self, model: Model, target: Vocabulary, draft: Vocabulary, context: int) -> None:
@@ -81,9 +81,9 @@ class ReaderCache:
     lengths: (batch,) tokens of the target. ids: (batch, capacity), the texts in the draft's own tokens; ends: (batch,),
     how many those are; own: the draft's cache, which holds the first own.lengths of them."""
 
-    def __init__(self, reader: Reader, batch: int, capacity: int) -> None:
+    def __init__(self, reader: RetokenizingReader, batch: int, capacity: int) -> None:
         self._model, self._lead = reader.model, reader.draft.before
-        self._rows = [Row(reader.target, reader.draft) for _ in range(batch)]
+        self._rows = [ReencodedRow(reader.target, reader.draft) for _ in range(batch)]
         self._forgotten = [0] * batch  # own tokens from a text's beginning that the draft has no room for
         self._nothing = (reader.draft.ends or [0])[0]  # what stands for a text that is empty
         capacity = min(max(capacity, len(self._lead)), self._model.context)

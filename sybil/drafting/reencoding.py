@@ -10,7 +10,7 @@ from sybil.drafting.surfaces import NOWHERE, Vocabulary
 BACK = 8  # tokens of the draft before a change that are encoded again with it
 
 
-class Row:
+class ReencodedRow:
     """The text of a row of the target's tokens, encoded by the draft's tokenizer.
 
     own: its tokens, those of the whole text encoded at once. Only the end is encoded again when the text changes: a

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.model import DraftModel, ModelDrafter
-from sybil.drafting.reader import Reader, ReaderCache
+from sybil.drafting.reader import ReaderCache, RetokenizingReader
 from sybil.drafting.surfaces import Vocabulary, same_ends, shared
 from sybil.models import Model
 from sybil.sampling import GREEDY
@@ -35,7 +35,7 @@ class DraftIntersection(DraftModel):
     way: ClassVar[str] = "intersection"
 
 
-class Intersection(Reader):
+class Intersection(RetokenizingReader):
     """A draft's logits over the target's vocabulary: -inf for what only one of both vocabularies has.
 
     Their softmax is q'(x) = q(x) [x in I] / sum over I of q, I being the intersection."""
@@ -49,7 +49,7 @@ class Intersection(Reader):
         self._theirs, self._own = upload(integers(kept).T, drawn_at(model.device))
 
     def forward(self, tokens: Tensor, cache: ReaderCache) -> Tensor:
-        """See Reader; (batch, n, the target's vocabulary)."""
+        """See RetokenizingReader; (batch, n, the target's vocabulary)."""
         logits = super().forward(tokens, cache)
         over = logits.new_full((*logits.shape[:2], self.vocab_size), float("-inf"))
         return over.index_copy_(-1, self._theirs, logits.index_select(-1, self._own))
@@ -59,7 +59,7 @@ class Intersection(Reader):
 class DraftStrings(DrafterFactory):
     """String-level exact match (Algorithm 2): makes a StringDrafter for each generation."""
 
-    model: Reader
+    model: RetokenizingReader
     way: ClassVar[str] = "strings"
 
     @property
@@ -68,7 +68,7 @@ class DraftStrings(DrafterFactory):
 
     def over(self, *models: Model) -> Self:
         (model,) = models
-        return replace(self, model=cast(Reader, model))
+        return replace(self, model=cast(RetokenizingReader, model))
 
     def __call__(self, generating: Generating) -> Drafter:
         return StringDrafter(self.model, generating)
@@ -80,7 +80,7 @@ class StringDrafter(Drafter):
     The draft writes what it finds likeliest, however the target draws: the proposal follows from what is committed, and
     no other text is kept more often."""
 
-    def __init__(self, reader: Reader, generating: Generating) -> None:
+    def __init__(self, reader: RetokenizingReader, generating: Generating) -> None:
         self._reader, self._cache = reader, reader.new_cache(generating.batch, generating.capacity)
         self._size = generating.vocab_size
         self._ends = {own: theirs for theirs, own in same_ends(reader.target, reader.draft).items()}

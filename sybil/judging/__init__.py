@@ -11,7 +11,7 @@ from torch import nn
 
 from sybil.agreement import tolerance_of
 from sybil.judging.asked import FULL, QUICK, Asked, planned
-from sybil.judging.case import Case
+from sybil.judging.case import JudgedCase
 from sybil.judging.decoders import Bench, Endpoint, Judged, Models
 from sybil.judging.original import Source
 from sybil.judging.wording import Prompts, chosen
@@ -79,4 +79,4 @@ def judge(
     )
     bench = Bench(models, settings, eos, timeout)
     with evaluating(target.modules() if isinstance(target, nn.Module) else ()):
-        return Case.of(bench, decoder, texts, plan, stated, control).judged(progress, advise)
+        return JudgedCase.of(bench, decoder, texts, plan, stated, control).judged(progress, advise)

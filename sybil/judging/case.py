@@ -33,7 +33,7 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class JudgedCase:
     """decoder, and the control beside it, if any; reference: the target; prompts: token ids."""
 
     decoder: Tried
@@ -50,7 +50,7 @@ class Case:
         plan: Plan,
         tolerance: Tolerance | None = None,
         control: Judged | None = None,
-    ) -> Case:
+    ) -> JudgedCase:
         """tolerance: how far a decoder's own rounding may move a logit, None: as the target's dtype does. Raises the
         errors of sybil.errors."""
         subjects = [_fit(bench.subject(judged), plan)]

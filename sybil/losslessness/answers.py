@@ -48,7 +48,7 @@ class Answer:
     is_llama: bool
 
 
-class Reader:
+class AnswerReader:
     """Answers of servers whose tokens are a tokenizer's."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from sybil.arguments import integer
 from sybil.errors import EndpointFailed, EndpointLost
 from sybil.losslessness import counters
-from sybil.losslessness.answers import Answer, Reader
+from sybil.losslessness.answers import Answer, AnswerReader
 from sybil.losslessness.dialects import Messages, Question
 from sybil.losslessness.probing import probe, read
 from sybil.losslessness.samples import Request, Sample, Subject
@@ -42,7 +42,7 @@ class EndpointSubject:
     ) -> None:
         self.concurrency = integer("concurrency", concurrency, least=1, most=MOST_AT_ONCE)
         self.eos_token_ids = eos_token_ids  # the model's own, which a server knows without being told
-        self.server, self.tokenizer, self.reader = server, tokenizer, Reader(tokenizer)
+        self.server, self.tokenizer, self.reader = server, tokenizer, AnswerReader(tokenizer)
         self.model = model or self._only_model()
         self.name = f"{server.shown(self.model)} at {server.url}"
         self.messages: Mapping[tuple[int, ...], Messages] = {}

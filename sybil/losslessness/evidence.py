@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from sybil.agreement import Tolerance, lead
 from sybil.errors import NumericalFailure
-from sybil.losslessness.prefixes import Forward
+from sybil.losslessness.prefixes import PrefixForward
 from sybil.losslessness.samples import Sample
 from sybil.models.huggingface import context_of, entrance
 from sybil.models.native.threads import Made, Thing, made_of_each
@@ -44,7 +44,7 @@ class Reference:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.vocab_size = int(config.vocab_size)
         self.context = context_of(config)
-        self._forward = Forward(self.model)
+        self._forward = PrefixForward(self.model)
 
     def of_each(
         self, work: Callable[[Thing], Made], things: Sequence[Thing], done: Callable[[int], None] = lambda count: None
@@ -217,7 +217,7 @@ def _is_near(logits: Tensor, token: int, sampling: Sampling, near_tie: Tolerance
 
 
 @dataclass(frozen=True, slots=True)
-class Greedy:
+class GreedyEvidence:
     """An entry a token of a greedy sequence, in logits, given the decoder's own tokens before it.
 
     deficit: how far the token stands below the likeliest one; gap: how far the second stands below the first; size:
@@ -228,13 +228,13 @@ class Greedy:
     size: Floats
 
 
-def greedy(reference: Reference, sample: Sample) -> Greedy:
+def greedy(reference: Reference, sample: Sample) -> GreedyEvidence:
     """How near a greedy sequence is to the target's own choices."""
     if not sample.tokens:
-        return Greedy(_NO_REAL, _NO_REAL, _NO_REAL)
+        return GreedyEvidence(_NO_REAL, _NO_REAL, _NO_REAL)
     logits = reference.logits(sample.prompt, sample.tokens).double()
     chosen = logits.gather(-1, integers(sample.tokens)[:, None])[:, 0]
-    return Greedy((logits.amax(-1) - chosen).numpy(), lead(logits).numpy(), _size(logits).numpy())
+    return GreedyEvidence((logits.amax(-1) - chosen).numpy(), lead(logits).numpy(), _size(logits).numpy())
 
 
 def _size(logits: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ LOOKED_AT = 64  # numbers of a weight
 Settings = dict[str, Any]
 
 
-class Unfit(Exception):
+class UnreadableLine(Exception):
     """A line that is no answer."""
 
 
@@ -163,17 +163,17 @@ class _Reader:
     def _answer(self, number: int, line: bytes) -> tuple[str, Sample]:
         try:
             if number > MOST_ANSWERS:
-                raise Unfit
+                raise UnreadableLine
             row = _object(line)
             question, doubt, counts = row.get("question"), row.get("doubt"), row.get("counts")
             if not isinstance(question, str) or not isinstance(doubt, str):
-                raise Unfit
+                raise UnreadableLine
             tokens = _integers(row.get("tokens"), self.vocab_size - 1)
             places = None if row.get("places") is None else _integers(row["places"], LARGEST_ID)
             if places is not None and len(places) != len(tokens):
-                raise Unfit
+                raise UnreadableLine
             return question, Sample((), tokens, places, _line(doubt), None if counts is None else _counts(counts))
-        except Unfit:
+        except UnreadableLine:
             raise ResultsMismatch(
                 f"{self.path}, line {number}, is no answer that sybil verify kept: name another file, or start anew"
             ) from None
@@ -194,19 +194,19 @@ def _object(line: bytes) -> dict[str, Any]:
 
 def _integers(values: Any, most: int) -> tuple[int, ...]:
     if not isinstance(values, list) or len(values) > MOST_TOKENS:
-        raise Unfit
+        raise UnreadableLine
     if not all(type(each) is int and 0 <= each <= most for each in values):
-        raise Unfit
+        raise UnreadableLine
     return tuple(values)
 
 
 def _counts(values: Any) -> Speculation:
     if not isinstance(values, list) or len(values) != 3 or not isinstance(values[2], str):
-        raise Unfit
+        raise UnreadableLine
     drafted, accepted, source = values
     found = _integers([accepted] if drafted is None else [accepted, drafted], LARGEST_ID)
     if found[0] > found[-1]:
-        raise Unfit
+        raise UnreadableLine
     return Speculation(drafted, accepted, _line(source))
 
 

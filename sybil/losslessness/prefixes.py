@@ -39,7 +39,7 @@ class _Prefix:
         return other
 
 
-class Forward:
+class PrefixForward:
     """A causal model's logits, several threads at a time.
 
     A prefix is kept where the model's layers keep keys and values of every token and nothing else, and where the first

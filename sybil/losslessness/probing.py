@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 
 from sybil.errors import EndpointFailed, EndpointRefused
-from sybil.losslessness.answers import TEXT, TEXT_ONLY, Answer, Reader, Unreadable
+from sybil.losslessness.answers import TEXT, TEXT_ONLY, Answer, AnswerReader, Unreadable
 from sybil.losslessness.dialects import DIALECTS, OF_LLAMA, Body, Dialect, Question, optional, without
 from sybil.losslessness.samples import Request
 from sybil.servers.transport import Asking, Server
@@ -76,7 +76,7 @@ class Spoken:
         return self.server.begin(self.url, self.body(question))
 
 
-def probe(server: Server, model: str, reader: Reader) -> Spoken:
+def probe(server: Server, model: str, reader: AnswerReader) -> Spoken:
     """The first protocol whose answers hold ids, else the first that is spoken at all. Raises EndpointFailed: what the
     server said first, where it speaks none."""
     prompt = reader.tokenizer.encode(PROBE).ids or [0]
@@ -106,7 +106,7 @@ def probe(server: Server, model: str, reader: Reader) -> Spoken:
     return _noted(_with_stops(_spared(best), question, reader))
 
 
-def read(spoken: Spoken, asking: Asking, reader: Reader) -> Answer:
+def read(spoken: Spoken, asking: Asking, reader: AnswerReader) -> Answer:
     """A server's answer; raises EndpointFailed where it is none."""
     try:
         return reader.read(asking.answer())
@@ -124,7 +124,7 @@ def _may_speak_otherwise(failure: EndpointFailed) -> bool:
     return failure.status in ELSEWHERE if isinstance(failure, EndpointRefused) else isinstance(failure, _NoAnswer)
 
 
-def _tried(server: Server, dialect: Dialect, question: Question, reader: Reader) -> Spoken:
+def _tried(server: Server, dialect: Dialect, question: Question, reader: AnswerReader) -> Spoken:
     """What one protocol gives, without the parameters that a strict server refuses: by name, or else they are found
     one by one."""
     everything, left, one_by_one = _parameters(dialect, question), set[str](), False
@@ -153,7 +153,7 @@ def _parameters(dialect: Dialect, question: Question) -> set[str]:
     return optional(dialect.body(replace(question, request=request)))
 
 
-def _asked(spoken: Spoken, question: Question, reader: Reader) -> Answer | None:
+def _asked(spoken: Spoken, question: Question, reader: AnswerReader) -> Answer | None:
     """The answer; None where the server refuses the question."""
     try:
         return read(spoken, spoken.begin(question), reader)
@@ -169,7 +169,7 @@ def _spared(spoken: Spoken) -> Spoken:
     return spoken if used is None else replace(spoken, left=spoken.left | (FOR_IDS - used))
 
 
-def _with_stops(spoken: Spoken, question: Question, reader: Reader) -> Spoken:
+def _with_stops(spoken: Spoken, question: Question, reader: AnswerReader) -> Spoken:
     """Which stops the server knows. Asked to end at the probe's first token, it does or it doesn't know
     stop_token_ids: that token follows the prompt, so no block of a draft's is in the way. Of an answer that llama.cpp
     gives with logprobs only, the tokens of a stop string are cut off by guess."""

@@ -51,13 +51,12 @@ class Plan:
         integer("seed", self.seed, least=0)
         if not (self.repeats or self.greedy or self.stopping):
             raise InvalidSetting("repeats, greedy and stopping are all 0: leave at least one phase in")
+        _ = self.request.sampling  # refuses what is out of range
         if self.repeats and not self.request.temperature > 0:
             raise InvalidSetting(
                 f"temperature is {self.request.temperature:g}: sample above 0, or leave sampling out (repeats 0)"
             )
-        _ = self.request.sampling  # refuses what is out of range
-        if self.request.max_new_tokens < 1:
-            raise InvalidSetting(f"max_new_tokens is {self.request.max_new_tokens}: ask for at least 1 token")
+        integer("max_new_tokens", self.request.max_new_tokens, least=1)
         if not 0 < self.alpha < 1:
             raise InvalidSetting(f"alpha is {self.alpha:g}: use a probability between 0 and 1, as 1e-6")
         for name in ("resolution", "uniformity"):

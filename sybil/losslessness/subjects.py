@@ -162,7 +162,7 @@ class TransformersSubject:
                 yield self._alone(prompt, request)
 
     def _alone(self, prompt: Sequence[int], request: Request) -> Sample:
-        blocks = _Blocks()
+        blocks = _BlockStreamer()
         ids = integers([list(prompt)])
         self._generate(
             ids,
@@ -265,7 +265,7 @@ def _without_defaults(model: PreTrainedModel, **settings: Any) -> Iterator[None]
         model.generation_config = own
 
 
-class _Blocks:
+class _BlockStreamer:
     """A streamer that notes which tokens came together; the prompt is put first."""
 
     def __init__(self) -> None:

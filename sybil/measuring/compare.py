@@ -29,7 +29,7 @@ from sybil.measuring.contenders import (
     PROMPT_LOOKUP,
     SPECULATIVE,
     Contender,
-    Measured,
+    PromptResult,
     SybilContender,
     TransformersContender,
 )
@@ -181,7 +181,7 @@ class Comparison:
         way = self.task.ways.get(name)
         return self.task.gamma if way is None or way.gamma is None else way.gamma
 
-    def _remembered(self, name: str, ids: Tensor, seed: int) -> tuple[Measured | None, int | None]:
+    def _remembered(self, name: str, ids: Tensor, seed: int) -> tuple[PromptResult | None, int | None]:
         """One contender's whole run, and by how much memory grew."""
         who = self.contenders.get(name)  # None: it failed at the first try
         if who is None:
@@ -191,7 +191,7 @@ class Comparison:
             measured = self._run(name, ids, self.task.max_new_tokens, seed)
         return measured, peak.growth
 
-    def _run(self, name: str, ids: Tensor, max_new_tokens: int, seed: int) -> Measured | None:
+    def _run(self, name: str, ids: Tensor, max_new_tokens: int, seed: int) -> PromptResult | None:
         """One contender's run; None for one that fails and takes no further part."""
         try:
             return self.contenders[name].run(ids, max_new_tokens, seed)

@@ -42,7 +42,7 @@ def theirs(draft: str | None, drafters: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class PromptResult:
     """One contender's run of one prompt. proposed and accepted are None where the contender doesn't say.
 
     ms_after_first: milliseconds a token by a contender's own clock, the prompt left out; None where it has none."""
@@ -65,7 +65,7 @@ class Contender(Protocol):
 
     weight_bytes: int
 
-    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
+    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> PromptResult:
         """Decode a prompt (n,). The same seed draws the same tokens, where tokens are drawn."""
 
 
@@ -76,7 +76,7 @@ class SybilContender:
         self.decoder, self.settings = decoder.without_defaults(), settings
         self.weight_bytes = weight_bytes(decoder)
 
-    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
+    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> PromptResult:
         began = time.perf_counter()
         steps, first = [], 0.0
         for step in self.decoder.stream([prompt], max_new_tokens=max_new_tokens, seed=seed, **self.settings):
@@ -84,7 +84,7 @@ class SybilContender:
             steps.append(step)
         seconds = time.perf_counter() - began
         stats, drafts = Stats.of(steps), self.decoder.draft is not None
-        return Measured(
+        return PromptResult(
             [token for step in steps for token in step.tokens[0]],
             seconds,
             first,
@@ -122,11 +122,11 @@ class TransformersContender:
             self._request.update(**sampling.keywords | {"min_p": sampling.min_p or None})  # 0 would take time
         self.weight_bytes = sum(tensor.nbytes for each in models for tensor in each.parameters())
 
-    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
+    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> PromptResult:
         ids = prompt[None].to(self.model.device)
         if not self.sampling.greedy:
             torch.manual_seed(seed)
-        clock = _FirstToken()
+        clock = _FirstTokenStreamer()
         request = copy.copy(self._request)
         request.max_new_tokens = max_new_tokens
         more = as_out_of_memory("transformers' generate takes more memory than there is", "lower max_new_tokens")
@@ -141,7 +141,7 @@ class TransformersContender:
             )
             tokens = out[0, len(prompt) :].tolist()
             seconds = time.perf_counter() - began
-        return Measured(tokens, seconds, (clock.at or began) - began, len(forwards))
+        return PromptResult(tokens, seconds, (clock.at or began) - began, len(forwards))
 
 
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ def _counted_forwards(model: PreTrainedModel) -> Iterator[list[None]]:
         hook.remove()
 
 
-class _FirstToken:
+class _FirstTokenStreamer:
     """A streamer that notes when the first new token came; the prompt is put first."""
 
     def __init__(self) -> None:

@@ -32,6 +32,29 @@ def check_folder(path: Path) -> None:
         raise InvalidSetting(f"out is {path}, and {nearest} can't be written to: name another folder")
 
 
+def check_file(path: Path, name: str) -> None:
+    """Raises InvalidSetting, before anything has run, for what replace_named() is going to refuse. name: the setting
+    that chose the path."""
+    said = f"{name} is {path}"
+    if path.is_dir():
+        raise InvalidSetting(f"{said}, which is a folder: name a file")
+    if path.exists() and not path.is_file():
+        raise InvalidSetting(f"{said}, which is no plain file: name another")
+    if not path.parent.is_dir():
+        raise InvalidSetting(f"{said}, and {path.parent} is no folder: make it, or name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise InvalidSetting(f"{said}, and {path.parent} can't be written to: name a file in another folder")
+
+
+def replace_named(path: Path, name: str, content: bytes) -> None:
+    """replace(), with an error that names the setting that chose the path."""
+    try:
+        replace(path, content)
+    except OSError as error:
+        reason = error.strerror
+        raise InvalidSetting(f"{name} is {path}, which can't be written ({reason}): name another") from None
+
+
 def unused(path: Path) -> Path:
     """The path, or the first of path-2, path-3, ... that is not there."""
     names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))

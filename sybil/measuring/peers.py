@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sybil.errors import PeerFailed, one_line
 from sybil.measuring import llamacpp
-from sybil.measuring.contenders import LLAMA_CPP, Contender, Measured
+from sybil.measuring.contenders import LLAMA_CPP, Contender, PromptResult
 
 STARTING, ANSWERING = 120.0, 600.0  # seconds
 CONTEXT = 4096
@@ -52,7 +52,7 @@ class LlamaCpp:
         settings = {"file": str(file), "threads": torch.get_num_threads(), "context": context}
         self.version = self._asked(settings, STARTING)["ready"]
 
-    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> Measured:
+    def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> PromptResult:
         began = time.perf_counter()
         answer = self._asked({"prompt": prompt.tolist(), "max_new_tokens": max_new_tokens}, ANSWERING)
         seconds = time.perf_counter() - began
@@ -66,7 +66,7 @@ class LlamaCpp:
             tokens += self._ends[:1]
         if not tokens:
             raise PeerFailed(f"{LLAMA_CPP} gave no tokens")
-        return Measured(tokens, seconds, first, len(tokens), ms_after_first=own)
+        return PromptResult(tokens, seconds, first, len(tokens), ms_after_first=own)
 
     def _asked(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Send one line and read one line back."""

@@ -42,6 +42,7 @@ from sybil.transfer import integers
 DRAFT_STEP, VERIFIED = "draft step", (1, 2, 4, 6, 9, 17)
 PARTS = ("draft forwards", "target forward", "sampling and rule", "everything else")
 NEW_TOKENS, DEPTH = 64, 128
+TEXT_TOKENS = 256  # of the text whose rounds are told one by one
 
 
 def verification(tokens: int) -> str:
@@ -50,7 +51,7 @@ def verification(tokens: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ProfiledDecoder:
     """What is profiled. title: what it is, for people; prompts: (n,) each, some for the rounds."""
 
     title: str
@@ -59,13 +60,13 @@ class Subject:
     replay: bool = False
 
 
-def of_pair(title: str, decoder: Decoder, prompts: list[Prompt] | None = None) -> Subject:
+def of_pair(title: str, decoder: Decoder, prompts: list[Prompt] | None = None) -> ProfiledDecoder:
     """A loaded pair over some prompts, the shipped ones of stdlib where none are given, cut to half its context at
     most."""
     most = min(DEPTH, decoder.target.context // 2)
     chosen = texts.spread(texts.load() if prompts is None else prompts, 9)
     encoded = [texts.encode(prompt, decoder)[:most] for prompt in chosen]
-    return Subject(title, decoder, [integers(ids) for ids in encoded if ids])
+    return ProfiledDecoder(title, decoder, [integers(ids) for ids in encoded if ids])
 
 
 def of_workload(
@@ -75,7 +76,7 @@ def of_workload(
     device: torch.device,
     acceptance_rate: float,
     gamma: int,
-) -> Subject:
+) -> ProfiledDecoder:
     """Published shapes with random weights, the draft replaying the target. draft_dtype: None is int8 on a CPU,
     dtype elsewhere. Raises InvalidSetting."""
     workload = workloads.workload(name)
@@ -87,7 +88,7 @@ def of_workload(
         f"{name}: {workload.target.name} with {workload.draft.name}, random weights, a replay in which "
         f"{acceptance_rate:.0%} of what is proposed is accepted"
     )
-    return Subject(title, Decoder(target, workloads.Replay(draft, scripts)), prompts, replay=True)
+    return ProfiledDecoder(title, Decoder(target, workloads.Replay(draft, scripts)), prompts, replay=True)
 
 
 class _Timed:
@@ -119,11 +120,11 @@ class _Timed:
         return seconds
 
 
-class _Rounds:
+class _TimedRounds:
     """Texts of prompts that come again and again. Those of their rounds are left out that do other work than most: the
     first, in which the draft reads the prompt, and the last, in which less is proposed."""
 
-    def __init__(self, subject: Subject, draft: DrafterFactory | None, settings: Mapping[str, Any]) -> None:
+    def __init__(self, subject: ProfiledDecoder, draft: DrafterFactory | None, settings: Mapping[str, Any]) -> None:
         self._prompts, self._settings = subject.prompts, settings
         self._gamma = settings["gamma"] if draft else 0  # how many tokens a whole round proposes
         self._target, self._drafts = (
@@ -162,7 +163,7 @@ class _Rounds:
 class Profile:
     """The cases of one subject, measured a pass at a time. sampling, rule: how the rounds' tokens are chosen."""
 
-    def __init__(self, subject: Subject, gamma: int, sampling: Sampling = GREEDY, rule: str = "token") -> None:
+    def __init__(self, subject: ProfiledDecoder, gamma: int, sampling: Sampling = GREEDY, rule: str = "token") -> None:
         target, draft = subject.decoder.target, subject.decoder.draft
         if draft is not None and len(draft.models) != 1:
             count = len(draft.models) or "no"
@@ -187,7 +188,14 @@ class Profile:
         for tokens in VERIFIED:
             self._cases[verification(tokens)] = forward_case(target, tokens, self.depth)
             self.bytes_read[verification(tokens)] = bytes_read(target)
-        self._rounds = _Rounds(subject, draft, settings)
+        self._rounds = _TimedRounds(subject, draft, settings)
+        self._decoder, self._prompt = subject.decoder.without_defaults(), subject.prompts[0]
+        most = NEW_TOKENS if subject.replay else TEXT_TOKENS  # where a replay's script ends
+        self._settings = {**settings, "max_new_tokens": min(most, context - len(self._prompt))}
+
+    def text(self) -> list[Step]:
+        """One text's rounds, from the first to the last, as the loop's own clock tells them."""
+        return unrecorded(lambda: list(self._decoder.stream([self._prompt], **self._settings)))
 
     def passes(self, count: int) -> Iterator[dict[str, float]]:
         """Every case once and a round's parts, in milliseconds, count times."""
@@ -261,7 +269,7 @@ def bytes_read(model: Model) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class ForwardSpeed:
     """ms: the median; bandwidth: bytes of weights a second; share: of the streaming bandwidth in the same run."""
 
     name: str
@@ -271,11 +279,11 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ProfileReport:
     """Medians over the passes. parts: a round's, in ms; streaming: bytes a second; overhead: the share of a round
     that is neither model's forward."""
 
-    forwards: list[Forward]
+    forwards: list[ForwardSpeed]
     parts: dict[str, float]
     streaming: float
     overhead: float
@@ -286,14 +294,14 @@ class Report:
         return sum(self.parts.values())
 
 
-def summarise(samples: Sequence[dict[str, float]], bytes_read: dict[str, int]) -> Report:
+def summarise(samples: Sequence[dict[str, float]], bytes_read: dict[str, int]) -> ProfileReport:
     """samples: at least one, of Profile.passes; bytes_read: a Profile's."""
     ms = {name: median(sample[name] for sample in samples) for name in samples[0]}
     streaming = STREAM_BYTES / ms[STREAM] * 1e3
     bandwidths = {name: count / ms[name] * 1e3 for name, count in bytes_read.items()}
     parts = {name: ms[name] for name in PARTS}
-    return Report(
-        [Forward(name, ms[name], bandwidth, bandwidth / streaming) for name, bandwidth in bandwidths.items()],
+    return ProfileReport(
+        [ForwardSpeed(name, ms[name], bandwidth, bandwidth / streaming) for name, bandwidth in bandwidths.items()],
         parts,
         streaming,
         sum(parts[name] for name in PARTS[2:]) / sum(parts.values()),

@@ -64,7 +64,7 @@ def _lines(path: Path) -> list[str]:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
-        raise InvalidSetting(f"{path} can't be read ({error.strerror}): name a JSONL file of prompts") from None
+        raise InvalidSetting(f"{path} can't be read ({error.strerror}): name a .jsonl or .txt file") from None
     if len(content) > LARGEST:
         raise InvalidSetting(f"{path} is larger than {LARGEST >> 20} MiB: name a smaller file of prompts")
     try:
@@ -115,7 +115,7 @@ def messages_of(said: object, where: str) -> tuple[tuple[str, str], ...]:
     return tuple(messages)
 
 
-class Reader(Protocol):
+class PromptReader(Protocol):
     """What reads a prompt: a Decoder, or whatever else knows a model's tokens."""
 
     @property
@@ -127,7 +127,7 @@ class Reader(Protocol):
         """Messages to text, where the model has one."""
 
 
-def encode(prompt: Prompt, reader: Reader) -> list[int]:
+def encode(prompt: Prompt, reader: PromptReader) -> list[int]:
     """A prompt's token ids: its messages by the model's chat template where both are there, else its text."""
     assert reader.tokenizer is not None
     if prompt.messages and reader.chat_template is not None:

@@ -46,7 +46,7 @@ class RandomModel:
 
     def weights(self, dtype: torch.dtype, device: torch.device) -> Mapping[str, Tensor]:
         """Under Sybil's names, each made when it is asked for: in dtype, float32 for int8."""
-        return _Weights(self, dtype, device)
+        return _SeededWeights(self, dtype, device)
 
     def twin(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
         """The very same weights in transformers; no token ends a text."""
@@ -92,7 +92,7 @@ class RandomModel:
         )
 
 
-class _Weights(Mapping[str, Tensor]):
+class _SeededWeights(Mapping[str, Tensor]):
     """A RandomModel's weights under Sybil's names, each made when it is asked for: in dtype, float32 for int8."""
 
     def __init__(self, model: RandomModel, dtype: torch.dtype, device: torch.device) -> None:
@@ -139,7 +139,7 @@ SHAPES: Mapping[str, RandomModel] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class RandomPair:
     """A target and a draft of published shapes."""
 
     target: RandomModel
@@ -153,14 +153,14 @@ class Workload:
         ]
 
 
-WORKLOADS: Mapping[str, Workload] = {
-    "gpt2:medium": Workload(SHAPES["gpt2-medium"], SHAPES["gpt2"]),
-    "gpt2:xl": Workload(SHAPES["gpt2-xl"], SHAPES["gpt2"]),
-    "opt:1.3b": Workload(SHAPES["opt-1.3b"], SHAPES["opt-125m"]),
+WORKLOADS: Mapping[str, RandomPair] = {
+    "gpt2:medium": RandomPair(SHAPES["gpt2-medium"], SHAPES["gpt2"]),
+    "gpt2:xl": RandomPair(SHAPES["gpt2-xl"], SHAPES["gpt2"]),
+    "opt:1.3b": RandomPair(SHAPES["opt-1.3b"], SHAPES["opt-125m"]),
 }
 
 
-def workload(name: str) -> Workload:
+def workload(name: str) -> RandomPair:
     """The workload of that name; raises InvalidSetting."""
     if name not in WORKLOADS:
         raise InvalidSetting(f"there is no workload {name!r}: the workloads are {', '.join(WORKLOADS)}")

@@ -21,7 +21,7 @@ from sybil.measuring.contenders import (
 )
 from sybil.measuring.drafters import NONE, Way
 from sybil.measuring.files import replace
-from sybil.measuring.profile import DRAFT_STEP, Report
+from sybil.measuring.profile import DRAFT_STEP, ProfileReport
 from sybil.measuring.summaries import Summary, ms_per_token
 from sybil.measuring.task import Row
 from sybil.measuring.timing import Interval
@@ -45,8 +45,8 @@ COLOURS = {
 }
 
 
-def _pyplot() -> Any:
-    """matplotlib's, imported when a chart is made. Names are drawn as they are: no $ begins a formula."""
+def pyplot() -> Any:
+    """matplotlib's pyplot, imported when a chart is made. Names are drawn as they are: no $ begins a formula."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -58,7 +58,7 @@ def _pyplot() -> Any:
 
 def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, path: Path) -> None:
     """Milliseconds a token by contender, a dot a prompt; and by domain the speed-up of Sybil's last."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), layout="constrained")
     farthest = 0.0
     jitter = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, 
     right.set_ylabel("Sybil's speed-up over transformers")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, caption, path)
+    save(figure, caption, path)
 
 
 def drafters(
@@ -101,7 +101,7 @@ def drafters(
     path: Path,
 ) -> None:
     """Tokens a second by drafter, other systems first; and by kind of prompt how many times as fast as none."""
-    plt = _pyplot()
+    plt = pyplot()
     rows = sorted(summaries, key=lambda summary: summary.contender in ways)  # which keeps their order else
     ours = [name for name in ways if name != NONE and any(name in each for each in domains.values())] or [NONE]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.6 + 0.34 * len(rows)), layout="constrained")
@@ -131,12 +131,12 @@ def drafters(
     right.set_title("over none, by kind of prompt", fontsize=9)
     right.spines[:].set_visible(False)
     right.tick_params(length=0)
-    _save(figure, caption, path)
+    save(figure, caption, path)
 
 
-def profile(report: Report, caption: str, path: Path) -> None:
+def profile(report: ProfileReport, caption: str, path: Path) -> None:
     """A round's parts, stacked; and what a verification costs by the tokens in it."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, (above, below) = plt.subplots(2, 1, figsize=(11, 5), height_ratios=(1, 2), layout="constrained")
     start = 0.0
     for (part, ms), colour in zip(report.parts.items(), PART_COLOURS, strict=True):
@@ -158,12 +158,12 @@ def profile(report: Report, caption: str, path: Path) -> None:
     below.set_xlim(0, 1.3 * max(forward.ms for forward in report.forwards))
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, caption, path)
+    save(figure, caption, path)
 
 
 def losslessness(report: Judgement, caption: str, path: Path) -> None:
     """How u is spread, with the band that chance leaves it in; and how pairs of tokens hang together."""
-    plt = _pyplot()
+    plt = pyplot()
     figure = plt.figure(figsize=(11, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(11, 10), height_ratios=(1, 12))
     title = f"{report.subject}: {report.verdict}"
@@ -175,7 +175,7 @@ def losslessness(report: Judgement, caption: str, path: Path) -> None:
     _spread(report, figure.add_subfigure(grid[1, 0]).add_subplot())
     pairs = sorted((check for check in report.checks if check.residuals), key=lambda check: check.name)
     _pairs(pairs, figure.add_subfigure(grid[1, 1]))
-    _save(figure, caption, path)
+    save(figure, caption, path)
 
 
 def _spread(report: Judgement, axes: Axes, bins: int = 20) -> None:
@@ -236,9 +236,10 @@ def _slant(axes: Axes) -> None:
         label.set(rotation=20, ha="right")
 
 
-def _save(figure: Figure, caption: str, path: Path) -> None:
+def save(figure: Figure, caption: str, path: Path) -> None:
+    """Write the figure as a PNG file, its caption above it, and close it."""
     figure.suptitle(textwrap.fill(caption, 130), fontsize=9)
     image = io.BytesIO()
     figure.savefig(image, dpi=140, format="png")
-    _pyplot().close(figure)
+    pyplot().close(figure)
     replace(path, image.getvalue())

@@ -48,7 +48,7 @@ def word(field: str, config: RunConfig) -> str:
         case "drafter":
             said = "the pair's draft" if value == "pair" else value
         case "gamma":
-            said = "K auto" if value == "auto" else f"K{value}"
+            said = "K\u00a0auto" if value == "auto" else f"K{value}"
         case "temperature":
             said = f"T\u00a0{value:g}" if value else "greedy"  # one word: no line ends within it
         case "domain":

@@ -185,7 +185,7 @@ def _failed(results: Results) -> Table:
     rows = tuple(
         (*(dict(row.config)[name] for name in names), one_line(row.error or "", 2000)) for row in results.failed
     )
-    about = "These cells were tried, and have no numbers. The same sweep tries them again."
+    about = "These cells were tried, and have no numbers. The same sweep tries them again where it is given --again."
     return Table("failed", "Failed cells", about, (*_headings(names), "error"), rows)
 
 

@@ -60,7 +60,7 @@ def predict(cell: Cell) -> Prediction | None:
     ):
         return None
     tokens = 1 + sum(kept / found.rounds for kept in found.accepted_at)
-    own, base = (_judging(each.phases) / each.rounds for each in (found, plain))
+    own, base = _judging(found.phases) / found.rounds, _verified(plain)
     own_round, base_round = (_round(each.phases) / each.rounds for each in (found, plain))
     return Prediction(
         formula=tokens * base / own,

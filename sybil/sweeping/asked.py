@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sybil.arguments import described
 from sybil.devices import AUTO, choose_device, dtype_named
 from sybil.drafting.window import window_named
-from sybil.drafts import Cascade, Draft, Hybrid, Source, parse
+from sybil.drafts import Cascade, Draft, Hybrid, NamedModel, parse
 from sybil.errors import InvalidSetting, SybilError
 from sybil.models.checkpoints.ollama import PREFIX as OLLAMA
 from sybil.models.folders import EMBEDDED, PACKAGED
@@ -168,7 +168,7 @@ def _source(draft: Draft) -> str | None:
         return _source(draft.other)
     if isinstance(draft, Cascade):
         return _source(draft.draft)
-    return draft.name if isinstance(draft, Source) else None
+    return draft.name if isinstance(draft, NamedModel) else None
 
 
 def _check_batch(batch: int, prompts: int) -> None:

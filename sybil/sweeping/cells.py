@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sybil.devices import dtype_named
 from sybil.drafting import DrafterFactory
-from sybil.drafts import Maker, parse
+from sybil.drafts import DraftMaker, parse
 from sybil.errors import InvalidSetting, PromptTooLong
 from sybil.loading import dtype_chosen, load, maker, read
 from sybil.measuring.energy import Energy
@@ -115,7 +115,7 @@ class Bench:
             raise InvalidSetting(f"{self._source} has no tokenizer: choose a pair that does")
         self.device, self._target = target.target.device, target.without_defaults()
         self.environment: Mapping[str, str | int] = describe(self.device)
-        self._makers: dict[str | None, Maker] = {}
+        self._makers: dict[str | None, DraftMaker] = {}
         self._loops: dict[str, Uncached] = {}
 
     def cell(self, config: RunConfig) -> Cell:

@@ -97,13 +97,16 @@ def _possible(sheet: Sheet, wanted: Asked) -> tuple[tuple[RunConfig, ...], tuple
     drafter that no pair can have is refused."""
     found: dict[RunConfig, None] = {}
     lacking: dict[tuple[str, str], InvalidSetting] = {}
+    whole = set[tuple[str, str]]()  # pairs and domains with prompts enough
     for cell in _product(wanted):
         try:
             cell = _settled(cell)
         except InvalidSetting as error:
             lacking[cell.pair, cell.drafter] = error
             continue
-        _check_prompts(sheet, wanted, cell)
+        if (cell.pair, cell.domain) not in whole:
+            _check_prompts(sheet, wanted, cell)
+            whole.add((cell.pair, cell.domain))
         found |= dict.fromkeys((cell.baseline, cell))
     for number, drafter in enumerate(wanted.drafters):
         without = [error for (_, name), error in lacking.items() if name == drafter]

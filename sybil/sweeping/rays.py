@@ -21,10 +21,18 @@ LOCAL = "local"
 """The address of a cluster that is started for this sweep, on this machine."""
 
 
-def ray_sweep(plan: Plan, path: Path, address: str, tell: Tell = lambda *_: None, *, again: bool = False) -> Outcome:
-    """sweep() on the Ray cluster of that address, or on LOCAL. A task is a cell with all its repeats, which one worker
-    measures; it takes as many processors as torch has threads here, and a GPU where its device is one. A worker keeps
-    the models of the last target that it measured.
+def ray_sweep(
+    plan: Plan,
+    path: Path,
+    address: str,
+    tell: Tell = lambda *_: None,
+    *,
+    again: bool = False,
+    processors: int | None = None,
+) -> Outcome:
+    """sweep() on the Ray cluster of that address, or on LOCAL, which has so many processors, all where none are said. A
+    task is a cell with all its repeats, which one worker measures; it takes as many processors as torch has threads
+    here, and a GPU where its device is one. A worker keeps the models of the last target that it measured.
 
     Raises PackageMissing and InvalidSetting, and the errors of sweep()."""
     ray = _ray()
@@ -34,7 +42,7 @@ def ray_sweep(plan: Plan, path: Path, address: str, tell: Tell = lambda *_: None
         total = len(plan.cells)
         tell(plan.name, total - len(left), total)
         if left:
-            _connect(ray, address)
+            _connect(ray, address, processors)
             try:
                 _gather(ray, left, plan.warm_ups, rows, lambda what: tell(what, total - len(left), total))
             finally:
@@ -83,10 +91,11 @@ def measured_by_worker(asked: dict[str, Any], warm_ups: int, threads: int) -> di
         return failed(config, error, {}).model_dump(mode="json")
 
 
-def _connect(ray: Any, address: str) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+def _connect(ray: Any, address: str, processors: int | None) -> None:
+    local = {"num_cpus": processors, "include_dashboard": False}
+    where = local if address == LOCAL else {"address": address}
     try:
-        ray.init(**({**quiet} if address == LOCAL else {"address": address, "log_to_driver": False}))
+        ray.init(**where, log_to_driver=False, logging_level="ERROR")
     except Exception as error:
         raise InvalidSetting(
             f"ray is {address}, and no cluster is to be had there ({told(error)}): start one"

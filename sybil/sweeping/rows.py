@@ -65,6 +65,8 @@ class Rows:
     def __enter__(self) -> Rows:
         with _telling(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                raise ResultsUnwritable(f"{self.path} is no file that a sweep could write: name another")
             self._lock = _locked(self.path)
         try:
             found, whole = _read(self.path, _row, ROW)
@@ -132,8 +134,8 @@ def _telling(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise ResultsUnwritable(
-            f"{path} can't be written to ({error.strerror or error}): make room or name another file; its rows are whole, "
-            "and the same command goes on from them"
+            f"{path} can't be written to ({error.strerror or error}): make room or name another file; its rows are "
+            "whole, and the same command goes on from them"
         ) from None
 
 

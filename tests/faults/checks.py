@@ -28,7 +28,7 @@ from vocabularies import byte_level, bytes_alone, turned
 import sybil
 from sybil import Decoder, verification
 from sybil.drafting import Context, Drafter, DraftLookup, DraftModel, DraftSelf, Generating, Outcome, Proposal
-from sybil.drafting.reencoding import Row
+from sybil.drafting.reencoding import ReencodedRow
 from sybil.drafting.surfaces import Vocabulary
 from sybil.errors import CacheOutOfStep, VocabularyMismatch
 from sybil.fit import way_of
@@ -429,7 +429,7 @@ def reencoding(seed: int) -> None:
     own.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
     theirs, draft = Vocabulary(bytes_alone()), Vocabulary(own)
     text = ["日本 stop 😀", "é<s>stopped", "User: 日日\n\n"][seed % 3]
-    row, data = Row(theirs, draft), text.encode()
+    row, data = ReencodedRow(theirs, draft), text.encode()
     for place in range(len(data)):
         row.write(place, [theirs.ids[data[place : place + 1]]])
         characters = data[: place + 1].decode(errors="ignore")

@@ -15,7 +15,7 @@ from counting import VOCAB
 from torch import Tensor
 
 from sybil import decoding, fit, residual, verification
-from sybil.decoding import _Row, _Run
+from sybil.decoding import _BatchRun, _Row
 from sybil.drafting import (
     Context,
     Generating,
@@ -29,12 +29,12 @@ from sybil.drafting import (
 )
 from sybil.drafting import model as drafting_model
 from sybil.drafting.cascade import _Proposing
-from sybil.drafting.reader import Reader, ReaderCache
+from sybil.drafting.reader import ReaderCache, RetokenizingReader
 from sybil.drafting.vocabulary import Intersection
 from sybil.errors import VocabularyMismatch
 from sybil.models import rounding
 from sybil.models.operators import cache
-from sybil.models.operators.cache import KVCache, Layout
+from sybil.models.operators.cache import CacheLayout, KVCache
 from sybil.models.operators.transformer import Transformer
 from sybil.noise import Exponentials, Noise
 from sybil.results import FinishReason
@@ -252,9 +252,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("5d", "a rejection is handled one round late", "", "counts", "verify")
 def _(patch: pytest.MonkeyPatch) -> None:
-    original, late = _Run.__init__, list[Tensor]()
+    original, late = _BatchRun.__init__, list[Tensor]()
 
-    def start(self: _Run, *arguments: Any) -> None:
+    def start(self: _BatchRun, *arguments: Any) -> None:
         late.clear()
         original(self, *arguments)
 
@@ -263,7 +263,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
         late[:] = [verification.token(proposed, noise).accepted]
         return judged(proposed, noise, torch.arange(proposed.tokens.shape[1]) < before[:, None])
 
-    patch.setattr(_Run, "__init__", start)
+    patch.setattr(_BatchRun, "__init__", start)
     patch.setitem(verification.RULES, "token", token)
 
 
@@ -278,7 +278,7 @@ def independent_draw(proposed: Proposed, noise: Tensor) -> Verdict:
 
 @fault("7", "greedily, softmax ratios decide", "romsto", "greedy", "verify")
 def _(patch: pytest.MonkeyPatch) -> None:
-    processed, propose, judge = ModelDrafter._processed, ModelDrafter.propose, _Run._judge
+    processed, propose, judge = ModelDrafter._processed, ModelDrafter.propose, _BatchRun._judge
     seen: list[Tensor] = []
 
     def recorded(self: ModelDrafter, *arguments: Any) -> Tensor:
@@ -290,7 +290,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
         proposal = propose(self, context, gamma)
         return replace(proposal, probs=torch.stack(seen, 1).softmax(-1)) if seen else proposal
 
-    def judging(self: _Run, logits: Tensor, tokens: Tensor, probs: Tensor | None, counts: list[int]) -> list[list[int]]:
+    def judging(
+        self: _BatchRun, logits: Tensor, tokens: Tensor, probs: Tensor | None, counts: list[int]
+    ) -> list[list[int]]:
         if probs is None or not self.sampling.greedy:
             return judge(self, logits, tokens, probs, counts)
         proposed = Proposed(tokens, probs, logits.softmax(-1), torch.tensor(counts))
@@ -300,7 +302,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(ModelDrafter, "_processed", recorded)
     patch.setattr(ModelDrafter, "propose", proposing)
-    patch.setattr(_Run, "_judge", judging)
+    patch.setattr(_BatchRun, "_judge", judging)
 
 
 @wrong_rule("14a", "lenience: min(1, 1.5 target(x) / draft(x))", "presented as lossless", "proof", "counts")
@@ -364,7 +366,7 @@ def rolling_back(patch: pytest.MonkeyPatch, seen: Callable[[KVCache], None]) -> 
 def _(patch: pytest.MonkeyPatch) -> None:
     original = KVCache.write
 
-    def write(self: KVCache, layer: int, keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def write(self: KVCache, layer: int, keys: Tensor, values: Tensor, layout: CacheLayout) -> tuple[Tensor, Tensor]:
         filled = vars(self).setdefault("filled", torch.zeros(self.keys.shape[:2] + self.keys.shape[3:4]).bool())
         before = self.keys[layer].clone()
         original(self, layer, keys, values, layout)
@@ -383,7 +385,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     rolled: list[KVCache] = []
     rolling_back(patch, rolled.append)
 
-    def at_places(self: Transformer, tokens: Tensor, store: KVCache, layout: Layout) -> Tensor:
+    def at_places(self: Transformer, tokens: Tensor, store: KVCache, layout: CacheLayout) -> Tensor:
         shifts[0] = int(any(each is store for each in rolled))
         return hidden(self, tokens, store, layout)
 
@@ -481,12 +483,12 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("16b", "token 0 is taken for none drawn", "feifeibear", "counts", "greedy")
 def _(patch: pytest.MonkeyPatch) -> None:
-    original = _Run._commit
+    original = _BatchRun._commit
 
-    def commit(self: _Run, blocks: list[list[int]]) -> Any:
+    def commit(self: _BatchRun, blocks: list[list[int]]) -> Any:
         return original(self, [[*block[:-1], block[-1] or -1] for block in blocks])
 
-    patch.setattr(_Run, "_commit", commit)
+    patch.setattr(_BatchRun, "_commit", commit)
 
 
 # vocabularies
@@ -524,14 +526,14 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 def masses(patch: pytest.MonkeyPatch) -> list[Tensor]:
     """What each forward of an intersection's draft gives the tokens of both vocabularies, (batch, 1), as they come."""
-    original, seen = Reader.forward, list[Tensor]()
+    original, seen = RetokenizingReader.forward, list[Tensor]()
 
     def forward(self: Intersection, tokens: Tensor, cache: ReaderCache) -> Tensor:
         logits = original(self, tokens, cache)
         seen.append(logits[:, -1].softmax(-1)[:, self._own].sum(-1, keepdim=True))
         return logits
 
-    patch.setattr(Reader, "forward", forward)
+    patch.setattr(RetokenizingReader, "forward", forward)
     return seen
 
 
@@ -622,7 +624,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
         finally:
             drafting.pop()
 
-    def written(self: KVCache, layer: int, keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def written(self: KVCache, layer: int, keys: Tensor, values: Tensor, layout: CacheLayout) -> tuple[Tensor, Tensor]:
         drafted = vars(self).setdefault("drafted", torch.zeros(self.keys.shape[:2] + self.keys.shape[3:4]).bool())
         before = self.keys[layer].clone()
         write(self, layer, keys, values, layout)
@@ -641,14 +643,14 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("24", "a window looks at a drafted token, and leaves it out", "", "counts")
 def _(patch: pytest.MonkeyPatch) -> None:
-    original = _Run._propose
+    original = _BatchRun._propose
 
-    def without_threes(self: _Run, limits: list[int]) -> Proposal:
+    def without_threes(self: _BatchRun, limits: list[int]) -> Proposal:
         proposal = original(self, limits)
         lengths = [row.index(3) if 3 in row else len(row) for row in proposal.tokens.tolist()]
         return replace(proposal, counts=[min(pair) for pair in zip(proposal.counts, lengths, strict=True)])
 
-    patch.setattr(_Run, "_propose", without_threes)
+    patch.setattr(_BatchRun, "_propose", without_threes)
 
 
 @fault("25", "a hybrid's looked-up token is said to be drawn from the model", "", "counts")
@@ -735,15 +737,15 @@ def last_is_kept(proposed: Proposed, noise: Tensor) -> Verdict:
 
 @fault("S4a", "caches: the target's keeps a rejected token", "the prototype", "guard")
 def _(patch: pytest.MonkeyPatch) -> None:
-    original = _Run._commit
+    original = _BatchRun._commit
 
-    def commit(self: _Run, blocks: list[list[int]]) -> Any:
+    def commit(self: _BatchRun, blocks: list[list[int]]) -> Any:
         held = self.cache.lengths
         gained = original(self, blocks)
         self.cache.lengths = torch.minimum(self.cache.lengths + 1, held)
         return gained
 
-    patch.setattr(_Run, "_commit", commit)
+    patch.setattr(_BatchRun, "_commit", commit)
 
 
 @fault("S4b", "caches: the draft's goes on from the token that was rejected", "the prototype", "cache")

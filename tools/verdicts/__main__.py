@@ -17,7 +17,7 @@ import typer
 
 from sybil.measuring import files
 from tools.verdicts import decoders, page
-from tools.verdicts.rows import MODELS, ROWS, Row
+from tools.verdicts.rows import MODELS, ROWS, JudgedSystem
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 3600.0  # seconds for a row
@@ -50,7 +50,7 @@ def main(
     files.replace(page.PAGE, page.rendered(kept).encode())
 
 
-def _is_kept(row: Row, record: dict[str, Any] | None) -> bool:
+def _is_kept(row: JudgedSystem, record: dict[str, Any] | None) -> bool:
     """Whether the row is there, of the version that is installed, asked as it would be now."""
     if record is None or "missing" in record:
         return False
@@ -59,7 +59,7 @@ def _is_kept(row: Row, record: dict[str, Any] | None) -> bool:
     return True
 
 
-def _judged(row: Row, found: str) -> dict[str, Any]:
+def _judged(row: JudgedSystem, found: str) -> dict[str, Any]:
     """What `sybil verify` says of a row, in a process of its own."""
     began = time.monotonic()
     try:
@@ -88,7 +88,7 @@ def _is_changed() -> bool:
 
 
 @contextlib.contextmanager
-def _url(row: Row) -> Iterator[str]:
+def _url(row: JudgedSystem) -> Iterator[str]:
     """Where llama.cpp's server of a row listens; "" for a row without any."""
     if row.decoder:
         yield ""

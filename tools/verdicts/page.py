@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.verdicts.rows import EXPLAINED, NOT_ASKED, ROWS, Row
+from tools.verdicts.rows import EXPLAINED, NOT_ASKED, ROWS, JudgedSystem
 
 ROOT = Path(__file__).parents[2]
 RECORDS, PAGE, EXAMPLES = (
@@ -19,7 +19,7 @@ RECORDS, PAGE, EXAMPLES = (
 )
 QUESTIONS = ("distribution", "tokens", "endings", "width")
 Record = dict[str, Any]
-Judged = tuple[Row, Record]
+Judged = tuple[JudgedSystem, Record]
 KEPT = ("verdict", "verdicts", "reasons", "drift", "tokens", "sequences", "speculation", "date", "processor", "torch",
         "transformers", "commit")  # fmt: skip
 """Of a report."""
@@ -60,11 +60,11 @@ def lines(kept: Mapping[str, Record]) -> str:
     return "".join(json.dumps(kept[row.key]) + "\n" for row in ROWS if row.key in kept)
 
 
-def command(row: Row) -> str:
+def command(row: JudgedSystem) -> str:
     return shlex.join(["sybil", "verify", *row.arguments])
 
 
-def record(row: Row, version: str, report: Record, seconds: float) -> Record:
+def record(row: JudgedSystem, version: str, report: Record, seconds: float) -> Record:
     """What is kept of a report."""
     failed = [check["name"] for check in report["checks"] if check["failed"] and not check["echo"]]
     return {"row": row.key, "version": version, "command": command(row), "seconds": round(seconds), "failed": failed,
@@ -121,7 +121,7 @@ def _failed(found: Record) -> list[str]:
     return [question for question in QUESTIONS if found["verdicts"].get(question) == "FAIL"]
 
 
-def _reasons(row: Row, found: Record) -> list[str]:
+def _reasons(row: JudgedSystem, found: Record) -> list[str]:
     """The row's reproductions that explain what failed in it."""
     failed = _failed(found)
     return [name for name in row.because if any(question in failed for question in EXPLAINED[name])]

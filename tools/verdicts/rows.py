@@ -37,7 +37,7 @@ EXPLAINED: Mapping[str, Sequence[str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class JudgedSystem:
     """system: whose decoder, by its package; way: how it decodes; target, draft: keys of MODELS; decoder: as `sybil
     verify --decoder` takes it, "" for llama.cpp's server; options: further ones of the command; because: keys of
     EXPLAINED, for a FAIL."""
@@ -62,26 +62,27 @@ class Row:
         return ["--quick", "--target", self.target, *drafting, *chosen, *self.options]
 
 
-def _of_stdlib() -> list[Row]:
+def _of_stdlib() -> list[JudgedSystem]:
     target, draft, ours = "STDLIB", "STDLIB-DRAFT", "tools.verdicts.decoders"
     return [
-        Row("transformers", "generate", target, draft, "transformers"),
-        Row("transformers", "assisted generation", target, draft, "assisted", (), [STOPS]),
-        Row("transformers", "prompt lookup", target, None, "prompt-lookup", (), [STOPS]),
-        Row("flashspec", "rejection", target, draft, f"{ours}:flashspec_rejection"),
-        Row("flashspec", "lookup", target, None, f"{ours}:flashspec_lookup"),
-        Row("flashspec", "composite", target, draft, f"{ours}:flashspec_composite"),
-        Row("flashspec", "rejection, top-p 0.9", target, draft, f"{ours}:flashspec_rejection", ("--top-p", "0.9"),
-            [FLASHSPEC_TOP_P]),
-        Row("transformers", "universal assisted generation", target, "SMOLLM2", "usd", FEW, [UNIVERSAL, STOPS]),
+        JudgedSystem("transformers", "generate", target, draft, "transformers"),
+        JudgedSystem("transformers", "assisted generation", target, draft, "assisted", (), [STOPS]),
+        JudgedSystem("transformers", "prompt lookup", target, None, "prompt-lookup", (), [STOPS]),
+        JudgedSystem("flashspec", "rejection", target, draft, f"{ours}:flashspec_rejection"),
+        JudgedSystem("flashspec", "lookup", target, None, f"{ours}:flashspec_lookup"),
+        JudgedSystem("flashspec", "composite", target, draft, f"{ours}:flashspec_composite"),
+        JudgedSystem("flashspec", "rejection, top-p 0.9", target, draft, f"{ours}:flashspec_rejection",
+            ("--top-p", "0.9"), [FLASHSPEC_TOP_P]),
+        JudgedSystem("transformers", "universal assisted generation", target, "SMOLLM2", "usd", FEW,
+            [UNIVERSAL, STOPS]),
     ]  # fmt: skip
 
 
-def _of_smollm2() -> list[Row]:
+def _of_smollm2() -> list[JudgedSystem]:
     target, draft, ours = "SMOLLM2", "SMOLLM2-Q4_0", "tools.verdicts.decoders"
     rounded = ("--tolerance", "q8 activations", *FEWER)
     return [
-        Row(
+        JudgedSystem(
             "openvino-genai",
             "draft model",
             "SMOLLM2-Q8_0",
@@ -90,8 +91,8 @@ def _of_smollm2() -> list[Row]:
             (*FEW, "--prompts", ENGLISH),
             [OPENVINO_DRAFT],
         ),
-        Row("openvino-genai", "no draft", "SMOLLM2-Q8_0", None, "openvino", FEWER),
-        Row(
+        JudgedSystem("openvino-genai", "no draft", "SMOLLM2-Q8_0", None, "openvino", FEWER),
+        JudgedSystem(
             "openvino-genai",
             "no draft, from Q4_1",
             target,
@@ -100,9 +101,9 @@ def _of_smollm2() -> list[Row]:
             (*FEW, "--prompts", ENGLISH),
             [OPENVINO_Q4_1],
         ),
-        Row("xllamacpp", "draft model", target, draft, "", rounded),
-        Row("xllamacpp", "no draft", target, None, "", rounded),
-        Row(
+        JudgedSystem("xllamacpp", "draft model", target, draft, "", rounded),
+        JudgedSystem("xllamacpp", "no draft", target, None, "", rounded),
+        JudgedSystem(
             "transformers",
             "universal assisted generation",
             target,
@@ -111,17 +112,17 @@ def _of_smollm2() -> list[Row]:
             (*FEW, "--prompts", ENGLISH),
             [UNIVERSAL, STOPS],
         ),
-        Row("economize", "lookup", target, None, f"{ours}:economize_lookup", FEWER),
-        Row("economize", "draft model", target, "SMOLLM2-DRAFT", f"{ours}:economize_draft_model", FEWER),
-        Row("economize", "layer skip", target, None, f"{ours}:economize_layer_skip", FEWER),
-        Row("economize", "early exit", target, None, f"{ours}:economize_early_exit", FEWER),
-        Row("transformers", "assisted generation", target, draft, "assisted", FEWER, [STOPS]),
-        Row("transformers", "generate", target, None, "transformers", FEWER),
-        Row("transformers", "prompt lookup", target, None, "prompt-lookup", FEWER, [STOPS]),
-        Row("openvino-genai", "prompt lookup", "SMOLLM2-Q8_0", "lookup", "openvino", FEWER),
-        Row("flashspec", "rejection", target, draft, f"{ours}:flashspec_rejection", FEWER),
-        Row("flashspec", "composite", target, draft, f"{ours}:flashspec_composite", FEWER),
-        Row("flashspec", "lookup", target, None, f"{ours}:flashspec_lookup", FEWER),
+        JudgedSystem("economize", "lookup", target, None, f"{ours}:economize_lookup", FEWER),
+        JudgedSystem("economize", "draft model", target, "SMOLLM2-DRAFT", f"{ours}:economize_draft_model", FEWER),
+        JudgedSystem("economize", "layer skip", target, None, f"{ours}:economize_layer_skip", FEWER),
+        JudgedSystem("economize", "early exit", target, None, f"{ours}:economize_early_exit", FEWER),
+        JudgedSystem("transformers", "assisted generation", target, draft, "assisted", FEWER, [STOPS]),
+        JudgedSystem("transformers", "generate", target, None, "transformers", FEWER),
+        JudgedSystem("transformers", "prompt lookup", target, None, "prompt-lookup", FEWER, [STOPS]),
+        JudgedSystem("openvino-genai", "prompt lookup", "SMOLLM2-Q8_0", "lookup", "openvino", FEWER),
+        JudgedSystem("flashspec", "rejection", target, draft, f"{ours}:flashspec_rejection", FEWER),
+        JudgedSystem("flashspec", "composite", target, draft, f"{ours}:flashspec_composite", FEWER),
+        JudgedSystem("flashspec", "lookup", target, None, f"{ours}:flashspec_lookup", FEWER),
     ]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sybil.allocation import taking
 from sybil.errors import InvalidSetting
-from sybil.models.native.structs import Cache
+from sybil.models.native.structs import CacheStruct
 from sybil.models.shape import Shape
 from sybil.transfer import CPU
 
@@ -41,7 +41,7 @@ class NativeCache:
     def _bind(self) -> None:
         places = self.keys.shape[-1]
         pointers = self.keys.data_ptr(), self.values.data_ptr()
-        self._struct = Cache(*pointers, self.keys.numel(), self.batch, self.capacity, places)
+        self._struct = CacheStruct(*pointers, self.keys.numel(), self.batch, self.capacity, places)
         self.address = ctypes.addressof(self._struct)
         self.scratch: Tensor | None = None
         self.scratch_address, self.floats, self.rows = 0, 0, 0

@@ -23,7 +23,7 @@ SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class BuildRecipe:
     """One way to build the library. key: what it depends on, hashed."""
 
     command: tuple[str, ...]
@@ -46,7 +46,7 @@ def command() -> tuple[str, ...]:
     return given or (shutil.which("cc") or shutil.which("gcc") or "clang",)
 
 
-def recipe(lanes: int | None) -> Recipe:
+def recipe(lanes: int | None) -> BuildRecipe:
     """How the library is built here, with vectors of so many floats (None: the processor's). SYBIL_CFLAGS adds flags.
 
     Raises OSError, SubprocessError, or ValueError where a variable is no command line."""
@@ -58,7 +58,7 @@ def recipe(lanes: int | None) -> Recipe:
     sources = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
     words = [*compiler, *flags, *libraries, _processor()]
     key = hashlib.sha256(b"\0".join([*sources, version, *(word.encode("utf-8", "surrogateescape") for word in words)]))
-    return Recipe(compiler, flags, libraries, key.hexdigest()[:16])
+    return BuildRecipe(compiler, flags, libraries, key.hexdigest()[:16])
 
 
 def _run(arguments: list[str], folder: Path | None = None) -> bytes:

@@ -62,7 +62,7 @@ def _reason(error: Exception) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in lines[-1])[:300]
 
 
-def _opened(recipe: compiler.Recipe, lanes: int | None) -> ctypes.CDLL:
+def _opened(recipe: compiler.BuildRecipe, lanes: int | None) -> ctypes.CDLL:
     """The recipe's library: the one that is kept; else built and kept; else, where it can't be kept or run from there,
     opened out of a folder that is gone when this returns. Raises OSError or SubprocessError."""
     kept = keeping_folder()

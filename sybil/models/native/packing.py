@@ -16,7 +16,7 @@ from torch import Tensor
 from sybil.errors import WeightsMismatch
 from sybil.models.native.making import rounded
 from sybil.models.native.records import LAYOUTS, ROUNDED, SAME, WIDE, WORDS, Word, fill, panel_bytes
-from sybil.models.native.structs import PARTS, Floats, Part, Product
+from sybil.models.native.structs import PARTS, FloatsStruct, PartStruct, ProductStruct
 from sybil.models.storage import FORMATS, Bits, Blocks, Storage
 
 
@@ -119,11 +119,11 @@ class Packed:
         )
         return Packed(tuple(parts), self.inputs)
 
-    def struct(self) -> Product:
+    def struct(self) -> ProductStruct:
         """As model.h has it: addresses, good as long as this lives."""
-        product = Product(inputs=self.inputs, outputs=sum(part.outputs for part in self.parts))
+        product = ProductStruct(inputs=self.inputs, outputs=sum(part.outputs for part in self.parts))
         for place, part in enumerate(self.parts):
-            product.parts[place] = Part(
+            product.parts[place] = PartStruct(
                 weight=part.weight.data_ptr(),
                 bytes=part.weight.nbytes,
                 bias=floats(part.bias),
@@ -191,6 +191,6 @@ def _pack(piece: Piece, bias: Tensor | None, lanes: int, arena: Arena) -> Packed
     return PackedPart(weight, bias, outputs, piece.storage)
 
 
-def floats(tensor: Tensor | None) -> Floats:
+def floats(tensor: Tensor | None) -> FloatsStruct:
     """A float32 tensor, or none, as model.h has it."""
-    return Floats() if tensor is None else Floats(tensor.data_ptr(), tensor.numel())
+    return FloatsStruct() if tensor is None else FloatsStruct(tensor.data_ptr(), tensor.numel())

@@ -43,7 +43,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RecordLayout:
     """The block of a storage, and the order of its fields in a record."""
 
     inputs: int
@@ -63,19 +63,19 @@ class Layout:
 _SIXES = Field(4, 1, 16, packed=True)
 
 
-def _blocks(word: BlockStorage, scales: tuple[Field, ...], numbers: tuple[Field, ...]) -> Layout:
-    return Layout(*BLOCKS[word], scales, numbers)
+def _blocks(word: BlockStorage, scales: tuple[Field, ...], numbers: tuple[Field, ...]) -> RecordLayout:
+    return RecordLayout(*BLOCKS[word], scales, numbers)
 
 
-def _plain(size: int) -> Layout:
-    return Layout(1, size, (), (Field(0, size, 1),))
+def _plain(size: int) -> RecordLayout:
+    return RecordLayout(1, size, (), (Field(0, size, 1),))
 
 
-def _rounded(bits: Bits) -> Layout:
-    return Layout(BLOCK, block_bytes(bits), (Field(0, 2, 2),), (Field(4, 4, bits),))
+def _rounded(bits: Bits) -> RecordLayout:
+    return RecordLayout(BLOCK, block_bytes(bits), (Field(0, 2, 2),), (Field(4, 4, bits),))
 
 
-LAYOUTS: Mapping[Word, Layout] = {
+LAYOUTS: Mapping[Word, RecordLayout] = {
     "float32": _plain(4),
     "bfloat16": _plain(2),
     "f16": _plain(2),

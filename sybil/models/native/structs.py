@@ -36,66 +36,66 @@ class Struct(ctypes.Structure):
         super().__setattr__(name, value)
 
 
-class Floats(Struct):
-    """model.h's struct of that name."""
+class FloatsStruct(Struct):
+    """The struct of the same name in model.h, which ends in Struct here alone."""
 
     _fields_ = [("at", ctypes.c_void_p), ("count", ctypes.c_int64)]
 
 
-class Part(Struct):
-    """model.h's struct of that name."""
+class PartStruct(Struct):
+    """The struct of the same name in model.h, which ends in Struct here alone."""
 
     _fields_ = [
         ("weight", ctypes.c_void_p),
         ("bytes", ctypes.c_int64),
-        ("bias", Floats),
+        ("bias", FloatsStruct),
         ("outputs", ctypes.c_int32),
         ("storage", ctypes.c_int32),
     ]
 
 
-class Product(Struct):
-    """model.h's struct of that name."""
+class ProductStruct(Struct):
+    """The struct of the same name in model.h, which ends in Struct here alone."""
 
-    _fields_ = [("parts", Part * PARTS), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32)]
-
-
-class Norm(Struct):
-    """model.h's struct of that name."""
-
-    _fields_ = [("weight", Floats), ("bias", Floats)]
+    _fields_ = [("parts", PartStruct * PARTS), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32)]
 
 
-class Block(Struct):
-    """model.h's struct of that name."""
+class NormStruct(Struct):
+    """The struct of the same name in model.h, which ends in Struct here alone."""
+
+    _fields_ = [("weight", FloatsStruct), ("bias", FloatsStruct)]
+
+
+class BlockStruct(Struct):
+    """The struct of the same name in model.h, which ends in Struct here alone."""
 
     _fields_ = [
-        *((name, Norm) for name in BLOCK_NORMS),
-        ("cosines", Floats),
-        ("sines", Floats),
+        *((name, NormStruct) for name in BLOCK_NORMS),
+        ("cosines", FloatsStruct),
+        ("sines", FloatsStruct),
         ("rotary_size", ctypes.c_int32),
         ("window", ctypes.c_int32),
         ("layer", ctypes.c_int32),
-        *((name, Product) for name in BLOCK_PRODUCTS),
+        *((name, ProductStruct) for name in BLOCK_PRODUCTS),
     ]
 
 
-class Model(Struct):
-    """model.h's struct of that name."""
+class ModelStruct(Struct):
+    """The struct of the same name in model.h, which ends in Struct here alone."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in (*NUMBERS, "sound")),
         *((name, ctypes.c_float) for name in SCALES),
-        ("blocks", ctypes.POINTER(Block)),
+        ("blocks", ctypes.POINTER(BlockStruct)),
         ("block_count", ctypes.c_int64),
-        ("final_norm", Norm),
-        *((name, Product) for name in ("token_embedding", "head", "project_in", "project_out")),
-        ("positions", Floats),
+        ("final_norm", NormStruct),
+        *((name, ProductStruct) for name in ("token_embedding", "head", "project_in", "project_out")),
+        ("positions", FloatsStruct),
     ]
 
 
-class Cache(Struct):
-    """model.h's struct of that name."""
+class CacheStruct(Struct):
+    """The struct of the same name in model.h, which ends in Struct here alone."""
 
     _fields_ = [
         ("keys", ctypes.c_void_p),
@@ -107,4 +107,4 @@ class Cache(Struct):
     ]
 
 
-ALL = (Floats, Part, Product, Norm, Block, Model, Cache)
+ALL = (FloatsStruct, PartStruct, ProductStruct, NormStruct, BlockStruct, ModelStruct, CacheStruct)

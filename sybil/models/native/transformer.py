@@ -23,7 +23,16 @@ from sybil.models.native.cache import NativeCache
 from sybil.models.native.making import in_float32
 from sybil.models.native.packing import Arena, Packed, Piece, floats, pack
 from sybil.models.native.rotations import Rotations
-from sybil.models.native.structs import BLOCK_NORMS, BLOCK_PRODUCTS, NUMBERS, SCALES, Block, Model, Norm, Product
+from sybil.models.native.structs import (
+    BLOCK_NORMS,
+    BLOCK_PRODUCTS,
+    NUMBERS,
+    SCALES,
+    BlockStruct,
+    ModelStruct,
+    NormStruct,
+    ProductStruct,
+)
 from sybil.models.native.threads import torch_alone
 from sybil.models.shape import Shape, check_layers
 from sybil.models.storage import FORMATS, Kept, Rounding, Storage, StoredWeights
@@ -117,8 +126,8 @@ class NativeTransformer:
     def _bind(self) -> None:
         """The structs that forward.c reads, of the shape and the tensors that are kept."""
         shape, count = self.shape, len(self.layers)
-        with taking(ctypes.sizeof(Block) * count, f"a model of {count} layers", CPU):
-            self._blocks = (Block * count)()
+        with taking(ctypes.sizeof(BlockStruct) * count, f"a model of {count} layers", CPU):
+            self._blocks = (BlockStruct * count)()
         for layer, block in zip(self.layers, self._blocks, strict=True):
             attention = shape.attentions[layer]
             block.window, block.layer = attention.window or 0, layer
@@ -135,7 +144,7 @@ class NativeTransformer:
             "normed": _NORMED.index(shape.normed),
             "query_key_norm": _QUERY_KEY_NORMS.index(shape.query_key_norm),
         }
-        self._model = Model(
+        self._model = ModelStruct(
             **numbers,
             **{name: getattr(shape, name) for name in SCALES},
             blocks=self._blocks,
@@ -157,12 +166,12 @@ class NativeTransformer:
         small = self.weight_bytes < ONE_THREAD_BYTES
         return min(max(self._asked_threads or (1 if small else torch.get_num_threads()), 1), MOST_THREADS)
 
-    def _norm(self, name: str) -> Norm:
-        return Norm(*(floats(self._floats.get(f"{name}.{part}")) for part in ("weight", "bias")))
+    def _norm(self, name: str) -> NormStruct:
+        return NormStruct(*(floats(self._floats.get(f"{name}.{part}")) for part in ("weight", "bias")))
 
-    def _product(self, name: str) -> Product:
+    def _product(self, name: str) -> ProductStruct:
         packed = self._products.get("token_embedding" if name == "head" and self.shape.tied_head else name)
-        return Product() if packed is None else packed.struct()
+        return ProductStruct() if packed is None else packed.struct()
 
     def new_cache(self, batch: int, capacity: int) -> NativeCache:
         forking.note_use()

@@ -45,7 +45,7 @@ class Block:
     mlp_out: Linear
 
 
-class Maker:
+class BlockMaker:
     """Makes products, norms and blocks of weights by name, and counts the bytes that they take.
 
     way: of the products, see operators.linear. observe: what is told the inputs of each product."""
@@ -110,7 +110,7 @@ class Maker:
 class Passing(Mapping[int, Block]):
     """A model's blocks, each made when it is asked for and not kept: for one pass over a model as large as memory."""
 
-    def __init__(self, maker: Maker) -> None:
+    def __init__(self, maker: BlockMaker) -> None:
         self._maker = maker
 
     def __getitem__(self, layer: int) -> Block:

@@ -61,7 +61,7 @@ class KVCache:
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=CPU)
         self.capacity = capacity
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, keys: Tensor, values: Tensor, layout: CacheLayout) -> tuple[Tensor, Tensor]:
         """Write (batch, kv_heads, count, head size) at the layout's places; the layer's keys and values so far."""
         all_keys, all_values = self.keys[layer], self.values[layer]
         if layout.even:
@@ -95,7 +95,7 @@ def check_fit(held: int, count: int, capacity: int) -> None:
         raise IndexError(f"{count} tokens after {held} others don't fit a cache of {capacity}")
 
 
-class Layout:
+class CacheLayout:
     """Where the next count tokens of each row go, and which keys each of them sees.
 
     positions: (batch, count); masks: for each of the windows (None: no window) what Masks.mask() makes, or None where
@@ -114,7 +114,7 @@ class Layout:
                 self.masks[window] = masks.mask(self.positions, self.end, window)
 
     @classmethod
-    def static(cls, lengths: Tensor, count: int, end: int, masks: Masks) -> Layout:
+    def static(cls, lengths: Tensor, count: int, end: int, masks: Masks) -> CacheLayout:
         """A layout whose shapes depend on count and end only, lengths (batch,) being read where they are: on the
         device, which may be a GPU that replays what follows with other lengths."""
         layout = cls.__new__(cls)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sybil.models.operators.cache import KVCache, Layout, Masks, check_fit
+from sybil.models.operators.cache import CacheLayout, KVCache, Masks, check_fit
 from sybil.models.operators.graphs import Graphs, graphs_on
 from sybil.transfer import upload
 
@@ -30,7 +30,7 @@ USES = 3
 KEPT = 16
 """Forwards of a model over one cache that are kept, the latest."""
 
-Compute = Callable[[Tensor, KVCache, Layout], Tensor]
+Compute = Callable[[Tensor, KVCache, CacheLayout], Tensor]
 """tokens (batch, count) on the device -> logits (batch, count, vocab)."""
 
 
@@ -201,5 +201,5 @@ class StaticForward:
         return self._logits
 
     def _compute(self, compute: Compute) -> Tensor:
-        layout = Layout.static(self._lengths, self._tokens.shape[1], self._keys, self._masks)
+        layout = CacheLayout.static(self._lengths, self._tokens.shape[1], self._keys, self._masks)
         return compute(self._tokens, self._store, layout)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sybil.models import forking
 from sybil.models.operators.attention import attend, capped
-from sybil.models.operators.blocks import Block, Maker, Norm, Observe, Passing
-from sybil.models.operators.cache import KVCache, Layout, Masks, check_fit
+from sybil.models.operators.blocks import Block, BlockMaker, Norm, Observe, Passing
+from sybil.models.operators.cache import CacheLayout, KVCache, Masks, check_fit
 from sybil.models.operators.linear import Way, can_pack, is_half
 from sybil.models.operators.packaged import Packaged
 from sybil.models.operators.static import LONGEST, Held, StaticCache, StaticCaches
@@ -33,13 +33,13 @@ class Call:
     """What every layer of one forward shares."""
 
     cache: KVCache
-    layout: Layout
+    layout: CacheLayout
     rotations: Mapping[Rotary | None, tuple[Tensor, Tensor]]
     """Cosines and sines at the tokens' positions, (B, 1, n, rotary size / 2) each."""
 
 
 class Transformer:
-    """A causal language model as DESIGN's contract has it: forward(tokens, cache) -> logits.
+    """A causal language model with the forward of the protocol models.Model: forward(tokens, cache) -> logits.
 
     weights: name -> tensor, (outputs, inputs) for a product; each is asked for once, and `in` says whether a product
     has a bias, so that a mapping may read them one at a time. The names, {layer} from 0, those in brackets where
@@ -61,7 +61,7 @@ class Transformer:
         it comes to them, and drops them."""
         self.shape = shape
         self.vocab_size, self.context = shape.vocab_size, shape.context
-        maker = Maker(shape, weights, way, observe)
+        maker = BlockMaker(shape, weights, way, observe)
         self.token_embedding = maker.take("token_embedding")  # (vocab, embedding width)
         self.device, self.dtype = self.token_embedding.device, self.token_embedding.dtype
         few = way == "int8" or isinstance(way, Packaged)
@@ -142,12 +142,12 @@ class Transformer:
 
     def _at_lengths(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
         store = cache.store if isinstance(cache, StaticCache) else cache
-        layout = Layout(cache.lengths, tokens.shape[1], self.device, self._masks)
+        layout = CacheLayout(cache.lengths, tokens.shape[1], self.device, self._masks)
         check_fit(layout.start, tokens.shape[1], cache.capacity)
         cache.lengths = cache.lengths + tokens.shape[1]
         return self._hidden(upload(tokens, self.device), store, layout)
 
-    def _logits(self, tokens: Tensor, store: KVCache, layout: Layout) -> Tensor:
+    def _logits(self, tokens: Tensor, store: KVCache, layout: CacheLayout) -> Tensor:
         return self._finish(self._hidden(tokens, store, layout))
 
     def _finish(self, x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Transformer:
             logits = logits / self.shape.logit_divisor
         return capped(logits, self.shape.logit_cap)
 
-    def _hidden(self, tokens: Tensor, store: KVCache, layout: Layout) -> Tensor:
+    def _hidden(self, tokens: Tensor, store: KVCache, layout: CacheLayout) -> Tensor:
         # a padded row may stand past the context: what is computed there is never read
         positions = layout.positions.clamp(max=self.context - 1)
         call = Call(

@@ -50,7 +50,7 @@ def page(
         '<meta name="color-scheme" content="light dark">',
         f"<title>{escape(title)}</title><style>{style}</style></head><body>",
         f"<header><h1>{escape(title)}</h1>",
-        *(f"<p>{escape(each)}</p>" for each in about),
+        *(f"<p>{_prose(each)}</p>" for each in about),
         "<nav>" + " ".join(f'<a href="#{name}">{escape(said)}</a>' for name, said in links) + "</nav></header><main>",
         lead,
         '<section id="figures"><h2>Figures</h2>' if charts else "",
@@ -71,10 +71,15 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+def _prose(text: str) -> str:
+    """No line ends between a number and its sign."""
+    return escape(text).replace(" %", "&nbsp;%")
+
+
 def _figure(chart: Chart, svg: bytes) -> str:
-    said = f"<figcaption><strong>{escape(chart.title)}.</strong> {escape(chart.caption)}</figcaption>"
+    said = f"<figcaption><strong>{escape(chart.title)}.</strong> {_prose(chart.caption)}</figcaption>"
     drawn = inlined(svg, chart.name, chart.title)
-    return f'<figure id="{escape(chart.name)}"><div class="drawn">{drawn}</div>{said}</figure>'
+    return f'<figure id="figure-{escape(chart.name)}"><div class="drawn">{drawn}</div>{said}</figure>'
 
 
 def inlined(svg: bytes, name: str, title: str) -> str:
@@ -117,7 +122,7 @@ def _table(table: Table) -> str:
         "<tr>" + "".join(_field(value, kind) for value, kind in zip(row, kinds, strict=True)) + "</tr>"
         for row in table.rows
     )
-    about = f"<p>{escape(table.about)}</p>" if table.about else ""
+    about = f"<p>{_prose(table.about)}</p>" if table.about else ""
     count = f'<p class="count" aria-live="polite">{len(table.rows)} of {len(table.rows)} rows</p>'
     return (
         f'<section id="{table.name}"><h2>{escape(table.title)}</h2>{about}<div class="wide"><table><thead>'

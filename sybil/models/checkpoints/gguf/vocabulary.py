@@ -30,7 +30,7 @@ SPACE = "▁"
 
 
 @dataclass(frozen=True, slots=True)
-class _Keys:
+class _VocabularyKeys:
     """The keys tokenizer.ggml.* of a file, each checked when it is read."""
 
     values: Mapping[str, Any]
@@ -66,7 +66,7 @@ def read(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata describes (key -> plain Python value), which neither cuts nor pads.
 
     where: the file, as messages name it. Raises NotAModel."""
-    keys = _Keys(metadata, where)
+    keys = _VocabularyKeys(metadata, where)
     model = keys.get("model", _WORD)
     if model not in ("gpt2", "llama"):
         raise NotAModel(
@@ -90,7 +90,7 @@ def read(metadata: Mapping[str, Any], where: str) -> Tokenizer:
 _NAMED = ("bos", "eos", "unknown", "padding")
 
 
-def _tokens(keys: _Keys) -> list[str]:
+def _tokens(keys: _VocabularyKeys) -> list[str]:
     """All tokens by their ids: no two alike."""
     tokens = keys.column("tokens", {str})
     if not tokens:
@@ -110,7 +110,7 @@ def _tokens(keys: _Keys) -> list[str]:
     return tokens
 
 
-def _types(keys: _Keys, count: int) -> list[int]:
+def _types(keys: _VocabularyKeys, count: int) -> list[int]:
     types = keys.column("token_type", {int}, count) or [1] * count
     if not {*types} <= {*range(7)}:
         odd = next(each for each in types if each not in range(7))
@@ -118,7 +118,7 @@ def _types(keys: _Keys, count: int) -> list[int]:
     return types
 
 
-def _byte_level(keys: _Keys, tokens: list[str]) -> tuple[Tokenizer, bool]:
+def _byte_level(keys: _VocabularyKeys, tokens: list[str]) -> tuple[Tokenizer, bool]:
     """The tokenizer, and whether a text begins with the beginning-of-text token where the file doesn't say. Without
     tokenizer.ggml.pre a text is cut as by GPT-2, which is what transformers does."""
     name = keys.get("pre", _WORD)
@@ -140,7 +140,7 @@ def _byte_level(keys: _Keys, tokens: list[str]) -> tuple[Tokenizer, bool]:
     return tokenizer, split.begins
 
 
-def _listed(keys: _Keys, ids: Mapping[str, int]) -> list[tuple[str, str]] | None:
+def _listed(keys: _VocabularyKeys, ids: Mapping[str, int]) -> list[tuple[str, str]] | None:
     """The merges that the file lists, two tokens each that make a third; None where it lists none."""
     lines = keys.column("merges", {str})
     if lines is None:
@@ -154,7 +154,7 @@ def _listed(keys: _Keys, ids: Mapping[str, int]) -> list[tuple[str, str]] | None
     return merges
 
 
-def _sentencepiece(keys: _Keys, tokens: list[str], types: list[int], unknown: int | None) -> Tokenizer:
+def _sentencepiece(keys: _VocabularyKeys, tokens: list[str], types: list[int], unknown: int | None) -> Tokenizer:
     """As transformers' LlamaTokenizer has it, or its GemmaTokenizer, or Phi 3's tokenizer.json."""
     architecture = str(keys.values.get("general.architecture"))
     is_gemma = architecture.startswith("gemma")
@@ -183,7 +183,7 @@ def _sentencepiece(keys: _Keys, tokens: list[str], types: list[int], unknown: in
     return tokenizer
 
 
-def _ranks(keys: _Keys, count: int, in_order: bool) -> Sequence[float]:
+def _ranks(keys: _VocabularyKeys, count: int, in_order: bool) -> Sequence[float]:
     """A rank for each token: merges that make a token of a lower rank come first. in_order: the ranks are the tokens'
     order, as in Gemma, whose added tokens all have one score."""
     scores = keys.column("scores", {float, int}, count)
@@ -196,7 +196,9 @@ def _ranks(keys: _Keys, count: int, in_order: bool) -> Sequence[float]:
     return [-score for score in scores]
 
 
-def _made(keys: _Keys, tokens: list[str], ids: Mapping[str, int], ranks: Sequence[float]) -> list[tuple[str, str]]:
+def _made(
+    keys: _VocabularyKeys, tokens: list[str], ids: Mapping[str, int], ranks: Sequence[float]
+) -> list[tuple[str, str]]:
     """Every pair of tokens that makes a third: by the third's rank, and then the longest left part first."""
     pairs = (
         (left, right)
@@ -224,7 +226,7 @@ def _add(tokenizer: Tokenizer, tokens: list[str], types: list[int], named: Mappi
 
 
 def _around(
-    keys: _Keys, tokens: list[str], begins: bool, named: Mapping[str, int | None]
+    keys: _VocabularyKeys, tokens: list[str], begins: bool, named: Mapping[str, int | None]
 ) -> processors.TemplateProcessing:
     """What is put before and after a text; begins: whether the first token is where the file doesn't say."""
     says = keys.get("add_bos_token", TRUTH)
