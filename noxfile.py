@@ -260,3 +260,10 @@ def site(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.history.site")
     session.run("python", "tools/vendor_site.py")
     session.run("pytest", "--noconftest", "-m", "", "tests/test_site.py", *session.posargs)
+
+
+@nox.session
+def page(session: nox.Session) -> None:
+    """A sweep's report in a headless Chromium, opened as a file: it sorts, filters, and fetches nothing. A minute."""
+    install(session, "docs")
+    session.run("pytest", "--noconftest", "-m", "browser", "tests/test_report_page.py", *session.posargs)

@@ -38,6 +38,10 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
         "sybil sweep smoke    # seconds; --list shows the sweeps that ship with Sybil",
         "sybil sweep my-sweep.yaml --out rows.jsonl",
     ),
+    "report": (
+        "sybil report sybil-sweep/smoke.jsonl",
+        "sybil report rows.jsonl --out figures --formats svg,csv",
+    ),
     "verify": (
         "sybil verify --quick",
         "sybil verify --decoder mine.py:decode --target my-model",

@@ -21,6 +21,7 @@ from sybil.cli.generate import generate
 from sybil.cli.pairs import pairs
 from sybil.cli.profile import profile
 from sybil.cli.prompts import prompts
+from sybil.cli.report import report
 from sybil.cli.sweep import sweep
 from sybil.cli.terminal import close_stream, open_streams, unwritable
 from sybil.cli.verify import verify
@@ -47,6 +48,7 @@ app.command(**help_of(profile))(profile)
 app.command(**help_of(prompts))(prompts)
 app.command(**help_of(sweep))(sweep)
 app.command(**help_of(verify))(verify)
+app.command(**help_of(report))(report)
 app.command(**help_of(distill))(distill)
 
 
