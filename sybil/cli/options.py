@@ -124,7 +124,8 @@ GammaOption = Annotated[
 RuleOption = Annotated[
     str,
     typer.Option(
-        help="token, block or coupled: what keeps the output the target's, where tokens are sampled.",
+        help="token, block or coupled: what keeps the output the target's, where tokens are sampled. Not lossless, not "
+        "even greedily: lenience:L, typical:EPSILON, threshold:T, topk:K (docs/tradeoff.md).",
         rich_help_panel=SPECULATION,
     ),
 ]
