@@ -20,6 +20,7 @@ from sybil.cli.pairs import pairs
 from sybil.cli.profile import profile
 from sybil.cli.prompts import prompts
 from sybil.cli.terminal import close_stream, open_streams, unwritable
+from sybil.cli.tradeoff import tradeoff
 from sybil.cli.verify import verify
 from sybil.errors import OutputClosed, one_line
 from sybil.losslessness.child import error_line
@@ -42,6 +43,7 @@ app.command()(compare)
 app.command()(pairs)
 app.command()(profile)
 app.command()(prompts)
+app.command()(tradeoff)
 app.command()(verify)
 app.command()(distill)
 
