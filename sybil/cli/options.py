@@ -175,8 +175,8 @@ SeedOption = Annotated[
 MaxNewTokensOption = Annotated[
     int | None,
     typer.Option(
-        help="New tokens a text, at most. If left out: 128 in generate; 1024 in chat; 48 in compare and verify, fewer "
-        "if --quick.",
+        help="New tokens a text, at most. If left out: 128 in generate; 1024 in chat; 48 in compare, tradeoff and "
+        "verify, fewer if --quick.",
         rich_help_panel=AMOUNT,
     ),
 ]
@@ -186,8 +186,8 @@ QuickOption = Annotated[
 CountOption = Annotated[
     int | None,
     typer.Option(
-        help="How many prompts, as many of each kind. If left out: 64; 12 beside --drafters; fewer if quick; 150 in "
-        "prompts.",
+        help="How many prompts, as many of each kind. If left out: 64; 12 beside --drafters; 24 in tradeoff; fewer if "
+        "quick; 150 in prompts.",
         rich_help_panel=AMOUNT,
     ),
 ]

@@ -42,7 +42,7 @@ def tradeoff(
     as_json: options.JsonOption = False,
 ) -> None:
     """Quality against speed: lossless decoders, rules that are not lossless and targets in few bits, each held to the
-    float target. None but the rows named plain and lossless keeps the target's distribution."""
+    float target. Only plain decoding and speculation by the rule token (draft, self, lookup) are lossless."""
     from sybil.trading.rows import Trade, read
     from sybil.trading.run import Tradeoff
 
@@ -52,6 +52,8 @@ def tradeoff(
     chosen = options.prompts(pair, target, prompt_file, usual_count if count is None else count)
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InvalidSetting(f"max_new_tokens is {max_new_tokens}: use an integer of 1 or more")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise InvalidSetting(f"seed is {seed}: use an integer of 0 or more, of 63 bits at most")
     trade = Trade(
         target=chosen_target,
         draft=chosen_draft,
@@ -140,8 +142,8 @@ def _speeds(points: Sequence[Point], console: Console) -> Table:
 
 def _texts(points: Sequence[Point], console: Console) -> Table:
     """What the sampled texts are like; speed and agreement of the greedy ones."""
-    headings = ("perplex-\nity", "distinct\n1, 2, 3", "re-\npeated", "greedy\nspeed", "agree-\nment", f"same\nof {points[0].prompts}")
-    table = _headed(console, "texts", *headings)
+    headings = ("perplex-\nity", "distinct\n1, 2, 3", "re-\npeated", "greedy\nspeed", "agree-\nment")
+    table = _headed(console, "texts", *headings, f"same\nof {points[0].prompts}")
     for each in points:
         table.add_row(
             each.candidate.name,

@@ -63,8 +63,8 @@ def draw(points: Sequence[Point], caption: str) -> Figure:
         if family not in ("plain", "lossless"):
             axes.plot(x, y, color=colour, linewidth=1, alpha=0.6)
         fills = [colour if point.drift.value >= 0 else "white" for point in members]
-        axes.scatter(x, y, 46, fills, marker, edgecolors=colour, linewidths=1.4, zorder=4)
-        axes.scatter([], [], 46, colour, marker, label=name)
+        axes.scatter(x, y, 46, fills, marker=marker, edgecolors=colour, linewidths=1.4, zorder=4)
+        axes.scatter([], [], 46, colour, marker=marker, label=name)
     best = front(points)
     x, y = [each.tokens_per_second for each in best], [each.distance for each in best]
     label = "Pareto front (a lossless decoder's drift counts as 0)"
@@ -99,6 +99,8 @@ def _top(point: Point) -> float:
 def _label(axes: Axes, points: Sequence[Point]) -> None:
     """Each point's name where it covers no mark and no other name, as near as there is room. figure.canvas has been
     drawn, so that places are known."""
+    from matplotlib.text import Text
+
     figure = axes.figure
     renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # Agg's
     scale = figure.dpi / 72
@@ -114,7 +116,7 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
         )  # fmt: skip
         text.set_in_layout(False)
-        size = text.get_window_extent(renderer)
+        size = Text.get_window_extent(text, renderer)  # without the line to its point
         half = size.width / 2 + 1.5 * scale, size.height / 2 + 1.0 * scale
         best = (math.inf, (0.0, 0.0), (0.0, 0.0, 0.0, 0.0))
         for radius, angle in itertools.product(RADII, ANGLES):
