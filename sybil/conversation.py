@@ -10,6 +10,7 @@ from torch import Tensor
 from sybil.decoding import Decoder
 from sybil.errors import InvalidSetting
 from sybil.inputs import prompts_of
+from sybil.lossy import is_lossy
 from sybil.models import Cache, Model
 from sybil.results import FinishReason, Generation, Stats, Step
 from sybil.text import decode
@@ -60,7 +61,8 @@ class Conversation:
         steps = list(self.stream(text, **settings))
         tokens = [token for step in steps for token in step.tokens[0]]
         reason = steps[-1].finished[0] or "length"
-        return Generation([integers(tokens)], [self._text(tokens, reason)], (reason,), Stats.of(steps))
+        lossless = self._decoder.draft is None or not is_lossy(settings.get("rule") or "token")
+        return Generation([integers(tokens)], [self._text(tokens, reason)], (reason,), Stats.of(steps), lossless)
 
     def stream(self, text: str, **settings: Any) -> Generator[Step, None, None]:
         """As ask(), a Step at a time. If the stream is left early, what was answered until then is the assistant's

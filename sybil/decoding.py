@@ -19,12 +19,13 @@ from sybil.chat import ChatTemplate
 from sybil.clock import Clock
 from sybil.drafting import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.auto import Known, window_for
-from sybil.errors import CacheOutOfStep, InvalidSetting, NumericalFailure
+from sybil.errors import CacheOutOfStep, InvalidSetting
 from sybil.inputs import Inputs, prompts_of
+from sybil.lossy import Lossy, rule_named
 from sybil.models import Model, prefill
 from sybil.noise import Noise
 from sybil.results import FinishReason, Generation, Stats, Step
-from sybil.sampling import likeliest, probabilities, process
+from sybil.sampling import likeliest, no_distribution, probabilities, process
 from sybil.settings import BY_ROW, MOST, Settings, blamed, chosen
 from sybil.shaping import sampling
 from sybil.stopping import Stops
@@ -96,7 +97,8 @@ class Decoder:
             streamer.end()
         text = [decode(self.tokenizer, row.new) for row in run.rows] if self.tokenizer else []
         reasons = tuple(row.finished or "length" for row in run.rows)
-        return Generation([integers(row.new) for row in run.rows], text, reasons, Stats.of(steps))
+        tokens, lossless = [integers(row.new) for row in run.rows], not isinstance(run.rule, Lossy)
+        return Generation(tokens, text, reasons, Stats.of(steps), lossless)
 
     def stream(self, inputs: Inputs, **settings: Any) -> Iterator[Step]:
         """generate(), a Step at a time. Settings are checked at once; leaving early is fine."""
@@ -154,7 +156,7 @@ class _BatchRun:
         self.target, self.settings = decoder.target, settings
         self.sampling = sampling(settings, prompts, decoder.target.vocab_size, drawn_at(decoder.target.device))
         # plain sampling is the coupled rule without a proposal: the same tokens for the same seed
-        self.rule: Rule = verification.rule_named(settings.rule if decoder.draft else "coupled")
+        self.rule: Rule = rule_named(settings.rule if decoder.draft else "coupled")
         self.window = window_for(settings, decoder.target, decoder.draft, prompts, decoder.costs)
         self.stops = _stops(decoder, settings)
         self.rows = []
@@ -180,13 +182,15 @@ class _BatchRun:
         self.prefilled = tuple(len(prompt) - size for prompt, size in zip(prompts, held, strict=True))
         self.drafter: Drafter | None = None
         if decoder.draft:
-            generating = Generating(len(prompts), capacity, self.target.vocab_size, self.sampling, self.cache)
+            generating = Generating(
+                len(prompts), capacity, self.target.vocab_size, self.sampling, self.cache, isinstance(self.rule, Lossy)
+            )
             self.drafter = decoder.draft(generating)
 
     @property
     def _bytes_a_logit(self) -> int:
         """What a round holds for each, about: itself; sampled, probabilities; coupled, noise and what it is made of."""
-        if self.sampling.greedy:
+        if self.sampling.greedy and not isinstance(self.rule, Lossy):
             return 4
         return 32 if self.rule is verification.coupled else 16
 
@@ -272,6 +276,9 @@ class _BatchRun:
             logits = process(logits, prefixes, self._wanted(here, proposed), self.sampling.processors)
         if self.sampling.greedy:
             rows = torch.cat([tokens, likeliest(logits)], 1).tolist()
+            if isinstance(self.rule, Lossy):
+                kept = self.rule.greedily(tokens, logits, proposed)
+                return [[*row[:n], row[gamma + n]] for row, n in zip(rows, kept, strict=True)]
             verdicts = [verification.greedy(row[:n], row[gamma:]) for row, n in zip(rows, proposed, strict=True)]
             return [[*row[:n], following] for row, (n, following) in zip(rows, verdicts, strict=True)]
         noise = self.context.exponentials
@@ -307,7 +314,7 @@ class _BatchRun:
             count, row.finished = self.stops.keep(row.prompt, row.new, block[:-1] if broken else block, index)
             block = block[:count]
             if broken and not row.finished:
-                raise _no_distribution(bool(self.sampling.processors))
+                raise no_distribution(bool(self.sampling.processors))
             row.new += block
             self.committed[index, lengths[index] : lengths[index] + count] = block
             lengths[index] += count
@@ -328,18 +335,6 @@ def _stops(decoder: Decoder, settings: Settings) -> Stops:
 
         criteria = (MaxTimeCriteria(settings.max_time), *criteria)
     return Stops(settings.end_tokens, sought, criteria, decoder.tokenizer)
-
-
-def _no_distribution(is_processed: bool) -> NumericalFailure:
-    if is_processed:
-        return NumericalFailure(
-            "the logits hold NaN, infinity or no token that may follow, once processors have seen them: ask for less "
-            "of them (suppress_tokens, bad_words_ids, logits_processor, ...), or check the model's weights"
-        )
-    return NumericalFailure(
-        "the model's logits hold NaN or infinity, so there is no distribution to draw from: check its weights, or load "
-        "it with dtype=torch.float32"
-    )
 
 
 def _fresh_seed(target: Model) -> int:

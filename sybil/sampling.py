@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sybil.arguments import callables, described, integer, number
-from sybil.errors import InvalidSetting
+from sybil.errors import InvalidSetting, NumericalFailure
 from sybil.filters import LARGE, filtered, softmax
 from sybil.models.native import drawing
 from sybil.noise import Exponentials
@@ -214,3 +214,16 @@ def race(probs: Tensor, exponentials: Tensor | Exponentials) -> Tensor:
         else:
             exponentials = exponentials.all()
     return likeliest(probs / upload(exponentials, probs.device))
+
+
+def no_distribution(is_processed: bool) -> NumericalFailure:
+    """What is said where draw() or likeliest() gave -1. is_processed: processors have seen the logits."""
+    if is_processed:
+        return NumericalFailure(
+            "the logits hold NaN, infinity or no token that may follow, once processors have seen them: ask for less "
+            "of them (suppress_tokens, bad_words_ids, logits_processor, ...), or check the model's weights"
+        )
+    return NumericalFailure(
+        "the model's logits hold NaN or infinity, so there is no distribution to draw from: check its weights, or load "
+        "it with dtype=torch.float32"
+    )

@@ -11,9 +11,9 @@ from typing import Any
 from sybil.arguments import callables, described, flag, integer, number, strings, token_ids
 from sybil.drafting.window import AUTO, window_named
 from sybil.errors import InvalidSetting
+from sybil.lossy import rule_named
 from sybil.sampling import Processor, Sampling
 from sybil.stopping import Criterion
-from sybil.verification import rule_named
 
 MOST = 2**31 - 1  # rows, tokens of a round, tokens of a batch
 PLAIN = ', or "auto"; load the model without a draft for plain decoding'
@@ -55,13 +55,15 @@ class Settings:
     and seed, which are ours; None switches a setting off, as it does there.
 
     gamma is how many tokens are proposed in a round, or "auto": as many as pay, none where drafting doesn't. What
-    pays is told by the clock; where a seed is given and the text is sampled by the rules token or block, by the
-    models' sizes, so that the seed repeats. The windows heuristic and confident take "auto" for 4.
+    pays is told by the clock; where a seed is given and the text depends on gamma (sampled by the rules token or block,
+    or by a rule that isn't lossless), by the models' sizes, so that the seed repeats. The windows heuristic and
+    confident take "auto" for 4.
 
     A row ends after max_new_tokens; or, where that is None, when it has max_length tokens, prompt included; or after
     128. It ends earlier with a token of eos_token_id, with the token that completes one of stop_strings, or when a
     criterion says so; that token is kept. do_sample False is greedy and ignores temperature and the filters. seed None
-    is a fresh one. Raises InvalidSetting.
+    is a fresh one. rule: "token", "block" or "coupled", which are lossless; or one of lossy.py with its strength
+    ("typical:0.09"), whose result is marked lossless=False. Raises InvalidSetting.
     """
 
     max_new_tokens: int | None = None

@@ -42,6 +42,10 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
         "sybil report sybil-sweep/smoke.jsonl",
         "sybil report rows.jsonl --out figures --formats svg,csv",
     ),
+    "tradeoff": (
+        "sybil tradeoff --quick    # a minute, on the embedded pair",
+        "sybil tradeoff --pair smollm2 --count 8",
+    ),
     "verify": (
         "sybil verify --quick",
         "sybil verify --decoder mine.py:decode --target my-model",

@@ -14,6 +14,7 @@ from sybil.cli.terminal import print_json
 from sybil.drafting.window import AUTO
 from sybil.errors import EmptyPrompt, InvalidSetting
 from sybil.loading import load
+from sybil.lossy import is_lossy
 from sybil.measuring.metrics import MetricsFile
 from sybil.pairs import default_pair
 from sybil.results import Stats, Step
@@ -83,6 +84,7 @@ def generate(
     assert decoder.tokenizer is not None  # a folder without one is refused by load
     said = [] if system is None else [{"role": "system", "content": system}]
     stream = decoder.stream([*said, {"role": "user", "content": text}] if chat else text, **settings)
+    lossless = decoder.draft is None or not is_lossy(rule)
     steps: list[Step] = []
     try:
         if as_json:
@@ -90,14 +92,15 @@ def generate(
             tokens = [token for step in steps for token in step.tokens[0]]
             completion = decode(decoder.tokenizer, tokens)
             record = _record(chosen_target, chosen_draft, settings, text, completion, tokens, steps)
-            print_json({**record, "chat": chat, "system": system})
+            print_json({**record, "lossless": lossless, "chat": chat, "system": system})
             return
         typer.secho(text, nl=chat, dim=True)
         for step in shown(stream, decoder.tokenizer):
             steps.append(step)
     finally:
         if not as_json:
-            typer.secho("\n" + counted(Stats.of(steps), ending(steps) or "interrupted"), dim=True)
+            told = counted(Stats.of(steps), ending(steps) or "interrupted")
+            typer.secho(f"\n{told}{'' if lossless else f' (rule {rule} is not lossless)'}", dim=True)
         metrics.add(steps)
 
 
@@ -137,5 +140,4 @@ def _record(
         "tokens_per_round": stats.tokens_per_round,
         "seconds": stats.seconds,
         "tokens_per_second": stats.tokens_per_second,
-        "lossless": True,
     }

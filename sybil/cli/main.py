@@ -24,6 +24,7 @@ from sybil.cli.prompts import prompts
 from sybil.cli.report import report
 from sybil.cli.sweep import sweep
 from sybil.cli.terminal import close_stream, open_streams, unwritable
+from sybil.cli.tradeoff import tradeoff
 from sybil.cli.verify import verify
 from sybil.cli.version import versions
 from sybil.errors import OutputClosed, one_line
@@ -46,9 +47,10 @@ app.command(**help_of(compare))(compare)
 app.command(**help_of(pairs))(pairs)
 app.command(**help_of(profile))(profile)
 app.command(**help_of(prompts))(prompts)
-app.command(**help_of(sweep))(sweep)
-app.command(**help_of(verify))(verify)
 app.command(**help_of(report))(report)
+app.command(**help_of(sweep))(sweep)
+app.command(**help_of(tradeoff))(tradeoff)
+app.command(**help_of(verify))(verify)
 app.command(**help_of(distill))(distill)
 
 

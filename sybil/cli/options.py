@@ -143,7 +143,8 @@ RuleOption = Annotated[
     str,
     typer.Option(
         autocompletion=_beginning(RULES),
-        help="token, block or coupled: what keeps the output the target's, where tokens are sampled.",
+        help="token, block or coupled: what keeps the output the target's, where tokens are sampled. Not lossless, not "
+        "even greedily: lenience:L, typical:EPSILON, threshold:T, topk:K (docs/tradeoff.md).",
         rich_help_panel=SPECULATION,
     ),
 ]
@@ -197,8 +198,8 @@ SeedOption = Annotated[
 MaxNewTokensOption = Annotated[
     int | None,
     typer.Option(
-        help="New tokens a text, at most. If left out: 128 in generate; 1024 in chat; 48 in compare and verify, fewer "
-        "if --quick.",
+        help="New tokens a text, at most. If left out: 128 in generate; 1024 in chat; 48 in compare, tradeoff and "
+        "verify, fewer if --quick.",
         rich_help_panel=AMOUNT,
     ),
 ]
@@ -208,8 +209,8 @@ QuickOption = Annotated[
 CountOption = Annotated[
     int | None,
     typer.Option(
-        help="How many prompts, as many of each kind. If left out: 64; 12 beside --drafters; fewer if quick; 150 in "
-        "prompts.",
+        help="How many prompts, as many of each kind. If left out: 64; 12 beside --drafters; 24 in tradeoff; fewer if "
+        "quick; 150 in prompts.",
         rich_help_panel=AMOUNT,
     ),
 ]

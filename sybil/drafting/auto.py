@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sybil.drafting.contract import DrafterFactory
 from sybil.drafting.costs import ClockedCosts, SizedCosts
 from sybil.drafting.window import AUTO, Constant, Window, fixed, window_named
+from sybil.lossy import is_lossy
 from sybil.models import Model
 from sybil.results import Step
 
@@ -241,7 +242,8 @@ def window_for(
         return Constant(len(prompts), 0)
     if settings.gamma != AUTO or settings.window != "constant":
         return window_named(settings.window)(len(prompts), fixed(settings.gamma))
-    repeats = settings.seed is not None and settings.do_sample and settings.rule != "coupled"
+    depends = is_lossy(settings.rule) or (settings.do_sample and settings.rule != "coupled")  # the text, on the lengths
+    repeats = settings.seed is not None and depends
     by_ranks = getattr(target, "is_shared_by_ranks", False)  # whose clocks differ, and whose lengths must not
     if repeats or by_ranks:
         costs = SizedCosts(*_sizes(target, draft))

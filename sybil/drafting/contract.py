@@ -78,13 +78,15 @@ class Generating:
     """A generation, as the drafter that is made for it knows it. capacity: tokens a row; vocab_size: the target's.
 
     cache: the target's own. A drafter that runs the target's layers may write beyond each row's length there, and puts
-    the lengths back before it has proposed: the target's forward then writes the same places again."""
+    the lengths back before it has proposed: the target's forward then writes the same places again.
+    is_lossy: whether the rule lets what is proposed change the text."""
 
     batch: int
     capacity: int
     vocab_size: int
     sampling: Sampling
     cache: Cache
+    is_lossy: bool = False
 
 
 class Drafter(Protocol):

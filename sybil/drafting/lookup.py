@@ -60,7 +60,7 @@ class LookupDrafter(Drafter):
         if factory.answers is not None:
             self._past = factory.answers.store()
             factory.answers.keep([row.answer for row in self._rows])
-        self._is_greedy = generating.sampling.greedy
+        self._is_fixed = generating.sampling.greedy and not generating.is_lossy
 
     def likelihood(self, context: Context) -> list[float]:
         """Of each row, how likely the first token that it would propose is to be kept; 0 where there is none."""
@@ -76,7 +76,7 @@ class LookupDrafter(Drafter):
 
     def _read(self, context: Context) -> list[list[int]]:
         """Read each row's committed tokens, and none beyond them; gives its drafted tokens, which aren't read."""
-        if self._past and (self._is_greedy or context.exponentials is not None):
+        if self._past and (self._is_fixed or context.exponentials is not None):
             for row in self._rows:
                 row.look_into(self._past)
             self._past = None

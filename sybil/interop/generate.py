@@ -24,6 +24,7 @@ from sybil.drafting import DraftModel
 from sybil.errors import InvalidSetting
 from sybil.fit import check_sizes
 from sybil.interop.rows import RowCriterion, RowProcessors, Rows
+from sybil.lossy import is_lossy
 from sybil.models.huggingface import HuggingFaceModel
 from sybil.settings import check_processors
 from sybil.transfer import integers
@@ -72,6 +73,11 @@ def custom_generate(
     if not isinstance(draft, nn.Module | None):
         raise InvalidSetting(
             f"draft is {described(draft)}: give a transformers model, or None; sybil.load() takes names and lookup"
+        )
+    if isinstance(rule, str) and is_lossy(rule):
+        raise InvalidSetting(
+            f"rule is {described(rule)}, which isn't lossless, and generate() can't say so: use a lossless rule, or "
+            "sybil.load(model, draft=draft).generate"
         )
     if model.training:
         raise InvalidSetting(f"{type(model).__name__} is in training mode, where dropout is on: call its eval()")

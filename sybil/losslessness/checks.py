@@ -177,9 +177,15 @@ def every(evidence: Evidence, alpha: float) -> list[Check]:
 
 
 def drift(evidence: Evidence) -> Drift:
-    """The interval is that of a lossless decoder's scatter about the value; evidence holds a token at least."""
-    value = float((evidence.log_prob + evidence.entropy).mean())
-    half = 1.96 * math.sqrt(float(evidence.variance.sum())) / len(evidence)
+    """Of evidence that holds a token at least."""
+    excess = float((evidence.log_prob + evidence.entropy).sum())
+    return drift_of(excess, float(evidence.variance.sum()), len(evidence))
+
+
+def drift_of(excess: float, variance: float, count: int) -> Drift:
+    """The same of sums over count tokens, one at least; excess: of log_prob + entropy. The interval is that of a
+    lossless decoder's scatter about the value."""
+    value, half = excess / count, 1.96 * math.sqrt(variance) / count
     return Drift(value, value - half, value + half)
 
 

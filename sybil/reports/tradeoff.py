@@ -1,0 +1,180 @@
+"""Quality against speed, as a picture and as a table for other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sybil.measuring.files import replace
+from sybil.reports.figures import _pyplot
+from sybil.trading.candidates import Family
+from sybil.trading.summaries import Point, front
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOOKS: Mapping[Family, tuple[str, str, str]] = {
+    "plain": ("#000000", "D", "plain decoding of the float target"),
+    "lossless": ("#0072b2", "o", "lossless, by drafter"),
+    "lenience": ("#e69f00", "^", "lenience:L"),
+    "typical": ("#009e73", "v", "typical:EPSILON"),
+    "threshold": ("#cc79a7", "s", "threshold:T"),
+    "topk": ("#56b4e9", "P", "topk:K"),
+    "quantised": ("#d55e00", "X", "target in few bits"),
+}
+"""Of a family: colour (Okabe and Ito's, told apart by the colour-blind), marker, and what it is called."""
+RADII, ANGLES = (11, 17, 25, 35, 47, 61, 77), range(0, 360, 30)
+"""Where a label may stand about its point: points of a typographer, degrees."""
+FAR = 30
+"""From where on, in points of a typographer, a line leads from a label to its point."""
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top, in pixels."""
+
+
+def pareto(points: Sequence[Point], caption: str, path: Path) -> None:
+    """Drift against tokens a second, as a PNG at path and as an SVG beside it."""
+    figure = draw(points, caption)
+    for file in (path, path.with_suffix(".svg")):
+        image = io.BytesIO()
+        figure.savefig(image, dpi=140, format=file.suffix[1:])
+        replace(file, image.getvalue())
+    _pyplot().close(figure)
+
+
+def draw(points: Sequence[Point], caption: str) -> Figure:
+    """A mark a candidate, at its speed and its drift's size, with the drift's interval; those of a rule joined by a
+    line, and a line along the front. A label is a candidate's name within its family."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(11, 6.6), layout="constrained")
+    for family, (colour, marker, name) in LOOKS.items():
+        members = [point for point in points if point.candidate.family == family]
+        if not members:
+            continue
+        x, y = [point.tokens_per_second for point in members], [abs(point.drift.value) for point in members]
+        reach = [_reach(point) for point in members]
+        axes.errorbar(x, y, list(zip(*reach, strict=True)), fmt="none", ecolor=colour, elinewidth=1, alpha=0.45)
+        if family not in ("plain", "lossless"):
+            axes.plot(x, y, color=colour, linewidth=1, alpha=0.6)
+        fills = [colour if point.drift.value >= 0 else "white" for point in members]
+        axes.scatter(x, y, 46, fills, marker=marker, edgecolors=colour, linewidths=1.4, zorder=4)
+        axes.scatter([], [], 46, colour, marker=marker, label=name)
+    best = front(points)
+    x, y = [each.tokens_per_second for each in best], [each.distance for each in best]
+    label = "Pareto front (a lossless decoder's drift counts as 0)"
+    axes.step([*x, 0], [*y, y[-1]], "k--", where="post", linewidth=1.2, alpha=0.7, zorder=1, label=label)
+    axes.axhline(0, color="black", linewidth=0.8)
+    fastest, farthest = max(each.tokens_per_second for each in points), max(_top(each) for each in points)
+    axes.set_xlim(0, 1.12 * fastest)
+    axes.set_ylim(-0.07 * farthest, 1.1 * farthest)
+    axes.set_xlabel("tokens a second, sampled at temperature 1 (median of the prompts)")
+    axes.set_ylabel("drift from the float target, nats a token (95 % interval)\nfilled: too greedy, hollow: degraded")
+    axes.spines[["top", "right"]].set_visible(False)
+    plain = next(point.tokens_per_second for point in points if point.candidate.family == "plain")
+    above = axes.secondary_xaxis("top", functions=(lambda rate: rate / plain, lambda times: times * plain))
+    above.set_xlabel("times plain decoding", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle(textwrap.fill(caption, 130), fontsize=9)
+    figure.canvas.draw()  # which says how large everything is
+    _label(axes, points)
+    return figure  # type: ignore[no-any-return]  # pyplot is untyped here
+
+
+def _reach(point: Point) -> tuple[float, float]:
+    """How far the interval reaches below and above the drift's size, no further down than zero."""
+    half = (point.drift.high - point.drift.low) / 2
+    return min(half, abs(point.drift.value)), half
+
+
+def _top(point: Point) -> float:
+    return abs(point.drift.value) + _reach(point)[1]
+
+
+def _label(axes: Axes, points: Sequence[Point]) -> None:
+    """Each point's name where it covers no mark and no other name, as near as there is room. figure.canvas has been
+    drawn, so that places are known."""
+    from matplotlib.text import Text
+
+    figure = axes.figure
+    renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # Agg's
+    scale = figure.dpi / 72
+    at = [axes.transData.transform((each.tokens_per_second, abs(each.drift.value))) for each in points]
+    taken: list[Box] = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in at]
+    room = axes.get_window_extent(renderer)
+    for point, (x, y) in sorted(zip(points, at, strict=True), key=lambda each: -each[1][1]):
+        colour, _, _ = LOOKS[point.candidate.family]
+        text = axes.annotate(
+            point.candidate.label, (point.tokens_per_second, abs(point.drift.value)), (0, 0),
+            textcoords="offset points", fontsize=8.5, color=colour, ha="center", va="center", zorder=5,
+            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+        )  # fmt: skip
+        text.set_in_layout(False)
+        size = Text.get_window_extent(text, renderer)  # without the line to its point
+        half = size.width / 2 + 1.5 * scale, size.height / 2 + 1.0 * scale
+        best = (math.inf, (0.0, 0.0), (0.0, 0.0, 0.0, 0.0))
+        for radius, angle in itertools.product(RADII, ANGLES):
+            # a name is wider than high: to its sides it stands further off
+            right = math.cos(math.radians(angle)) * (radius * scale + half[0] - half[1])
+            up = math.sin(math.radians(angle)) * radius * scale
+            box = (x + right - half[0], y + up - half[1], x + right + half[0], y + up + half[1])
+            outside = box[0] < room.x0 or box[1] < room.y0 or box[2] > room.x1 or box[3] > room.y1
+            cost = sum(_shared(box, other) for other in taken) + outside * 1e6
+            if cost < best[0]:
+                best = cost, (right / scale, up / scale), box
+            if not cost:
+                break
+        text.set_position(best[1])
+        text.arrow_patch.set_visible(math.hypot(*best[1]) > FAR)  # a short one reads as a minus
+        taken.append(best[2])
+
+
+def _shared(one: Box, other: Box) -> float:
+    """The area that two boxes share, in pixels."""
+    wide, high = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    return max(wide, 0.0) * max(high, 0.0)
+
+
+COLUMNS = (
+    "candidate", "family", "lossless", "on_front", "prompts", "tokens", "tokens_per_second", "over_plain",
+    "over_plain_low", "over_plain_high", "acceptance_rate", "drift", "drift_low", "drift_high", "perplexity",
+    "distinct_1", "distinct_2", "distinct_3", "repetition", "greedy_tokens_per_second", "greedy_over_plain",
+    "greedy_over_plain_low", "greedy_over_plain_high", "agreement", "same_texts",
+)  # fmt: skip
+
+
+def records(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """COLUMNS of each point; numbers, but for the first four."""
+    best = front(points)
+    return [
+        dict(
+            zip(
+                COLUMNS,
+                (
+                    each.candidate.name, each.candidate.family, each.candidate.lossless, each in best, each.prompts,
+                    each.tokens, each.tokens_per_second, each.over_plain.value, each.over_plain.low,
+                    each.over_plain.high, each.acceptance_rate, each.drift.value, each.drift.low, each.drift.high,
+                    each.perplexity, *each.distinct, each.repetition, each.greedy_tokens_per_second,
+                    each.greedy_over_plain.value, each.greedy_over_plain.low, each.greedy_over_plain.high,
+                    each.agreement, each.same_texts,
+                ),
+                strict=True,
+            )
+        )
+        for each in points
+    ]  # fmt: skip
+
+
+def table(points: Sequence[Point], path: Path) -> None:
+    """The same as a CSV file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records(points))
+    replace(path, text.getvalue().encode())

@@ -1,0 +1,58 @@
+"""Who is held against the float target: their names, and how each is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sybil.drafts import LOOKUP
+from sybil.measuring.drafters import DRAFT, NONE, SELF
+
+Family = Literal["plain", "lossless", "lenience", "typical", "threshold", "topk", "quantised"]
+STRENGTHS: Mapping[Family, tuple[str, ...]] = {
+    "lenience": ("0.5", "0.2", "0.05"),
+    "typical": ("0.3", "0.09", "0.01"),
+    "threshold": ("0.5", "0.1", "0.01"),
+    "topk": ("2", "5", "20"),
+}
+"""Of each lossy rule, as lossy.py names them; the later one keeps more of what is proposed."""
+PLAIN = "plain"
+WHOLE = 256
+"""Inputs of a block of q5_k and q4_k."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A way to decode. drafter: as `sybil compare --drafters` names it; dtype: what the target is kept in.
+
+    lossless: whether its output's distribution is the float target's. A target in few bits is decoded without loss,
+    but it is another model."""
+
+    name: str
+    family: Family
+    drafter: str = NONE
+    rule: str = "token"
+    dtype: str = "float32"
+
+    @property
+    def lossless(self) -> bool:
+        return self.family in ("plain", "lossless")
+
+    @property
+    def label(self) -> str:
+        """Its name within its family."""
+        return self.name.removeprefix(f"{self.family}:")
+
+
+def candidates(draft: str | None, width: int) -> tuple[Candidate, ...]:
+    """All of them, in the order of a table, plain decoding of the float target first. draft: the pair's own, None
+    where it has none: the lossy rules judge the target's own copy then. width: the target's, which says what blocks of
+    few bits it can be kept in."""
+    drafters = [*([] if draft is None else [DRAFT]), SELF, LOOKUP]
+    found = [Candidate(PLAIN, "plain"), *(Candidate(name, "lossless", name) for name in drafters)]
+    for family, strengths in STRENGTHS.items():
+        names = [f"{family}:{strength}" for strength in strengths]
+        found += [Candidate(name, family, drafters[0], name) for name in names]
+    blocks = ("q8_0", "q5_k", "q4_k") if width % WHOLE == 0 else ("q8_0", "q5_1", "q4_0")
+    return *found, *(Candidate(each, "quantised", dtype=each) for each in blocks)

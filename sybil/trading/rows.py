@@ -1,0 +1,118 @@
+"""One text of one candidate, as a row of a JSONL file; and the rows of an earlier run that are to be gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sybil.errors import ResultsMismatch
+from sybil.measuring.files import replace
+
+GREEDY, SAMPLED = "greedy", "sampled"
+LARGEST = 1 << 30
+"""Bytes of a file that is read."""
+Count = Annotated[int, Field(ge=0, le=1 << 31)]
+Nats = Annotated[float, Field(ge=-1e9, le=1e9)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class Trade(_Strict):
+    """What rows must share to be comparable. prompts: their digest. seed: the n-th prompt, from 0, is decoded with
+    seed + n."""
+
+    target: str
+    draft: str | None
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    prompts: str
+    device: str
+    seed: int = 0
+
+    def seed_of(self, number: int) -> int:
+        """The seed of the prompt of that number."""
+        return (self.seed + number) % 2**63
+
+
+class Said(_Strict):
+    """What the float target says of a sampled text, by losslessness/evidence.py: sums over `judged` tokens.
+
+    log_prob: of the tokens; entropy: of the distributions that they were to be drawn from, both in nats; variance: of
+    log_prob under those distributions."""
+
+    judged: Annotated[int, Field(ge=1, le=1 << 31)]
+    log_prob: Nats
+    entropy: Nats
+    variance: Annotated[float, Field(ge=0, le=1e12)]
+
+
+class Row(_Strict):
+    """said: of a sampled text; None of a greedy one. proposed, accepted: None without a draft."""
+
+    trade: Trade
+    candidate: str
+    mode: Literal["greedy", "sampled"]
+    prompt: str
+    domain: str
+    prompt_tokens: Count
+    tokens: Annotated[list[Count], Field(min_length=1)]
+    seconds: Annotated[float, Field(gt=0, le=1e9)]
+    rounds: Annotated[int, Field(ge=1)]
+    proposed: Count | None = None
+    accepted: Count | None = None
+    said: Said | None = None
+    environment: dict[str, str | int]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.said is not None) != (self.mode == SAMPLED):
+            raise ValueError("a sampled text, and no other, has what the target says of it")
+        return self
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.prompt, self.candidate, self.mode
+
+    @property
+    def ms_per_token(self) -> float:
+        return 1e3 * self.seconds / len(self.tokens)
+
+
+def read(path: Path, trade: Trade) -> list[Row]:
+    """The rows of a run to be resumed. A last line cut short is dropped, from the file too, once the rest has shown
+    itself to be this run's; raises ResultsMismatch where it is another's or no such file, which is left alone."""
+    remedy = "name the JSONL file of an earlier run"
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ResultsMismatch(f"{path} is larger than {LARGEST >> 20} MiB: {remedy}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ResultsMismatch(f"{path} can't be resumed ({error.strerror}): {remedy}") from None
+    except UnicodeDecodeError:
+        raise ResultsMismatch(f"{path} is no text file: {remedy}") from None
+    *lines, rest = text.split("\n")
+    rows: dict[tuple[str, str, str], Row] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = Row.model_validate_json(line)
+        except ValidationError:
+            raise ResultsMismatch(f"{path}, line {number}, is no row of a tradeoff: name another file") from None
+        if row.trade != trade:
+            raise ResultsMismatch(f"{path} was measured with {_at_odds(row.trade, trade)}: use the same settings")
+        rows[row.key] = row
+    if not rows:
+        raise ResultsMismatch(f"{path} holds no whole row of a tradeoff: name another file, or start anew")
+    if rest:
+        replace(path, text.removesuffix(rest).encode())
+    return list(rows.values())
+
+
+def _at_odds(theirs: Trade, trade: Trade) -> str:
+    """The settings that differ, as both have them."""
+    one, other = theirs.model_dump(), trade.model_dump()
+    names = [name for name in one if one[name] != other[name]]
+    had, wanted = (", ".join(f"{name}={each[name]!r}" for name in names) for each in (one, other))
+    return f"{had}, this run asks for {wanted}"
