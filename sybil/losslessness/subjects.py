@@ -1,4 +1,4 @@
-"""Decoders under judgement behind one face: Sybil's, transformers', and a Python function of this process."""
+"""Decoders under judgement, with one interface: Sybil's, transformers', and a Python function of this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any other transformers causal LM behind the same face, also quantised, offloaded or spread over devices.
+"""Any other causal language model of transformers as a Model, also quantised, offloaded or spread over devices.
 
 transformers' caches only grow at the end, the same for every row. Rows that roll back by unequal numbers would
 leave holes there, so they are moved until they end side by side again; the attention mask hides what lies before
