@@ -200,7 +200,7 @@ def main(
     drafting = "the pair's draft" if draft == "pair" else f"draft {draft}"
     caption = (
         f"{pair} in {dtype}, {drafting}, greedy, the median of {runs} runs of each; commit {machine['commit']}, "
-        f"{machine['processor']}, threads: {machine['threads']}, torch {machine['torch']}"
+        f"{machine['processor']}, threads: {machine['threads']}, torch {str(machine['torch']).split('+')[0]}"
     )
     title = "The same text without a draft and with one: speculative decoding gives the same tokens sooner"
     files.replace(out, picture(title, prompt, caption, panels).encode())
