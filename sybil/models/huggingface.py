@@ -157,7 +157,7 @@ class HuggingFaceModel:
     def _run(self, tokens: Tensor, cache: AlignedCache, logits_to_keep: int) -> Any:
         """The logits, or what the forward gives in their place."""
         cache.settle()
-        # a padded row may stand past the context: what is computed there is never read
+        # a padded row may run past the context: what is computed there is never read
         positions = cache.append(tokens.shape[1]).clamp(max=self.context - 1)
         known = {"position_ids": upload(positions, self.device), "logits_to_keep": logits_to_keep}
         tokens = tokens.clone() if tokens.is_inference() else tokens
