@@ -1,6 +1,8 @@
-"""What a model takes in memory, in bytes: from its shape, what its weights are kept in, and how long texts are.
+"""The memory that a model takes, in bytes: computed from its shape, what its weights are kept in, and how long texts
+are.
 
-Pure: nothing is loaded, and no model is built. sybil.load refuses by it what can't fit; `sybil check` shows it."""
+Pure: nothing is loaded, and no model is built. sybil.load uses it to refuse what can't fit, and `sybil check` shows
+it."""
 
 from __future__ import annotations
 
@@ -27,9 +29,10 @@ from sybil.models.storage import AT_ONCE, BLOCKS, FORMATS, QUANTISED, Kept, Roun
 FLOAT = 4
 EMBEDDING, POSITIONS, HEAD = "token_embedding", "position_embedding", "head.weight"
 MARGIN = 1.1
-"""What is refused needs more than so many times what is free: no reckoning is exact, and no reading of what is free."""
+"""A model is refused if it needs more than so many times the free memory. The margin is there because neither the
+computation nor the reading of free memory is exact."""
 TEMPORARIES = 8
-"""How many times a part of a weight is in memory while it is rounded to a file's blocks."""
+"""How many copies of a part of a weight are in memory while it is rounded to a file's blocks."""
 CHUNK = 1024
 """Positions whose rotations the C forward computes together."""
 

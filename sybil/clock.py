@@ -1,4 +1,4 @@
-"""Where a generation's seconds go, by phase."""
+"""Measures a generation's seconds by phase."""
 
 from __future__ import annotations
 

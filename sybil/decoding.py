@@ -35,11 +35,11 @@ from sybil.verification import Proposed, Rule
 
 
 class Decoder:
-    """A target, whatever drafts for it, and the tokenizer both share. Made by sybil.load.
+    """A target, its drafter if there is one, and the tokenizer of both. sybil.load makes it.
 
-    chat_template: what makes a prompt of messages, None where the model has none.
-    defaults: what generate() and stream() do where nothing is said, by the names of Settings: the end tokens, and what
-    the model's own files ask for, as transformers applies it."""
+    chat_template: makes a prompt of messages; None where the model has none. defaults: the settings of generate() and
+    stream() that a caller leaves out, by the names of Settings. They hold the end tokens and what the model's own files
+    ask for, as transformers applies it."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Decoder:
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """See the class."""
+        """The arguments are those of the class."""
         ends = {"eos_token_id": sorted(self.eos_token_ids)} if self.eos_token_ids else {}
         return MappingProxyType({**ends, **self._defaults})
 
@@ -74,7 +74,7 @@ class Decoder:
         return Decoder(self.target, draft, self.tokenizer, self.eos_token_ids, self._defaults, self.chat_template)
 
     def without_defaults(self) -> Decoder:
-        """The same models at Sybil's own defaults, whatever the target's files ask for; its end tokens stay."""
+        """The same models at Sybil's own defaults, without those of the target's files. Its end tokens stay."""
         return Decoder(self.target, self.draft, self.tokenizer, self.eos_token_ids, {}, self.chat_template)
 
     def generate(self, inputs: Inputs, *, streamer: Any = None, **settings: Any) -> Generation:
@@ -266,9 +266,8 @@ class _BatchRun:
     def _judge(
         self, logits: Tensor, tokens: Tensor, draft_probs: Tensor | None, proposed: list[int]
     ) -> list[list[int]]:
-        """What each row gains of a proposal of tokens (batch, gamma): those accepted, and the next token.
-
-        All that the host must know comes in one transfer: on a GPU the only time in a round that it waits."""
+        """The tokens that each row gains from a proposal of tokens (batch, gamma): the accepted ones and the next
+        token. Everything that the host must know comes in one transfer. On a GPU that is the only wait in a round."""
         gamma = tokens.shape[1]
         if self.sampling.processors:
             here = tokens.cpu()
@@ -292,8 +291,8 @@ class _BatchRun:
         return [[*row[2 : 2 + row[0]], row[1]] for row in rows]
 
     def _wanted(self, tokens: Tensor, proposed: list[int]) -> Tensor:
-        """(batch, gamma + 1), True where plain decoding could come to stand, and processors be asked: not in a row
-        that has ended, not beyond what is proposed, not after a proposed end token."""
+        """(batch, gamma + 1), True at the places that plain decoding could reach, where processors must be asked: not
+        in a row that has ended, not beyond what is proposed, not after a proposed end token."""
         wanted = count_to(tokens.shape[1] + 1) <= integers(proposed)[:, None]
         wanted &= integers([row.room for row in self.rows])[:, None] > 0
         if self.stops.eos:
@@ -310,7 +309,7 @@ class _BatchRun:
                 gained.append(((), 0))
                 continue
             accepted = len(block) - 1
-            broken = block[-1] < 0  # there was nothing to draw it from
+            broken = block[-1] < 0  # its logits made no distribution
             count, row.finished = self.stops.keep(row.prompt, row.new, block[:-1] if broken else block, index)
             block = block[:count]
             if broken and not row.finished:

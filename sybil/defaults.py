@@ -1,4 +1,5 @@
-"""What a model's own files ask of a generation where its caller says nothing, as transformers reads them (5.23)."""
+"""The generation defaults in a model's own files, for settings that the caller leaves out, read as transformers reads
+them (5.23)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where models run, and what they are kept in there."""
+"""Where models run, and what their weights are kept in there."""
 
 from __future__ import annotations
 

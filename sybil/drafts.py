@@ -6,7 +6,7 @@ The grammar, BITS being 4, 5, 6 or 8, N a number of layers, SOURCE a model's nam
     cascade = cascade:lookup,model | cascade:self:BITS,self:BITS
     model   = self | self:BITS | skip | skip:N | skip:N:BITS | SOURCE
 
-A hybrid proposes what lookup finds where its matches have been holding, and what its second part drafts elsewhere. In a
+A hybrid proposes lookup's tokens where its matches have been right so far, and its second part's elsewhere. In a
 cascade the first part drafts for the second, and the second for the target."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sybil.transfer import integers
 
 LOOKUP = "lookup"
 BEGINNINGS = ("The", "def", "In", "How", "1")
-"""The target continues each of these, so that there is text of its own to choose layers and round weights by."""
+"""The target continues each of these. The text is used to choose layers and to fit roundings."""
 NEW_TOKENS = 16
 """How many tokens the target adds to each beginning."""
 
@@ -55,7 +55,7 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What followed the same words before."""
+    """Lookup: the tokens that followed the same words before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class NamedModel:
 
 @dataclass(frozen=True, slots=True)
 class Hybrid:
-    """Lookup where its matches have been holding, the other elsewhere."""
+    """Lookup where its matches have been right so far, and the other draft elsewhere."""
 
     other: Self | Skip | Cascade | NamedModel
 

@@ -1,4 +1,4 @@
-"""What is known of models before they are here: their size, their licence, and how their weights can be had."""
+"""What is known of models that aren't on this machine: their size, their licence, and how to get their weights."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Top-k, top-p and min-p over a large vocabulary on a CPU: what stays is found without sorting the row.
+"""Top-k, top-p and min-p over a large vocabulary on a CPU, without sorting the row.
 
 A row's tokens are ordered by their logits and, where those are equal, by their ids. Each filter keeps an upper end of
-that order: the tokens from some least value up, and of those that equal it the last few. Only the row's likeliest
-tokens are put in order to find that value; they are most of the row where its distribution is nearly flat.
-"""
+that order: the tokens above some least value, and the last few of those that equal it. Only the row's likeliest tokens
+are sorted to find that value. Where the distribution is nearly flat these are most of the row."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ def softmax(logits: Tensor, temperature: float) -> Tensor:
     with np.errstate(over="ignore", invalid="ignore"):
         for row, made in zip(rows, probs, strict=True):
             np.divide(row, temperature, out=made)
-            made -= made.max()  # NaN in all of a row that makes no distribution
+            made -= made.max()  # a row that makes no distribution is NaN throughout
             np.exp(made, out=made)
             made /= made.sum()
     return torch.from_numpy(probs).reshape(logits.shape)
@@ -79,7 +78,7 @@ def _nucleus(values: Array, highest: Array, top_p: float) -> Array:
         head = np.flatnonzero(mass >= min(share * (1 - top_p) * whole / len(mass), 1.0))
         falling = np.sort(values[head])[::-1]
         sums = np.exp(falling - highest).cumsum(dtype=np.float64)
-        count = 1 + int(np.searchsorted(sums, top_p * whole))  # above the first is nothing, above the next sums[0], ...
+        count = 1 + int(np.searchsorted(sums, top_p * whole))  # no mass is above the first, sums[0] above the next, ...
         if count <= len(falling):
             break
     falling = falling[:count]

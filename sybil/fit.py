@@ -1,5 +1,5 @@
-"""Do a target and a draft share their tokens, and if not, how does the draft draft? Vocabularies are compared here
-alone."""
+"""Compares the tokens of a target and a draft, and chooses how the draft drafts where they differ. No other file
+compares vocabularies."""
 
 from __future__ import annotations
 
@@ -68,9 +68,10 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """How a draft's tokens stand to a target's. way: how the draft drafts where they differ in more than padding, None
-    where they don't; share: of an English text's tokens, those that the draft's vocabulary has; vocabularies: the
-    target's and the draft's, where they differ."""
+    """How a draft's tokens compare with a target's.
+
+    way: how the draft drafts where they differ in more than padding; None where they don't. share: of an English text's
+    tokens, those that the draft's vocabulary has. vocabularies: the target's and the draft's, where they differ."""
 
     way: Literal["intersection", "strings"] | None
     share: float
@@ -166,7 +167,7 @@ def check_sizes(names: tuple[str, str], sizes: tuple[int, int]) -> None:
 
 
 def logits_of(model: PreTrainedModel) -> int:
-    """For how many tokens a transformers model has logits."""
+    """The number of tokens that a transformers model has logits for."""
     return int(model.config.get_text_config().vocab_size)
 
 

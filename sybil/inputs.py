@@ -1,4 +1,4 @@
-"""What a caller wants continued, as token ids that are checked before anything runs."""
+"""A caller's prompts as token ids, checked before anything runs."""
 
 from __future__ import annotations
 

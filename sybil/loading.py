@@ -33,7 +33,7 @@ from sybil.storages import draft_kept, dtype_of, place_of, target_kept
 from sybil.texts import datastore as indexed
 
 IN_BLOCKS = "blocks"
-"""What reports say in a dtype's place: the weights stay in the blocks of their GGUF file."""
+"""The word that reports have for a dtype where the weights stay in the blocks of their GGUF file."""
 
 
 def load(
@@ -152,7 +152,7 @@ def check_draft_dtype(draft: Any, draft_dtype: Asked) -> None:
 
 
 def chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
-    """What makes a prompt of messages; None where the checkpoint has none."""
+    """Makes a prompt of messages; None where the checkpoint has no chat template."""
     text, tokens = checkpoint.chat_template, checkpoint.special_tokens
     if text is None or checkpoint.tokenizer is None:
         return None
@@ -164,7 +164,7 @@ def chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
 
 
 def _check(target: Any, draft: Any, tokenizer: Any) -> None:
-    """Raises InvalidSetting for what is no model, before anything is read."""
+    """Raises InvalidSetting for an argument that can't be a model, before anything is read."""
     for name, source in (("target", target), ("draft", draft)):
         if source == "":  # which would be the current folder
             raise InvalidSetting(f"{name} is '': give a pair's name, a hub id, a folder or a GGUF file")
@@ -227,7 +227,7 @@ def _built(
 
 @contextlib.contextmanager
 def _remedied(source: str | Path) -> Iterator[None]:
-    """Adds what is known to help to the error of a registered model that can't be had."""
+    """Adds to the error of a registered model that can't be loaded what is known to help."""
     try:
         yield
     except (HubUnreachable, NotAModel) as error:

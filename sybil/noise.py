@@ -1,4 +1,4 @@
-"""Random numbers that depend on their key alone, and on nothing that was asked before. Pure."""
+"""Random numbers that depend on their key alone, and not on which numbers were used before. Pure."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ Array = np.ndarray
 class Noise:
     """Random numbers keyed by (seed, row, position, index, use), and by nothing else.
 
-    A row's noise does not depend on the rows beside it or on the rounds before it. Uniforms are keyed by the
-    position at which a round begins and the index in the round, so none is asked for twice; exponentials, by the
-    position of the very token that they draw, so every round finds the same there. The keys are hashed with
-    SplitMix64's finaliser (Steele, Lea, Flood 2014), twice a word.
-    """
+    A row's noise does not depend on the rows beside it or on the rounds before it. Uniforms are keyed by the position
+    at which a round begins and the index in the round, so none is used twice. Exponentials are keyed by the position of
+    the token that they draw, so every round finds the same ones there. The keys are hashed with SplitMix64's finaliser
+    (Steele, Lea, Flood 2014), twice a word."""
 
     PROPOSE, JUDGE, RACE = range(3)
 
@@ -67,14 +66,14 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Exponentials:
-    """An exponential of mean 1 for each token (vocab) at each of some places, made when it is asked for.
+    """An exponential of mean 1 for each token (vocab) at each of some places, made when it is needed. rows and
+    positions: of each place, of one shape, int64.
 
-    rows and positions: of each place, of one shape, int64. Of a large vocabulary, column c are the tokens c,
-    c + width, c + 2 width, ... (COLUMN of them, some perhaps beyond the vocabulary). A column's least exponential
-    is drawn first, one of mean 1 / COLUMN, and the token that has it; every other token's is that and an exponential
-    of its own, for exponentials have no memory. So the tokens are as independent as if each were drawn by itself, and
-    where a column's least, at its largest probability, comes after another token, its other exponentials aren't made.
-    """
+    A large vocabulary is divided into columns: column c is the tokens c, c + width, c + 2 width, ... (COLUMN of them,
+    some perhaps beyond the vocabulary). A column's least exponential is drawn first, one of mean 1 / COLUMN, and the
+    token that has it. Every other token's exponential is that one plus an exponential of its own, because exponentials
+    have no memory. So the tokens are as independent as if each were drawn by itself. If a column's least exponential,
+    at the column's largest probability, loses to another token, the column's other exponentials aren't made."""
 
     noise: Noise
     rows: Tensor

@@ -1,6 +1,7 @@
-"""What a draft leaves of the target's distribution, max(weight * target - draft, 0), and draws from it. Pure.
+"""The residual, max(weight * target - draft, 0): what a draft leaves of the target's distribution; and draws from it.
+Pure.
 
-The rules ask for it at one place of a row or some. Where the C library takes the numbers it is never written down."""
+The rules need it at one or a few places of each row. Where the C library computes it, it is never written to memory."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ class Residual:
         return back(self._left().sum(-1))
 
     def draw(self, uniforms: Tensor) -> Tensor:
-        """Tokens (n,) by uniforms (n,) in [0, 1), -1 where there is no distribution. Where nothing is left the target
-        is drawn from: there both agree but for rounding, and no token is refused but by that."""
+        """Tokens (n,) by uniforms (n,) in [0, 1); -1 where there is no distribution. Where nothing is left, the target
+        is drawn from: draft and target then agree but for rounding, and only by rounding could a token be refused."""
         if drawing.does(self.target_probs):
             return back(self._lying().draw(native(uniforms)))
         return draw(back(unless_nothing(self._left(), self._target())), uniforms)
@@ -72,5 +73,5 @@ class Residual:
 
 
 def unless_nothing(left: Any, target: Any) -> Any:
-    """Rows (n, vocab): what is left, or the target where that is nothing."""
+    """Rows (n, vocab): the residual, or the target where the residual is zero."""
     return where((left.sum(-1) == 0)[:, None], target, left)

@@ -171,8 +171,8 @@ def of_row(asked: Any, row: int) -> Any:
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse-CDF draws: probs (..., vocab), uniforms (...) in [0, 1) -> tokens (...), int64.
 
-    A token without mass is never drawn, and -1 where a row is NaN or has none at all; rows need not be
-    normalised. The sums run in float64."""
+    A token without mass is never drawn. -1 is drawn where a row is NaN or has no mass at all. Rows need not be
+    normalised. The sums are float64."""
     vocab = probs.shape[-1]
     if drawing.does(probs):
         return drawing.draw(probs, uniforms)
@@ -187,7 +187,8 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _draw(row: np.ndarray, uniform: float) -> int:
-    """draw() of one row (vocab,): the sums of blocks say in which of them the token is, whose own sums say where."""
+    """draw() of one row (vocab,). The sums of blocks say which block holds the token, and the sums inside it say
+    where."""
     blocks = np.add.reduceat(row, np.arange(0, len(row), BLOCK), dtype=np.float64).cumsum()
     if not blocks[-1] > 0:
         return -1
@@ -201,11 +202,11 @@ def _draw(row: np.ndarray, uniform: float) -> int:
 
 
 def race(probs: Tensor, exponentials: Tensor | Exponentials) -> Tensor:
-    """Draws by exponential races: the tokens (...) of probs (..., vocab) whose exponential / probability comes first;
-    -1 where a row is NaN. Exponentials that aren't made yet are made where the probabilities are.
+    """Draws by exponential races: from probs (..., vocab) the tokens (...) whose exponential / probability is least; -1
+    where a row is NaN. Exponentials that don't exist yet are made on the device of the probabilities.
 
-    With exponentials of mean 1 that is the Gumbel-max draw, argmax(log prob + Gumbel), without its logarithms. The
-    same exponentials make two distributions draw the same token as often as can be without asking each other."""
+    With exponentials of mean 1 this is the Gumbel-max draw, argmax(log prob + Gumbel), without its logarithms. With the
+    same exponentials two distributions draw the same token as often as is possible without exchanging anything else."""
     if isinstance(exponentials, Exponentials):
         if not probs.is_cpu:
             exponentials = exponentials.made_on(probs.device)

@@ -17,7 +17,7 @@ from sybil.stopping import Criterion
 
 MOST = 2**31 - 1  # rows, tokens of a round, tokens of a batch
 PLAIN = ', or "auto"; load the model without a draft for plain decoding'
-NEW_TOKENS = 128  # where neither max_new_tokens nor max_length is said
+NEW_TOKENS = 128  # the default where neither max_new_tokens nor max_length is given
 STATEFUL = {  # of transformers' processors
     "DiaEOSDelayPatternLogitsProcessor",
     "SynthIDTextWatermarkLogitsProcessor",
@@ -40,7 +40,7 @@ WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "use_cache")  # on the tokens,
 
 
 def check_processors(processors: Iterable[Any]) -> None:
-    """Raises InvalidSetting for one that can't be asked about drafted tokens."""
+    """Raises InvalidSetting for a processor that can't be asked about drafted tokens."""
     for each in processors:
         if STATEFUL & {kind.__name__ for kind in type(each).__mro__}:
             raise InvalidSetting(
@@ -211,15 +211,15 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """== of what may be an array."""
+    """a == b, for values that may be arrays."""
     return type(one) is type(other) and bool(one == other)
 
 
 def chosen(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Settings:
-    """The Settings of what a caller asks, over a model's own defaults; raises InvalidSetting.
+    """The Settings that a caller asks for, with a model's own defaults for what is left out. Raises InvalidSetting.
 
-    generation_config among what is asked is transformers' object: what it sets comes before the defaults, and after
-    what is asked by keyword."""
+    asked may have transformers' generation_config. Its fields override the defaults, and keywords override its
+    fields."""
     keywords = {name: value for name, value in asked.items() if name != "generation_config"}
     whole = {**_of_config(asked.get("generation_config")), **_known(keywords)}
     sampled = whole.get("do_sample", defaults.get("do_sample"))
@@ -229,7 +229,8 @@ def chosen(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Settings:
 
 
 def blamed(error: InvalidSetting, defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> InvalidSetting:
-    """An error about a setting, which its message begins with, and who set it where it wasn't the caller."""
+    """An error about a setting. The message begins with the setting's name, and says who set it where that wasn't the
+    caller."""
     name = str(error).split(" ", 1)[0]
     if name not in defaults or name in asked or getattr(asked.get("generation_config"), name, None) is not None:
         return error
@@ -246,7 +247,8 @@ def unsupported(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords that Settings has; raises InvalidSetting for those that nobody knows, or that Sybil doesn't do."""
+    """The keywords that Settings has. Raises InvalidSetting for unknown ones and for those that Sybil doesn't
+    support."""
     for name, value in unsupported(keywords).items():
         raise InvalidSetting(f"{name} is {described(value)}: Sybil decodes greedily and by sampling, leave it out")
     unknown = sorted(keywords.keys() - NAMES - UNSUPPORTED.keys() - {*WITHOUT_EFFECT})

@@ -1,4 +1,5 @@
-"""When a row ends: asked after every token, so that nothing is emitted that plain decoding would not have."""
+"""When a row ends. This is asked after every token, so that no token is emitted that plain decoding would not have
+emitted."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ class Stops:
     def keep(
         self, prompt: Sequence[int], new: Sequence[int], block: Sequence[int], row: int = 0
     ) -> tuple[int, FinishReason | None]:
-        """How many of block's tokens, which follow prompt + new, are emitted, and why the row ends there."""
+        """How many tokens of block, which follows prompt + new, are emitted, and why the row ends there."""
         if not (self.eos or self.strings or self.criteria):
             return len(block), None
         so_far = [*new]

@@ -1,4 +1,4 @@
-"""From what is asked for to what a model's weights are kept in, and what it computes in."""
+"""Decides from what a caller asks for what a model's weights are kept in, and what the model computes in."""
 
 from __future__ import annotations
 

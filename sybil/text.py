@@ -48,10 +48,11 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 class TextStream:
-    """Token ids in, text out as soon as nothing that follows can change it: the pieces join up to the whole, decoded.
+    """Turns token ids into text as soon as no further token can change it. The pieces join up to the whole text,
+    decoded.
 
-    Held back until more is known, or until finish(): a character's first bytes; tokens of one byte each, for a run of
-    them is text only where all of it is; everything, where the tokenizer's decoder may change text of long ago."""
+    Held back until more is known, or until finish(): the first bytes of a character; tokens of one byte each, because a
+    run of them is text only if all of it is; everything, where the tokenizer's decoder may change text of long ago."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -66,7 +67,7 @@ class TextStream:
         self._shown = 0  # characters of their text that were given out
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that these tokens complete, perhaps ''."""
+        """The text that becomes final with these tokens, perhaps ''."""
         self._ids += [token for token in ids if self._is_seen(token)]
         closed = len(self._ids) if self._can_stream else 0
         while closed > self._closed and self._is_open(self._ids[closed - 1]):
@@ -83,12 +84,12 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """What was still held back."""
+        """The text that was still held back."""
         return self._decode(self._ids)[self._shown :] if self._ids else ""
 
     def _forget(self, text: str) -> None:
-        """Go on with the last tokens alone, if their text ends as all of it did: the first token of a text is decoded
-        in a way of its own, and a character may be cut there."""
+        """Go on with the last tokens alone, if their text ends as the whole text did. That isn't sure, because a text's
+        first token is decoded in a way of its own, and a character may be cut there."""
         kept = self._ids[-KEPT:]
         rest = self._decode(kept)
         if rest and rest[-1] == text[-1]:
@@ -98,7 +99,7 @@ class TextStream:
         return token not in self._unseen and self._tokenizer.id_to_token(token) is not None
 
     def _is_open(self, token: int) -> bool:
-        """Whether what follows may change this token's text, or that of the run which it is in."""
+        """Whether further tokens may change this token's text, or the text of the run that it is in."""
         name = str(self._tokenizer.id_to_token(token))
         if self._fallback and len(name.encode()) == 6 and name.startswith("<0x") and name.endswith(">"):
             return True

@@ -1,4 +1,4 @@
-"""The texts of a datastore: files, or texts themselves, as a target's tokens."""
+"""The texts of a datastore, given as files or as texts, in a target's tokens."""
 
 from __future__ import annotations
 

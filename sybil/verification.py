@@ -1,8 +1,7 @@
-"""The rules that decide how much of a proposal stays. Pure: tensors and noise in, a verdict out.
+"""The rules that decide how much of a proposal is kept. They are pure functions: tensors and noise in, a verdict out.
 
-`accepted` tokens of a row are kept; after them comes one token more: *recovered* from the residual
-where a proposed token was rejected, the *bonus* from the target where none was.
-"""
+Of a row's proposed tokens the first `accepted` are kept. One more token follows. Where a proposed token was rejected,
+it is *recovered*: drawn from the residual. Where all were accepted, it is the *bonus*: drawn from the target."""
 
 from __future__ import annotations
 
@@ -100,8 +99,9 @@ def block(proposed: Proposed, noise: Tensor) -> Verdict:
 def coupled(proposed: Proposed, noise: Tensor | Exponentials) -> Verdict:
     """Drafter-invariant speculative decoding by Gumbel sampling, Daliri et al. 2024 (arXiv 2408.07978).
 
-    noise: (batch, gamma + 1, vocab), the exponentials of each token's own position, which the drafter has drawn with
-    too. The target draws with them what it draws without a draft, and the proposal only says where that is known."""
+    noise: (batch, gamma + 1, vocab), the exponentials of each token's own position. The drafter has drawn with the same
+    ones. The target draws with them the token that it would draw without a draft. A proposed token is kept where it is
+    that token."""
     tokens, counts = proposed.tokens, proposed.counts
     drawn = race(proposed.target_probs, noise)  # argmax(log p_i(x) + G_i(x)), (batch, gamma + 1)
     kept = (tokens == drawn[:, :-1]) & (back(_places(proposed)) <= counts[:, None])
@@ -110,9 +110,11 @@ def coupled(proposed: Proposed, noise: Tensor | Exponentials) -> Verdict:
 
 
 def greedy(proposed: Sequence[int], chosen: Sequence[int]) -> tuple[int, int]:
-    """What every lossless rule says of a row whose target is certain: (accepted, next token).
+    """(accepted, next token) by any lossless rule where the target is certain, as in greedy decoding: all rules then
+    give the same.
 
-    Kept is what the target would have chosen itself; chosen: its likeliest tokens, one more than are proposed."""
+    chosen: the target's likeliest token at each place, one place more than are proposed. A proposed token is kept where
+    it is the chosen one and all before it were kept."""
     accepted = 0
     while accepted < len(proposed) and proposed[accepted] == chosen[accepted]:
         accepted += 1

@@ -206,12 +206,12 @@ def test_a_broken_link_is_seen() -> None:
     page = ROOT / "docs" / "planted.md"
     good = "[a](quality.md) [b](../README.md#three-lines) [c](#names--places-a_b) [d](https://x.y/z)"
     assert broken_links(f"## Names & places: `a_b`\n{good}\n```\n[e](f.md)\n```\n`[g](h)`", page) == []
-    planted = "[a](qualty.md) [b](../README.md#four-lines) ![c](#names) [d](../../shared/DESIGN.md)"
+    planted = "[a](qualty.md) [b](../README.md#four-lines) ![c](#names) [d](../../outside/page.md)"
     assert [each.split(":")[0] for each in broken_links(planted, page)] == [
         "qualty.md",
         "../README.md#four-lines",
         "#names",
-        "../../shared/DESIGN.md",
+        "../../outside/page.md",
     ]
 
 

@@ -60,16 +60,16 @@ TargetOption = Annotated[
 DraftOption = Annotated[
     str | None,
     typer.Option(
-        help="Draft: a model as --target is one; self, the target's own copy in fewer bits (self:4, 5, 6 or 8); skip, "
-        "the target without some layers (skip:N, skip:N:BITS); lookup, the text itself; hybrid:lookup,DRAFT; "
-        "cascade:lookup,DRAFT. The pair's own if left out; none for --target.",
+        help="Draft: a model, as for --target; self, the target's own copy in fewer bits (self:4, 5, 6 or 8); "
+        "skip, the target without some layers (skip:N, skip:N:BITS); lookup, the text so far; hybrid:lookup,DRAFT; "
+        "cascade:lookup,DRAFT. If left out: the pair's own; none for --target.",
         rich_help_panel=MODELS,
     ),
 ]
 DatastoreOption = Annotated[
     list[Path] | None,
     typer.Option(
-        help="A file of text that lookup looks into beside the text itself; may be given several times.",
+        help="A text file that lookup searches beside the text itself; may be given several times.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -85,8 +85,8 @@ DtypeOption = Annotated[
 DraftDtypeOption = Annotated[
     str | None,
     typer.Option(
-        help="The draft's own, as --dtype names it. If left out: the target's on a GPU; on a CPU int8, and the weights "
-        "of a GGUF file stay in its blocks.",
+        help="What the draft's weights are kept in, as --dtype names it. If left out: the target's on a GPU; on a CPU "
+        "int8, and the weights of a GGUF file stay in its blocks.",
         rich_help_panel=MODELS,
     ),
 ]

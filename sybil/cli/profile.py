@@ -42,7 +42,9 @@ def profile(
     ] = None,
     acceptance: Annotated[
         float,
-        typer.Option(help="Of a workload's proposals, the part that is accepted.", rich_help_panel=options.MODELS),
+        typer.Option(
+            help="The share of a workload's proposed tokens that is accepted.", rich_help_panel=options.MODELS
+        ),
     ] = 0.75,
     dtype: options.DtypeOption = None,
     draft_dtype: options.DraftDtypeOption = None,
@@ -57,7 +59,7 @@ def profile(
     min_p: options.MinPOption = options.MIN_P,
     passes: Annotated[
         int,
-        typer.Option(help="How often everything is measured; the medians are told.", rich_help_panel=options.AMOUNT),
+        typer.Option(help="How often everything is measured; medians are reported.", rich_help_panel=options.AMOUNT),
     ] = 30,
     out: options.OutOption = None,
     metrics_file: options.MetricsFileOption = None,

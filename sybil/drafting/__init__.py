@@ -1,4 +1,4 @@
-"""What proposes tokens, and how many."""
+"""Drafters, which propose tokens, and windows, which say how many."""
 
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.datastore import Answers, Datastore

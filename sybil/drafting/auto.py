@@ -36,10 +36,11 @@ Known = dict[tuple[int, str | bool], ClockedCosts]
 
 
 class _Record:
-    """How one source's proposals for one row went, place by place, the last ones weighing most.
+    """How many of one source's proposed tokens were kept for one row, place by place; recent rounds weigh most.
 
-    Only places that were judged count: one is if all before it were kept, and if it was offered. What follows a
-    proposal that was kept whole is told apart from what follows another: where a text goes round, they differ."""
+    Only places that were judged count. A place is judged if a token was proposed there and all before it were kept.
+    Proposals that follow a fully kept one have a record of their own, because in a text that repeats itself they are
+    kept more often."""
 
     __slots__ = ("_all_kept", "_all_tried", "_kept", "_tried", "_whole")
 
@@ -61,15 +62,15 @@ class _Record:
         self._whole = accepted == proposed
 
     def fade(self, rounds: int) -> None:
-        """So many rounds went by without a proposal."""
+        """Count rounds that went by without a proposal."""
         weight = FADE ** (rounds / 4)
         for counts in (*self._kept, *self._tried):
             counts[:] = [weight * each for each in counts]
         self._all_kept, self._all_tried = weight * self._all_kept, weight * self._all_tried
 
     def expected(self, most: int) -> list[float]:
-        """How many tokens of a proposal will be kept, by its length from 0 on: s_1 + ... + s_k. It ends at most, or
-        before, where longer ones gain next to nothing."""
+        """How many tokens of a proposal will be kept, by its length from 0 on: s_1 + ... + s_k. The list ends at
+        `most`, or earlier where longer proposals gain next to nothing."""
         here = anywhere = self._all_kept / self._all_tried
         chance, total, sums = 1.0, 0.0, [0.0]
         for kept, tried in zip(self._kept[self._whole][:most], self._tried[self._whole], strict=False):
@@ -100,10 +101,11 @@ class _Pause:
 
 
 class AutoWindow:
-    """The lengths that pay most, for all rows together, since a round lasts as long as its longest row; for each row
-    alone where together is False, so that a row's text doesn't depend on its neighbours.
+    """Chooses the lengths that pay most.
 
-    unread: tokens of the longest prompt, which no source has read yet."""
+    together: one choice for all rows, since a round lasts as long as its longest row. Where it is False each row is
+    chosen for alone, so that a row's text doesn't depend on its neighbours. unread: tokens of the longest prompt, which
+    no source has read yet."""
 
     least_confidence = 0.0
 
@@ -118,7 +120,7 @@ class AutoWindow:
     def sizes(self, sources: Sequence[int], rooms: Sequence[int]) -> list[int]:
         self._sources, sizes = sources, [0] * len(rooms)
         if len(rooms) == 1 and rooms[0] and (pause := self._pauses[0, sources[0]]).wait:
-            # a draft of no use: most of its rounds come here, and cost what plain ones do
+            # with a useless draft most rounds end here, at the cost of plain rounds
             return [self._probe(pause, [0], sources[0])]
         for number, group in enumerate(self._groups):
             rows = [row for row in group if rooms[row]]
@@ -205,10 +207,10 @@ class AutoWindow:
 
 
 def longest_that_pay(offers: Mapping[int, Sequence[list[float]]], rows: int, costs: SizedCosts) -> dict[int, int]:
-    """Of each source, the length at which a round of so many rows emits most tokens for what it costs. offers: by
-    source, what each of its rows is expected to keep, by length.
+    """For each source, the length at which a round of so many rows emits most tokens for its cost.
 
-    One length for all is found first, then each source's own beside those of the others."""
+    offers: by source, how many tokens each of its rows is expected to keep, by length. First one length for all sources
+    is found, then each source's own while the others keep theirs."""
     kept = {source: _added(each) for source, each in offers.items()}
     if len(kept) == 1:
         ((only, sums),) = kept.items()

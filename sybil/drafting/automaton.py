@@ -1,4 +1,4 @@
-"""A text as a suffix automaton: where did its ending stand before?"""
+"""A text as a suffix automaton, which tells where the text's ending stood before."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An ending that stood before. state: the automaton's; length: its tokens, 0 where there is none; end: the place
-    of its last token where it stood before."""
+    """An ending of the text that also stood earlier in it. state: the automaton's; length: its tokens, 0 where there is
+    none; end: the place of its last token where it stood earlier."""
 
     state: int = 0
     length: int = 0
@@ -22,13 +22,13 @@ class Match:
 class Automaton:
     """The suffix automaton (Blumer et al. 1985) of the tokens read so far, extended token by token, O(1) amortised.
 
-    A state stands for the strings that end at the same places. following: by token, the state after it; link: the state
-    of the longest suffix that ends at other places too; length: of the state's longest string; end: the latest place
-    at which it ends. A new token makes every suffix of the text end there, so the ends on the way along the links are
-    set anew, the STEPS longest of them: where a text says the same more often than that in a row, a short ending
-    may be told an earlier place than its latest.
+    A state stands for the strings that end at the same places. following: the next state, by token; link: the state of
+    the longest suffix that ends at other places too; length: of the state's longest string; end: the latest place at
+    which it ends.
 
-    Of a text longer than MOST tokens the last half of them, at least, is known."""
+    After a new token every suffix of the text ends at that token, so the ends of the states along the links are
+    updated. Only the STEPS longest are. Where a text repeats itself more often than that, a short ending may be given
+    an earlier place than its latest. Of a text longer than MOST tokens at least the last half of them is known."""
 
     MOST = 1 << 16
     STEPS = 32
@@ -96,7 +96,8 @@ class Automaton:
         return part
 
     def after(self, tokens: Sequence[int]) -> Match:
-        """The match of the text and these tokens after it, which are not read: they may yet be dropped."""
+        """The match of the text followed by these tokens. They aren't added to the automaton, because they may be
+        dropped."""
         if not tokens:
             return self.match
         state, length = self.match.state, self.match.length
@@ -111,8 +112,8 @@ class Automaton:
         return Match(state, length, self._end[state])
 
     def continuation(self, match: Match, tokens: Sequence[int], count: int) -> list[int]:
-        """The count tokens after a match of the text and these tokens after it. What would lie beyond their end is what
-        is proposed itself, so that a text that repeats itself goes on doing so."""
+        """The count tokens after a match of the text and these tokens after it. Where the text ends there, the tokens
+        proposed so far continue it, so a text that repeats itself goes on repeating."""
         if not match:
             return []
         start, here = match.end + 1, len(self.tokens)

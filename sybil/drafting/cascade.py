@@ -1,10 +1,9 @@
-"""A draft that is itself drafted for, as the second level of ML-SpecQD (arXiv 2503.13565) is.
+"""A draft that has a drafter of its own, like the second level of ML-SpecQD (arXiv 2503.13565).
 
-Nested rounds, in the draft's own proposal: a helper offers tokens, the draft reads them in one forward, draws its own
-token at each place, and goes on from the first that isn't the one offered. Each token is drawn from the same
-distribution by the same noise as without a helper, so the proposal is the same, bit for bit, where a token's logits
-don't depend on what is read beside it.
-"""
+A draft's proposal is made in nested rounds. A helper offers tokens, and the draft reads them in one forward. The draft
+draws its own token at each place, and goes on from the first place at which its own token isn't the offered one. Each
+token is drawn from the same distribution by the same noise as without a helper. So the proposal is the same, bit for
+bit, where a token's logits don't depend on the tokens read beside it."""
 
 from __future__ import annotations
 
@@ -56,7 +55,7 @@ class NestedRounds:
         asked_for = torch.tensor(agreeing, dtype=torch.bool, device=CPU)
         for place in range(max(map(len, offered)) + 1):
             at = [first + min(place, len(row)) for first, row in zip(firsts, offered, strict=True)]
-            # a row that has drawn its last token gets any place: what is drawn there isn't taken
+            # a row that has drawn its last token gets any place: its draw there is ignored
             here = _at(logits, [min(each, logits.shape[1] - 1) for each in at])
             drawn = self.draw(here, state.text, integers(state.drawn))
             state.take(drawn, agreeing)
@@ -127,8 +126,8 @@ class _Proposing:
         return int(self.text.tokens[row, self.starts[row] + self.drawn[row] - 1])
 
     def rooms(self) -> list[int]:
-        """For how many tokens each row can ask its helper: none is asked for so much that a row would run beyond the
-        place of its last proposed token."""
+        """How many tokens each row can ask its helper for. The limit keeps a row from running beyond the place of its
+        last proposed token."""
         most = self.gamma - 1 - max(self._open())
         return [
             max(min(most, count - drawn - 1), 0) if self.is_going(row) else 0
@@ -136,11 +135,11 @@ class _Proposing:
         ]
 
     def _open(self) -> list[int]:
-        """How many tokens of each row are drawn; a row that is done counts as it began."""
+        """How many tokens of each row are drawn. A row that is done counts as it did at the beginning."""
         return [count if self.is_going(row) else 0 for row, count in enumerate(self.drawn)]
 
     def asking(self, limits: list[int]) -> Context:
-        """What the helper sees. A row that is done is shown as it began."""
+        """The context that the helper sees. A row that is done is shown as it was at the beginning."""
         drawn = self._open()
         lengths = self.context.lengths + integers(drawn)
         before = self.context.drafted or [0] * len(drawn)
@@ -183,7 +182,7 @@ class _Proposing:
 
 
 class _Later(Noise):
-    """The noise of a round at later places: what the draft will draw with there, its helper draws with too."""
+    """The noise of a round at later places. The draft and its helper draw with the same noise at the same place."""
 
     def __init__(self, noise: Noise, places: Tensor) -> None:
         self._noise, self._places = noise, places

@@ -1,4 +1,4 @@
-"""What the loop and whatever proposes tokens say to each other."""
+"""The interface between the loop and drafters."""
 
 from __future__ import annotations
 
@@ -75,11 +75,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Generating:
-    """A generation, as the drafter that is made for it knows it. capacity: tokens a row; vocab_size: the target's.
+    """What a drafter knows of the generation that it is made for.
 
-    cache: the target's own. A drafter that runs the target's layers may write beyond each row's length there, and puts
-    the lengths back before it has proposed: the target's forward then writes the same places again.
-    is_lossy: whether the rule lets what is proposed change the text."""
+    capacity: tokens a row; vocab_size: the target's. cache: the target's own. A drafter that runs the target's layers
+    may write there beyond each row's length. It puts the lengths back before it hands its proposal over, and the
+    target's forward writes the same places again. is_lossy: whether what is proposed can change the text under the
+    rule."""
 
     batch: int
     capacity: int
@@ -93,8 +94,8 @@ class Drafter(Protocol):
     """Lives as long as one generation. A proposal may be shorter than gamma, or empty, for each row."""
 
     def sources(self, context: Context) -> Sequence[int]:
-        """Which of its sources each row's next proposal comes from, as step_bytes counts them: a window keeps each
-        source's record apart. Asked before propose(), for the same context."""
+        """The source that each row's next proposal comes from, numbered as in step_bytes. A window keeps a record for
+        each source. Called before propose(), with the same context."""
         return [0] * len(context.tokens)
 
     def propose(self, context: Context, gamma: int) -> Proposal: ...
@@ -107,11 +108,11 @@ class DrafterFactory(Protocol):
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """Those that every drafter runs; none where it needs none."""
+        """The models that its drafters run; empty where they need none."""
 
     @property
     def weight_bytes(self) -> int:
-        """What its models' weights take beside the target's."""
+        """Bytes of its models' weights beside the target's."""
         return sum(model.weight_bytes for model in self.models)
 
     @property

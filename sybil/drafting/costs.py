@@ -1,5 +1,5 @@
-"""What a round costs: d(k) of drafting k tokens and T(n) of verifying n, from the models' sizes or from the clock; and
-what may be hoped of it."""
+"""The costs of a round: d(k) of drafting k tokens and T(n) of verifying n, from the models' sizes or from the clock;
+and the acceptance that is assumed at first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from statistics import median_low
 
 VERIFIED = 0.05
-"""What each further token adds to a forward over one token, as a share of it: its arithmetic, for the weights are read
-once."""
+"""What each further token adds to a forward over one token, as a share of that forward's cost. It adds arithmetic only,
+because the weights are read once."""
 STEP = 0.03  # of the same, what a drafted token takes beside the reading of its weights
 KEPT = 5  # measured seconds kept for each number of tokens: the second least of them, for rounds are late, never early
 AGED = 0.95  # what a measurement is worth a round later, beside the line
@@ -51,14 +51,15 @@ class SizedCosts:
         return HOPE, HOPED
 
     def is_known(self, source: int) -> bool:
-        """Whether a source's costs and chances need no first look: they were seen, or no clock will ever tell more."""
+        """Whether a source needs no first try: its costs and chances are known already, or no clock will ever tell
+        them."""
         return True
 
     def judged(self, source: int, kept: int, tried: int) -> None:
         """So many tokens of a source were judged, and so many of them kept."""
 
     def catching_up(self, source: int, tokens: int) -> float:
-        """What it costs a source to read so many tokens that it hasn't seen."""
+        """The cost for a source of reading so many tokens that it hasn't seen."""
         return VERIFIED * self.steps[source] * tokens
 
     def verified(self, tokens: int, seconds: float) -> None:
@@ -69,10 +70,11 @@ class SizedCosts:
 
 
 class ClockedCosts(SizedCosts):
-    """Costs in seconds, of this draft, this target and this batch: by sizes until the clock has said more.
+    """Costs in seconds for this draft, this target and this batch. They are computed from the models' sizes until the
+    clock has measured them.
 
-    The tables are made anew when they are read after a measurement, and not before: a round without a draft reads
-    none. Once costs are known, that is done in one round of EVERY."""
+    The tables are computed again only when they are read after a measurement; a round without a draft reads none. Once
+    costs are known, that happens in one round of EVERY."""
 
     def __init__(self, most: int, target_bytes: int, step_bytes: Sequence[int]) -> None:
         super().__init__(most, target_bytes, step_bytes)
@@ -139,11 +141,11 @@ class ClockedCosts(SizedCosts):
 
 
 class _Curve:
-    """Seconds by the number of tokens: a line, and beside it what was measured, as far as that was often and lately.
+    """Seconds by the number of tokens: a line, corrected by measurements where they are many and recent.
 
-    The line's slope is fitted to what was measured and, as far as that lies close together, the one by sizes. A number
-    of tokens that isn't tried is not measured again, so what was said of it once counts less and less. Fewer tokens
-    never cost more."""
+    The line's slope is fitted to the measurements. Where they lie close together, the slope computed from the sizes
+    counts more. A number of tokens that isn't tried isn't measured again, so its old measurements count less and less.
+    Fewer tokens never cost more."""
 
     def __init__(self, sized: Sequence[float], slope: float) -> None:
         self._sized, self._slope = list(sized), slope

@@ -1,4 +1,4 @@
-"""Texts to look into beside a row's own, indexed once."""
+"""Texts that lookup searches beside a row's own, indexed once."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Datastore:
             else:
                 high = middle
         best = Match()
-        for index in (low, low - 1):  # what agrees most stands next to where the ending would
+        for index in (low, low - 1):  # the best matches stand next to the place where the ending would be sorted in
             if 0 <= index < len(self.order):
                 length = in_common(self._ended(index), backwards)  # of which none is END
                 if length > best.length:
@@ -63,7 +63,7 @@ class Datastore:
         return best
 
     def _ended(self, index: int) -> list[int]:
-        """What ends at the place of that index, backwards."""
+        """The tokens that end at the place of that index, backwards."""
         place = int(self.order[index])
         ended: list[int] = self.tokens[max(place - DEPTH + 1, 0) : place + 1][::-1].tolist()
         return ended
@@ -83,7 +83,7 @@ def _ranks(ascending: np.ndarray) -> np.ndarray:
 
 
 class StoreReader:
-    """Reads a row's text and knows where its ending stands in a datastore, as Automaton does for the text itself."""
+    """Reads a row's text and finds where its ending stands in a datastore, as Automaton does in the text itself."""
 
     def __init__(self, store: Datastore) -> None:
         self.store = store
@@ -98,7 +98,7 @@ class StoreReader:
         self._is_sought = False
 
     def after(self, tokens: Sequence[int]) -> Match:
-        """The match of the text and these tokens after it, which are not read: they may yet be dropped."""
+        """The match of the text followed by these tokens. They aren't added, because they may be dropped."""
         found = self._followed(tokens)
         if found or (self._is_sought and not tokens):
             return found

@@ -1,4 +1,4 @@
-"""Drafting from the text where it repeats, and by something else where it doesn't."""
+"""Drafting by lookup where the text repeats itself, and by another drafter elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from sybil.models import Model
 from sybil.transfer import CPU, count_to, integers, upload
 
 HOLDING = 0.7
-"""Lookup proposes for a row where its first token is at least this likely to be kept; elsewhere the other does."""
+"""Lookup proposes for a row where its first token is at least this likely to be kept. Elsewhere the other drafter
+does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class HybridDrafter(Drafter):
         return mixed(found, made, holding)
 
     def observe(self, outcome: Outcome) -> None:
-        """The other is told that nothing of its own was kept where its proposal wasn't used."""
+        """Tells the other drafter that none of its tokens were kept where its proposal wasn't used."""
         self.lookup.observe(outcome)
         accepted, lengths = list(outcome.accepted), outcome.lengths.clone()
         for row, length in self._unused:
@@ -86,7 +87,7 @@ class HybridDrafter(Drafter):
 
     @staticmethod
     def _part(drafter: Drafter, context: Context, limits: list[int]) -> Proposal:
-        """What a drafter proposes to the rows that have limits above 0; it isn't asked where there are none."""
+        """A drafter's proposal for the rows that have limits above 0. It isn't asked where there are none."""
         if not any(limits):
             return Proposal.nothing(len(limits))
         return drafter.propose(replace(context, limits=limits), max(limits))

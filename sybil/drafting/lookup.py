@@ -1,4 +1,4 @@
-"""Drafting from text that is there, without a model: the row's own, earlier answers, a datastore."""
+"""Drafting without a model, from texts that are there: the row's own, earlier answers, a datastore."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ near the best, and no text loses more than 2 %, both where a token more costs 4.
 class DraftLookup(DrafterFactory):
     """Makes a LookupDrafter for each generation.
 
-    least: the likelihood of being kept below which a token isn't proposed; 0 proposes whatever is found. datastore:
-    texts that are looked into beside the row's own. answers: where earlier answers are kept and looked up, None for
-    nowhere. They are looked up only where the text can't depend on what is proposed: when decoding greedily or by the
-    rule `coupled`. Under the rules `token` and `block` a seeded text would depend on earlier calls."""
+    least: a token that is less likely to be kept than this isn't proposed; 0 proposes everything that is found.
+    datastore: texts that are searched beside the row's own. answers: where earlier answers are kept and searched; None
+    keeps none. They are searched only where the text can't depend on proposals: in greedy decoding and under the rule
+    `coupled`. Under the rules `token` and `block` a seeded text would depend on earlier calls."""
 
     least: float = LEAST
     datastore: Datastore | None = None
@@ -48,9 +48,9 @@ class DraftLookup(DrafterFactory):
 class LookupDrafter(Drafter):
     """Prompt lookup (Saxena 2023) by a suffix automaton, as suffix decoding has it (arXiv 2411.04975).
 
-    Proposes what followed the longest ending of the text that stood before, at its latest place. It proposes as many
-    tokens as are likely to be kept: that depends on how well matches of that length have held in this text. Of two
-    matches of one length it takes the one in the row's own text."""
+    It finds the longest ending of the text that stood in it before, at its latest place, and proposes the tokens that
+    followed there. It proposes as many as are likely to be kept, judging by how well matches of that length have held
+    in this text. Of two matches of one length it takes the one in the row's own text."""
 
     def __init__(self, factory: DraftLookup, generating: Generating) -> None:
         self.least = factory.least
@@ -63,7 +63,8 @@ class LookupDrafter(Drafter):
         self._is_fixed = generating.sampling.greedy and not generating.is_lossy
 
     def likelihood(self, context: Context) -> list[float]:
-        """Of each row, how likely the first token that it would propose is to be kept; 0 where there is none."""
+        """For each row, how likely the first token that it would propose is to be kept; 0 where it would propose
+        none."""
         return [row.likelihood(drafted) for row, drafted in zip(self._rows, self._read(context), strict=True)]
 
     def propose(self, context: Context, gamma: int) -> Proposal:
@@ -75,7 +76,8 @@ class LookupDrafter(Drafter):
     def observe(self, outcome: Outcome) -> None: ...
 
     def _read(self, context: Context) -> list[list[int]]:
-        """Read each row's committed tokens, and none beyond them; gives its drafted tokens, which aren't read."""
+        """Reads each row's committed tokens. Returns its drafted tokens, which aren't read, because they may be
+        dropped."""
         if self._past and (self._is_fixed or context.exponentials is not None):
             for row in self._rows:
                 row.look_into(self._past)
@@ -93,8 +95,8 @@ class LookupDrafter(Drafter):
 
 
 class _LookupRow:
-    """One row's text, and where it is looked for. read: how many of its tokens are known; answer: those after the
-    prompt."""
+    """One row's text, and the texts that are searched for its endings. read: how many of the row's tokens have been
+    read; answer: those after the prompt."""
 
     def __init__(self, stores: Sequence[Datastore]) -> None:
         self.read = 0
@@ -125,7 +127,8 @@ class _LookupRow:
         return survival.next(match.length) if match else 0.0
 
     def continuation(self, drafted: Sequence[int], most: int, least: float) -> list[int]:
-        """At most so many tokens after the text and the drafted tokens, each of which is that likely to be kept."""
+        """At most `most` tokens that may follow the text and the drafted tokens, all of them kept with a likelihood of
+        at least `least`."""
         source, survival, match = self._best(drafted)
         if not match or most <= 0:
             return []

@@ -21,9 +21,10 @@ from sybil.sampling import argmax, draw, probabilities, process, race
 from sybil.transfer import drawn_at, stacked, upload
 
 ASKED, ASKED_FOR_NOTHING = 4, 16
-"""The most tokens that a helper is asked for at once; where they cost nothing."""
+"""The most tokens that a helper is asked for at once, where they cost nothing."""
 READ = 0.15
-"""Of a copy's forward over one token, what each further token adds: in fewer bits arithmetic shows sooner."""
+"""What each further token adds to a copy's forward over one token, as a share of it. The share is larger than the
+target's, because with fewer bits the arithmetic costs more of the time."""
 Draws = Callable[[Tensor, Any], Tensor]
 
 
@@ -97,7 +98,7 @@ class ModelDrafter(Drafter):
                 tokens.append(argmax(logits)[:, None])
             else:
                 probs.append(probabilities(logits, self.sampling))
-                # where there is nothing to draw from, any token will do: the rule can't keep it
+                # where there is no distribution to draw from, any token will do: the rule can't keep it
                 tokens.append(draws(probs[-1], index)[:, None].clamp(min=0))
             if context.least_confidence and index + 1 < gamma:
                 sure = confidence(logits, tokens[-1][:, 0]) >= context.least_confidence
@@ -119,7 +120,7 @@ class ModelDrafter(Drafter):
         return lambda probs, index: draw(probs, uniforms[rows, index])
 
     def _helped(self, helper: Drafter, context: Context, counts: list[int]) -> Proposal:
-        """propose() with somebody who drafts for the model."""
+        """propose() with a helper that drafts for the model."""
         gamma = max(counts)
         draws = self._draws(context, gamma, drawn_at(self.model.device))
 
@@ -142,7 +143,8 @@ class ModelDrafter(Drafter):
             self.helper.observe(outcome)
 
     def roll_back(self, lengths: Tensor) -> None:
-        """Keep what is committed and really in the cache: its last proposed token never went in."""
+        """Set the cache's lengths to the committed tokens that it holds. The last proposed token was never written to
+        it."""
         self.cache.lengths = torch.minimum(self.cache.lengths, lengths - 1)
 
     def _processed(self, logits: Tensor, context: Context, tokens: list[Tensor]) -> Tensor:
@@ -156,6 +158,6 @@ class ModelDrafter(Drafter):
         prefixes = [torch.cat(pair) for pair in zip(context.prefixes(), proposed, strict=True)]
         everywhere = torch.ones(len(prefixes), 1, dtype=torch.bool, device="cpu")
         processed = process(logits[:, None], prefixes, everywhere, self.sampling.processors)[:, 0]
-        # a processor may allow nothing after an end token: what is proposed there is never asked about
+        # a processor may allow nothing after an end token: no proposal there is ever judged
         allowed = processed.amax(-1, keepdim=True) > float("-inf")
         return torch.where(allowed, processed, logits.to(processed.dtype))

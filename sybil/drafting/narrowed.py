@@ -1,4 +1,4 @@
-"""A draft that knows the target's commonest tokens alone, and all others as one."""
+"""A draft that knows only the target's commonest tokens, and reads one token in place of all others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Narrowed:
     target's vocabulary, and the target may still say every token."""
 
     def __init__(self, model: Model, tokens: Sequence[int], vocab_size: int) -> None:
-        """tokens: the target's, of each of the draft's but the last; vocab_size: the target's."""
+        """tokens: for each token of the draft but the last, the target's token that it is; vocab_size: the target's."""
         self.model, self.vocab_size = model, vocab_size
         self.context, self.device = model.context, model.device
         self.storage = getattr(model, "storage", None)  # which reports name
@@ -49,7 +49,7 @@ class Narrowed:
     def forward(self, tokens: Tensor, cache: Any) -> Tensor:
         """See Model; (batch, n, the target's vocabulary)."""
         logits = self.model.forward(self._own[upload(tokens, self.device)], cache)[..., : len(self._kept)]
-        if logits.is_cpu and logits.dtype != torch.bfloat16:  # numpy doesn't wake torch's threads for it
+        if logits.is_cpu and logits.dtype != torch.bfloat16:  # by numpy, which doesn't wake torch's threads
             found = np.full((*logits.shape[:2], self.vocab_size), -np.inf, logits.numpy().dtype)
             found[..., self._kept.numpy()] = logits.numpy()
             return torch.from_numpy(found)

@@ -1,4 +1,4 @@
-"""A draft that is told the target's tokens, and reads their text in its own."""
+"""A draft with another tokenizer as a Model over the target's tokens: it reads their text in its own tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class RetokenizingReader:
     """A Model whose tokens and cache lengths are the target's, and whose logits are over the draft's own vocabulary."""
 
     def __init__(self, model: Model, target: Vocabulary, draft: Vocabulary, context: int) -> None:
-        """context: the target's. The draft's own is no limit, for it forgets the beginning of a text."""
+        """context: the target's. The draft's own context is no limit, because the draft drops the beginning of a long
+        text."""
         self.model, self.target, self.draft, self.context = model, target, draft, context
         self.vocab_size, self.device = model.vocab_size, model.device
         self.storage = getattr(model, "storage", None)  # which reports name
@@ -35,7 +36,7 @@ class RetokenizingReader:
         return ReaderCache(self, batch, capacity)
 
     def prefill(self, tokens: Tensor, cache: ReaderCache) -> None:
-        """The draft itself reads them when logits are asked for."""
+        """Only the lengths change here. The draft reads the tokens when logits are asked for."""
         cache.write(tokens.tolist())
         cache.lengths = cache.lengths + tokens.shape[1]
 

@@ -1,4 +1,4 @@
-"""A text in the target's tokens, kept in the draft's own as it grows and is taken back."""
+"""A text of the target's tokens, encoded in the draft's own tokens while it grows and while tokens are taken back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ BACK = 8  # tokens of the draft before a change that are encoded again with it
 
 
 class ReencodedRow:
-    """The text of a row of the target's tokens, encoded by the draft's tokenizer.
+    """The text of a row of the target's tokens, encoded by the draft's tokenizer. own: the draft's tokens, the same as
+    if the whole text had been encoded at once.
 
-    own: its tokens, those of the whole text encoded at once. Only the end is encoded again when the text changes: a
-    tokenizer looks at what stands near. Where the first token of that end comes out another than it was, the change
-    reaches further back, and twice as much is encoded."""
+    When the text changes, only its end is encoded again, because a tokenizer looks at nearby characters alone. Where
+    the first token of that end comes out different, the change reaches further back, and twice as much is encoded."""
 
     def __init__(self, target: Vocabulary, draft: Vocabulary) -> None:
         self._target, self._draft = target, draft

@@ -31,9 +31,9 @@ class DraftSelf(DraftModel):
 class SelfDrafter(ModelDrafter):
     """A copy of the target that drafts in the target's own cache (QuantSpec, arXiv 2502.10424, shares it likewise).
 
-    It reads the target's own keys of all that is committed, and needs no prefill. Its keys of what it drafts go beyond
-    each row's length, where they are garbage: the lengths are put back before the proposal is handed over, and the
-    target's forward writes the same places again."""
+    It reads the target's own keys of all committed tokens, and needs no prefill. For the tokens that it drafts it
+    writes its own keys beyond each row's length, where nothing is ever read. It puts the lengths back before the
+    proposal is handed over, and the target's forward writes the same places again."""
 
     def cache_for(self, generating: Generating) -> Cache:
         return generating.cache
@@ -42,7 +42,7 @@ class SelfDrafter(ModelDrafter):
         held = self.cache.lengths
         try:
             return super().propose(context, gamma)
-        finally:  # Ctrl-C may fall into a forward
+        finally:  # Ctrl-C may come during a forward
             self.cache.lengths = held
 
     def roll_back(self, lengths: Tensor) -> None:

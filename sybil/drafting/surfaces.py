@@ -1,4 +1,4 @@
-"""What the tokens of a tokenizer stand for, as bytes: the ground on which two vocabularies meet."""
+"""The tokens of a tokenizer as bytes, by which two vocabularies are compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sybil.pieces import Pieces
 from sybil.text import encode, tokenizing
 
 NOWHERE = -1
-"""In place of where a token ends: its tokenizer has changed the text, so that nobody knows."""
+"""Stands for the end of a token that can't be told, because the tokenizer has changed the text."""
 SHORTEST, LONGEST = 16, 64  # bytes of a token that is looked for in a text
 
 
@@ -86,8 +86,8 @@ class Vocabulary:
 
 def shared(target: Vocabulary, draft: Vocabulary) -> tuple[list[int], list[int]]:
     """The tokens that both vocabularies have, by their surfaces: their ids in the target's, ascending, and in the
-    draft's. A special token's name doesn't say what its model takes it for, so of those only end tokens are among them.
-    """
+    draft's. Of special tokens only end tokens are among them: a special token's name doesn't say what a model uses it
+    for."""
     pairs = {token: draft.ids[surface] for surface, token in target.ids.items() if surface in draft.ids}
     pairs |= same_ends(target, draft)
     ascending = sorted(pairs)
@@ -103,7 +103,7 @@ def same_ends(target: Vocabulary, draft: Vocabulary) -> dict[int, int]:
 
 
 def share_of(target: Vocabulary, draft: Vocabulary, text: str) -> float:
-    """Which share of a text's tokens, as the target cuts it, the draft's vocabulary has too."""
+    """The share of a text's tokens, as the target's tokenizer cuts it, that the draft's vocabulary has too."""
     ids, _ = target.spelled(text.encode())
     return sum(target.surfaces[token] in draft.ids for token in ids) / max(len(ids), 1)
 

@@ -1,4 +1,4 @@
-"""How likely the next token of a match is to be kept, by how well such matches have held in this text."""
+"""How likely the next token of a match is to be kept, estimated from the matches seen in this text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Survival:
         self._seen = [self.WEIGHT] * len(self.SHARES)
 
     def learn(self, length: int, right: bool) -> None:
-        """A match of so many tokens was followed by the token that it said, or by another."""
+        """Count a match of so many tokens: whether the token that it predicted came."""
         kind = self._kind(length)
         self._right[kind] = self.FADING * self._right[kind] + right
         self._seen[kind] = self.FADING * self._seen[kind] + 1

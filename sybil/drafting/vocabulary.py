@@ -36,9 +36,8 @@ class DraftIntersection(DraftModel):
 
 
 class Intersection(RetokenizingReader):
-    """A draft's logits over the target's vocabulary: -inf for what only one of both vocabularies has.
-
-    Their softmax is q'(x) = q(x) [x in I] / sum over I of q, I being the intersection."""
+    """A draft's logits over the target's vocabulary: -inf for tokens that only one vocabulary has. Their softmax is
+    q'(x) = q(x) [x in I] / sum over I of q, where I is the intersection."""
 
     def __init__(self, model: Model, target: Vocabulary, draft: Vocabulary, like: Model) -> None:
         """like: the target."""
@@ -88,7 +87,7 @@ class StringDrafter(Drafter):
         self._writer = ModelDrafter(reader.model, own)  # whose cache is the reader's
 
     def propose(self, context: Context, gamma: int) -> Proposal:
-        """A row is offered as many tokens as it may have, at most, of a text of as many of the draft's tokens."""
+        """Each row is offered at most as many tokens as it may have, from a text of as many of the draft's tokens."""
         cache, limits = self._cache, context.limits or [gamma] * len(context.tokens)
         held = cache.lengths.tolist()
         cache.write([row[start:].tolist() for row, start in zip(context.prefixes(), held, strict=True)])

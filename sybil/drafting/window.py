@@ -1,8 +1,7 @@
-"""How many tokens to propose next.
+"""Windows, which say how many tokens to propose next.
 
-A window may look at tokens that were kept, and at drafted tokens that stay in the proposal: then the output's
-distribution is the target's whatever it decides. Never at a token that it then leaves out.
-"""
+A window may look at tokens that were kept, and at drafted tokens that stay in the proposal. Then the output's
+distribution is the target's, whatever the window decides. It must not look at a token and then leave it out."""
 
 from __future__ import annotations
 
@@ -20,13 +19,14 @@ class Window(Protocol):
     """Lives as long as one generation."""
 
     most: int
-    """What no size will ever exceed."""
+    """An upper bound of all sizes."""
     least_confidence: float
-    """A drafted token whose draft probability is below it is the last of its row's proposal; 0 asks for none."""
+    """A drafted token whose draft probability is below this is the last of its row's proposal; 0 means that no token
+    ends it."""
 
     def sizes(self, sources: Sequence[int], rooms: Sequence[int]) -> list[int]:
-        """Of each row, the most tokens to propose now: no more than its room. sources: which of the drafter's sources
-        would propose them."""
+        """For each row, the most tokens to propose now, at most its room. sources: which of the drafter's sources would
+        propose them."""
 
     def observe(self, step: Step) -> None:
         """How the round went. Rows that proposed nothing have 0 proposed and accepted."""
@@ -70,7 +70,7 @@ class Confident(Constant):
 WINDOWS: dict[str, type[Constant]] = {"constant": Constant, "heuristic": Heuristic, "confident": Confident}
 AUTO = "auto"
 GAMMA = 4
-"""What stands for AUTO where a number is needed."""
+"""The number used for AUTO where a number is needed."""
 
 
 def fixed(gamma: int | str) -> int:

@@ -30,8 +30,8 @@ from sybil.settings import check_processors
 from sybil.transfer import integers
 
 MODES = ("greedy_search", "sample")
-PREPARED = {"attention_mask", "position_ids", "past_key_values"}  # by generate(); what matters of them is checked
-OF_THE_LOOP = {"use_cache", "logits_to_keep", "synced_gpus", "tokenizer"}  # how to run a loop that isn't run
+PREPARED = {"attention_mask", "position_ids", "past_key_values"}  # by generate(); those that matter are checked
+OF_THE_LOOP = {"use_cache", "logits_to_keep", "synced_gpus", "tokenizer"}  # settings of transformers' own loop
 UNSAID: Any = object()
 
 

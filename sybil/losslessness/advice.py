@@ -1,4 +1,4 @@
-"""How many sampled tokens a verdict needs: known before the first is drawn, and better once some are."""
+"""How many sampled tokens a verdict needs: estimated before the first is drawn, and better once some are."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Unsure:
 
     @classmethod
     def of(cls, evidence: Evidence) -> Unsure:
-        """Of sampled tokens; evidence holds one at least."""
+        """Computed from sampled tokens; evidence holds at least one."""
         return cls(float(evidence.variance.mean()), float(evidence.third.mean()))
 
     @classmethod
     def at(cls, reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) -> Unsure:
-        """Of the prompts' own last tokens, which is what is known before the decoder has said any."""
+        """Computed from the prompts' own last tokens, which are all that is known before the decoder has answered."""
 
         def unsure(prompt: Sequence[int]) -> tuple[Floats, Floats]:
             start = max(1, len(prompt) // 2, len(prompt) - LOOKED_BACK)
@@ -46,7 +46,7 @@ class Unsure:
 
 
 def before(reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) -> str:
-    """What to ask for instead, where a plan's sequences are too few even if none ends early; "" where they may do."""
+    """What to ask for instead, where a plan has too few sequences even if none ends early; "" where they may do."""
     most = plan.repeats * len(prompts) * plan.request.max_new_tokens
     if not most:
         return ""

@@ -1,4 +1,4 @@
-"""A decoder is asked, and what it answers can be judged, or is refused."""
+"""Asks a decoder, and refuses answers that can't be judged."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def ask(
     kept: Kept | None = None,
     phase: str = "",
 ) -> list[Sample]:
-    """The decoder's answers; done: told how many there are. requests: one a prompt. Answers that were kept are not
-    asked for again, and others are kept as they come, under the phase's name. Raises NotJudgeable for what is no
-    answer."""
+    """The decoder's answers. requests: one a prompt; done: called with how many there are.
+
+    An answer that was kept isn't asked for again. Others are kept as they come, under the phase's name. Raises
+    NotJudgeable for what is no answer."""
     kept, is_one = kept or Kept(), len(set(requests)) <= 1
     keys = kept.keys(phase, prompts, requests, seed)
     known = kept.leading(keys, prompts)
@@ -36,7 +37,8 @@ def ask(
             raise NotJudgeable(f"{name} answers other prompts than it was given: give one sample a prompt, in order")
         _refuse(name, sample, vocab_size)
         begins = len(sample.prompt) >= 4 and sample.tokens[: len(sample.prompt)] == tuple(sample.prompt)
-        # a text that repeats itself may begin with its prompt; it won't be too long then, nor will most texts
+        # An answer that begins with its prompt is suspicious, but a model may repeat a prompt. Such an answer keeps to
+        # max_new_tokens, and most other answers don't repeat their prompts.
         too_long = len(sample.tokens) > requests[len(samples)].max_new_tokens
         whole += begins and (too_long or (is_one and len(prompts) >= MANY))
         if keys and len(samples) >= first and not (begins and too_long):

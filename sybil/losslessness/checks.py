@@ -1,10 +1,10 @@
-"""The statistical checks. Each has one null hypothesis, the same: every token is drawn from the target.
+"""The statistical checks. All have the same null hypothesis: every token is drawn from the target.
 
-Under it the u of evidence.py are independent and uniform, so every expected count is known and nothing is fitted.
-Sequences end where an end token is drawn: how many tokens there are is decided by the tokens. That does no harm. A
-token's contribution has mean zero given all that came before it, and so has a sum of such contributions up to a
-stopping time that is bounded, as max_new_tokens bounds it (optional stopping); variances add up in the same way.
-"""
+Under it the u of evidence.py are independent and uniform. So every expected count is known, and nothing is fitted.
+
+Sequences end where an end token is drawn, so the tokens decide how many tokens there are. That does no harm. Given
+everything before it, a token's contribution has mean zero. So has a sum of such contributions up to a bounded stopping
+time, and max_new_tokens bounds it (optional stopping). Variances add up in the same way."""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ SKEW = 0.5  # of the sum of log probabilities; beyond it there are too few token
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Mean of log_prob + entropy, nats a token, with its 95 % interval. Above zero: the decoder keeps too much to the
-    tokens that the target likes best, as at a lower temperature. Below: its text is worse than the target's own."""
+    """Mean of log_prob + entropy, nats a token, with its 95 % interval.
+
+    Above zero the decoder keeps too much to the tokens that the target likes best, as at a lower temperature. Below
+    zero its text is less probable than the target's own."""
 
     value: float
     low: float
@@ -59,11 +61,11 @@ def uniform(evidence: Evidence, alpha: float) -> Check:
 
 
 def places(evidence: Evidence, alpha: float) -> Check:
-    """Whether u is uniform at each place of a block, the chi-squares summed.
+    """Whether u is uniform at each place of a block; the chi-squares are summed.
 
-    Whether a block reaches a place depends on earlier tokens and on noise that the place's own token is independent
-    of. That is plain under the token rule; under block verification, which looks ahead, it is what its proof shows:
-    given that a block is kept as far as a place, the token there has the target's distribution."""
+    Whether a block reaches a place depends on earlier tokens and on noise. The place's own token is independent of that
+    noise. Under the token rule this is plain. Under block verification, which looks ahead, its proof shows it: given
+    that a block is kept as far as a place, the token there has the target's distribution."""
     statistic, freedom, used = 0.0, 0, 0
     described, u = [], evidence.u
     for place in np.unique(evidence.place[evidence.place >= 0]):
@@ -85,13 +87,13 @@ def places(evidence: Evidence, alpha: float) -> Check:
 def quality(evidence: Evidence, alpha: float) -> Check:
     """Whether the tokens are as probable as the target's own would be, to either side.
 
-    The sum of log_prob + entropy has mean zero and a known variance and skewness; Pearson's type III distribution,
-    a shifted gamma, has all three, where the normal's thin tail would accuse too often."""
+    The sum of log_prob + entropy has mean zero and a known variance and skewness. Pearson's type III distribution, a
+    shifted gamma, has all three. The normal distribution's thin tail would accuse too often."""
     count, unit = len(evidence), "nats a token"
     variance = float(evidence.variance.sum())
     if not count:
         return not_made("quality", unit, 0, "there are no tokens")
-    if variance == 0:  # any other token would have been an impossible one
+    if variance == 0:  # any other token would have been impossible
         detail = "the target is certain of every token"
         return Check(name="quality", p_value=None, statistic=0.0, effect=0.0, detectable=0.0, unit=unit,
                      count=count, detail=detail)  # fmt: skip
@@ -115,11 +117,11 @@ def one_token_weighs(deviation: float, count: int, alpha: float) -> bool:
 
 
 def draft(evidence: Evidence, alpha: float) -> Check:
-    """Whether tokens lean towards what the draft proposes, or away from it, at any place of a block.
+    """Whether tokens lean towards the draft's proposals, or away from them, at any place of a block.
 
-    Of all that can be asked this is what a wrong rule answers most loudly: without the residual, say, the tokens are
-    off by just min(1, draft / target). Sums of `lean` at each place, turned into normal scores by Pearson's type III
-    distribution as in `quality`, squared and added up."""
+    Of all checks this one responds most strongly to a wrong rule. Without the residual, for example, the tokens are off
+    by exactly min(1, draft / target). The sums of `lean` at each place are turned into normal scores by Pearson's type
+    III distribution as in `quality`, squared and added up."""
     unit, known = "of a token's overlap", np.isfinite(evidence.lean)
     statistic, freedom, count, variance, described = 0.0, 0, 0, 0.0, []
     for place in np.unique(evidence.place[known]):
@@ -141,7 +143,7 @@ def draft(evidence: Evidence, alpha: float) -> Check:
 
 
 def rarest(evidence: Evidence, alpha: float) -> Check:
-    """Whether the rarest token is rarer than that many draws would show: one wrong token in thousands is enough.
+    """Whether the rarest token is rarer than so many draws would show. One wrong token in thousands is enough.
 
     The tails are uniform, so the least of n has the distribution function 1 - (1 - x)^n exactly."""
     count, unit = len(evidence), "probability of so rare a token"
@@ -159,7 +161,7 @@ MADE: tuple[Callable[[Evidence, float], Check], ...] = (uniform, quality, draft,
 
 
 def each_share(alpha: float) -> float:
-    """The strictest bound that Holm may set to one of the checks."""
+    """The strictest bound that Holm's method may set for one of the checks."""
     return alpha / (len(MADE) + LAGS)
 
 
@@ -177,14 +179,13 @@ def every(evidence: Evidence, alpha: float) -> list[Check]:
 
 
 def drift(evidence: Evidence) -> Drift:
-    """Of evidence that holds a token at least."""
+    """The interval is that of a lossless decoder's scatter about the value. evidence holds at least one token."""
     excess = float((evidence.log_prob + evidence.entropy).sum())
     return drift_of(excess, float(evidence.variance.sum()), len(evidence))
 
 
 def drift_of(excess: float, variance: float, count: int) -> Drift:
-    """The same of sums over count tokens, one at least; excess: of log_prob + entropy. The interval is that of a
-    lossless decoder's scatter about the value."""
+    """The drift of count tokens, at least one. excess: the sum of log_prob + entropy; variance: the sum of theirs."""
     value, half = excess / count, 1.96 * math.sqrt(variance) / count
     return Drift(value, value - half, value + half)
 

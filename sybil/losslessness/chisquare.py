@@ -1,4 +1,4 @@
-"""What every statistical check is made of: its answer, counts in bins, chi-square, and Holm's procedure."""
+"""The parts of every statistical check: its answer, counts in bins, chi-square, and Holm's procedure."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def is_shown(p_value: float) -> str:
 
 
 def not_made(name: str, unit: str, count: int, why: str) -> Check:
-    """A check that there was too little for; why: said after "not made"."""
+    """A check that wasn't made because there was too little for it; why: stands after "not made"."""
     return Check(name=name, p_value=None, statistic=0.0, effect=0.0, detectable=math.inf, unit=unit, count=count,
                  detail=f"not made: {why}")  # fmt: skip
 
@@ -97,7 +97,7 @@ def chi_square(name: str, statistic: float, freedom: int, count: int, alpha: flo
 
 @lru_cache
 def noncentrality(freedom: int, alpha: float) -> float:
-    """At which a chi-square check at alpha has the wanted power."""
+    """The noncentrality at which a chi-square check at alpha has the wanted power."""
     bound = float(special.chdtri(freedom, alpha))
 
     def missed(shift: float) -> float:

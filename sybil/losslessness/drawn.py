@@ -1,4 +1,4 @@
-"""What a decoder says when it samples, as evidence."""
+"""Collects the evidence of a decoder's sampled sequences."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _measured(trial: Trial, fit: Sequence[tuple[int, Sample]], done: int, total:
 
 
 def _explained(trial: Trial, check: Check) -> Check:
-    """Why there is no check of the draft, where none is known."""
+    """Why the draft isn't checked, where none is known."""
     if check.name != "draft" or trial.reference.draft is not None:
         return check
     return replace(check, detail=f"not made: {trial.reference.no_draft}")

@@ -1,4 +1,4 @@
-"""Does a sequence end where plain decoding would, and which requests put an end inside a known one?"""
+"""Whether a sequence ends where plain decoding would, and requests that put an end inside a known sequence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class End:
 
 
 def judged(tokens: Tokens, request: Request, tokenizer: Tokenizer | None) -> End:
-    """The end of tokens, by what they say themselves. One at a special token that isn't among the end tokens is in
+    """Judges the end of a sequence by its tokens. An end at a special token that isn't among the end tokens is in
     doubt: a decoder may know of more end tokens than the target's files tell."""
     kept, reason = _keep(tokens, request, tokenizer)
     count, limit = len(tokens), request.max_new_tokens
@@ -64,7 +64,7 @@ def named(token: int, tokenizer: Tokenizer | None) -> str:
 
 
 def is_special(token: int, tokenizer: Tokenizer | None) -> bool:
-    """Whether the tokenizer says that a token is no text, but a mark: an end of a text or a turn, padding."""
+    """Whether the tokenizer marks a token as special: an end of a text or a turn, padding."""
     if tokenizer is None:
         return False
     added = tokenizer.get_added_tokens_decoder().get(token)
@@ -72,7 +72,7 @@ def is_special(token: int, tokenizer: Tokenizer | None) -> bool:
 
 
 def end(path: Tokens, request: Request, tokenizer: Tokenizer | None) -> int:
-    """How many tokens of a longer greedy sequence are said under request."""
+    """How many tokens of a longer greedy sequence a decoder should give under request."""
     return min(_keep(path, request, tokenizer)[0], request.max_new_tokens)
 
 

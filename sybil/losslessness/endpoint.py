@@ -1,4 +1,4 @@
-"""A server under judgement, by whichever protocol it speaks."""
+"""A server under judgement, in any of the protocols that it speaks."""
 
 from __future__ import annotations
 

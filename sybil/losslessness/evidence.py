@@ -1,4 +1,4 @@
-"""What a sequence says about the decoder that gave it, measured against the target's own distributions."""
+"""The evidence that a sequence gives about its decoder, measured against the target's own distributions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Integers = NDArray[np.int64]
 
 
 class Reference:
-    """The target, by transformers' own forward, which shares nothing with the decoder under judgement.
+    """The target, by transformers' own forward, which shares nothing with the decoder under judgement. Give it in
+    float32 or float64, because a Tolerance has to cover its distance from the decoder's.
 
-    Give it in float32 or float64: a Tolerance has to cover how far it is from the decoder's. draft: the decoder's,
-    where it is known; whatever is wrong with a speculative decoder, its tokens then lean to the draft's or away.
-    no_draft: why none is given, which a report tells."""
+    draft: the decoder's, where it is known. Most faults of a speculative decoder make its tokens lean towards the
+    draft's or away from them. no_draft: why none is given, for the report."""
 
     def __init__(
         self,
@@ -49,12 +49,14 @@ class Reference:
     def of_each(
         self, work: Callable[[Thing], Made], things: Sequence[Thing], done: Callable[[int], None] = lambda count: None
     ) -> list[Made]:
-        """work(thing) of each thing, in order; on the CPU of several at once, each by one thread, for threads that
-        share a forward wait for each other at every operator. done: told after each how many there are."""
+        """work(thing) for each thing, in order. On the CPU several are computed at once, each by one thread, because
+        threads that share a forward wait for each other at every operator. done: called after each with how many there
+        are."""
         return made_of_each(work, things, done, most=None if entrance(self.model).type == "cpu" else 1)
 
     def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        """Before each of tokens, had prompt and the tokens before it been the text: (tokens, vocab), on the CPU."""
+        """The logits before each of tokens, if prompt and the tokens before it had been the text: (tokens, vocab), on
+        the CPU."""
         most = self.vocab_size - 1
         told, said = ([min(token, most) for token in part] for part in (prompt, tokens))  # a draft may know fewer
         logits = self._forward.logits(told, said)[:, : self.vocab_size].cpu()
@@ -200,14 +202,17 @@ def moments(probs: Tensor) -> tuple[Tensor, Floats, Floats, Floats]:
 
 
 def _moment(probs: Tensor, spread: Tensor, power: int) -> Floats:
-    """Rounding would leave a certain token a moment of 1e-32, and a division by it."""
+    """A moment of the target's distribution. Rounding would leave a certain token with a moment of 1e-32, by which
+    later code would divide; so such a moment is 0."""
     moment: Floats = (probs * spread**power).sum(-1).numpy()
     return np.where(np.abs(moment) < 1e-24, 0.0, moment)
 
 
 def _is_near(logits: Tensor, token: int, sampling: Sampling, near_tie: Tolerance) -> bool:
-    """Whether a filter leaves token out by no more than rounding can. Logits that are off by tolerance move the mass
-    of a set of tokens, F, by up to F * (1 - F) * tolerance / temperature, and with it the edge that top_p draws."""
+    """Whether a filter leaves token out by no more than rounding can.
+
+    Logits that are off by tolerance move the mass of a set of tokens, F, by up to F * (1 - F) * tolerance /
+    temperature. The edge that top_p draws moves with it."""
     tolerance = float(near_tie.of(float(_size(logits))))
     raised = logits.clone()
     raised[token] += tolerance
@@ -229,7 +234,7 @@ class GreedyEvidence:
 
 
 def greedy(reference: Reference, sample: Sample) -> GreedyEvidence:
-    """How near a greedy sequence is to the target's own choices."""
+    """Compares a greedy sequence with the target's own choices."""
     if not sample.tokens:
         return GreedyEvidence(_NO_REAL, _NO_REAL, _NO_REAL)
     logits = reference.logits(sample.prompt, sample.tokens).double()

@@ -1,4 +1,4 @@
-"""Faults told in a line: the same said of many places is said once."""
+"""Reports faults in a line each; the same fault at many places is reported once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a decoder says greedily: the target's likeliest tokens, its ends, and the same at every width?"""
+"""Judges greedy decoding: are its tokens the target's likeliest, does it end where it should, and is it the same at
+every width?"""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from sybil.losslessness.trial import Trial, within
 from sybil.losslessness.width import parting
 
 PROBED = 64  # prompts, for one token each
-FOREIGN = 0.25  # of the probed tokens: with more of them at fault, another model speaks
+FOREIGN = 0.25  # of the probed tokens: with more of them wrong, the decoder's model is another one
 
 Path = tuple[int, tuple[int, ...]]
 """A prompt's number, and greedy tokens that are the target's own beyond doubt."""
 
 
 def foreign(trial: Trial) -> str:
-    """Why the target is hardly the decoder's; "" where it may be."""
+    """Why the target is probably not the decoder's; "" where it may be."""
     request = replace(trial.greedily, max_new_tokens=1)
     samples = trial.ask("probe", trial.prompts[:PROBED], request, trial.plan.seed)
     fit = [within(sample, request) for sample in samples if not sample.doubt and sample.tokens]
@@ -38,7 +39,7 @@ def foreign(trial: Trial) -> str:
 
 
 def likeliest(trial: Trial) -> list[Path]:
-    """The comparison; gives the paths that stops can be tried on."""
+    """Compares, and returns the paths that stops can be tried on."""
     prompts = trial.prompts[: max(trial.plan.greedy, trial.plan.stopping)]
     faults, ties, paths, tokens, rounded = list[Fault](), list[Fault](), list[Path](), 0, 0
     answers = trial.ask("greedy", prompts, trial.greedily, trial.plan.seed)
@@ -69,8 +70,8 @@ def likeliest(trial: Trial) -> list[Path]:
 
 
 def stops(trial: Trial, paths: Sequence[Path]) -> int:
-    """An end token, a limit and a stop string on each path: the decoder must say the path as far as that, and
-    no token more. Gives the number of trials."""
+    """Tries an end token, a limit and a stop string on each path: the decoder must give the path up to there, and no
+    token more. Returns the number of trials."""
     choice, tokenizer = np.random.default_rng([trial.plan.seed, 2]), trial.reference.tokenizer
     takes = getattr(trial.subject, "takes", lambda request: True)
     trials = [

@@ -1,4 +1,4 @@
-"""The verdict on a decoder, and how it is come by: greedily, at its stops, at other widths, and by sampling."""
+"""Judges a decoder in phases: greedy decoding, stops, other widths, and sampling."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def verify(
     advise: Callable[[str], None] = unheard,
     kept: Kept | None = None,
 ) -> Report:
-    """Judge subject by what it says after prompts (token ids). progress: phase, done, total; advise: told before the
-    decoder is asked anything that the plan is too small for a PASS, where it is; kept: where answers are kept, and
-    taken from.
+    """Judge subject by its answers to prompts (token ids).
 
-    Of each question, FAIL: with a certain fault, or one that chance explains with probability alpha at most.
-    INCONCLUSIVE: where the target seems not to be the decoder's, answers are in doubt, or tokens too few. PASS: for
-    what was checked. The whole follows as ruling.whole() has it."""
+    progress: called with phase, done, total. advise: called with what the plan is too small for, before the decoder is
+    asked anything, where it is too small for a PASS. kept: where answers are kept, and taken from.
+
+    Each question gets a verdict. FAIL: there is a certain fault, or one that chance explains with probability alpha at
+    most. INCONCLUSIVE: the target seems not to be the decoder's, answers are in doubt, or tokens are too few. PASS: no
+    fault was found in what was checked. The whole verdict follows from these by ruling.whole()."""
     _refuse(reference, prompts, plan)
     told = [tuple(prompt) for prompt in prompts]
     if kept is not None:
@@ -49,7 +50,7 @@ def verify(
 def _settings(
     subject: Subject, reference: Reference, prompts: Sequence[tuple[int, ...]], plan: Plan
 ) -> dict[str, object]:
-    """What answers depend on."""
+    """The settings that answers depend on."""
     return {
         "decoder": subject.name,
         "weights of the target": weights(reference.model),

@@ -1,5 +1,5 @@
-"""Answers as they come, kept in a file, so that a run that was cut off goes on where it was, and one of too few tokens
-asks for the difference only."""
+"""Keeps answers in a file as they come. A run that was cut off goes on where it was, and a run of too few tokens asks
+for the difference only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMAT = 1
 MOST_BYTES = 2**22  # of a line
 MOST_ANSWERS = 10**6  # of a file
 MOST_LETTERS = 2000  # of a doubt
-EVERY = 1.0  # seconds: what came within them may be lost where the machine stops, and nothing where the process does
+EVERY = 1.0  # seconds: answers of this time may be lost if the machine stops, and none if only the process does
 LOOKED_AT = 64  # numbers of a weight
 
 Settings = dict[str, Any]
@@ -66,7 +66,7 @@ class Kept:
                 os.truncate(self.path, whole.bytes)
 
     def keys(self, phase: str, prompts: Sequence[tuple[int, ...]], requests: Sequence[Request], seed: int) -> list[str]:
-        """What each question is known by; [] where nothing is kept."""
+        """The key of each question; [] where nothing is kept."""
         if self.path is None:
             return []
         return [
@@ -74,7 +74,7 @@ class Kept:
         ]
 
     def leading(self, keys: Sequence[str], prompts: Sequence[tuple[int, ...]]) -> list[Sample]:
-        """The answers to the first questions, as far as none is lacking."""
+        """The answers to the first questions, up to the first that is lacking."""
         found = takewhile(lambda each: each is not None, map(self._known.get, keys))
         return [Sample(prompt, *_rest(each)) for prompt, each in zip(prompts, found, strict=False) if each is not None]
 

@@ -1,4 +1,4 @@
-"""Do the u of two tokens know of each other: of neighbours in a sequence, and of neighbouring sequences?"""
+"""Whether the u of two tokens depend on each other: of neighbours in a sequence, and of neighbouring sequences."""
 
 from __future__ import annotations
 

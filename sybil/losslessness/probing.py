@@ -1,5 +1,5 @@
-"""Which protocol a server speaks, where its answers hold token ids, and what it doesn't take: found out by one short
-probe, before anything is asked at length."""
+"""Finds out by one short probe, before anything longer is asked, which protocol a server speaks, where its answers hold
+token ids, and which parameters it doesn't take."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def probe(server: Server, model: str, reader: AnswerReader) -> Spoken:
 
 
 def read(spoken: Spoken, asking: Asking, reader: AnswerReader) -> Answer:
-    """A server's answer; raises EndpointFailed where it is none."""
+    """A server's answer. Raises EndpointFailed where it sent none."""
     try:
         return reader.read(asking.answer())
     except Unreadable as none:
@@ -116,11 +116,11 @@ def read(spoken: Spoken, asking: Asking, reader: AnswerReader) -> Answer:
 
 
 class _NoAnswer(EndpointFailed):
-    """An answer that is none of this protocol."""
+    """An answer that isn't of this protocol."""
 
 
 def _may_speak_otherwise(failure: EndpointFailed) -> bool:
-    """Whether a server that failed so is worth asking in another protocol."""
+    """Whether it is worth asking a server that failed in this way in another protocol."""
     return failure.status in ELSEWHERE if isinstance(failure, EndpointRefused) else isinstance(failure, _NoAnswer)
 
 
@@ -148,7 +148,7 @@ def _tried(server: Server, dialect: Dialect, question: Question, reader: AnswerR
 
 
 def _parameters(dialect: Dialect, question: Question) -> set[str]:
-    """All that a question can go without, stops among it."""
+    """All parameters that a question can do without, stops among them."""
     request = replace(question.request, eos_token_ids=(0,), stop_strings=("x",))
     return optional(dialect.body(replace(question, request=request)))
 
@@ -164,7 +164,7 @@ def _asked(spoken: Spoken, question: Question, reader: AnswerReader) -> Answer |
 
 
 def _spared(spoken: Spoken) -> Spoken:
-    """Without what costs the server time and gives no more ids."""
+    """Without the parameters that cost the server time and give no more ids."""
     used = USED.get(spoken.answer.way)
     return spoken if used is None else replace(spoken, left=spoken.left | (FOR_IDS - used))
 

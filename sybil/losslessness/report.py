@@ -1,4 +1,4 @@
-"""What is tried on a decoder, and what came of it."""
+"""The plan of a judgement, and its report."""
 
 from __future__ import annotations
 
@@ -125,11 +125,11 @@ class Report:
 
     @property
     def speculated(self) -> str:
-        """Whether speculation was observed, in a line."""
+        """A line that says whether speculation was observed."""
         return UNKNOWN if self.speculation is None else self.speculation.told
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON; what is infinite or not a number becomes None. The evidence stays out."""
+        """The report for JSON. Infinite numbers and NaN become None. The evidence is left out."""
         plain: dict[str, Any] = _plain({
             "subject": self.subject, "verdict": self.verdict, "verdicts": self.verdicts,
             "reasons": self.reasons, "alpha": self.alpha,

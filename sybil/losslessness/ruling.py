@@ -1,4 +1,4 @@
-"""From checks and doubts to verdicts: one a question, and the whole."""
+"""Makes verdicts from checks and doubts: one for each question, and the whole."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ class Findings:
     evidence: Evidence = NOTHING
 
     def doubt(self, why: str, questions: Iterable[Question], count: int = 1) -> None:
-        """So many answers are in doubt, which leaves these questions open."""
+        """Count so many doubtful answers, which leave these questions open."""
         for question in questions:
             self.doubts.setdefault(question, Counter())[why] += count
 
 
 def rule(found: Findings, plan: Plan, asked: Collection[Question]) -> tuple[Ruling, ...]:
-    """A ruling on each of the questions that were put."""
+    """A ruling on each question that was asked."""
     return tuple(_on(question, found, plan) for question in asked)
 
 
 def whole(rulings: Sequence[Ruling]) -> Verdict:
-    """FAIL where one is, INCONCLUSIVE where one is, else PASS. What rounding alone leaves open doesn't weigh where the
-    distribution or the tokens pass: rounding harms no text, and is no reason to doubt what was measured otherwise."""
+    """FAIL where one ruling is FAIL, else INCONCLUSIVE where one is, else PASS.
+
+    A ruling that rounding alone leaves open doesn't count where the distribution or the tokens pass: rounding harms no
+    text, and is no reason to doubt the other measurements."""
     if any(ruling.verdict == "FAIL" for ruling in rulings):
         return "FAIL"
     clean = any(ruling.verdict == "PASS" and ruling.question in ("distribution", "tokens") for ruling in rulings)

@@ -1,4 +1,4 @@
-"""Decoders under judgement behind one face: Sybil's, transformers', and a Python function of this process."""
+"""Decoders under judgement, with one interface: Sybil's, transformers', and a Python function of this process."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class SybilSubject:
         wanted = dict(
             max_new_tokens=request.max_new_tokens,
             **request.sampling.keywords,
-            eos_token_id=list(request.eos_token_ids),  # where it is empty, the model's own isn't one either
+            eos_token_id=list(request.eos_token_ids),  # if it is empty, the model's own end token doesn't count either
             stop_strings=request.stop_strings,
         )
         for start in range(0, len(prompts), self.batch):
@@ -125,7 +125,7 @@ class TransformersSubject:
         self.model, self.assistant, self.prompt_lookup = model, assistant, prompt_lookup
         self.assistant_tokens = assistant_tokens
         alone = assistant is not None or prompt_lookup or getattr(model, "_is_stateful", False)
-        self.batch = 1 if alone else batch  # a state that isn't a cache of keys reads the padding, too
+        self.batch = 1 if alone else batch  # a model whose state isn't a cache of keys reads the padding, too
         self.text = tokenizer
         self.tokenizer, self.assistant_tokenizer = _fast(tokenizer), _fast(assistant_tokenizer)
         kind = "assisted generation" if assistant is not None else "prompt lookup" if prompt_lookup else "generate"
@@ -234,7 +234,7 @@ def _end(row: Sequence[int], request: Request) -> int:
 
 
 def _fast(tokenizer: Tokenizer | None) -> Any:
-    """transformers' face of a tokenizer."""
+    """A tokenizer as transformers wants it."""
     from transformers import PreTrainedTokenizerFast
 
     return None if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
@@ -266,7 +266,7 @@ def _without_defaults(model: PreTrainedModel, **settings: Any) -> Iterator[None]
 
 
 class _BlockStreamer:
-    """A streamer that notes which tokens came together; the prompt is put first."""
+    """A streamer that records which tokens came together. The prompt is put first."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -284,8 +284,8 @@ class _BlockStreamer:
 
 
 class CallableSubject:
-    """A Python function of this process, called once a prompt. It is trusted to come to an end; for a function that
-    isn't, there is foreign.ForeignSubject."""
+    """A Python function of this process, called once a prompt, without a time limit. foreign.ForeignSubject runs a
+    function that can't be trusted to return."""
 
     def __init__(self, function: Function, name: str) -> None:
         self.function, self.name = function, name

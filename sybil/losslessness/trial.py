@@ -1,4 +1,4 @@
-"""One decoder before the judge: it is asked, and what speaks against it, or against judging it, is gathered."""
+"""Asks one decoder under judgement, and collects faults and doubts."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ TOLD_BY: dict[str, tuple[Question, ...]] = {
     "width": ("width",),
     "sampling": ("distribution", "endings"),
 }
-"""The questions that a phase's answers are about."""
+"""The questions that a phase's answers bear on."""
 
 Progress = Callable[[str, int, int], None]
 
 
 def silent(phase: str, done: int, total: int) -> None:
-    """A Progress that tells nobody."""
+    """A Progress that does nothing."""
 
 
 def unheard(advice: str) -> None:
-    """Takes advice, and tells nobody."""
+    """An advice callback that does nothing."""
 
 
 @dataclass(slots=True)
@@ -55,12 +55,12 @@ class Trial:
 
     @property
     def greedily(self) -> Request:
-        """What greedy sequences are asked for."""
+        """The request of greedy sequences."""
         return replace(self.plan.request, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
 
     @property
     def widest(self) -> Tolerance:
-        """Of a token that stands further below the likeliest no rounding is to blame."""
+        """How far below the likeliest a token must stand before rounding can't be the reason."""
         return self.plan.doubtful or self.plan.near_tie
 
     def ask(

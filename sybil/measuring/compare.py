@@ -53,11 +53,11 @@ WARM_UP = 8  # tokens, uncounted
 LOOKED_UP = 10
 """What transformers' prompt lookup proposes where Sybil's gamma is "auto": the number of transformers' own guide."""
 NEAR_TIE = FLOAT32.absolute
-"""In logits: two tokens that are nearer may change places by float32's rounding."""
+"""In logits. Two tokens that are nearer than this may change places by float32's rounding."""
 
 
 def digest(prompts: list[Prompt]) -> str:
-    """Of the prompts' ids and texts, so that rows of other prompts are known as such."""
+    """A digest of the prompts' ids and texts, by which rows of other prompts are recognised."""
     return hashlib.sha256(json.dumps([(prompt.id, prompt.text) for prompt in prompts]).encode()).hexdigest()[:16]
 
 
@@ -69,7 +69,7 @@ class Comparison:
 
         from sybil.models.pretrained import load_transformers
 
-        logging.set_verbosity_error()  # our own bar is the only one
+        logging.set_verbosity_error()  # Sybil's own bar is the only one
         logging.disable_progress_bar()
         self.task = task
         dtype = None if task.dtype == IN_BLOCKS else task.dtype
@@ -84,7 +84,7 @@ class Comparison:
         self.decoder, self.device, self.context = decoder, decoder.target.device, decoder.target.context
         self.machine = describe(self.device)
         drafting = next(iter(decoder.models[1:]), None)
-        self.draft_storage = None if drafting is None else precision(drafting)  # what it is, whatever was asked for
+        self.draft_storage = None if drafting is None else precision(drafting)  # what it really is
         checkpoint = read(task.target, revision=task.revision, adapter=task.adapter)
         self.target = load_transformers(checkpoint, task.computed, self.device).eval()
         self._drafters = Drafters(decoder, checkpoint, task.computed)
@@ -102,7 +102,7 @@ class Comparison:
 
     @property
     def translated(self) -> dict[str, str]:
-        """How each draft with another tokenizer than the target's drafts, by its name."""
+        """For each draft with another tokenizer than the target's, by its name: the way in which it drafts."""
         drafts = {way.drafter: self.contenders.get(name) for name, way in self.task.ways.items()}
         found = {name: way_of(each.decoder.draft) for name, each in drafts.items() if isinstance(each, SybilContender)}
         if not drafts:
@@ -110,7 +110,7 @@ class Comparison:
         return {name: way for name, way in found.items() if way is not None}
 
     def _leave_out(self, name: str, error: SybilError) -> None:
-        """Go on without a drafter that can't be had, or a peer that fails; anybody else's error is raised."""
+        """Go on without a drafter that can't be made, or a peer that fails. Every other error is raised."""
         if not isinstance(error, PeerFailed) and (name not in self.task.ways or name == self.task.plain):
             raise error
         self.left_out[name] = str(error)
@@ -210,9 +210,11 @@ class Comparison:
 
     @torch.inference_mode()
     def gap(self, prompt: Prompt, tokens: list[int], seed: int) -> float:
-        """How far the token that is due after prompt and tokens stands above the second, in logits, by transformers'
-        forward. Where tokens are drawn it is the coupled rule's race that decides, so each logit counts with its noise
-        (Gumbel's, times the temperature); at a filter's edge rounding may decide where this gap is wide."""
+        """How far the next token after prompt and tokens stands above the second likeliest, in logits, by transformers'
+        forward.
+
+        Where tokens are drawn, the coupled rule's race decides. So each logit counts with its noise (Gumbel's, times
+        the temperature). At a filter's edge rounding may decide although this gap is wide."""
         known = [*encode(prompt, self.decoder), *tokens]
         logits = self.target(input_ids=integers([known]).to(self.device)).logits[0, -1].double().cpu()
         sampling = self.task.sampling

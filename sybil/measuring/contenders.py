@@ -1,4 +1,4 @@
-"""The decoders that are compared: transformers' and Sybil's, behind one face."""
+"""The decoders that are compared, transformers' and Sybil's, with one interface."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class TransformersContender:
 
 @contextlib.contextmanager
 def _counted_forwards(model: PreTrainedModel) -> Iterator[list[None]]:
-    """A list that grows by one with each forward of the model. The model is left without the hook."""
+    """A list that grows by one with each forward of the model. The hook is removed from the model at the end."""
     forwards: list[None] = []
     hook = model.register_forward_pre_hook(lambda *_: forwards.append(None))
     try:
@@ -156,7 +156,7 @@ def _counted_forwards(model: PreTrainedModel) -> Iterator[list[None]]:
 
 
 class _FirstTokenStreamer:
-    """A streamer that notes when the first new token came; the prompt is put first."""
+    """A streamer that notes the time of the first new token. The prompt is put first."""
 
     def __init__(self) -> None:
         self._puts = 0

@@ -82,7 +82,7 @@ class Drafters:
         self._decoder, self._maker = decoder, maker(checkpoint, decoder.target, dtype)
 
     def by(self, drafter: str) -> Decoder:
-        """The target with the drafter of that name; raises the errors of sybil.errors where it can't be had."""
+        """The target with the drafter of that name. Raises the errors of sybil.errors where it can't be made."""
         if drafter == NONE:
             return self._decoder.without_draft()
         if drafter != DRAFT:

@@ -1,4 +1,4 @@
-"""Results on the disk: whole or not at all."""
+"""Writes results to the disk, whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(path: Path) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """Raises InvalidSetting, before anything has run, for what folder() is going to refuse."""
+    """Raises InvalidSetting, before anything has run, for a path that folder() is going to refuse."""
     nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
     if not nearest.is_dir():
         raise InvalidSetting(f"out is {path}, and {nearest} is a file: name a folder")
@@ -62,8 +62,8 @@ def unused(path: Path) -> Path:
 
 
 def append(path: Path, row: dict[str, Any], sync: bool = True) -> None:
-    """One whole JSON line, on the disk before this returns, or without sync in the system's hands; nothing of it where
-    it can't be written whole."""
+    """Append one whole JSON line. It is on the disk before this returns; without sync it is in the system's hands.
+    Where it can't be written whole nothing of it is left."""
     line = json.dumps(row).encode() + b"\n"
     with path.open("ab", buffering=0) as file:
         start = file.tell()
@@ -79,8 +79,8 @@ def append(path: Path, row: dict[str, Any], sync: bool = True) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file by way of a temporary one beside it, so that a reader sees the old or the new, and nothing else is
-    left where it can't be written."""
+    """Write a file by way of a temporary one beside it. A reader sees the old or the new content, and where the file
+    can't be written nothing else is left behind."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

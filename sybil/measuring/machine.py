@@ -1,4 +1,4 @@
-"""What a number was measured on: processor, threads, versions, commit."""
+"""Describes what a number was measured on: processor, threads, versions, commit."""
 
 from __future__ import annotations
 

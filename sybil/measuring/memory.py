@@ -47,13 +47,14 @@ class PeakMemory:
 
 
 def idle(models: Sequence[Model]) -> list[Held]:
-    """What models keep between generations, on a GPU: a cache each, with the graphs over it."""
+    """Bytes that models keep between generations on a GPU: a cache each, with the graphs over it."""
     found = [getattr(model, "idle", None) for model in models]
     return list({id(each): each for each in found if isinstance(each, Held)}.values())
 
 
 def release() -> None:
-    """Give freed memory back to the system, where it takes it: what stayed would hide the next growth."""
+    """Give freed memory back to the system, where the system takes it. Memory that stayed would hide the next
+    growth."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -77,5 +78,5 @@ def _resident(field: str) -> int | None:
 
 
 def weight_bytes(decoder: Decoder) -> int:
-    """What all weights take. Those that the draft shares with the target count once."""
+    """Bytes of all weights. Those that the draft shares with the target count once."""
     return decoder.target.weight_bytes + (0 if decoder.draft is None else decoder.draft.weight_bytes)

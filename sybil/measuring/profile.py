@@ -1,4 +1,4 @@
-"""Where a round's time goes, and how near the forwards are to what the memory can deliver."""
+"""Measures where a round's time goes, and how near the forwards are to the memory's bandwidth."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def verification(tokens: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ProfiledDecoder:
-    """What is profiled. title: what it is, for people; prompts: (n,) each, some for the rounds."""
+    """A decoder and the prompts over which it is profiled. title: a name for people; prompts: (n,) each, some for the
+    rounds."""
 
     title: str
     decoder: Decoder
@@ -92,7 +93,7 @@ def of_workload(
 
 
 class _Timed:
-    """A model whose forwards are timed; on a GPU by events, so that nothing waits for the clock."""
+    """A model whose forwards are timed. On a GPU events time them, so that nothing waits for the clock."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -121,8 +122,8 @@ class _Timed:
 
 
 class _TimedRounds:
-    """Texts of prompts that come again and again. Those of their rounds are left out that do other work than most: the
-    first, in which the draft reads the prompt, and the last, in which less is proposed."""
+    """Decodes the prompts again and again. The first and the last round of a text are left out, because they do other
+    work than most: in the first the draft reads the prompt, and in the last less is proposed."""
 
     def __init__(self, subject: ProfiledDecoder, draft: DrafterFactory | None, settings: Mapping[str, Any]) -> None:
         self._prompts, self._settings = subject.prompts, settings
@@ -251,9 +252,8 @@ def _told(model: Model) -> str | None:
 
 
 def bytes_read(model: Model) -> int:
-    """What a step has to read of the weights: every product's once, norms and the rows looked up left out.
-
-    For a foreign model all weights."""
+    """The bytes of weights that a step has to read: every product's once, norms and looked-up rows left out. For a
+    foreign model all weights."""
     shape, storage, kept = getattr(model, "shape", None), precision(model), getattr(model, "storage", None)
     if shape is None or storage is None:
         return model.weight_bytes

@@ -18,9 +18,9 @@ from sybil.models.folders import embedded_folder
 SHIPPED = "stdlib/prompts.jsonl"
 REMEDY = 'give JSON lines such as {"text": "def main("}, or {"messages": [{"role": "user", "content": "Why?"}]}'
 TEXT = ".txt"
-"""How the name of a file ends in which each line is a prompt. Every other file is JSONL."""
+"""The ending of the names of files in which each line is a prompt. Every other file is JSONL."""
 LARGEST = 64 << 20
-"""Bytes of a file of prompts."""
+"""The most bytes that a file of prompts may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def messages_of(said: object, where: str) -> tuple[tuple[str, str], ...]:
 
 
 class PromptReader(Protocol):
-    """What reads a prompt: a Decoder, or whatever else knows a model's tokens."""
+    """Anything that knows a model's tokens, such as a Decoder, and so can encode a prompt."""
 
     @property
     def tokenizer(self) -> Tokenizer | None:

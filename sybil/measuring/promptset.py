@@ -1,4 +1,4 @@
-"""A set of prompts by domain: those that ship with Sybil, a user's files, or what was drawn of either."""
+"""A set of prompts by domain: those that ship with Sybil, those of a user's files, or a sample of either."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from sybil.measuring.prompts import Prompt, load, spread
 SHIPPED = "prompts/domains.jsonl"
 DOMAINS = ("code", "conversation", "summarization")
 COUNT, TINY = 150, 15
-"""Prompts of a whole set of the three domains, and of a tiny one."""
+"""How many prompts a whole set of the three domains has, and a tiny one."""
 
 Named = TypeVar("Named", str, Prompt)
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Of a domain's n prompts: the tokens of the shortest, of all on average, and of the longest."""
+    """The lengths of a domain's n prompts in tokens: the shortest, the mean, and the longest."""
 
     n: int
     min: int

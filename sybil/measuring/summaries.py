@@ -1,4 +1,4 @@
-"""What the rows of a comparison come to: a summary a contender, and speed-ups by kind of prompt."""
+"""Summarises the rows of a comparison: a summary for each contender, and speed-ups by kind of prompt."""
 
 from __future__ import annotations
 

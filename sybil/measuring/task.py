@@ -1,4 +1,4 @@
-"""What `sybil compare` compares, and the rows of an earlier run of it that are to be gone on with."""
+"""What `sybil compare` compares, and the rows of an earlier run that is resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sybil.sampling import Sampling
 from sybil.settings import Settings
 
 Row = dict[str, Any]
-"""What one contender made of one prompt: a Measured, what it was measured on, and the Task."""
+"""One contender's run of one prompt: a PromptResult, the machine it was measured on, and the Task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Task:
     adapter: str | None = None
 
     def check(self) -> None:
-        """Raises InvalidSetting for what can't be decoded."""
+        """Raises InvalidSetting for a task that can't be decoded."""
         Settings(max_new_tokens=self.max_new_tokens, seed=self.seed, **self.settings)
 
     @property
@@ -63,7 +63,7 @@ class Task:
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are chosen, by every contender."""
+        """The sampling settings, which are the same for every contender."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 
     @property
@@ -77,7 +77,7 @@ class Task:
 
     @property
     def usual_draft_dtype(self) -> str | None:
-        """draft_dtype where nothing is said."""
+        """The default of draft_dtype."""
         return usual_draft_dtype(self.draft, self.dtype, self.device)
 
     @property
@@ -90,13 +90,13 @@ class Task:
 
     @property
     def contenders(self) -> tuple[str, ...]:
-        """Who takes part, in the order of the table."""
+        """The names of the contenders, in the order of the table."""
         drafters = [way.drafter for way in self.ways.values()]
         return (*theirs(self.draft, drafters), *self.ways) if drafters else contenders(self.draft)
 
     @property
     def plain(self) -> str:
-        """Sybil without a draft, which speed-ups are told over."""
+        """The name of Sybil without a draft, the baseline of speed-ups."""
         return NONE if self.drafters else AUTOREGRESSIVE
 
     @property
@@ -106,16 +106,19 @@ class Task:
 
     @property
     def reference(self) -> str | None:
-        """Whose tokens must be the others': where all are greedy transformers' beside one draft, plain decoding's
-        beside several; plain decoding's, too, where the coupled rule draws, for which a seed's tokens are the same
-        with any draft. None where each draws its own."""
+        """The contender whose tokens the others must give; None where each draws its own.
+
+        Where all are greedy it is transformers beside one draft, and Sybil without a draft beside several. Where the
+        coupled rule draws it is Sybil without a draft, because for one seed that rule gives the same tokens with any
+        draft."""
         if self.sampling.greedy:
             return NONE if self.drafters else TRANSFORMERS
         return self.plain if self.rule == "coupled" and (self.drafters or self.draft is not None) else None
 
     @property
     def bound(self) -> tuple[str, ...]:
-        """Those who must give the reference's tokens: everybody where all are greedy, Sybil where it draws."""
+        """The contenders that must give the reference's tokens: all of them where all are greedy, Sybil's where tokens
+        are drawn."""
         who = self.contenders if self.sampling.greedy else self.ours
         return tuple(name for name in who if name != self.reference) if self.reference else ()
 
@@ -188,7 +191,7 @@ def _is_whole(row: Row) -> bool:
 
 
 def _at_odds(theirs: Task, task: Task) -> str:
-    """The settings that differ, as both have them."""
+    """The settings that differ, with both values."""
     one, other = asdict(theirs), asdict(task)
     names = [name for name in one if one[name] != other[name]]
     had, wanted = (", ".join(f"{name}={each[name]!r}" for name in names) for each in (one, other))

@@ -17,21 +17,21 @@ from sybil.models.operators.graphs import Graphs
 from sybil.models.operators.static import USES
 from sybil.transfer import count_to, integers
 
-STREAM, STREAM_BYTES = "stream", 512 << 20  # far more than any cache holds
+STREAM, STREAM_BYTES = "stream", 512 << 20  # far more than any processor's cache holds
 Found = TypeVar("Found")
 TRIES = 4
-"""How often a run is measured at most. A GPU records the last shapes of a short text in its third run."""
+"""How often a run is measured at most. A GPU records the last shapes of a short text during its third run."""
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was asked."""
+    """Wait until the device has finished all work given to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def unrecorded(measure: Callable[[], Found]) -> Found:
-    """What measure() gives. It is measured anew where the GPU recorded a CUDA graph meanwhile, which takes longer than
-    what the graph computes, and happens once."""
+    """The result of measure(). The measurement is repeated where the GPU recorded a CUDA graph meanwhile: recording
+    takes longer than computing, and happens once."""
     for _ in range(TRIES):
         before = Graphs.recorded
         found = measure()
@@ -43,8 +43,8 @@ def unrecorded(measure: Callable[[], Found]) -> Found:
 def interleave(
     cases: Mapping[str, Callable[[], object]], passes: int, device: torch.device
 ) -> Iterator[dict[str, float]]:
-    """Milliseconds of every case, a pass at a time, each pass in an order of its own, so that none is always run
-    while the same other thing is in the processor's caches. A pass before the first warms up and isn't told."""
+    """Milliseconds of every case, a pass at a time. Each pass has an order of its own, so that no case always finds the
+    processor's caches as one other case left them. A pass before the first warms up and isn't reported."""
     order, generator = list(cases), random.Random(0)
     for count in range(passes + 1):
         generator.shuffle(order)

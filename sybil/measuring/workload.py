@@ -1,9 +1,8 @@
-"""Models of published shapes with random weights, and a draft that replays what the target says.
+"""Models of published shapes with random weights, and a draft that replays the target's tokens.
 
-A step's cost depends on a model's shape, not on what it has learnt, so where weights can't be had these stand for
-them: every forward is real, of the draft too. What random models can't give is a draft that agrees with its target;
-ReplayDrafter supplies that at a chosen rate, and whatever is measured with it is called a replay.
-"""
+A step's cost depends on a model's shape and not on what it has learnt. So these models stand for published ones whose
+weights can't be had. Every forward is real, the draft's too. Random models can't give a draft that agrees with its
+target. ReplayDrafter supplies that agreement at a chosen rate, and everything measured with it is called a replay."""
 
 from __future__ import annotations
 
@@ -169,7 +168,8 @@ def workload(name: str) -> RandomPair:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A target's own words, and what is proposed in their place: tokens and proposed, (n,) each, prompt included."""
+    """A target's own tokens, and the tokens that are proposed at their places: tokens and proposed, (n,) each, prompt
+    included."""
 
     tokens: Tensor
     proposed: Tensor
@@ -191,12 +191,12 @@ def token_rate(acceptance_rate: float, gamma: int) -> float:
 def record(
     target: Model, prompts: Sequence[Tensor], new_tokens: int, acceptance_rate: float, gamma: int
 ) -> tuple[Script, ...]:
-    """Decode each prompt, none of which begins another, greedily without a draft, and corrupt what was said: each
-    position's token is replaced by another with probability 1 - token_rate(acceptance_rate, gamma), independently.
-    A position is judged once at most, so the judgements are independent too.
+    """Decode each prompt greedily without a draft, and corrupt the text: each position's token is replaced by another
+    with probability 1 - token_rate(acceptance_rate, gamma), independently. No prompt may begin another. A position is
+    judged once at most, so the judgements are independent too.
 
-    A short text would miss the rate by chance: of 100 corruptions the one is taken whose rounds of gamma come nearest.
-    """
+    In a short text chance alone would miss the rate. So 100 corruptions are tried, and the one is taken whose rounds of
+    gamma come nearest to the rate."""
     decoder, rate = Decoder(target), token_rate(acceptance_rate, gamma)
     scripts = []
     for prompt in prompts:
@@ -232,14 +232,14 @@ class Replay(DraftModel):
 
 
 class ReplayDrafter(ModelDrafter):
-    """Runs its model as ModelDrafter does, then proposes what the scripts say in place of the model's own tokens.
+    """Runs its model as ModelDrafter does, then proposes the tokens of the scripts in place of the model's own.
 
-    Past a script's end, and for a row that begins like none of them, the model's own are proposed."""
+    The model's own are proposed beyond a script's end, and for a row that begins like no script."""
 
     def __init__(self, replay: Replay, generating: Generating) -> None:
         super().__init__(replay.model, generating)
         self._scripts = replay.scripts
-        self._said: Tensor | None = None  # (batch, capacity), -1 where the model speaks for itself
+        self._said: Tensor | None = None  # (batch, capacity), -1 where the model's own token is proposed
 
     def propose(self, context: Context, gamma: int) -> Proposal:
         own = super().propose(context, gamma)

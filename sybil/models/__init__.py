@@ -1,4 +1,4 @@
-"""Models behind one face: forward(tokens, cache) -> logits."""
+"""The interface of all models: forward(tokens, cache) -> logits."""
 
 from __future__ import annotations
 

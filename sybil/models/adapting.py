@@ -1,4 +1,4 @@
-"""From a checkpoint and a LoRA adapter to the checkpoint with the adapter merged in: do the two belong together?"""
+"""Merges a LoRA adapter into a checkpoint, if the two belong together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sybil.models.folders import Checkpoint
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _HEAD = ("lm_head.weight",)
-"""What a head is called where Sybil doesn't know the family."""
+"""The name of a head where Sybil doesn't know the family."""
 
 
 def adapted(checkpoint: Checkpoint, adapter: str | Path, progress: bool | None = None) -> Checkpoint:

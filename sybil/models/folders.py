@@ -1,4 +1,4 @@
-"""From a name to a Checkpoint: a folder, a GGUF file or a hub id, read once. objects.py has that of an object."""
+"""Reads a Checkpoint once, from a folder, a GGUF file or a hub id. objects.py makes one of a model object."""
 
 from __future__ import annotations
 

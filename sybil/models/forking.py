@@ -1,4 +1,4 @@
-"""What a forked process has lost: the threads of torch's operators. They stay in its parent, and whoever asks for them
+"""A forked process has lost the threads of torch's operators. They stay in its parent, and whatever waits for them
 waits forever. (The C forward starts workers of its own.)"""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ _used = False
 
 
 def note_use() -> None:
-    """A model computes in this process from now on, and torch's operators beside it."""
+    """Note that a model computes in this process from now on, and torch's operators with it."""
     global _used
     _used = True
 

@@ -1,4 +1,4 @@
-"""Any other transformers causal LM behind the same face, also quantised, offloaded or spread over devices.
+"""Any other causal language model of transformers as a Model, also quantised, offloaded or spread over devices.
 
 transformers' caches only grow at the end, the same for every row. Rows that roll back by unequal numbers would
 leave holes there, so they are moved until they end side by side again; the attention mask hides what lies before
@@ -157,7 +157,7 @@ class HuggingFaceModel:
     def _run(self, tokens: Tensor, cache: AlignedCache, logits_to_keep: int) -> Any:
         """The logits, or what the forward gives in their place."""
         cache.settle()
-        # a padded row may stand past the context: what is computed there is never read
+        # a padded row may run past the context: what is computed there is never read
         positions = cache.append(tokens.shape[1]).clamp(max=self.context - 1)
         known = {"position_ids": upload(positions, self.device), "logits_to_keep": logits_to_keep}
         tokens = tokens.clone() if tokens.is_inference() else tokens

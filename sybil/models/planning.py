@@ -1,4 +1,4 @@
-"""What loading a checkpoint would take, before anything of its weights is read, and the refusal of what can't fit."""
+"""Computes the memory that loading a checkpoint would take, before any weight is read, and refuses what can't fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are a model's weights on this machine? Nobody is asked but the disk: the hub isn't."""
+"""Whether a model's weights are on this machine. Only the disk is searched; the hub isn't asked."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ SPARE_BYTES = 1 << 28  # tables that aren't stored, masks above all
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> HuggingFaceModel:
-    """load_transformers() behind our face, tried on two tokens: what loads need not compute."""
+    """load_transformers() as a Model, tried on two tokens, because a model that loads may still not compute."""
     model = load_transformers(checkpoint, dtype, device)
     try:
         ours = HuggingFaceModel(model)
@@ -84,7 +84,7 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
         raise
     except ImportError as error:
         raise PackageMissing(f"{folder} needs a package that isn't installed ({told(error)})") from None
-    except Exception as error:  # a file may be wrong in ways that transformers doesn't look for
+    except Exception as error:  # a file may be wrong in ways that transformers doesn't check
         raise NotAModel(
             f"{folder} can't be loaded as a causal language model ({told(error)}): check its config and weights"
         ) from None
@@ -154,7 +154,7 @@ def _on(checkpoint: Checkpoint, model: PreTrainedModel, device: torch.device) ->
 
 
 def _in_memory(checkpoint: Checkpoint, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Around what takes the memory of a checkpoint's weights; raises OutOfMemory."""
+    """A context for code that takes the memory of a checkpoint's weights. Raises OutOfMemory."""
     return as_out_of_memory(f"{checkpoint.name} takes more memory than is free on {device}", OF_WEIGHTS)
 
 
@@ -175,7 +175,8 @@ def _theirs(checkpoint: Checkpoint, family: Family, name: str) -> Tensor:
 
 
 def _check_packages(checkpoint: Checkpoint) -> None:
-    """That what the quantisation needs is installed; raises PackageMissing, and NotAModel where it names none."""
+    """Checks that what the quantisation needs is installed. Raises PackageMissing, and NotAModel where it names
+    none."""
     method = Fields(checkpoint.config).part("quantization_config").get("quant_method") or "a method without a name"
     needed = {"accelerate": "accelerate", **PACKAGES.get(method, {})}
     missing = [package for module, package in needed.items() if not _is_installed(module)]
@@ -194,8 +195,8 @@ def _is_installed(module: str) -> bool:
 
 
 def _check_size(checkpoint: Checkpoint) -> None:
-    """That the config asks for no more than the weights can be for, before any memory is taken: transformers makes up
-    what is missing before it says so."""
+    """Checks, before any memory is taken, that the config asks for no more than the weights can be for: transformers
+    makes up missing weights before it says so."""
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     try:
         with torch.device("meta"):

@@ -100,8 +100,8 @@ static void attend(const float *query, const float *keys, const float *values, i
     for (; at < stride; at += LANES) mix(scores, values + at, stride, from, last, factor, 1, out + at);
 }
 
-/* What one token has of one head of keys and values, whose group of queries it serves: queries and key are rotated where
-   they lie in its heads, key and value go into the cache. */
+/* Prepares one token for one head of keys and values and the group of queries that it serves. Queries and key are
+   rotated in place, and key and value are written into the cache. */
 static void enter(const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row, int32_t kv_head,
                   int64_t place, float *heads) {
     const int32_t size = m->head_size, stride = whole(size, LANES), group = m->heads / m->kv_heads;
@@ -117,7 +117,8 @@ static void enter(const Model *m, const Block *block, const Cache *cache, int64_
     }
 }
 
-/* The attention of one token's query over its row of the cache, stored if it may be published. own: to work in. */
+/* The attention of one token's query over its row of the cache. It is stored if it may be published. own: memory to
+   work in. */
 static void attention(Share *share, const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row,
                       int32_t head, int64_t place, const float *query, float *out, float *own) {
     const int32_t size = m->head_size, stride = whole(size, LANES), kv_head = head / (m->heads / m->kv_heads);

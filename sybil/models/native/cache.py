@@ -31,7 +31,7 @@ class NativeCache:
         size = (shape.layers, batch, shape.kv_heads)
         self.nbytes = 8 * shape.layers * batch * shape.kv_heads * places * head_size
         with taking(self.nbytes, f"a cache of {batch} rows of {capacity} tokens", CPU):
-            # not by torch.zeros, whose OpenMP threads look out for more work for milliseconds, in the workers' way
+            # torch.zeros would wake OpenMP threads, which wait for work for milliseconds and take cores from workers
             self.keys = torch.from_numpy(np.zeros((*size, head_size, places), dtype=np.float32))
             self.values = torch.from_numpy(np.zeros((*size, places, head_size), dtype=np.float32))
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=CPU)

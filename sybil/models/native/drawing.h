@@ -11,11 +11,11 @@
 
 #include "lanes.h"
 
-#define RUN 512 /* tokens that are summed up, and looked through, together */
+#define RUN 512 /* tokens whose weights are summed, and searched, together */
 
 typedef double Doubles __attribute__((vector_size(8 * LANES), aligned(8), may_alias));
 
-/* The Lanes at a place; beyond the row's end stands the filling. */
+/* The Lanes at a place. Places beyond the row's end are filled with the filling. */
 static inline Lanes lanes_at(const float *row, int64_t at, int64_t vocab, float filling) {
     if (at + LANES <= vocab) return load(row + at);
     float rest[LANES];
@@ -73,14 +73,14 @@ static Candidate median(Candidate a, Candidate b, Candidate c) {
     return exceeds(c, a) ? a : exceeds(c, b) ? c : b;
 }
 
-/* Puts to the front the largest candidates, as many as have less than the wanted weight above them, by quickselect; how many
-   they are. The last of them is the least. */
+/* Moves the largest candidates to the front by quickselect: all those for which the candidates above them weigh less
+   than the wanted weight. Returns how many they are. The last of them is the least. */
 static int64_t to_front(Candidate *some, int64_t count, double wanted) {
     int64_t kept = 0;
     double above = 0;
     while (count > 1) {
         const Candidate pivot = median(some[0], some[count / 2], some[count - 1]);
-        int64_t larger = 0, place = 0; /* those larger than the pivot come first, then itself */
+        int64_t larger = 0, place = 0; /* candidates larger than the pivot, then the pivot */
         double heavier = 0;
         for (int64_t at = 0; at < count; at++) {
             const Candidate here = some[at];
@@ -132,7 +132,7 @@ typedef struct {
     float most, least, factor, rest; /* factor + rest: 1 / temperature, as near as a division by it */
 } Row;
 
-/* The likeliest token weighs 1: it is always among those that weigh so much. */
+/* The likeliest token has the weight 1, so every row has a token of that weight. */
 static float floor_of(double share, double whole) { return (float)fmin(share * fmax(whole, 1), 1); }
 
 #define LIGHTEST 1e-38f /* no token weighs less, but 0 */
@@ -144,8 +144,8 @@ static double weigh(const Row *row, int64_t first, float *weights, Lanes *larges
     Lanes mass = {0}, heaviest = {0};
     for (int64_t at = 0; at < count; at += LANES) {
         const Lanes logit = lanes_at(row->logits + first, at, count, -INFINITY), away = logit - most;
-        const Lanes power = away * factor + away * rest; /* NaN of what is infinitely far */
-        const Ints stays = (logit >= least) & (power >= all(-87.0f)); /* what would weigh less weighs nothing */
+        const Lanes power = away * factor + away * rest; /* infinity - infinity is NaN */
+        const Ints stays = (logit >= least) & (power >= all(-87.0f)); /* a smaller weight counts as 0 */
         const Lanes weight = choose(stays, exponential(power), all(0));
         put_lanes(weights, at, count, weight);
         heaviest = choose(weight > heaviest, weight, heaviest);
@@ -163,12 +163,12 @@ static int64_t gather(const Row *row, double share, float least, double *gathere
         float weights[RUN];
         Lanes largest;
         *whole += weigh(row, first, weights, &largest);
-        const float floor = fmaxf(least, floor_of(share, *whole)); /* of the whole a part is known */
+        const float floor = fmaxf(least, floor_of(share, *whole)); /* a part of the sum is known */
         if (!any(largest >= all(floor))) continue;
         const int64_t here = row->vocab - first < RUN ? row->vocab - first : RUN;
         for (int64_t at = 0; at < here; at += LANES) {
             if (!any(lanes_at(weights, at, here, -1) >= all(floor))) continue;
-            for (int64_t each = at; each < at + LANES && each < here; each++) { /* written over by the next, unless it counts */
+            for (int64_t each = at; each < at + LANES && each < here; each++) { /* the next one overwrites it unless it counts */
                 found[count] = (Candidate){row->logits[first + each], weights[each], (int32_t)(first + each)};
                 count += weights[each] >= floor;
             }
@@ -184,8 +184,8 @@ static int64_t gather(const Row *row, double share, float least, double *gathere
     return kept;
 }
 
-/* Puts to the front the candidates that top-p keeps; how many they are. Sums by buckets of logits say in which of them the
-   last one is. */
+/* Moves the candidates that top-p keeps to the front. Returns how many they are. Sums over buckets of logits say which
+   bucket holds the last one. */
 static int64_t nucleus(const Row *row, Candidate *some, int64_t count, double wanted) {
     enum { BUCKETS = 1024, A_NAT = 16 };
     double sums[BUCKETS] = {0}, above = 0;
@@ -206,10 +206,9 @@ static int64_t nucleus(const Row *row, Candidate *some, int64_t count, double wa
     return kept + to_front(some + kept, border - kept, wanted - above);
 }
 
-/* The tokens that filters keep, as candidates at the front, and their number.
-
-   What weighs less than (1 - top_p) / vocab of the whole is less than 1 - top_p all together, so none of it stays; most
-   often nothing stays that weighs less than 16 times as much. */
+/* The tokens that the filters keep, as candidates at the front, and their number. Tokens that each weigh less than (1 -
+   top_p) / vocab of the whole weigh less than 1 - top_p together, so none of them stays. Usually no token stays that
+   weighs less than 16 times as much. */
 static int64_t filtered(const Row *row, double top_p, float min_p, Candidate *some) {
     int64_t count = 0, kept = 0;
     double whole, gathered;
@@ -265,8 +264,8 @@ void sybil_distribute(const float *logits, int64_t rows, int64_t vocab, float te
 
 /* ---- what is drawn ---- */
 
-/* max(weight * target - draft, 0). draft: NULL for nothing; where it isn't above 0, NaN too, it takes nothing away.
-   without: a token of which nothing is left, or -1. */
+/* max(weight * target - draft, 0). draft: NULL for none; a value that isn't above 0, NaN included, subtracts nothing.
+   without: a token that gets 0, or -1 for none. */
 typedef struct {
     const float *target, *draft;
     float weight;
@@ -313,13 +312,13 @@ static int64_t drawn(const Rest *of, double sum, double uniform) {
                     if (below > point) return last;
                 }
             }
-        if (last >= 0) return last; /* the run's sum was larger by its rounding */
+        if (last >= 0) return last; /* only by rounding was the run's sum larger */
         below = above;
     }
     return -1;
 }
 
-/* Of each row, targets[at[row]] and drafts[drafted[row]] (rows of vocab): what is left. at: NULL for every row in turn;
+/* The residual of each row: targets[at[row]] less drafts[drafted[row]] (rows of vocab). at: NULL for every row in turn;
    drafted: -1 for no draft. */
 static Rest rest_of(int64_t row, int64_t vocab, const float *targets, const int64_t *at, const float *drafts,
                     const int64_t *drafted, const int64_t *without, const float *weights) {

@@ -1,6 +1,5 @@
-"""Distributions and draws in C, for float32 rows on a CPU: a pass or two over a row.
-
-numpy makes a dozen, and finds code and copies gone from the caches after each forward."""
+"""Distributions and draws in C, for float32 rows on a CPU: a pass or two over a row. numpy makes a dozen passes, and
+after each forward its code and copies are no longer in the caches."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ def does(rows: Tensor) -> bool:
 
 def _built() -> ctypes.CDLL:
     built = library.load()
-    assert built is not None  # whoever comes here has asked does()
+    assert built is not None  # callers have checked does()
     return built
 
 

@@ -1,4 +1,4 @@
-/* Weights on their way into panels, and out of them again: what records.py says of a block's fields is done here. */
+/* Packs weights into panels and unpacks them. records.py describes a block's fields; this file moves them. */
 
 #pragma once
 

@@ -15,8 +15,8 @@
 #define WIDE 3               /* vectors of outputs computed together: */
 #define PANEL (WIDE * LANES) /* so many outputs */
 #define RUN 32               /* inputs taken to float32 together */
-#define DIRECT 3             /* rows that are multiplied without a room for weights in float32, where those are quickly made */
-#define AHEAD (1 << 13)      /* bytes: what lies so far ahead is fetched meanwhile */
+#define DIRECT 3             /* up to so many rows, weights that convert quickly stay in registers */
+#define AHEAD (1 << 13)      /* bytes: memory this far ahead is fetched meanwhile */
 
 typedef struct { /* of a panel; bytes: scales included */
     int32_t inputs, scales, bytes;

@@ -18,14 +18,14 @@
 int32_t sybil_panel(void) { return PANEL; }
 int32_t sybil_lanes(void) { return LANES; }
 
-/* The structs as this compiler lays them out, for structs.py to be held to. */
+/* The sizes of the structs by this compiler. library.py compares them with those of structs.py. */
 const int64_t *sybil_sizes(void) {
     static const int64_t sizes[] = {sizeof(Floats), sizeof(Part),  sizeof(Product), sizeof(Norm),
                                     sizeof(Block),  sizeof(Model), sizeof(Cache)};
     return sizes;
 }
 
-/* What speaks against a model, or NULL: asked once, before the first forward. */
+/* Why a model can't be run, or NULL. Called once, before the first forward. */
 const char *sybil_refusal(Model *m) {
     const char *refusal = model_refusal(m);
     m->sound = !refusal;
@@ -72,12 +72,13 @@ int64_t sybil_scratch(const Model *m, int64_t rows, int64_t capacity) {
     return 16 + call_bytes(rows) / 4 + rows * (3 * widest(m) + heads * m->head_size + m->inner) + private(m, rows, capacity);
 }
 
-/* Each thread's own copy, for the product that follows: cheaper than waiting for others to share the work. */
+/* Each thread makes its own copy for the product that follows. That is cheaper than waiting for others to share the
+   work. */
 static void norm_rows(const Model *m, Norm norm, const float *x, float *out, int32_t rows) {
     for (int64_t row = 0; row < rows; row++) normalise(m, norm, x + row * m->width, out + row * m->width, m->width);
 }
 
-/* x + what attention or the MLP gave, which is normalised before where the norm is one of outputs. */
+/* x + the output of attention or of the MLP. The output is normalised first where the norm is one of outputs. */
 static void add_row(const Model *m, Norm norm, float *given, float *x) {
     if (m->normed == OF_OUTPUT || m->normed == OF_BOTH) normalise(m, norm, given, given, m->width);
     for (int32_t at = 0; at < m->width; at++) x[at] += given[at] * m->residual_scale;
@@ -114,7 +115,7 @@ static void compute(const void *job, void *own, Share *share) {
     const int64_t embedded = m->token_embedding.inputs, queries = (int64_t)m->heads * size;
     const int64_t keys = (int64_t)m->kv_heads * size, joined = queries + 2 * keys;
     const int in = m->normed == OF_INPUT || m->normed == OF_BOTH; /* norms before attention and the MLP */
-    const int apart = m->normed == OF_OUTPUT || m->normed == OF_BOTH || m->residual_scale != 1; /* what they give isn't added yet */
+    const int apart = m->normed == OF_OUTPUT || m->normed == OF_BOTH || m->residual_scale != 1; /* their outputs aren't added yet */
     float *x = call->x, *mixed = call->mixed, *aside = call->aside, *heads = call->heads, *inner = call->inner;
     float *rounded = own, *normed = rounded + roundings(m, rows), *rest = normed + (int64_t)rows * width;
 
@@ -178,9 +179,9 @@ static void compute(const void *job, void *own, Share *share) {
     }
 }
 
-/* tokens (batch, count) go in at each row's length; logits (batch * count, vocab), or NULL for a prefill.
-   NULL, or what speaks against the call: nothing has been done then. Where sybil_late() says so afterwards, a worker may
-   still read the model, the cache and the scratch. */
+/* Writes tokens (batch, count) at each row's length and computes logits (batch * count, vocab), or NULL for a prefill.
+   Returns NULL, or why the call is refused; then nothing has been done. If sybil_late() is true afterwards, a worker
+   may still read the model, the cache and the scratch. */
 const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths, int32_t count,
                           float *logits, float *scratch, int64_t floats, int32_t threads) {
     const char *refusal = call_refusal(m, cache, tokens, lengths, count, scratch, floats, threads);

@@ -16,7 +16,7 @@
 #endif
 
 #define BLOCK 32 /* inputs of a block */
-#define LEAST 0x1p-100f /* a block whose inputs are all smaller is one of zeros: its scale is no denormal number */
+#define LEAST 0x1p-100f /* below this a block counts as zeros, so that its scale is never a denormal number */
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define SHARED 6 /* rows that share the loads of weights, as far as registers go */
 #else

@@ -169,6 +169,6 @@ def _is_trusted(status: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
 
 
 def _is_a_way(folder: Path) -> bool:
-    """Whether what lies in the folder stays there, for all that strangers can do."""
+    """Whether the files in the folder are safe from other users."""
     status = folder.stat()
     return status.st_uid in _owners() and (not status.st_mode & 0o002 or bool(status.st_mode & stat.S_ISVTX))

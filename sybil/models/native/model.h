@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-/* R4 to R8: rounded for drafts, see integers.h */
+/* R4 to R8: rounded copies for drafts, see integers.h */
 enum { FLOAT32, BFLOAT16, F16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4, R4, R5, R6, R8, STORAGES };
 enum { NONE, GELU_TANH, GELU, RELU, SILU, ACTIVATIONS };
 enum { LAYER, RMS, NORMS };
@@ -44,7 +44,7 @@ typedef struct {
 typedef struct {
     int32_t vocab_size, context, layers, heads, kv_heads, head_size, width, inner;
     int32_t activation, gated, norm, normed, parallel, query_key_norm, position_offset;
-    int32_t sound; /* whether sybil_refusal() has found nothing against it */
+    int32_t sound; /* whether sybil_refusal() has accepted it */
     float epsilon, attention_scale, attention_cap, embedding_scale, residual_scale, logit_divisor, logit_cap;
     const Block *blocks;
     int64_t block_count; /* as many as layers, or fewer: a draft leaves some out */

@@ -1,7 +1,6 @@
-/* The forward's workers: threads that are started when they are first needed and sleep while nothing is computed.
-
-   One forward at a time has them. Another that begins meanwhile is computed by its own thread alone, which shares the
-   cores with them. A worker that wakes too late, or isn't to be had, is missed by nobody: see stages.h. */
+/* The forward's workers: threads that start when they are first needed, and sleep while nothing is computed. One
+   forward at a time uses them. If another begins meanwhile, its own thread alone computes it, beside them on the same
+   cores. No forward waits for a worker that wakes too late or can't be started: see stages.h. */
 
 #pragma once
 
@@ -14,7 +13,7 @@
 #include "stages.h"
 
 #define STACK (1 << 20)  /* bytes: some systems give less than products need */
-#define AWAKE 1000000    /* nanoseconds that a worker looks out for the next forward before it sleeps */
+#define AWAKE 1000000    /* nanoseconds that a worker waits for the next forward before it sleeps */
 #define LEAVING 10000    /* nanoseconds that a forward's end waits for workers on their way out */
 
 /* A forward as all its threads see it. job: so many bytes, which a worker copies; own: bytes that each works in;
@@ -89,7 +88,7 @@ static void *serve(void *given) {
     return NULL;
 }
 
-/* A forked process has none of its parent's threads, and nobody's forward is under way in it. */
+/* A forked process has none of its parent's threads, and no forward is running in it. */
 static void forget(void) {
     for (int32_t each = 0; each < pool.workers; each++) atomic_store(&pool.worker[each].inside, 0);
     pool.workers = 0;
@@ -120,14 +119,14 @@ static void start(int32_t wanted) {
     pthread_attr_destroy(&attributes);
 }
 
-/* One that can't be woken at once is about to sleep, or about to wake: it may miss this job. */
+/* A worker that can't be woken at once is about to sleep or to wake. It may miss this job. */
 static void wake(Worker *worker) {
     if (!atomic_load(&worker->asleep) || pthread_mutex_trylock(&worker->mutex)) return;
     pthread_cond_signal(&worker->wake);
     pthread_mutex_unlock(&worker->mutex);
 }
 
-/* Whether a worker may still read what a job was given: its memory has to stay where it is. */
+/* Whether a worker may still read a job's memory. That memory must stay where it is as long as this is true. */
 int32_t sybil_late(void) {
     for (int32_t each = 0; each < pool.workers; each++)
         if (atomic_load(&pool.worker[each].inside)) return 1;

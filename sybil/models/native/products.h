@@ -93,8 +93,8 @@ static inline Lanes finish(const Part *part, int32_t panel, int32_t at, Lanes va
     return value;
 }
 
-/* A product's inputs for its panels, rounded into memory of the thread's own: cheaper than to wait for others to share
-   that work. */
+/* A product's inputs for its panels, rounded into memory of the thread's own. That is cheaper than waiting for others
+   to share the work. */
 static Inputs inputs_of(const Product *p, const float *x, int32_t rows, float *own) {
     Inputs given = {x, rounded_in(own, rows, p->inputs)};
     int asked = 0;

@@ -1,5 +1,5 @@
-/* Tokens drawn by exponential races: that of a row whose exponential / probability comes first. The exponentials are
-   those of noise.py, which does the same by numpy, but for the last bit of a logarithm. */
+/* Draws tokens by exponential races: of a row, the token whose exponential / probability is least wins. The
+   exponentials are those that noise.py computes by numpy, but for the last bit of a logarithm. */
 
 #pragma once
 
@@ -46,8 +46,8 @@ typedef struct {
     int64_t token;
 } First;
 
-/* The first of a column, or who was first before. A column's least exponential is drawn first, and who has it; every other
-   token's is that and one of its own. */
+/* The winner of a column, or the winner before. The column's least exponential is drawn first, and which token has it.
+   Every other token's exponential is that one plus one of its own. */
 static First first_of_column(const float *row, int64_t vocab, int64_t width, uint64_t key, int64_t column, First first) {
     const uint64_t bits = bits_at(key, vocab + column);
     const double least = exponential_of(bits) / COLUMN;
@@ -62,8 +62,8 @@ static First first_of_column(const float *row, int64_t vocab, int64_t width, uin
     return first;
 }
 
-/* The token of one row, -1 where its numbers make no distribution. A column is looked through where its least exponential
-   and its largest probability could win. */
+/* The token of one row, or -1 where its numbers make no distribution. A column is searched only where its least
+   exponential and its largest probability together could win. */
 static int64_t winner(const float *row, int64_t vocab, uint64_t key, double *bounds, float *largest) {
     const int64_t width = (vocab + COLUMN - 1) / COLUMN;
     int64_t best = 0;

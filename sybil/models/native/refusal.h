@@ -1,4 +1,5 @@
-/* What the forward refuses: whatever would make it reach beyond the memory that it is given. */
+/* What the forward refuses: every call and model that would make it read or write outside the memory that it is given.
+   */
 
 #pragma once
 
@@ -9,13 +10,13 @@
 #define MOST_WIDE (1 << 24) /* numbers of a row; rows of a call */
 #define MOST_LONG (1 << 30) /* tokens of a vocabulary, a context, a cache's row; items that threads share */
 
-/* In a function that returns what it has against its arguments, or NULL: the condition that doesn't hold. */
+/* For a function that returns NULL, or why it refuses its arguments: returns the condition where it doesn't hold. */
 #define NEED(condition) \
     if (!(condition)) return #condition
 
 static int within(int64_t value, int64_t least, int64_t most) { return least <= value && value <= most; }
 
-/* The product of counts, or more than there can be. */
+/* The product of counts, or a number above every limit where it is too large. */
 static int64_t times(int64_t a, int64_t b) {
     int64_t product;
     return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
@@ -41,7 +42,7 @@ static int is_no_part(const Part *part) {
     return !part->weight && !part->bytes && !part->bias.at && !part->outputs;
 }
 
-/* gated: of two parts of as many outputs, gates and what they open. */
+/* gated: two parts of as many outputs each, the gates and the values that they multiply. */
 static int is_product(const Product *p, int64_t inputs, int64_t outputs, int gated) {
     int64_t found = 0;
     int parts = 0;
@@ -67,7 +68,7 @@ static const char *model_refusal(const Model *m) {
     NEED(within(m->norm, 0, NORMS - 1));
     NEED(within(m->gated, 0, 1) && within(m->normed, 0, NORMED - 1) && within(m->parallel, 0, 1));
     NEED(within(m->query_key_norm, 0, QUERY_KEY_NORMS - 1));
-    NEED(!m->parallel || (m->normed == OF_INPUT && m->residual_scale == 1)); /* both work in the rows aside */
+    NEED(!m->parallel || (m->normed == OF_INPUT && m->residual_scale == 1)); /* both use the same spare rows */
     NEED(within(m->position_offset, 0, MOST_LONG));
     NEED(is_scale(m->epsilon, 0) && is_scale(m->attention_cap, 0) && is_scale(m->logit_cap, 0));
     NEED(isfinite(m->attention_scale) && isfinite(m->embedding_scale) && isfinite(m->residual_scale));

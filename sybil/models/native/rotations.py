@@ -1,4 +1,5 @@
-"""Cosines and sines for the C forward, computed as far as caches reach: a context may be far longer than any text."""
+"""Cosines and sines for the C forward. They are computed only as far as caches reach, because a context may be far
+longer than any text."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-/* How threads share a forward: stage by stage, each stage's items in parts that are taken as threads come.
-
-   No thread waits for one that the system has put aside. Items are computed into memory of the thread's own and then
-   published: one thread wins the right to store an item, and a part's items are stored in their order. Whoever finds
-   nothing left to take, and sees a part stand still, computes the part's next items itself. The thread that was put
-   aside goes on later, reads what later stages have written, fails to publish, and comes after the others. */
+/* How threads share a forward. A forward is a row of stages, and the items of a stage are computed in parts. A thread
+   takes the next part when it is ready for one. An item is computed in the thread's own memory and then published: one
+   thread wins the right to store it, and the items of a part are stored in order. No thread waits for one that the
+   system has put aside. A thread that finds no part left, and sees one stand still, computes that part's next items
+   itself. When the thread that was put aside goes on, its inputs may have been overwritten by later stages. What it
+   computes from them is never stored, because it can't publish an item that another thread has published. */
 
 #pragma once
 
@@ -28,7 +28,7 @@ static struct {
 } board;
 
 typedef struct { /* what one thread has in hand */
-    int32_t threads; /* that compute the forward; 1: there is nobody to share with, and the board isn't used */
+    int32_t threads; /* how many compute the forward; 1: no other thread shares it, and the board isn't used */
     int32_t self;    /* this thread's number among them */
     uint32_t stage;
     int64_t items, parts, part, item;
@@ -74,7 +74,7 @@ static int64_t add(Count *count, uint32_t stage, int64_t many, int64_t most) {
     }
 }
 
-/* For a forward that begins with this stage: counts of earlier stages are of the past. */
+/* A forward begins with this stage: counts of earlier stages are outdated. */
 static void clear_board(uint32_t stage, int32_t threads) {
     atomic_store(&board.done.at, counted(stage, 0));
     for (int32_t thread = 0; thread < threads; thread++) atomic_store(&board.taken[thread].at, counted(stage, 0));
@@ -153,7 +153,7 @@ static int64_t next_item(Share *share) {
     }
 }
 
-/* Whether this thread may store its item: only one may. */
+/* Whether this thread may store its item. Only one thread gets true. */
 static inline int publish(Share *share) {
     if (share->threads == 1) return 1;
     int64_t stored = share->found < 0 ? 0 : share->found;

@@ -37,13 +37,13 @@ class Struct(ctypes.Structure):
 
 
 class FloatsStruct(Struct):
-    """The struct of the same name in model.h, which ends in Struct here alone."""
+    """The struct Floats of model.h."""
 
     _fields_ = [("at", ctypes.c_void_p), ("count", ctypes.c_int64)]
 
 
 class PartStruct(Struct):
-    """The struct of the same name in model.h, which ends in Struct here alone."""
+    """The struct Part of model.h."""
 
     _fields_ = [
         ("weight", ctypes.c_void_p),
@@ -55,19 +55,19 @@ class PartStruct(Struct):
 
 
 class ProductStruct(Struct):
-    """The struct of the same name in model.h, which ends in Struct here alone."""
+    """The struct Product of model.h."""
 
     _fields_ = [("parts", PartStruct * PARTS), ("inputs", ctypes.c_int32), ("outputs", ctypes.c_int32)]
 
 
 class NormStruct(Struct):
-    """The struct of the same name in model.h, which ends in Struct here alone."""
+    """The struct Norm of model.h."""
 
     _fields_ = [("weight", FloatsStruct), ("bias", FloatsStruct)]
 
 
 class BlockStruct(Struct):
-    """The struct of the same name in model.h, which ends in Struct here alone."""
+    """The struct Block of model.h."""
 
     _fields_ = [
         *((name, NormStruct) for name in BLOCK_NORMS),
@@ -81,7 +81,7 @@ class BlockStruct(Struct):
 
 
 class ModelStruct(Struct):
-    """The struct of the same name in model.h, which ends in Struct here alone."""
+    """The struct Model of model.h."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in (*NUMBERS, "sound")),
@@ -95,7 +95,7 @@ class ModelStruct(Struct):
 
 
 class CacheStruct(Struct):
-    """The struct of the same name in model.h, which ends in Struct here alone."""
+    """The struct Cache of model.h."""
 
     _fields_ = [
         ("keys", ctypes.c_void_p),

@@ -1,5 +1,5 @@
-"""Threads that don't wait for each other. torch's threads do at the end of each operator; where other processes compute
-too, that wait takes longer than the work."""
+"""Threads that don't wait for each other. torch's threads wait at the end of each operator. Where other processes
+compute too, that wait takes longer than the work."""
 
 from __future__ import annotations
 

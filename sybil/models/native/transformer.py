@@ -101,7 +101,7 @@ class NativeTransformer:
             if tensor is not None:
                 self._floats[name] = arena.take(tensor.float())
 
-        take_product("token_embedding", "token_embedding")  # the largest first, while little else is there
+        take_product("token_embedding", "token_embedding")  # the largest first, while little else is in memory
         for name in _products(shape):
             take_product(name, f"{name}.weight")
         for name in _norms(shape):

@@ -1,10 +1,9 @@
 """Forwards of fixed shapes over a cache that stays where it is, so that a GPU can replay them as CUDA graphs.
 
-A decoding step launches hundreds of small kernels; launched one by one they take longer than they run. Shapes are
-fixed by reading keys up to the end of a bucket and hiding those beyond a token, by computing a few tokens more than
-were asked for, and by computing positions and masks on the device from the lengths there. The same code runs on a CPU,
-without the graphs.
-"""
+A decoding step launches hundreds of small kernels. Launched one by one, they take longer to launch than to run. Shapes
+are fixed in three ways. Keys are read up to the end of a bucket, and those beyond a token are hidden. A few more tokens
+are computed than were asked for. Positions and masks are computed on the device from the lengths there. The same code
+runs on a CPU, without the graphs."""
 
 from __future__ import annotations
 
@@ -22,13 +21,14 @@ from sybil.transfer import upload
 BUCKET = 128
 """Keys in the first bucket. Further ones are as large, and larger where there are many keys."""
 LONGEST = 32
-"""Tokens a row up to which a forward is worth a graph of its own; a prompt isn't."""
+"""A forward of at most so many tokens a row gets a graph of its own; a prompt doesn't."""
 SIZES = (1, 2, 3, 5, 9, 17, LONGEST)
-"""Tokens a row that are computed: of these the first that is enough. gamma + 1, for gammas of 1, 2, 4, 8 and 16."""
+"""The numbers of tokens a row that are computed: the first of these that is large enough. They are gamma + 1, for
+gammas of 1, 2, 4, 8 and 16."""
 USES = 3
-"""A forward is recorded when it is asked for the third time: a generation's last rounds have shapes of their own."""
+"""A forward is recorded at its third use, because a generation's last rounds have shapes that may never come again."""
 KEPT = 16
-"""Forwards of a model over one cache that are kept, the latest."""
+"""How many forwards of a model over one cache are kept: those used last."""
 
 Compute = Callable[[Tensor, KVCache, CacheLayout], Tensor]
 """tokens (batch, count) on the device -> logits (batch, count, vocab)."""
@@ -46,7 +46,7 @@ def bucket(keys: int) -> int:
 
 
 class StaticCache:
-    """A generation's hold on keys and values that outlive it, with the forwards over them."""
+    """A generation's use of keys and values that outlive it, with the forwards over them."""
 
     def __init__(self, held: Held, capacity: int) -> None:
         """capacity: what was asked for, at most what is held."""
@@ -67,9 +67,9 @@ class StaticCache:
 
 
 class Held:
-    """Keys and values, and the forwards over them of each model: a model and its copies may compute over one cache.
+    """Keys and values, and each model's forwards over them: a model and its copies may compute over one cache.
 
-    is_outgrown: a larger cache has taken its tokens over, so that no generation is to have it again."""
+    is_outgrown: a larger cache has taken its tokens over, so no later generation gets it."""
 
     def __init__(self, store: KVCache) -> None:
         self.store = store
@@ -98,10 +98,11 @@ class Held:
 
 
 class StaticCaches:
-    """A model's caches: the one that a generation let go of last is the next one's, if large enough, graphs and all."""
+    """A model's idle caches. A generation gets the cache that the last one released, with its graphs, if it is large
+    enough."""
 
     def __init__(self) -> None:
-        self._idle: dict[int, Held] = {}  # one at most, by its rows
+        self._idle: dict[int, Held] = {}  # at most one, by its number of rows
 
     def __reduce__(self) -> tuple[type[StaticCaches], tuple[()]]:
         """A copy or a pickle of a model holds no cache."""
@@ -115,12 +116,12 @@ class StaticCaches:
     def take(self, make: Callable[[int, int], KVCache], batch: int, capacity: int) -> StaticCache:
         """For a batch of at most capacity tokens a row; make(batch, capacity) where none is idle."""
         held = self._idle.pop(batch, None)
-        self._idle.clear()  # of another batch: memory is for what is in use
+        self._idle.clear()  # caches of another batch would take memory for nothing
         if held is not None and held.store.capacity < capacity:
-            held = None  # before a larger one is made, lest memory has to hold both
+            held = None  # dropped before a larger one is made, so that memory never holds both
         if held is None:
             held = Held(make(batch, -(-capacity // BUCKET) * BUCKET))
-        held.store.clear()  # what is hidden is multiplied by 0, and 0 * NaN would be seen
+        held.store.clear()  # hidden values are multiplied by 0, and a NaN among them would give NaN
         cache = StaticCache(held, capacity)
         weakref.finalize(cache, self._take_back, batch, held).atexit = False
         return cache
@@ -131,9 +132,11 @@ class StaticCaches:
 
 
 class StaticForwards:
-    """A model's forwards over one cache, the latest KEPT of them: one for each number of tokens and of keys.
+    """A model's forwards over one cache: one for each number of tokens and of keys, of which the KEPT used last are
+    kept.
 
-    graphs: what records them, None where nothing does. Of equally many tokens all write their logits to one place."""
+    graphs: records them; None where nothing does. All forwards of equally many tokens write their logits to one
+    place."""
 
     def __init__(self, store: KVCache, masks: Masks) -> None:
         self.graphs = graphs_on(store.keys.device)

@@ -161,7 +161,7 @@ class Transformer:
         return capped(logits, self.shape.logit_cap)
 
     def _hidden(self, tokens: Tensor, store: KVCache, layout: CacheLayout) -> Tensor:
-        # a padded row may stand past the context: what is computed there is never read
+        # a padded row may run past the context: what is computed there is never read
         positions = layout.positions.clamp(max=self.context - 1)
         call = Call(
             store,
