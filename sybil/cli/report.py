@@ -16,7 +16,7 @@ from sybil.reports.grouping import word
 from sybil.reports.report import formats_named, write
 from sybil.reports.rows import read
 from sybil.reports.style import FORMATS
-from sybil.reports.tables import Best, agreement, best
+from sybil.reports.tables import Fastest, agreement, best
 
 
 def report(
@@ -79,7 +79,7 @@ def _cells(count: int) -> str:
     return "1 cell" if count == 1 else f"{count} cells"
 
 
-def _best_record(each: Best) -> dict[str, object]:
+def _best_record(each: Fastest) -> dict[str, object]:
     speed_up = each.cell.speed_up
     interval = [] if speed_up is None else [speed_up.value, speed_up.low, speed_up.high]
     config = each.cell.config
@@ -94,7 +94,7 @@ def _best_record(each: Best) -> dict[str, object]:
     }
 
 
-def _table(table: Table, ways: list[Best]) -> Table:
+def _table(table: Table, ways: list[Fastest]) -> Table:
     """A row a pair and domain."""
     for each in ways:
         config, found = each.cell.config, each.cell.speed_up

@@ -9,7 +9,7 @@ import numpy as np
 
 from sybil.reports import style
 from sybil.reports.grouping import Panel, about, at_best, pages, panels, word
-from sybil.reports.rows import Cell
+from sybil.reports.rows import MeasuredCell
 from sybil.reports.speeds import SETTINGS, settings
 from sybil.reports.style import Chart
 from sybil.sweeping.run import Quantiles
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def charts(cells: Sequence[Cell]) -> Iterator[Chart]:
+def charts(cells: Sequence[MeasuredCell]) -> Iterator[Chart]:
     """All of them that the cells can fill."""
     proposing = [cell for cell in cells if cell.measured.proposed]
     yield from _by_domain(proposing)
@@ -27,7 +27,7 @@ def charts(cells: Sequence[Cell]) -> Iterator[Chart]:
     yield from _latencies(cells)
 
 
-def _by_domain(proposing: Sequence[Cell]) -> Iterator[Chart]:
+def _by_domain(proposing: Sequence[MeasuredCell]) -> Iterator[Chart]:
     """How acceptance spreads over the texts of each domain."""
     title = "Acceptance by domain"
     caption = (
@@ -48,7 +48,7 @@ def _by_domain(proposing: Sequence[Cell]) -> Iterator[Chart]:
             yield Chart(f"acceptance-domain{end}", title, caption, headings, rows, _domain_figure(chosen, cells, title))
 
 
-def _domain_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) -> Callable[[], Figure]:
+def _domain_figure(chosen: Sequence[Panel], cells: Sequence[MeasuredCell], title: str) -> Callable[[], Figure]:
     def draw() -> Figure:
         import seaborn  # type: ignore[import-untyped]
 
@@ -78,7 +78,7 @@ def _domain_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) -
     return draw
 
 
-def _by_place(proposing: Sequence[Cell]) -> Iterator[Chart]:
+def _by_place(proposing: Sequence[MeasuredCell]) -> Iterator[Chart]:
     """Survival: how often a block was kept up to each place, at the largest gamma."""
     title = "Survival by place in the block"
     caption = (
@@ -97,9 +97,9 @@ def _by_place(proposing: Sequence[Cell]) -> Iterator[Chart]:
         yield Chart(f"acceptance-place{end}", title, caption, headings, rows, _place_figure(chosen, cells, title))
 
 
-def _farthest(cells: Sequence[Cell]) -> list[Cell]:
+def _farthest(cells: Sequence[MeasuredCell]) -> list[MeasuredCell]:
     """Of cells that differ in gamma alone, the one of the largest number; auto where there is no number."""
-    found: dict[tuple[object, ...], Cell] = {}
+    found: dict[tuple[object, ...], MeasuredCell] = {}
     for cell in cells:
         key = tuple(value for name, value in cell.config if name != "gamma")
         known = found.get(key)
@@ -108,11 +108,11 @@ def _farthest(cells: Sequence[Cell]) -> list[Cell]:
     return list(found.values())
 
 
-def _number(cell: Cell) -> int:
+def _number(cell: MeasuredCell) -> int:
     return 0 if cell.config.gamma == "auto" else int(cell.config.gamma)
 
 
-def _place_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) -> Callable[[], Figure]:
+def _place_figure(chosen: Sequence[Panel], cells: Sequence[MeasuredCell], title: str) -> Callable[[], Figure]:
     def draw() -> Figure:
         titles = [panel.title for panel in chosen]
         names = list(dict.fromkeys(name for panel in chosen for name in panel.series))
@@ -135,7 +135,7 @@ def _place_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) ->
     return draw
 
 
-def _latencies(cells: Sequence[Cell]) -> Iterator[Chart]:
+def _latencies(cells: Sequence[MeasuredCell]) -> Iterator[Chart]:
     """Cumulative distributions of milliseconds a token, and to the first."""
     for name, title, label, quantiles in (
         ("latency-token", "Latency of a token", "milliseconds a token", _per_token),
@@ -157,20 +157,20 @@ def _latencies(cells: Sequence[Cell]) -> Iterator[Chart]:
             yield Chart(f"{name}{end}", title, caption, (*SETTINGS, "percent", "ms"), rows, figure)
 
 
-def _per_token(cell: Cell) -> Quantiles:
+def _per_token(cell: MeasuredCell) -> Quantiles:
     return cell.measured.ms_per_token
 
 
-def _to_first(cell: Cell) -> Quantiles:
+def _to_first(cell: MeasuredCell) -> Quantiles:
     return cell.measured.ms_to_first_token
 
 
 def _latency_figure(
     chosen: Sequence[Panel],
-    cells: Sequence[Cell],
+    cells: Sequence[MeasuredCell],
     title: str,
     label: str,
-    quantiles: Callable[[Cell], Quantiles],
+    quantiles: Callable[[MeasuredCell], Quantiles],
 ) -> Callable[[], Figure]:
     def draw() -> Figure:
         columns = 3 if len(chosen) > 2 else 2

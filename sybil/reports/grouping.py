@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sybil.errors import one_line
-from sybil.reports.rows import Cell
+from sybil.reports.rows import MeasuredCell
 from sybil.reports.style import SERIES
 from sybil.sweeping.run import NONE, RunConfig
 
@@ -26,12 +26,12 @@ class Panel:
     """series: its cells by the setting that they differ in; told: the settings that axes and legend tell; title: what
     its cells share and other panels of the figure don't, once pages() has put figures together."""
 
-    series: Mapping[str, tuple[Cell, ...]]
+    series: Mapping[str, tuple[MeasuredCell, ...]]
     told: frozenset[str]
     title: str = ""
 
     @property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[MeasuredCell, ...]:
         return tuple(cell for cells in self.series.values() for cell in cells)
 
 
@@ -64,7 +64,7 @@ def word(field: str, config: RunConfig) -> str:
     return str(said)
 
 
-def varying(cells: Iterable[Cell]) -> list[str]:
+def varying(cells: Iterable[MeasuredCell]) -> list[str]:
     """The settings that not all cells share; those of drafts among the cells that have one."""
     every = list(cells)
     drafted = [cell for cell in every if not cell.is_plain]
@@ -72,7 +72,7 @@ def varying(cells: Iterable[Cell]) -> list[str]:
     return [field for field in FIELDS if len({getattr(cell.config, field) for cell in chosen[field]}) > 1]
 
 
-def about(cells: Sequence[Cell], *apart: str) -> str:
+def about(cells: Sequence[MeasuredCell], *apart: str) -> str:
     """What the cells of a chart have in common, for the line under its title."""
     different = {*varying(cells), *apart}
     drafted = [cell for cell in cells if not cell.is_plain] or cells
@@ -80,7 +80,7 @@ def about(cells: Sequence[Cell], *apart: str) -> str:
     return " · ".join(word(field, drafted[0].config) for field in told) if cells else ""
 
 
-def at_best(cells: Sequence[Cell]) -> list[Cell]:
+def at_best(cells: Sequence[MeasuredCell]) -> list[MeasuredCell]:
     """Of cells that differ in gamma and domain alone, those of one gamma: of those measured in the most domains, the
     one with the most tokens a second (the geometric mean). It stands for a drafter where gamma has no axis. Plain
     decoding stays."""
@@ -94,15 +94,15 @@ def at_best(cells: Sequence[Cell]) -> list[Cell]:
     return kept
 
 
-def split(cells: Iterable[Cell], *apart: str) -> dict[tuple[object, ...], list[Cell]]:
+def split(cells: Iterable[MeasuredCell], *apart: str) -> dict[tuple[object, ...], list[MeasuredCell]]:
     """The cells by all their settings but those."""
-    found: dict[tuple[object, ...], list[Cell]] = {}
+    found: dict[tuple[object, ...], list[MeasuredCell]] = {}
     for cell in cells:
         found.setdefault(tuple(getattr(cell.config, field) for field in FIELDS if field not in apart), []).append(cell)
     return found
 
 
-def panels(cells: Sequence[Cell], *apart: str, hues: Sequence[str] = HUES, gamma: bool = False) -> list[Panel]:
+def panels(cells: Sequence[MeasuredCell], *apart: str, hues: Sequence[str] = HUES, gamma: bool = False) -> list[Panel]:
     """The cells by panel: `apart` are the settings on the panel's axes; the first of hues that varies makes its series.
     gamma: whether a series is called by its gamma, too. Plain decoding is a series of
     every panel whose texts it decodes."""
@@ -113,7 +113,7 @@ def panels(cells: Sequence[Cell], *apart: str, hues: Sequence[str] = HUES, gamma
     series_by = {hue, "gamma"} if gamma else {hue}
     found = []
     for group in split(drafted or cells, *apart, *(field for field in series_by if field)).values():
-        series: dict[str, list[Cell]] = {}
+        series: dict[str, list[MeasuredCell]] = {}
         if drafted:
             # the baselines of a panel decode its texts; where texts are the series, they would be as many again
             own = {key for each in group for key in split([each], *OF_DRAFTS, *apart)}
@@ -132,7 +132,7 @@ def panels(cells: Sequence[Cell], *apart: str, hues: Sequence[str] = HUES, gamma
     return found
 
 
-def _rank(hue: str | None, cell: Cell) -> float:
+def _rank(hue: str | None, cell: MeasuredCell) -> float:
     """Numbers rise; names keep the order of the file."""
     value = getattr(cell.config, hue) if hue else None
     return float(value) if isinstance(value, int | float) else 0.0

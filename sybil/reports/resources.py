@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sybil.reports import style
 from sybil.reports.grouping import about, at_best, varying, word
-from sybil.reports.rows import Cell
+from sybil.reports.rows import MeasuredCell
 from sybil.reports.speeds import SETTINGS, settings
 from sybil.reports.style import Chart
 
@@ -21,7 +21,7 @@ BARS = 14
 """The most bars of a figure."""
 
 
-def charts(cells: Sequence[Cell]) -> Iterator[Chart]:
+def charts(cells: Sequence[MeasuredCell]) -> Iterator[Chart]:
     """Both, a bar a cell, at each drafter's best gamma."""
     told = [field for field in varying(cells) if field not in ("drafter", "gamma")]
     ordered = sorted(at_best(cells), key=lambda cell: [str(getattr(cell.config, field)) for field in told])
@@ -33,20 +33,20 @@ def charts(cells: Sequence[Cell]) -> Iterator[Chart]:
         yield _memory(end, chosen, told)
 
 
-def _label(cell: Cell, told: Sequence[str]) -> str:
+def _label(cell: MeasuredCell, told: Sequence[str]) -> str:
     words = [word(field, cell.config) for field in told]
     drafter = f"{word('drafter', cell.config)}\u00a0{word('gamma', cell.config)}".strip()
     return style.wrapped(", ".join(filter(None, [*words, drafter])), 2.4)
 
 
-def _time(end: str, chosen: Sequence[Cell], told: Sequence[str]) -> Chart:
+def _time(end: str, chosen: Sequence[MeasuredCell], told: Sequence[str]) -> Chart:
     title = "Where a token's time goes"
     caption = (
         "Milliseconds a new token by phase, at the number of proposed tokens (K) that was fastest for the drafter. A "
         "bar is as long as the whole time that a token takes, with its share of the reading of prompts."
     )
 
-    def spent(cell: Cell) -> list[float]:
+    def spent(cell: MeasuredCell) -> list[float]:
         return [1e3 * getattr(cell.measured.phases, phase) / cell.measured.emitted for phase in PHASES]
 
     def draw() -> Figure:
@@ -73,7 +73,7 @@ def _time(end: str, chosen: Sequence[Cell], told: Sequence[str]) -> Chart:
     return Chart(f"time-by-phase{end}", title, caption, headings, rows, draw)
 
 
-def _memory(end: str, chosen: Sequence[Cell], told: Sequence[str]) -> Chart:
+def _memory(end: str, chosen: Sequence[MeasuredCell], told: Sequence[str]) -> Chart:
     title = "Memory by phase"
     caption = (
         "MiB: the weights, and with them the most that was needed while prompts were read and while tokens were "
@@ -81,7 +81,7 @@ def _memory(end: str, chosen: Sequence[Cell], told: Sequence[str]) -> Chart:
     )
     parts = (("weights", "weights"), ("prefill", "weights and reading prompts"), ("decode", "weights and decoding"))
 
-    def amounts(cell: Cell) -> list[float | None]:
+    def amounts(cell: MeasuredCell) -> list[float | None]:
         memory = cell.measured.memory
         return [
             None

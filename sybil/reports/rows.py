@@ -16,7 +16,7 @@ from sybil.sweeping.summary import over_baseline
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class MeasuredCell:
     """A cell that was measured. plain: its baseline, None where the file has none; speed_up: over it, with the 95 %
     interval over texts, None without a baseline and of a baseline itself."""
 
@@ -42,7 +42,7 @@ class Results:
 
     path: Path
     rows: tuple[RunResult, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[MeasuredCell, ...]
     torn: bool
 
     @property
@@ -50,12 +50,12 @@ class Results:
         return tuple(row for row in self.rows if row.measured is None)
 
     @property
-    def drafted(self) -> tuple[Cell, ...]:
+    def drafted(self) -> tuple[MeasuredCell, ...]:
         """The cells that speculate."""
         return tuple(cell for cell in self.cells if not cell.is_plain)
 
     @property
-    def unpaired(self) -> tuple[Cell, ...]:
+    def unpaired(self) -> tuple[MeasuredCell, ...]:
         """The cells that speculate and have no baseline to be compared with."""
         return tuple(cell for cell in self.drafted if cell.speed_up is None)
 
@@ -108,7 +108,7 @@ def _rises(found: Quantiles) -> bool:
     return found.at[0] >= 0 and all(low <= high for low, high in pairwise(found.at))
 
 
-def _cell(row: RunResult, measured: Measured, rows: Mapping[str, RunResult]) -> Cell:
+def _cell(row: RunResult, measured: Measured, rows: Mapping[str, RunResult]) -> MeasuredCell:
     speed_up = over_baseline(row, rows)
     base = rows[row.config.baseline.hash].measured if speed_up else None
-    return Cell(row, measured, base, speed_up)
+    return MeasuredCell(row, measured, base, speed_up)

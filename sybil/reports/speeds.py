@@ -11,7 +11,7 @@ import numpy as np
 from sybil.errors import one_line
 from sybil.reports import style, theory
 from sybil.reports.grouping import Panel, about, at_best, pages, panels, word
-from sybil.reports.rows import Cell
+from sybil.reports.rows import MeasuredCell
 from sybil.reports.style import Chart, Value
 
 if TYPE_CHECKING:
@@ -23,17 +23,17 @@ SETTINGS = ("pair", "drafter", "gamma", "temperature", "domain", "batch")
 INTERVAL = ("speed_up", "low", "high")
 
 
-def settings(cell: Cell) -> tuple[Value, ...]:
+def settings(cell: MeasuredCell) -> tuple[Value, ...]:
     """SETTINGS of a cell, as its chart's numbers name it."""
     return tuple(getattr(cell.config, field) for field in SETTINGS)
 
 
-def _interval(cell: Cell) -> tuple[Value, ...]:
+def _interval(cell: MeasuredCell) -> tuple[Value, ...]:
     found = cell.speed_up
     return (found.value, found.low, found.high) if found else (None, None, None)
 
 
-def charts(cells: Sequence[Cell]) -> Iterator[Chart]:
+def charts(cells: Sequence[MeasuredCell]) -> Iterator[Chart]:
     """All of them that the cells can fill."""
     known = [cell for cell in cells if cell.speed_up and cell.speed_up.value > 0]
     yield from _maps(known)
@@ -43,7 +43,7 @@ def charts(cells: Sequence[Cell]) -> Iterator[Chart]:
     yield from _by_batch(cells)
 
 
-def _maps(known: Sequence[Cell]) -> Iterator[Chart]:
+def _maps(known: Sequence[MeasuredCell]) -> Iterator[Chart]:
     """Speed-up by gamma and temperature; and by pair with drafter and domain, at each row's best gamma."""
     by_gamma = [
         panel for panel in panels(known, "gamma", "temperature", hues=()) if _spans(panel, "gamma", "temperature")
@@ -74,7 +74,7 @@ def _map(name: str, title: str, caption: str, down: tuple[str, ...], across: str
     """A heatmap a panel; down, across: the settings of its rows and of its columns."""
     cells = [cell for panel in chosen for cell in panel.cells]
 
-    def row_of(cell: Cell) -> str:
+    def row_of(cell: MeasuredCell) -> str:
         return style.wrapped(", ".join(filter(None, (word(field, cell.config) for field in down))), 1.6)
 
     def draw() -> Figure:
@@ -116,7 +116,7 @@ def _order(value: object) -> tuple[int, float]:
     return (0, float(value)) if isinstance(value, int | float) else (1, 0.0)
 
 
-def _by_gamma(known: Sequence[Cell]) -> Iterator[Chart]:
+def _by_gamma(known: Sequence[MeasuredCell]) -> Iterator[Chart]:
     """Speed-up by gamma, measured and as the theory has it."""
     title = "Speed-up by proposed tokens, measured and by the theory"
     caption = (
@@ -135,7 +135,7 @@ def _by_gamma(known: Sequence[Cell]) -> Iterator[Chart]:
         )
 
 
-def _sorted(cells: Sequence[Cell]) -> list[Cell]:
+def _sorted(cells: Sequence[MeasuredCell]) -> list[MeasuredCell]:
     return sorted(cells, key=lambda cell: _order(cell.config.gamma))
 
 
@@ -197,7 +197,7 @@ def _gamma_figure(chosen: Sequence[Panel], title: str) -> Any:
     return draw
 
 
-def _by_drafter(known: Sequence[Cell]) -> Iterator[Chart]:
+def _by_drafter(known: Sequence[MeasuredCell]) -> Iterator[Chart]:
     """A bar a drafter, at its best gamma."""
     title = "Speed-up by drafter"
     caption = (
@@ -214,7 +214,7 @@ def _by_drafter(known: Sequence[Cell]) -> Iterator[Chart]:
         )
 
 
-def _drafter_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) -> Any:
+def _drafter_figure(chosen: Sequence[Panel], cells: Sequence[MeasuredCell], title: str) -> Any:
     def draw() -> Figure:
         ranked = [
             sorted(panel.cells, key=lambda cell: -cell.speed_up.value if cell.speed_up else 0.0) for panel in chosen
@@ -253,7 +253,7 @@ def _drafter_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) 
     return draw
 
 
-def _beside_theory(known: Sequence[Cell]) -> Iterator[Chart]:
+def _beside_theory(known: Sequence[MeasuredCell]) -> Iterator[Chart]:
     """Every cell's predicted speed-up beside the measured one."""
     told = [(cell, found) for cell in known if (found := theory.predict(cell))]
     if len(told) < 2:
@@ -294,7 +294,7 @@ def _beside_theory(known: Sequence[Cell]) -> Iterator[Chart]:
     yield Chart("theory", title, caption, (*SETTINGS, "predicted", "measured", "off"), rows, draw)
 
 
-def _by_batch(cells: Sequence[Cell]) -> Iterator[Chart]:
+def _by_batch(cells: Sequence[MeasuredCell]) -> Iterator[Chart]:
     """Tokens a second of all rows together, by the rows of a batch."""
     title = "Tokens a second by rows decoded together"
     caption = (
@@ -314,7 +314,7 @@ def _by_batch(cells: Sequence[Cell]) -> Iterator[Chart]:
         )
 
 
-def _batch_figure(chosen: Sequence[Panel], cells: Sequence[Cell], title: str) -> Any:
+def _batch_figure(chosen: Sequence[Panel], cells: Sequence[MeasuredCell], title: str) -> Any:
     def draw() -> Figure:
         names = list(dict.fromkeys(name for panel in chosen for name in panel.series))
         titles, told = [panel.title for panel in chosen], about(cells, "batch", "gamma")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sybil.errors import one_line
 from sybil.reports import theory
 from sybil.reports.grouping import FIELDS, OF_DRAFTS, split, varying, word
-from sybil.reports.rows import Cell, Results
+from sybil.reports.rows import MeasuredCell, Results
 from sybil.reports.style import Value
 
 HEADINGS = {"gamma": "K", "dtype": "kept in", "draft_dtype": "draft kept in"}
@@ -28,17 +28,17 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Best:
+class Fastest:
     """The fastest way of a pair's domain. against: how many ways were measured there."""
 
     pair: str
     domain: str
-    cell: Cell
+    cell: MeasuredCell
     against: int
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class Agreeing:
     """How many cells the theory was asked about, and of how many it is within theory.BAND."""
 
     cells: int
@@ -49,24 +49,24 @@ class Agreement:
         return self.within / self.cells if self.cells else None
 
 
-def best(results: Results) -> list[Best]:
+def best(results: Results) -> list[Fastest]:
     """By pair and domain, the cell with the largest speed-up."""
     known = [cell for cell in results.drafted if cell.speed_up and not cell.config.plain]
     apart = [field for field in FIELDS if field not in ("pair", "domain")]
     return [
-        Best(group[0].config.pair, group[0].config.domain, max(group, key=_value), len(group))
+        Fastest(group[0].config.pair, group[0].config.domain, max(group, key=_value), len(group))
         for group in split(known, *apart).values()
     ]
 
 
-def _value(cell: Cell) -> float:
+def _value(cell: MeasuredCell) -> float:
     return cell.speed_up.value if cell.speed_up else 0.0
 
 
-def agreement(results: Results) -> Agreement:
+def agreement(results: Results) -> Agreeing:
     """Of the theory with what was measured."""
     told = [found for cell in results.drafted if (found := theory.predict(cell))]
-    return Agreement(len(told), sum(found.agrees for found in told))
+    return Agreeing(len(told), sum(found.agrees for found in told))
 
 
 def tables(results: Results) -> list[Table]:
@@ -75,13 +75,13 @@ def tables(results: Results) -> list[Table]:
     return [table for table in found if table.rows]
 
 
-def _shown(cells: Sequence[Cell]) -> list[str]:
+def _shown(cells: Sequence[MeasuredCell]) -> list[str]:
     """The settings that tell cells apart, and those that a reader looks for."""
     different = varying(cells)
     return [field for field in FIELDS if field in different or field in ALWAYS]
 
 
-def _settings(cell: Cell, shown: Sequence[str]) -> tuple[Value, ...]:
+def _settings(cell: MeasuredCell, shown: Sequence[str]) -> tuple[Value, ...]:
     values: dict[str, Value] = dict(cell.config)
     plain = cell.config.plain
     return tuple(None if plain and name in OF_DRAFTS and name != "drafter" else values[name] for name in shown)
@@ -111,11 +111,11 @@ def _best(results: Results) -> Table:
     return Table("best", "Best drafter of each domain", told, headings, rows)
 
 
-def _gamma(cell: Cell) -> Value:
+def _gamma(cell: MeasuredCell) -> Value:
     return cell.config.gamma
 
 
-def _interval(cell: Cell) -> tuple[Value, ...]:
+def _interval(cell: MeasuredCell) -> tuple[Value, ...]:
     found = cell.speed_up
     return (_round(found.value), _round(found.low), _round(found.high)) if found else (None, None, None)
 
@@ -132,7 +132,7 @@ def _cells(results: Results) -> Table:
     return Table("cells", "All cells", told, (*_headings(shown), *measures, *latencies), rows)
 
 
-def _numbers(cell: Cell) -> tuple[Value, ...]:
+def _numbers(cell: MeasuredCell) -> tuple[Value, ...]:
     found = cell.measured
     token, first = found.ms_per_token, found.ms_to_first_token
     latencies = (token.p50, token.p95, token.p99) if token.count else (None,) * 3

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sybil.reports.rows import Cell
+from sybil.reports.rows import MeasuredCell
 from sybil.sweeping.run import Measured, Phases
 
 BAND = 0.15
@@ -48,7 +48,7 @@ class Prediction:
         return max(towards, key=lambda name: float(towards[name]))
 
 
-def predict(cell: Cell) -> Prediction | None:
+def predict(cell: MeasuredCell) -> Prediction | None:
     """None of a cell without a draft or a baseline, and of rows whose phases weren't measured."""
     plain, found = cell.plain, cell.measured
     if (
@@ -70,7 +70,7 @@ def predict(cell: Cell) -> Prediction | None:
     )
 
 
-def curve(cells: Sequence[Cell]) -> list[float]:
+def curve(cells: Sequence[MeasuredCell]) -> list[float]:
     """S by the number of proposed tokens, from 0 on: of cells that differ in gamma alone, each a number. Survival is
     that of the largest gamma; costs are lines through what was measured at each: so what is predicted for the others
     is no copy of their own numbers. [] without baselines or phases."""
