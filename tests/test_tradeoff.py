@@ -31,7 +31,7 @@ from sybil.reports import tradeoff as picture
 from sybil.trading import metrics
 from sybil.trading import run as running
 from sybil.trading.candidates import PLAIN, TradeoffCandidate, candidates
-from sybil.trading.rows import GREEDY, SAMPLED, Row, Said, Trade, read
+from sybil.trading.rows import GREEDY, SAMPLED, TradeoffRow, Said, Trade, read
 from sybil.trading.run import Tradeoff
 from sybil.trading.summaries import TradeoffPoint, front, summarise
 
@@ -110,20 +110,20 @@ CANDIDATES = {
 }
 
 
-def row(candidate: str, prompt: str = "a", mode: str = GREEDY, **other: Any) -> Row:
+def row(candidate: str, prompt: str = "a", mode: str = GREEDY, **other: Any) -> TradeoffRow:
     said = Said(judged=4, log_prob=-8.0, entropy=8.0, variance=4.0) if mode == SAMPLED else None
     known: dict[str, Any] = dict(
         trade=TRADE, candidate=candidate, mode=mode, prompt=prompt, domain="x", prompt_tokens=3, tokens=[1, 2, 3, 4],
         seconds=0.4, rounds=4, said=said, environment={"commit": "c"},
     )  # fmt: skip
-    return Row(**{**known, **other})
+    return TradeoffRow(**{**known, **other})
 
 
-def rows_of(prompts: Sequence[str] = ("a", "b")) -> list[Row]:
+def rows_of(prompts: Sequence[str] = ("a", "b")) -> list[TradeoffRow]:
     return [row(name, prompt, mode) for prompt in prompts for name in CANDIDATES for mode in (GREEDY, SAMPLED)]
 
 
-def written(path: Path, rows: Sequence[Row], end: str = "") -> Path:
+def written(path: Path, rows: Sequence[TradeoffRow], end: str = "") -> Path:
     path.write_text("".join(each.model_dump_json() + "\n" for each in rows) + end)
     return path
 
@@ -317,11 +317,11 @@ def run(folders: Path) -> Tradeoff:
 
 
 @pytest.fixture(scope="module")
-def measured(run: Tradeoff) -> list[Row]:
+def measured(run: Tradeoff) -> list[TradeoffRow]:
     return list(run.rows(PROMPTS))
 
 
-def test_every_prompt_meets_every_candidate_in_alternating_order(run: Tradeoff, measured: list[Row]) -> None:
+def test_every_prompt_meets_every_candidate_in_alternating_order(run: Tradeoff, measured: list[TradeoffRow]) -> None:
     assert run.left_out == {}
     assert tuple(run.candidates) == FEW
     order = [(name, mode) for name in run.candidates for mode in (GREEDY, SAMPLED)]
@@ -329,7 +329,9 @@ def test_every_prompt_meets_every_candidate_in_alternating_order(run: Tradeoff, 
     assert found == [*order, *reversed(order)] * 4
 
 
-def test_lossless_candidates_say_what_plain_decoding_says_and_do_not_drift(run: Tradeoff, measured: list[Row]) -> None:
+def test_lossless_candidates_say_what_plain_decoding_says_and_do_not_drift(
+    run: Tradeoff, measured: list[TradeoffRow]
+) -> None:
     points = {each.candidate.name: each for each in summarise(measured, run.candidates)}
     for each in points.values():
         deviation = (each.drift.high - each.drift.value) / 1.96
@@ -344,7 +346,7 @@ def test_lossless_candidates_say_what_plain_decoding_says_and_do_not_drift(run: 
     assert points["self"].acceptance_rate is not None
 
 
-def test_what_is_done_is_not_done_again(run: Tradeoff, measured: list[Row]) -> None:
+def test_what_is_done_is_not_done_again(run: Tradeoff, measured: list[TradeoffRow]) -> None:
     done = frozenset(each.key for each in measured[:-3])
     again = list(run.rows(PROMPTS, done))
     assert [each.key for each in again] == [each.key for each in measured[-3:]]

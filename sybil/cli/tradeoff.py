@@ -20,7 +20,7 @@ from sybil.measuring.compare import digest
 from sybil.measuring.prompts import Prompt
 
 if TYPE_CHECKING:
-    from sybil.trading.rows import Row
+    from sybil.trading.rows import TradeoffRow
     from sybil.trading.run import Tradeoff
     from sybil.trading.summaries import TradeoffPoint
 
@@ -75,7 +75,7 @@ def tradeoff(
         raise typer.Exit(130)
 
 
-def _measure(run: Tradeoff, chosen: Sequence[Prompt], rows: list[Row], path: Path, console: Console) -> bool:
+def _measure(run: Tradeoff, chosen: Sequence[Prompt], rows: list[TradeoffRow], path: Path, console: Console) -> bool:
     """Add to rows, and to the file, those that are lacking; gives whether Ctrl-C ended it."""
     try:
         with make_progress(console) as progress:
@@ -90,7 +90,7 @@ def _measure(run: Tradeoff, chosen: Sequence[Prompt], rows: list[Row], path: Pat
     return False
 
 
-def _report(run: Tradeoff, rows: Sequence[Row], path: Path, console: Console, as_json: bool) -> None:
+def _report(run: Tradeoff, rows: Sequence[TradeoffRow], path: Path, console: Console, as_json: bool) -> None:
     """Print the tables and draw the picture, of the prompts that every candidate has finished."""
     from sybil.reports import tradeoff as picture
     from sybil.trading.summaries import summarise
@@ -157,7 +157,7 @@ def _texts(points: Sequence[TradeoffPoint], console: Console) -> Table:
     return table
 
 
-def _caption(run: Tradeoff, rows: Sequence[Row], points: Sequence[TradeoffPoint]) -> str:
+def _caption(run: Tradeoff, rows: Sequence[TradeoffRow], points: Sequence[TradeoffPoint]) -> str:
     """What was compared, and on what; the commits are those that the rows were measured at."""
     trade, about = run.trade, run.environment
     commits = " and ".join(dict.fromkeys(str(row.environment.get("commit") or "none") for row in rows))

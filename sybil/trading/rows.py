@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sybil.errors import ResultsMismatch
 from sybil.measuring.files import replace
 
-GREEDY, SAMPLED = "greedy", "sampled"
+Mode = Literal["greedy", "sampled"]
+GREEDY: Mode = "greedy"
+SAMPLED: Mode = "sampled"
 LARGEST = 1 << 30
 """Bytes of a file that is read."""
 Count = Annotated[int, Field(ge=0, le=1 << 31)]
@@ -49,12 +51,12 @@ class Said(_StrictRow):
     variance: Annotated[float, Field(ge=0, le=1e12)]
 
 
-class Row(_StrictRow):
+class TradeoffRow(_StrictRow):
     """said: of a sampled text; None of a greedy one. proposed, accepted: None without a draft."""
 
     trade: Trade
     candidate: str
-    mode: Literal["greedy", "sampled"]
+    mode: Mode
     prompt: str
     domain: str
     prompt_tokens: Count
@@ -81,7 +83,7 @@ class Row(_StrictRow):
         return 1e3 * self.seconds / len(self.tokens)
 
 
-def read(path: Path, trade: Trade) -> list[Row]:
+def read(path: Path, trade: Trade) -> list[TradeoffRow]:
     """The rows of a run to be resumed. A last line cut short is dropped, from the file too, once the rest has shown
     itself to be this run's; raises ResultsMismatch where it is another's or no such file, which is left alone."""
     remedy = "name the JSONL file of an earlier run"
@@ -94,10 +96,10 @@ def read(path: Path, trade: Trade) -> list[Row]:
     except UnicodeDecodeError:
         raise ResultsMismatch(f"{path} is no text file: {remedy}") from None
     *lines, rest = text.split("\n")
-    rows: dict[tuple[str, str, str], Row] = {}
+    rows: dict[tuple[str, str, str], TradeoffRow] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            row = Row.model_validate_json(line)
+            row = TradeoffRow.model_validate_json(line)
         except ValidationError:
             raise ResultsMismatch(f"{path}, line {number}, is no row of a tradeoff: name another file") from None
         if row.trade != trade:

@@ -26,12 +26,12 @@ from sybil.progress import transformers_bars
 from sybil.sampling import GREEDY as CERTAIN
 from sybil.sampling import Sampling
 from sybil.trading.candidates import PLAIN, TradeoffCandidate, candidates
-from sybil.trading.rows import GREEDY, SAMPLED, Row, Said, Trade
+from sybil.trading.rows import GREEDY, SAMPLED, Mode, TradeoffRow, Said, Trade
 from sybil.transfer import integers
 
 FLOAT = "float32"
 """What the float target is computed in, by Sybil and by transformers."""
-MODES = {GREEDY: CERTAIN, SAMPLED: Sampling(temperature=1.0)}
+MODES: Mapping[Mode, Sampling] = {GREEDY: CERTAIN, SAMPLED: Sampling(temperature=1.0)}
 
 
 class Tradeoff:
@@ -80,7 +80,9 @@ class Tradeoff:
         """How many rows a whole run has."""
         return len(prompts) * len(self._contenders)
 
-    def rows(self, prompts: Sequence[Prompt], done: frozenset[tuple[str, str, str]] = frozenset()) -> Iterator[Row]:
+    def rows(
+        self, prompts: Sequence[Prompt], done: frozenset[tuple[str, str, str]] = frozenset()
+    ) -> Iterator[TradeoffRow]:
         """Measure every prompt with every candidate in both modes, but for the keys of rows done already. Candidates
         take turns in alternating order, so that a machine that slows down does so for all."""
         encoded = [integers(encode(prompt, self.decoder)) for prompt in prompts]
@@ -93,10 +95,10 @@ class Tradeoff:
                 if (prompt.id, name, mode) not in done:
                     yield self._row(name, mode, prompt, ids, index)
 
-    def _row(self, name: str, mode: str, prompt: Prompt, ids: Tensor, index: int) -> Row:
+    def _row(self, name: str, mode: str, prompt: Prompt, ids: Tensor, index: int) -> TradeoffRow:
         contender, seed = self._contenders[name, mode], self.trade.seed_of(index)
         found = unrecorded(lambda: contender.run(ids, self.trade.max_new_tokens, seed))
-        return Row(
+        return TradeoffRow(
             trade=self.trade,
             candidate=name,
             mode=mode,  # type: ignore[arg-type]  # of MODES

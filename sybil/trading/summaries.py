@@ -11,7 +11,7 @@ from sybil.losslessness.checks import Drift, drift_of
 from sybil.measuring.timing import Interval, speed_up
 from sybil.trading import metrics
 from sybil.trading.candidates import PLAIN, TradeoffCandidate
-from sybil.trading.rows import GREEDY, SAMPLED, Row
+from sybil.trading.rows import GREEDY, SAMPLED, Mode, TradeoffRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class TradeoffPoint:
         return 0.0 if self.candidate.lossless else abs(self.drift.value)
 
 
-def summarise(rows: Sequence[Row], candidates: Mapping[str, TradeoffCandidate]) -> list[TradeoffPoint]:
+def summarise(rows: Sequence[TradeoffRow], candidates: Mapping[str, TradeoffCandidate]) -> list[TradeoffPoint]:
     """A TradeoffPoint a candidate, in their order, over the prompts that all of them have finished in both modes."""
     found = {(row.candidate, row.mode, row.prompt): row for row in rows}
     prompts = [
@@ -56,7 +56,7 @@ def summarise(rows: Sequence[Row], candidates: Mapping[str, TradeoffCandidate]) 
     if not prompts:
         return []
 
-    def of(name: str, mode: str) -> list[Row]:
+    def of(name: str, mode: Mode) -> list[TradeoffRow]:
         return [found[name, mode, prompt] for prompt in prompts]
 
     plain = {mode: [row.ms_per_token for row in of(PLAIN, mode)] for mode in (GREEDY, SAMPLED)}
