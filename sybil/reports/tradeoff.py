@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sybil.measuring.files import replace
-from sybil.reports.figures import _pyplot
+from sybil.reports.style import pyplot
 from sybil.trading.candidates import Family
 from sybil.trading.summaries import Point, front
 
@@ -45,13 +45,13 @@ def pareto(points: Sequence[Point], caption: str, path: Path) -> None:
         image = io.BytesIO()
         figure.savefig(image, dpi=140, format=file.suffix[1:])
         replace(file, image.getvalue())
-    _pyplot().close(figure)
+    pyplot().close(figure)
 
 
 def draw(points: Sequence[Point], caption: str) -> Figure:
     """A mark a candidate, at its speed and its drift's size, with the drift's interval; those of a rule joined by a
     line, and a line along the front. A label is a candidate's name within its family."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(11, 6.6), layout="constrained")
     for family, (colour, marker, name) in LOOKS.items():
         members = [point for point in points if point.candidate.family == family]
