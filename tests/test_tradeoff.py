@@ -30,10 +30,10 @@ from sybil.measuring.timing import Interval
 from sybil.reports import tradeoff as picture
 from sybil.trading import metrics
 from sybil.trading import run as running
-from sybil.trading.candidates import PLAIN, Candidate, candidates
+from sybil.trading.candidates import PLAIN, TradeoffCandidate, candidates
 from sybil.trading.rows import GREEDY, SAMPLED, Row, Said, Trade, read
 from sybil.trading.run import Tradeoff
-from sybil.trading.summaries import Point, front, summarise
+from sybil.trading.summaries import TradeoffPoint, front, summarise
 
 TEXTS = st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=5)
 WORDS = ("abc", "hello w", "zyx", "qq", "m", "a b c", "the end", "ok then")
@@ -102,10 +102,10 @@ TRADE = Trade(target="t", draft="d", max_new_tokens=4, prompts="0" * 16, device=
 CANDIDATES = {
     each.name: each
     for each in (
-        Candidate(PLAIN, "plain"),
-        Candidate("self", "lossless", "self"),
-        Candidate("lenience:0.2", "lenience", "draft", "lenience:0.2"),
-        Candidate("q4_0", "quantised", dtype="q4_0"),
+        TradeoffCandidate(PLAIN, "plain"),
+        TradeoffCandidate("self", "lossless", "self"),
+        TradeoffCandidate("lenience:0.2", "lenience", "draft", "lenience:0.2"),
+        TradeoffCandidate("q4_0", "quantised", dtype="q4_0"),
     )
 }
 
@@ -208,10 +208,10 @@ def test_the_drift_is_the_judges() -> None:
     assert found.value == pytest.approx(float((log_prob + entropy).mean()))
 
 
-def point(name: str, family: str, speed: float, value: float, half: float = 0.1) -> Point:
+def point(name: str, family: str, speed: float, value: float, half: float = 0.1) -> TradeoffPoint:
     one = Interval(1.0, 1.0, 1.0)
-    return Point(
-        candidate=Candidate(name, family), prompts=2, tokens=9, tokens_per_second=speed, over_plain=one,  # type: ignore[arg-type]
+    return TradeoffPoint(
+        candidate=TradeoffCandidate(name, family), prompts=2, tokens=9, tokens_per_second=speed, over_plain=one,  # type: ignore[arg-type]
         acceptance_rate=None, drift=Drift(value, value - half, value + half), perplexity=9.0,
         distinct=(0.1, 0.2, 0.3), repetition=0.0, greedy_tokens_per_second=speed, greedy_over_plain=one,
         agreement=1.0, same_texts=2,
@@ -240,7 +240,7 @@ def test_every_point_off_the_front_is_beaten_by_one_on_it(pairs: list[tuple[int,
 # --- the picture
 
 
-def crowded() -> list[Point]:
+def crowded() -> list[TradeoffPoint]:
     """Nineteen candidates, half of them nearly in one place."""
     found = candidates("d", 64)
     generator = np.random.default_rng(1)
@@ -285,7 +285,7 @@ def test_the_picture_is_written_as_png_and_svg_and_its_numbers_as_csv(tmp_path: 
 FEW = ("plain", "draft", "self", "lookup", "lenience:0.05", "topk:20", "q8_0", "q4_0")
 
 
-def few(draft: str | None, width: int) -> tuple[Candidate, ...]:
+def few(draft: str | None, width: int) -> tuple[TradeoffCandidate, ...]:
     return tuple(each for each in candidates(draft, width) if each.name in FEW)
 
 

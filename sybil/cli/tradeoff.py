@@ -22,7 +22,7 @@ from sybil.measuring.prompts import Prompt
 if TYPE_CHECKING:
     from sybil.trading.rows import Row
     from sybil.trading.run import Tradeoff
-    from sybil.trading.summaries import Point
+    from sybil.trading.summaries import TradeoffPoint
 
 FULL, QUICK = (24, 48), (8, 24)  # prompts, new tokens
 
@@ -122,7 +122,7 @@ def _headed(console: Console, *headings: str) -> Table:
     return make_table(console, *(each.replace("-\n", "").replace("\n", " ") if wide else each for each in headings))
 
 
-def _speeds(points: Sequence[Point], console: Console) -> Table:
+def _speeds(points: Sequence[TradeoffPoint], console: Console) -> Table:
     """Speed and drift of sampled texts."""
     from sybil.trading.summaries import front
 
@@ -140,7 +140,7 @@ def _speeds(points: Sequence[Point], console: Console) -> Table:
     return table
 
 
-def _texts(points: Sequence[Point], console: Console) -> Table:
+def _texts(points: Sequence[TradeoffPoint], console: Console) -> Table:
     """What the sampled texts are like; speed and agreement of the greedy ones."""
     headings = ("perplex-\nity", "distinct\n1, 2, 3", "re-\npeated", "greedy\nspeed", "agree-\nment")
     table = _headed(console, "texts", *headings, f"same\nof {points[0].prompts}")
@@ -157,7 +157,7 @@ def _texts(points: Sequence[Point], console: Console) -> Table:
     return table
 
 
-def _caption(run: Tradeoff, rows: Sequence[Row], points: Sequence[Point]) -> str:
+def _caption(run: Tradeoff, rows: Sequence[Row], points: Sequence[TradeoffPoint]) -> str:
     """What was compared, and on what; the commits are those that the rows were measured at."""
     trade, about = run.trade, run.environment
     commits = " and ".join(dict.fromkeys(str(row.environment.get("commit") or "none") for row in rows))

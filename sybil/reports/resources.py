@@ -39,6 +39,11 @@ def _label(cell: MeasuredCell, told: Sequence[str]) -> str:
     return style.wrapped(", ".join(filter(None, [*words, drafter])), 2.4)
 
 
+def _look(colour: str, place: int) -> dict[str, Any]:
+    """Of a part's bars: colour and hatch together, so that neither alone tells it."""
+    return {"color": colour, "hatch": style.HATCHES[place], "edgecolor": style.PAPER, "linewidth": 0.4}
+
+
 def _time(end: str, chosen: Sequence[MeasuredCell], told: Sequence[str]) -> Chart:
     title = "Where a token's time goes"
     caption = (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sybil.measuring.files import replace
 from sybil.reports.style import pyplot
 from sybil.trading.candidates import Family
-from sybil.trading.summaries import Point, front
+from sybil.trading.summaries import TradeoffPoint, front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in pixels."""
 
 
-def pareto(points: Sequence[Point], caption: str, path: Path) -> None:
+def pareto(points: Sequence[TradeoffPoint], caption: str, path: Path) -> None:
     """Drift against tokens a second, as a PNG at path and as an SVG beside it."""
     figure = draw(points, caption)
     for file in (path, path.with_suffix(".svg")):
@@ -48,7 +48,7 @@ def pareto(points: Sequence[Point], caption: str, path: Path) -> None:
     pyplot().close(figure)
 
 
-def draw(points: Sequence[Point], caption: str) -> Figure:
+def draw(points: Sequence[TradeoffPoint], caption: str) -> Figure:
     """A mark a candidate, at its speed and its drift's size, with the drift's interval; those of a rule joined by a
     line, and a line along the front. A label is a candidate's name within its family."""
     plt = pyplot()
@@ -86,17 +86,17 @@ def draw(points: Sequence[Point], caption: str) -> Figure:
     return figure  # type: ignore[no-any-return]  # pyplot is untyped here
 
 
-def _reach(point: Point) -> tuple[float, float]:
+def _reach(point: TradeoffPoint) -> tuple[float, float]:
     """How far the interval reaches below and above the drift's size, no further down than zero."""
     half = (point.drift.high - point.drift.low) / 2
     return min(half, abs(point.drift.value)), half
 
 
-def _top(point: Point) -> float:
+def _top(point: TradeoffPoint) -> float:
     return abs(point.drift.value) + _reach(point)[1]
 
 
-def _label(axes: Axes, points: Sequence[Point]) -> None:
+def _label(axes: Axes, points: Sequence[TradeoffPoint]) -> None:
     """Each point's name where it covers no mark and no other name, as near as there is room. figure.canvas has been
     drawn, so that places are known."""
     from matplotlib.text import Text
@@ -131,7 +131,8 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
             if not cost:
                 break
         text.set_position(best[1])
-        text.arrow_patch.set_visible(math.hypot(*best[1]) > FAR)  # a short one reads as a minus
+        if text.arrow_patch is not None:
+            text.arrow_patch.set_visible(math.hypot(*best[1]) > FAR)  # a short one reads as a minus
         taken.append(best[2])
 
 
@@ -149,7 +150,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def records(points: Sequence[Point]) -> list[dict[str, Any]]:
+def records(points: Sequence[TradeoffPoint]) -> list[dict[str, Any]]:
     """COLUMNS of each point; numbers, but for the first four."""
     best = front(points)
     return [
@@ -171,7 +172,7 @@ def records(points: Sequence[Point]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def table(points: Sequence[Point], path: Path) -> None:
+def table(points: Sequence[TradeoffPoint], path: Path) -> None:
     """The same as a CSV file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

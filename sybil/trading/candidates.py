@@ -23,7 +23,7 @@ WHOLE = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class TradeoffCandidate:
     """A way to decode. drafter: as `sybil compare --drafters` names it; dtype: what the target is kept in.
 
     lossless: whether its output's distribution is the float target's. A target in few bits is decoded without loss,
@@ -45,14 +45,14 @@ class Candidate:
         return self.name.removeprefix(f"{self.family}:")
 
 
-def candidates(draft: str | None, width: int) -> tuple[Candidate, ...]:
+def candidates(draft: str | None, width: int) -> tuple[TradeoffCandidate, ...]:
     """All of them, in the order of a table, plain decoding of the float target first. draft: the pair's own, None
     where it has none: the lossy rules judge the target's own copy then. width: the target's, which says what blocks of
     few bits it can be kept in."""
     drafters = [*([] if draft is None else [DRAFT]), SELF, LOOKUP]
-    found = [Candidate(PLAIN, "plain"), *(Candidate(name, "lossless", name) for name in drafters)]
+    found = [TradeoffCandidate(PLAIN, "plain"), *(TradeoffCandidate(name, "lossless", name) for name in drafters)]
     for family, strengths in STRENGTHS.items():
         names = [f"{family}:{strength}" for strength in strengths]
-        found += [Candidate(name, family, drafters[0], name) for name in names]
+        found += [TradeoffCandidate(name, family, drafters[0], name) for name in names]
     blocks = ("q8_0", "q5_k", "q4_k") if width % WHOLE == 0 else ("q8_0", "q5_1", "q4_0")
-    return *found, *(Candidate(each, "quantised", dtype=each) for each in blocks)
+    return *found, *(TradeoffCandidate(each, "quantised", dtype=each) for each in blocks)

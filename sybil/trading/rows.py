@@ -17,11 +17,11 @@ Count = Annotated[int, Field(ge=0, le=1 << 31)]
 Nats = Annotated[float, Field(ge=-1e9, le=1e9)]
 
 
-class _Strict(BaseModel):
+class _StrictRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
-class Trade(_Strict):
+class Trade(_StrictRow):
     """What rows must share to be comparable. prompts: their digest. seed: the n-th prompt, from 0, is decoded with
     seed + n."""
 
@@ -37,7 +37,7 @@ class Trade(_Strict):
         return (self.seed + number) % 2**63
 
 
-class Said(_Strict):
+class Said(_StrictRow):
     """What the float target says of a sampled text, by losslessness/evidence.py: sums over `judged` tokens.
 
     log_prob: of the tokens; entropy: of the distributions that they were to be drawn from, both in nats; variance: of
@@ -49,7 +49,7 @@ class Said(_Strict):
     variance: Annotated[float, Field(ge=0, le=1e12)]
 
 
-class Row(_Strict):
+class Row(_StrictRow):
     """said: of a sampled text; None of a greedy one. proposed, accepted: None without a draft."""
 
     trade: Trade

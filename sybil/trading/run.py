@@ -25,7 +25,7 @@ from sybil.measuring.timing import unrecorded
 from sybil.progress import transformers_bars
 from sybil.sampling import GREEDY as CERTAIN
 from sybil.sampling import Sampling
-from sybil.trading.candidates import PLAIN, Candidate, candidates
+from sybil.trading.candidates import PLAIN, TradeoffCandidate, candidates
 from sybil.trading.rows import GREEDY, SAMPLED, Row, Said, Trade
 from sybil.transfer import integers
 
@@ -49,14 +49,14 @@ class Tradeoff:
             self.reference = Reference(original.reference, self.decoder.tokenizer)
         known = original.checkpoint.known
         self._drafters = Drafters(self.decoder, original.checkpoint, torch.float32)
-        self.candidates: dict[str, Candidate] = {}
+        self.candidates: dict[str, TradeoffCandidate] = {}
         self.left_out: dict[str, str] = {}
         self._contenders: dict[tuple[str, str], SybilContender] = {}
         self.environment = describe(self.device)
         for each in candidates(trade.draft, 0 if known is None else known[1].width):
             self._enter(each)
 
-    def _enter(self, candidate: Candidate) -> None:
+    def _enter(self, candidate: TradeoffCandidate) -> None:
         """Let a candidate take part, or leave it out."""
         try:
             decoder = self._decoder(candidate)
@@ -70,7 +70,7 @@ class Tradeoff:
             settings: dict[str, Any] = {"rule": candidate.rule, **sampling.keywords}
             self._contenders[candidate.name, mode] = SybilContender(decoder, **settings)
 
-    def _decoder(self, candidate: Candidate) -> Decoder:
+    def _decoder(self, candidate: TradeoffCandidate) -> Decoder:
         """Raises the errors of sybil.errors."""
         if candidate.dtype == FLOAT:
             return self._drafters.by(candidate.drafter)

@@ -10,12 +10,12 @@ from statistics import median
 from sybil.losslessness.checks import Drift, drift_of
 from sybil.measuring.timing import Interval, speed_up
 from sybil.trading import metrics
-from sybil.trading.candidates import PLAIN, Candidate
+from sybil.trading.candidates import PLAIN, TradeoffCandidate
 from sybil.trading.rows import GREEDY, SAMPLED, Row
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class TradeoffPoint:
     """One candidate over all prompts.
 
     Of sampled texts, at temperature 1: tokens_per_second, the median over prompts, and over_plain, how many times
@@ -23,7 +23,7 @@ class Point:
     metrics.py has them; acceptance_rate, None without a draft. Of greedy ones: greedy_tokens_per_second,
     greedy_over_plain, and agreement and same_texts, how far and how often its text is plain decoding's."""
 
-    candidate: Candidate
+    candidate: TradeoffCandidate
     prompts: int
     tokens: int
     tokens_per_second: float
@@ -45,8 +45,8 @@ class Point:
         return 0.0 if self.candidate.lossless else abs(self.drift.value)
 
 
-def summarise(rows: Sequence[Row], candidates: Mapping[str, Candidate]) -> list[Point]:
-    """A Point a candidate, in their order, over the prompts that all of them have finished in both modes."""
+def summarise(rows: Sequence[Row], candidates: Mapping[str, TradeoffCandidate]) -> list[TradeoffPoint]:
+    """A TradeoffPoint a candidate, in their order, over the prompts that all of them have finished in both modes."""
     found = {(row.candidate, row.mode, row.prompt): row for row in rows}
     prompts = [
         prompt
@@ -71,7 +71,7 @@ def summarise(rows: Sequence[Row], candidates: Mapping[str, Candidate]) -> list[
         proposed = sum(row.proposed or 0 for row in drawn)
         greedy_ms, ms = [row.ms_per_token for row in greedy], [row.ms_per_token for row in drawn]
         points.append(
-            Point(
+            TradeoffPoint(
                 candidate=candidate,
                 prompts=len(prompts),
                 tokens=sum(map(len, texts)),
@@ -91,10 +91,10 @@ def summarise(rows: Sequence[Row], candidates: Mapping[str, Candidate]) -> list[
     return points
 
 
-def front(points: Sequence[Point]) -> list[Point]:
+def front(points: Sequence[TradeoffPoint]) -> list[TradeoffPoint]:
     """The Pareto front, fastest first: those that no other one beats in speed (sampled) without being farther from the
     float target, or in distance without being slower."""
-    best: list[Point] = []
+    best: list[TradeoffPoint] = []
     for point in sorted(points, key=lambda each: (-each.tokens_per_second, each.distance)):
         if not best or point.distance < best[-1].distance:
             best.append(point)
