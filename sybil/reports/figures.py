@@ -6,7 +6,7 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from sybil.measuring.profile import DRAFT_STEP, ProfileReport
 from sybil.measuring.summaries import Summary, ms_per_token
 from sybil.measuring.task import Row
 from sybil.measuring.timing import Interval
+from sybil.reports.style import pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,17 +44,6 @@ COLOURS = {
     SPECULATIVE: "#7b2d8b",
     LLAMA_CPP: "#2d6a8b",
 }
-
-
-def pyplot() -> Any:
-    """matplotlib's pyplot, imported when a chart is made. Names are drawn as they are: no $ begins a formula."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, path: Path) -> None:

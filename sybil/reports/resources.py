@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sybil.reports import style
 from sybil.reports.grouping import about, at_best, varying, word
@@ -39,6 +39,11 @@ def _label(cell: MeasuredCell, told: Sequence[str]) -> str:
     return style.wrapped(", ".join(filter(None, [*words, drafter])), 2.4)
 
 
+def _look(colour: str, place: int) -> dict[str, Any]:
+    """Of a part's bars: colour and hatch together, so that neither alone tells it."""
+    return {"color": colour, "hatch": style.HATCHES[place], "edgecolor": style.PAPER, "linewidth": 0.4}
+
+
 def _time(end: str, chosen: Sequence[MeasuredCell], told: Sequence[str]) -> Chart:
     title = "Where a token's time goes"
     caption = (
@@ -56,7 +61,12 @@ def _time(end: str, chosen: Sequence[MeasuredCell], told: Sequence[str]) -> Char
         begun = [0.0] * len(chosen)
         for phase, said in enumerate(SAID):
             values = [spent(cell)[phase] for cell in chosen]
-            look = {"color": COLOURS[phase], "hatch": style.HATCHES[phase], "edgecolor": style.PAPER, "linewidth": 0.4}
+            look: dict[str, Any] = {
+                "color": COLOURS[phase],
+                "hatch": style.HATCHES[phase],
+                "edgecolor": style.PAPER,
+                "linewidth": 0.4,
+            }
             axes.barh(range(len(chosen)), values, 0.72, begun, label=said, **look)
             begun = [start + value for start, value in zip(begun, values, strict=True)]
         axes.set_yticks(range(len(chosen)), labels)
@@ -104,8 +114,13 @@ def _memory(end: str, chosen: Sequence[MeasuredCell], told: Sequence[str]) -> Ch
         for part, (_, said) in enumerate(parts):
             bars = [(place + 0.27 * (part - 1), value) for place, which, value in known if which == part]
             if bars:
-                look = {"color": COLOURS[part + 2], "hatch": style.HATCHES[part], "edgecolor": style.PAPER}
-                axes.barh(*zip(*bars, strict=True), 0.25, label=said, linewidth=0.4, **look)
+                look: dict[str, Any] = {
+                    "color": COLOURS[part + 2],
+                    "hatch": style.HATCHES[part],
+                    "edgecolor": style.PAPER,
+                }
+                places, values = zip(*bars, strict=True)
+                axes.barh(places, values, 0.25, label=said, linewidth=0.4, **look)
         axes.set_yticks(range(len(chosen)), labels)
         axes.set_ylim(len(chosen) - 0.4, -0.6)
         axes.set_xlim(0, 1.12 * max(value for _, _, value in known) or 1)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sybil.measuring.timeline import DRAFT, SAMPLING, TARGET, TRACKS, Round
-from sybil.reports.figures import PART_COLOURS, VERDICT_COLOURS, pyplot, save
+from sybil.reports.figures import PART_COLOURS, VERDICT_COLOURS, save
+from sybil.reports.style import pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

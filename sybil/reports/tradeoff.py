@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sybil.measuring.files import replace
-from sybil.reports.figures import pyplot
+from sybil.reports.style import pyplot
 from sybil.trading.candidates import Family
 from sybil.trading.summaries import TradeoffPoint, front
 
