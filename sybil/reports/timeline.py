@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from sybil.measuring.timeline import DRAFT, SAMPLING, TARGET, TRACKS, Round
 from sybil.reports.figures import PART_COLOURS, VERDICT_COLOURS, save
@@ -48,10 +47,8 @@ def _spans(rounds: Sequence[Round], axes: Axes, lanes: Sequence[str]) -> None:
         bars = [(1e3 * (span.begin - start), 1e3 * span.seconds) for span in spans if span.phase == phase]
         if TRACKS[phase] in lanes:
             bottom = lanes.index(TRACKS[phase]) - TALLEST / 2
-            axes.broken_barh(
-                bars, (bottom, TALLEST), label=phase,
-                facecolors=colour, edgecolors=colour, linewidth=0.6,  # an edge, so that the shortest is seen
-            )  # fmt: skip
+            # an edge, so that the shortest is seen
+            axes.broken_barh(bars, (bottom, TALLEST), facecolors=colour, edgecolors=colour, linewidth=0.6, label=phase)
     for each in rounds:
         begin = next(span.begin for span in each.spans if span.phase != "prefill")
         middle = 1e3 * ((begin + each.end) / 2 - start)
@@ -77,10 +74,9 @@ def _acceptance(rounds: Sequence[Round], axes: Axes) -> None:
         places, accepted, widths, align="edge", color=PART_COLOURS[0], alpha=0.75, edgecolor="white", linewidth=0.4,
         label="accepted in a round",
     )  # fmt: skip
-    kernel = np.ones(AVERAGED) / AVERAGED
-    drawn = np.convolve(accepted, kernel, "valid") if len(accepted) >= AVERAGED else np.empty(0)
+    means = [fmean(accepted[end - AVERAGED : end]) for end in range(AVERAGED, len(accepted) + 1)]
     ends = [place + width for place, width in zip(places, widths, strict=True)][AVERAGED - 1 :]
-    axes.plot(ends, drawn, color=PART_COLOURS[1], linewidth=2, label=f"mean of {AVERAGED} rounds, up to there")
+    axes.plot(ends, means, color=PART_COLOURS[1], linewidth=2, label=f"mean of {AVERAGED} rounds, up to there")
     rejected = [each.place + each.accepted + 0.5 for each in rounds if each.rejected]
     axes.plot(
         rejected, [-0.22] * len(rejected), "x", color=VERDICT_COLOURS["FAIL"], markersize=5,
