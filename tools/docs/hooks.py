@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 DISPLAYED = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
 WRITTEN = re.compile(r"\$`([^`]+)`\$")
 LEAVING = re.compile(r"\[([^\]]*)\]\((\.\./[^)\s]*)\)")
 KEPT = re.compile(r"<p>mathml-(\d+)-kept</p>|mathml-(\d+)-kept")
+NAMED = re.compile(r"<mo>(min|max|lim|log|exp|tanh)</mo>")  # names of functions, which operators' spaces would part
+NOT_CORE = '<mspace width="negativethinmathspace" />'  # a width that browsers don't know
 
 
 def mathml(source: str, display: str) -> str:
     """The formula; display: inline or block. Raises PluginError where it has what can't be converted."""
-    made = convert(source.strip(), display=display)
+    made = NAMED.sub(r"<mi>\1</mi>", convert(source.strip(), display=display)).replace(NOT_CORE, "")
     if "\\" in made:
         raise PluginError(f"this formula can't be made MathML of: {source.strip()}")
     return f'<div class="formula">{made}</div>' if display == "block" else made
@@ -66,6 +67,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Put the formulas back, and let tables scroll by themselves where a screen is narrow."""
+    """Put the formulas back."""
     formulas = page.meta.get("formulas", [])
     return KEPT.sub(lambda found: formulas[int(found[1] or found[2])], html)
