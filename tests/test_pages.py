@@ -277,7 +277,10 @@ def test_every_page_is_whole(site: Path, browser: Any, width: int) -> None:
 def test_the_search_finds_without_a_server(site: Path, browser: Any) -> None:
     with opened(browser, 1280) as (page, wrong):
         page.goto((site / "index.html").as_uri())
-        page.locator("[data-md-component=search-query]").fill("automaton")
+        query = page.locator("[data-md-component=search-query]")
+        query.click()  # with which the index is read
+        page.locator(".md-search-result__meta", has_text="Type to start searching").wait_for(state="attached")
+        query.press_sequentially("automaton")
         page.wait_for_selector(".md-search-result__item a")
         found = [link.get_attribute("href") for link in page.locator(".md-search-result__item a").all()]
         assert any("drafting.html" in link for link in found)
