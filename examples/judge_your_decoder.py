@@ -57,9 +57,7 @@ def main() -> int:
         )
         return out[0, len(prompt) :].tolist()
 
-    report = sybil.judge(
-        decode, model, tokenizer=tokenizer, quick=True, count=asked.count, max_new_tokens=asked.tokens
-    )
+    report = sybil.judge(decode, model, tokenizer=tokenizer, quick=True, count=asked.count, max_new_tokens=asked.tokens)
     print(report)
     return STATUS[report.verdict]
 

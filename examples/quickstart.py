@@ -1,7 +1,7 @@
 """A first text: a draft proposes tokens, the target checks them, and the text is the one that the target gives alone.
 
-    python examples/quickstart.py
-    python examples/quickstart.py --target my-model --draft my-draft --prompt "The first thing to do"
+python examples/quickstart.py
+python examples/quickstart.py --target my-model --draft my-draft --prompt "The first thing to do"
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sybil's loop inside transformers' generate(): two arguments more, and the rest of the code stays as it is.
 
-    python examples/transformers_generate.py
-    python examples/transformers_generate.py --target my-model --draft my-draft --prompt "The first thing to do"
+python examples/transformers_generate.py
+python examples/transformers_generate.py --target my-model --draft my-draft --prompt "The first thing to do"
 """
 
 from __future__ import annotations

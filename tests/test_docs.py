@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Container, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "sybil" / "embedded" / "stdlib" / "README.md"
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
-    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "tests/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     CARD,
 ]
 SCRIPTS = [ROOT / ".ci" / "run", *(ROOT / ".github" / "workflows").glob("*.yml")]
 
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
+FILE = re.compile(r"[\w./-]+(?:\.(?:py|md|c|h|json|toml|yml)|/)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SESSIONS = re.compile(r"""\bnox["']? -s ([a-z]\w*(?: [a-z]\w*)*)""")
 MATRIX = re.compile(r"^\s*session: \[(.*)\]", re.MULTILINE)
@@ -93,6 +95,18 @@ def missing_files(text: str) -> list[str]:
     return wrong
 
 
+def unknown_files(text: str) -> list[str]:
+    """Code spans that look like files of the repository, by their path or, of sybil/ and tests/, by a part of it."""
+    names = {
+        name
+        for name in SPAN.findall(FENCE.sub("", text))
+        if re.fullmatch(r"[\w./-]+(?:\.(?:py|md|c|h|json|toml|yml)|/)", name)
+    }
+    places = ROOT, ROOT / "sybil", ROOT / "tests"
+    files = [name for name in names if FILE.fullmatch(name)]
+    return sorted(name for name in files if not any((place / name).exists() for place in places))
+
+
 def nox_sessions(source: str) -> set[str]:
     """The functions under @nox.session, by the name that nox gives them."""
     found = set()
@@ -142,6 +156,34 @@ def test_what_a_page_names_exists(page: Path, sessions: set[str], commands: set[
 def test_what_a_script_calls_exists(script: Path, sessions: set[str], commands: set[str]) -> None:
     assert not unknown_sessions(script.read_text(), sessions)
     assert not unknown_commands(script.read_text(), commands)
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "tests/README.md"])
+def test_what_a_newcomer_is_led_to_exists(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert "`tests/counting.py`" in text or "`counting.py`" in text
+    assert unknown_files(text) == []
+
+
+def test_every_test_file_has_its_row() -> None:
+    """Of tests/README.md, by its name or by one that ends with *."""
+    rows = re.findall(r"`([\w*]+\.py|faults/)`", (ROOT / "tests" / "README.md").read_text())
+    assert homeless([file.name for file in (ROOT / "tests").glob("*.py")], rows) == []
+
+
+def homeless(files: list[str], rows: list[str]) -> list[str]:
+    """Files that no row names."""
+    return sorted(file for file in files if not any(fnmatch(file, row) for row in rows))
+
+
+def test_a_test_file_without_a_row_is_seen() -> None:
+    assert homeless(["test_gguf.py", "test_gguf_files.py", "test_new.py"], ["test_gguf*.py"]) == ["test_new.py"]
+
+
+def test_a_file_that_a_newcomer_would_not_find_is_seen() -> None:
+    text = "`sybil/drafts.py`, `drafts.py`, `test_docs.py`, `tests/`, `a.b`, `docs/judge.md`\n```\n`x.py`\n```\n"
+    assert unknown_files(text) == []
+    assert unknown_files(text + "`sybil/draft.py`, `docs/jugde.md`") == ["docs/jugde.md", "sybil/draft.py"]
 
 
 def test_the_table_of_the_architecture_names_files() -> None:

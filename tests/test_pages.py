@@ -60,7 +60,7 @@ def misplaced(nav: Any, there: set[str]) -> list[str]:
 
 def test_every_page_has_its_place() -> None:
     """A page that is added to docs/ gets a line in mkdocs.yml's nav."""
-    nav = yaml.load((ROOT / "mkdocs.yml").read_text(), Tags)["nav"]  # noqa: S506  a safe loader
+    nav = yaml.load((ROOT / "mkdocs.yml").read_text(), Tags)["nav"]
     assert misplaced(nav, {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}) == []
 
 
@@ -118,7 +118,9 @@ class Fetched(HTMLParser):
         given = {name: value or "" for name, value in attrs}
         self._style = tag == "style"
         self.addresses += IN_STYLE.findall(given.get("style", ""))
-        self.addresses += [part.split()[0] for name in FETCHING & given.keys() for part in given[name].split(",") if part]
+        self.addresses += [
+            part.split()[0] for name in FETCHING & given.keys() for part in given[name].split(",") if part
+        ]
         if tag in ("link", "use", "image") and not NOT_FETCHED & set(given.get("rel", "").split()):
             self.addresses += [given[name] for name in ("href", "xlink:href") if given.get(name)]
 
@@ -140,7 +142,7 @@ def from_elsewhere(name: str, text: str) -> list[str]:
     "planted",
     [
         '<script src="https://cdn.invalid/a.js"></script>',
-        '<script async src=//cdn.invalid/a.js></script>',
+        "<script async src=//cdn.invalid/a.js></script>",
         '<link rel="stylesheet" href="https://fonts.invalid/css?family=Roboto">',
         '<link rel="preconnect" href="https://fonts.invalid">',
         '<img src="HTTP://badge.invalid/a.svg">',
@@ -151,7 +153,9 @@ def from_elsewhere(name: str, text: str) -> list[str]:
     ],
 )
 def test_a_planted_address_elsewhere_is_seen(planted: str) -> None:
-    sound = '<script src="assets/a.js"></script><a href="https://x.invalid/">x</a><link rel="canonical" href="https://y">'
+    sound = (
+        '<script src="assets/a.js"></script><a href="https://x.invalid/">x</a><link rel="canonical" href="https://y">'
+    )
     sound += '<img src="data:image/png;base64,AAAA">'
     assert from_elsewhere("page.html", sound) == []
     assert len(from_elsewhere("page.html", sound + planted)) == 1
@@ -206,7 +210,9 @@ def test_links_out_lead_to_the_repository_where_it_is_known(monkeypatch: pytest.
     from tools.docs.hooks import led_out
 
     monkeypatch.setenv("SYBIL_REPOSITORY", "https://host.invalid/o/r/tree/abc/")
-    assert led_out("[a](../../noxfile.py#L1)", "guides/gate.md") == "[a](https://host.invalid/o/r/tree/abc/noxfile.py#L1)"
+    assert (
+        led_out("[a](../../noxfile.py#L1)", "guides/gate.md") == "[a](https://host.invalid/o/r/tree/abc/noxfile.py#L1)"
+    )
 
 
 # In a browser --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """docs/commands/: a page for each command, made of what its --help says.
 
-    python -m tools.docs.commands       write the pages anew; tests/test_commands.py holds them to the commands
+python -m tools.docs.commands       write the pages anew; tests/test_commands.py holds them to the commands
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def index() -> str:
         NOTE, "", "# Commands", "",
         "Each page says what the command's `--help` says. `python -m sybil` is the same as `sybil`.", "",
         "| command | what it does |", "|---|---|", *rows, "",
-        "**Exit statuses.** 0: done, or PASS. 1: a verdict against what was judged. 2: bad input or a failure, told in one "
-        "line on standard error. 3: a verdict can't be given. 130: interrupted by Ctrl-C. `SYBIL_TRACEBACK=1` shows where "
-        "an error was raised.", "",
+        "**Exit statuses.** 0: done, or PASS. 1: a verdict against what was judged. 2: bad input or a failure, told in "
+        "one line on standard error. 3: a verdict can't be given. 130: interrupted by Ctrl-C. `SYBIL_TRACEBACK=1` "
+        "shows where an error was raised.", "",
     ])  # fmt: skip
 
 
