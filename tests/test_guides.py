@@ -2,9 +2,9 @@
 
 A page's blocks run one after the other in a folder of their own, Python in one namespace, as a reader would type them.
 The models that the pages name lie there, each a tiny model of the kind that it stands for: see `lay`. A line that takes
-minutes, a network or a server isn't run: `NOT_RUN` names it, and the command line's own parser checks its command and
-its options. Other programs than sybil are known by `OTHERS`, each with its check. A block in an unknown language, a line
-of an unknown program and an entry of `NOT_RUN` that no page has any more are errors.
+minutes, a network or a server isn't run: `NOT_RUN` names it, and the command line's own parser checks its command
+and options. Other programs than sybil are known by `OTHERS`, each with its check. A block in an unknown language, a
+line of an unknown program and an entry of `NOT_RUN` that no page has any more are errors.
 """
 
 from __future__ import annotations
