@@ -27,7 +27,7 @@ def test_each_command_has_its_page() -> None:
 
 def test_the_pages_say_what_help_says() -> None:
     page = making.pages()["generate.md"]
-    assert "| `--gamma auto\\|N` | Tokens the draft proposes in a round" in page
+    assert "| `--gamma` `auto\\|N` | Tokens the draft proposes in a round" in page
     assert "[default: token]" in page
     assert "sybil generate [OPTIONS] [prompt]" in page
     assert all(f"--{name}" in page for name in ("temperature", "max-new-tokens", "json"))

@@ -79,7 +79,9 @@ def table(first: str, rows: list[tuple[str, str]]) -> Iterator[str]:
 def row(parameter: Any, context: Any) -> tuple[str, str]:
     """How it is typed and what it means, as --help has them."""
     typed, meaning = parameter.get_help_record(context)
-    return f"`{typed}`".replace("|", "\\|"), cleaned(meaning).replace("\n", " ").replace("|", "\\|")
+    names, _, kind = re.match(r"((?:-\S+,? ?)+|\S+)( ?)(.*)", typed).groups()  # type: ignore[union-attr]
+    shown = f"`{names.strip()}`" + (f" `{kind}`" if kind else "")
+    return shown.replace("|", "\\|"), cleaned(meaning).replace("\n", " ").replace("|", "\\|")
 
 
 def cleaned(text: str | None) -> str:
