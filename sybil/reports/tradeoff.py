@@ -131,7 +131,8 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
             if not cost:
                 break
         text.set_position(best[1])
-        text.arrow_patch.set_visible(math.hypot(*best[1]) > FAR)  # a short one reads as a minus
+        if text.arrow_patch is not None:
+            text.arrow_patch.set_visible(math.hypot(*best[1]) > FAR)  # a short one reads as a minus
         taken.append(best[2])
 
 

@@ -47,7 +47,7 @@ class Point:
 
 def summarise(rows: Sequence[Row], candidates: Mapping[str, Candidate]) -> list[Point]:
     """A Point a candidate, in their order, over the prompts that all of them have finished in both modes."""
-    found = {(row.candidate, row.mode, row.prompt): row for row in rows}
+    found: dict[tuple[str, str, str], Row] = {(row.candidate, row.mode, row.prompt): row for row in rows}
     prompts = [
         prompt
         for prompt in dict.fromkeys(row.prompt for row in rows)
