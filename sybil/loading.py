@@ -68,8 +68,8 @@ def load(
     folder or a hub id, which is merged into the target's weights. tokenizer: for models passed as objects,
     transformers' or tokenizers' own. datastore: files of text (pathlib.Path) and texts that "lookup" searches beside
     the row's own text, 16 MiB together at most. keep_answers: whether "lookup" searches earlier answers too. It does so
-    only where that can't change a text: when decoding greedily, and by the rule `coupled`. progress: whether bars show
-    downloads and the reading of weights; None: where standard error is a terminal.
+    only where that can't change a text: when decoding greedily by a lossless rule, and by the rule `coupled`. progress:
+    whether bars show downloads and the reading of weights; None: where standard error is a terminal.
 
     A model object keeps its place, dtype and modes. Our own forward stands in for its forward where it is sure to be
     the same (models/objects.py), with its weights as they are now: load again after changing them. Elsewhere, as with

@@ -20,12 +20,14 @@ from tiny import gpt2, letters, perturbed, prompts, save, sybil
 
 from sybil import Decoder, load
 from sybil.drafting import DraftLookup
+from sybil.drafting.auto import Known, window_for
 from sybil.errors import InvalidSetting
 from sybil.losslessness.evidence import Reference
 from sybil.losslessness.judge import Plan, verify
 from sybil.losslessness.samples import Request
 from sybil.losslessness.subjects import SybilSubject
 from sybil.lossy import KINDS, Lossy, is_lossy, rule_named
+from sybil.settings import Settings
 from sybil.verification import RULES
 
 SMALL = 1e-12
@@ -212,6 +214,17 @@ def test_a_seed_repeats_a_text_at_gamma_auto(name: str, sampling: dict[str, Any]
     alone = [decoder().generate([row], **asked).tokens[0] for row in ROWS[:1]]
     assert [row.tolist() for row in one] == [row.tolist() for row in other]
     assert one[0].tolist() == alone[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("rule", "seed", "is_sized"), [("topk:2", 1, True), ("topk:2", None, False), ("token", 1, False)]
+)
+def test_greedily_a_seeded_window_asks_no_clock_where_the_text_depends_on_it(
+    rule: str, seed: int | None, is_sized: bool
+) -> None:
+    known: Known = {}
+    window_for(Settings(rule=rule, seed=seed), decoder().target, decoder().draft, ROWS, known)
+    assert bool(known) is not is_sized  # what a clock says is kept for the next generation
 
 
 # --- what a result says of itself
