@@ -31,7 +31,7 @@ from sybil.reports import tradeoff as picture
 from sybil.trading import metrics
 from sybil.trading import run as running
 from sybil.trading.candidates import PLAIN, TradeoffCandidate, candidates
-from sybil.trading.rows import GREEDY, SAMPLED, TradeoffRow, Said, Trade, read
+from sybil.trading.rows import GREEDY, SAMPLED, Said, Trade, TradeoffRow, read
 from sybil.trading.run import Tradeoff
 from sybil.trading.summaries import TradeoffPoint, front, summarise
 

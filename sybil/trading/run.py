@@ -26,7 +26,7 @@ from sybil.progress import transformers_bars
 from sybil.sampling import GREEDY as CERTAIN
 from sybil.sampling import Sampling
 from sybil.trading.candidates import PLAIN, TradeoffCandidate, candidates
-from sybil.trading.rows import GREEDY, SAMPLED, Mode, TradeoffRow, Said, Trade
+from sybil.trading.rows import GREEDY, SAMPLED, Mode, Said, Trade, TradeoffRow
 from sybil.transfer import integers
 
 FLOAT = "float32"
