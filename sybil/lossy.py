@@ -163,7 +163,7 @@ def _top_k(k: str) -> Lossy:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class _RuleKind:
     """made: the rule of one strength, or of as many as `most`; usage: how it is named."""
 
     usage: str
@@ -171,11 +171,11 @@ class _Kind:
     most: int = 1
 
 
-KINDS: Mapping[str, _Kind] = {
-    "lenience": _Kind("lenience:L", _lenience),
-    "typical": _Kind("typical:EPSILON or typical:EPSILON:DELTA", _typical, most=2),
-    "threshold": _Kind("threshold:T", _threshold),
-    "topk": _Kind("topk:K", _top_k),
+KINDS: Mapping[str, _RuleKind] = {
+    "lenience": _RuleKind("lenience:L", _lenience),
+    "typical": _RuleKind("typical:EPSILON or typical:EPSILON:DELTA", _typical, most=2),
+    "threshold": _RuleKind("threshold:T", _threshold),
+    "topk": _RuleKind("topk:K", _top_k),
 }
 """By the first word of a rule's name; the strength comes after a colon."""
 
