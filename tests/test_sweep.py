@@ -579,11 +579,11 @@ def test_the_command_measures_and_goes_on(tmp_path: Path, desk: type[Desk], caps
     assert desk.log == []
     assert not out.exists()
     desk.stop = 12
-    assert sybil("sweep", config, "--out", out) == 130
+    assert sybil("sweep", config, "--results", out) == 130
     assert capsys.readouterr().err == f"interrupted: the same command goes on from {out}\n"
     desk.stop, desk.failing = None, {"lookup": InvalidSetting("it is away: fetch it")}
     path_of_rows = len(read(out))
-    assert sybil("sweep", config, "--out", out) == 1
+    assert sybil("sweep", config, "--results", out) == 1
     said = capsys.readouterr()
     assert "| stdlib |    pair | token |     2 |           0 |    all |     1 |" in said.out
     assert "2.00 (2.00 to 2.00) |      50% |" in said.out
@@ -592,7 +592,7 @@ def test_the_command_measures_and_goes_on(tmp_path: Path, desk: type[Desk], caps
     assert f"5 cells, {path_of_rows} of them from an earlier run: {out}" in said.out
     assert f"{len(failures)} of 5 cells failed: their rows hold the error, and --again measures them again" in said.out
     desk.failing = {}
-    assert sybil("sweep", config, "--out", out, "--again", "--json") == 0
+    assert sybil("sweep", config, "--results", out, "--again", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["cells"], found["failed"], found["known"]) == (5, 0, 5 - len(failures))
     assert [row["label"] for row in found["rows"]] == ["AR", "SD-K2", "SD-K4", "SD-K2", "SD-K4"]
@@ -611,7 +611,7 @@ def test_the_command_lists_what_ships(capsys: pytest.CaptureFixture[str]) -> Non
     [
         ((), "there is no config: name a YAML file, or one of drafters, gamma"),
         (("gama",), "there is no sweep 'gama'"),
-        (("smoke", "--out", "/dev/full"), "is no file that a sweep could write"),
+        (("smoke", "--results", "/dev/full"), "is no file that a sweep could write"),
     ],
 )
 def test_the_command_refuses_in_one_line(

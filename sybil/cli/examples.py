@@ -36,7 +36,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     ),
     "sweep": (
         "sybil sweep smoke    # seconds; --list shows the sweeps that ship with Sybil",
-        "sybil sweep my-sweep.yaml --out rows.jsonl",
+        "sybil sweep my-sweep.yaml --results rows.jsonl",
     ),
     "report": (
         "sybil report sybil-sweep/smoke.jsonl",

@@ -44,7 +44,7 @@ def sweep(
             help=f"Measure cells as tasks of the Ray cluster at this address; {LOCAL}: of one that is started here.",
         ),
     ] = None,
-    out: Annotated[
+    results: Annotated[
         Path | None,
         typer.Option(
             help="The file of rows (JSONL). Rows that are there already aren't measured again. If left out: "
@@ -62,7 +62,7 @@ def sweep(
     if config is None:
         raise InvalidSetting(f"there is no config: name a YAML file, or one of {', '.join(shipped())}")
     planned = plan(config, elsewhere=ray is not None)
-    path = out or options.out_folder(None, "sweep") / f"{planned.name}.jsonl"
+    path = results or options.out_folder(None, "sweep") / f"{planned.name}.jsonl"
     if dry_run:
         _describe(planned, as_json)
         return
