@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sybil.interop import custom_generate
     from sybil.judging import judge
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "PAIRS",
     "ChatTemplate",

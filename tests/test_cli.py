@@ -342,6 +342,6 @@ def test_ctrl_c_keeps_the_rows_written_so_far(folders: Path, tmp_path: Path) -> 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert sybil("--version") == 0
-    assert capsys.readouterr().out.splitlines()[0] == "sybil 0.1.0"
+    assert capsys.readouterr().out.splitlines()[0] == f"sybil {sybil.__version__}"
     assert sybil("--help") == 0
     assert "compare" in capsys.readouterr().out
