@@ -81,8 +81,8 @@ def throughput(results: Results) -> Iterator[str]:
     yield (
         "The prototype that Sybil grew from printed 10.3 times plain decoding. It kept no keys and values: each token "
         "cost a reading of the whole text, and a round saved several such readings. `uncached-plain` and "
-        "`uncached` are that loop, by transformers' forward and by the lossless rule. The last column sets every decoder beside "
-        "`uncached-plain`.\n"
+        "`uncached` are that loop, by transformers' forward and by the lossless rule. The last column sets every "
+        "decoder beside `uncached-plain`.\n"
     )
     for pair in dict.fromkeys(cell.config.pair for cell in results.cells):
         cells = [cell for cell in results.cells if cell.config.pair == pair]
