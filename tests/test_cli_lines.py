@@ -21,6 +21,9 @@ PLAIN = {
     "profile": (),
     "prompts": ("--source", "shipped"),
     "verify": (),
+    "sweep": ("smoke",),
+    "report": (str(Path(__file__).parents[1] / "notebooks" / "sweep.jsonl"),),
+    "tradeoff": (),
     "distill": ("stdlib", "--data", "texts"),
 }
 """What each command needs beside the mistake."""

@@ -312,7 +312,7 @@ def test_the_traceback_is_shown_where_it_is_asked_for(
     [
         (("verify", "--quik"), "--quik"),
         (("verfy",), "verfy"),
-        (("generate", "--gamma", "x"), "--gamma"),
+        (("generate", "--gamma", "x"), "gamma is 'x'"),
         (("compare", "--out"), "--out"),
         (("generate", "a", "b"), "b"),
     ],
