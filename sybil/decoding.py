@@ -56,7 +56,7 @@ class Decoder:
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """The arguments are those of the class."""
+        """Settings that a caller leaves out, by their names, and what they are then."""
         ends = {"eos_token_id": sorted(self.eos_token_ids)} if self.eos_token_ids else {}
         return MappingProxyType({**ends, **self._defaults})
 
