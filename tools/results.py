@@ -171,8 +171,8 @@ def by_pair(results: Results) -> Iterator[str]:
     """Pair against domain at four gammas."""
     yield "## Pair, kind of text, tokens proposed"
     yield (
-        "This sweep keeps each model as it is stored. SmolLM2's file has blocks of 4 bits, which leave a copy of the same "
-        "model few bytes to save; the tables above have it in float32. Speed-up and acceptance:\n"
+        "This sweep keeps each model as it is stored. SmolLM2's file has blocks of 4 bits, which leave a copy of the "
+        "same model few bytes to save; the tables above have it in float32. Speed-up and acceptance:\n"
     )
     for pair in dict.fromkeys(cell.config.pair for cell in results.cells):
         cells = [cell for cell in results.drafted if cell.config.pair == pair]
