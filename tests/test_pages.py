@@ -8,9 +8,7 @@ build/screenshots.
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -19,10 +17,10 @@ from typing import Any
 
 import pytest
 import yaml
+from browsing import chromium
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, SITE, PICTURES = ROOT / "docs", ROOT / "build" / "site", ROOT / "build" / "screenshots"
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FETCHING = {"src", "srcset", "poster", "data"}
 NOT_FETCHED = {"canonical", "next", "prev", "alternate", "author", "license"}  # links' rel that a browser only reads
 ELSEWHERE = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
@@ -220,16 +218,8 @@ def test_links_out_lead_to_the_repository_where_it_is_known(monkeypatch: pytest.
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright  # here, for the tests above do without
-
-    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if found is None:
-        pytest.fail(f"none of {', '.join(CHROMIUM)} is on the PATH: apt-get install chromium", pytrace=False)
-    root = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=root)
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @contextmanager

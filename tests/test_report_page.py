@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,29 +11,21 @@ from typing import Any
 
 import pytest
 import sweep_rows
+from browsing import chromium
 
 from sybil.reports import report
 from sybil.reports.rows import read
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PICTURES = Path("sybil-page")
 EVIL = '<script>document.title = "evil"</script>'
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if found is None:
-        pytest.fail(f"none of {', '.join(CHROMIUM)} is on the PATH: apt-get install chromium", pytrace=False)
-    root = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=["--disable-gpu", *root])
-        yield chromium
-        chromium.close()
+    with chromium("--disable-gpu") as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import http.server
 import itertools
 import json
 import math
-import os
 import shutil
 import threading
 from collections import Counter
@@ -24,11 +23,11 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
+from browsing import chromium
 
 import vendor_site
 
 ASV = Path(".asv")
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     "--disable-background-networking",
     "--disable-component-update",
@@ -181,16 +180,8 @@ def site() -> Site:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright  # here, for the tests above do without
-
-    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if found is None:
-        pytest.fail(f"none of {', '.join(CHROMIUM)} is on the PATH: apt-get install chromium", pytrace=False)
-    root = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=[*QUIET, *root])
-        yield chromium
-        chromium.close()
+    with chromium(*QUIET) as started:
+        yield started
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
