@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tiny import gpt2, greedy, letters, llama, perturbed, save, sybil
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, T5Config, T5ForConditionalGeneration
 
+from sybil import __version__
 from sybil.measuring.contenders import PromptResult, SybilContender
 
 
@@ -342,6 +343,6 @@ def test_ctrl_c_keeps_the_rows_written_so_far(folders: Path, tmp_path: Path) -> 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert sybil("--version") == 0
-    assert capsys.readouterr().out.splitlines()[0] == f"sybil {sybil.__version__}"
+    assert capsys.readouterr().out.splitlines()[0] == f"sybil {__version__}"
     assert sybil("--help") == 0
     assert "compare" in capsys.readouterr().out
