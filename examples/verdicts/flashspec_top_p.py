@@ -1,11 +1,11 @@
 """flashspec: `SamplingConfig(top_p=...)` has no effect on the lossless variant.
 
-What happens: `top_p` is read by `variant="typical"` alone, as that rule's own parameter. Under `"rejection"`, the
-default, tokens are drawn from the whole distribution whatever top_p says: two configurations that differ in top_p
-alone give the same tokens for a seed, some of them outside the nucleus that was asked for.
+What happens: only `variant="typical"` reads `top_p`, as that rule's own parameter. Under `"rejection"`, the default,
+tokens are drawn from the whole distribution, whatever top_p says. Two configurations that differ in nothing but top_p
+give the same tokens for a seed, and some of these tokens are outside the nucleus that was asked for.
 
-What would mend it: to filter the target's probabilities by top_p before the rule (the draft's too, or the draft's
-tokens outside the nucleus are all refused), or to refuse top_p below 1 where the variant doesn't read it.
+What would mend it: filter the target's probabilities by top_p before the rule. Filter the draft's as well: otherwise
+all of the draft's tokens outside the nucleus are refused. Or refuse top_p below 1 if the variant doesn't read it.
 
 Run: pip install flashspec; python examples/verdicts/flashspec_top_p.py       (seconds)
 """

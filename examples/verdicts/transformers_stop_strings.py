@@ -1,11 +1,11 @@
 """transformers' assisted generation: a stopping criterion that holds inside a block is passed over.
 
 What happens: with `assistant_model`, and with `prompt_lookup_num_tokens`, the stopping criteria are asked once a round,
-on the whole sequence. So a stop string that is completed by a drafted token in the middle of what was kept is seen, if
-at all, at the block's end. Plain `generate` stops at the token that completes it. The text is longer than plain
-decoding's, by up to a block. Issue 48039 of transformers is about this.
+about the whole sequence. A kept token in the middle of a block may complete a stop string. The criteria then see the
+stop string at the block's end, or not at all. Plain `generate` stops at the token that completes the stop string. So
+the text is longer than plain decoding's, by up to a block. Issue 48039 of transformers is about this.
 
-What would mend it: to ask the criteria after each token that is kept, and to cut there.
+What would mend it: ask the criteria after each token that is kept, and cut the text there.
 
 Run: python examples/verdicts/transformers_stop_strings.py       (seconds; transformers and torch are all it needs)
 """

@@ -1,10 +1,10 @@
 """transformers' assisted sampling with two tokenizers: the draft's probabilities are handed over under other tokens.
 
 What happens: `AssistantToTargetTranslator` prunes the assistant's head to the tokens that both vocabularies have. It
-lists them in the order in which the assistant's `get_vocab()` is iterated, which is by no id, and is another one in
-each process. The pruned head's columns stand in that order. `get_target_logits` writes them to the target's ids in the
-order of the assistant's ids. So q(x) is another token's probability, and min(1, p / q) is wrong. Greedy decoding takes
-another way and is right.
+lists these tokens in the order in which the assistant's `get_vocab()` is iterated. That is not the order of the ids,
+and it differs from process to process. The pruned head's columns stand in that order. `get_target_logits` writes the
+columns to the target's ids in the order of the assistant's ids. So q(x) is another token's probability, and
+min(1, p / q) is wrong. Greedy decoding takes another way through the code and is right.
 
 What would mend it: one order for both, for instance by sorting `target_to_assistant_input_ids.values()`.
 

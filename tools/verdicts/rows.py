@@ -128,8 +128,8 @@ def _of_smollm2() -> list[JudgedSystem]:
 
 ROWS = [*_of_stdlib(), *_of_smollm2()]
 NOT_ASKED = (
-    "economize and OpenVINO GenAI on the embedded pair: it is a GPT-2, which economize 0.3.2 has no adapter for and "
-    "OpenVINO GenAI 2026.4.1 no reader",
+    "economize and OpenVINO GenAI on the embedded pair: the pair is of GPT-2's kind, for which economize 0.3.2 has no "
+    "adapter and OpenVINO GenAI 2026.4.1 no reader",
     "economize's `typical` and flashspec's `typical`: their authors call them lossy",
 )
 """What can't be judged, or needn't be."""
