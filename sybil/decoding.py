@@ -40,8 +40,7 @@ class Decoder:
 
     - draft: makes the drafter of each generation; None for plain autoregressive decoding.
     - tokenizer: the models' own; None where all prompts are token ids.
-    - defaults: the settings that a caller of generate() and stream() leaves out, by the names of Settings; sybil.load
-      takes them from the model's own files, as transformers does.
+    - defaults: the settings that a caller leaves out, by their names; sybil.load takes them from the model's own files.
     - chat_template: makes a prompt of messages; None where the model has none."""
 
     def __init__(

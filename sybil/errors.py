@@ -97,8 +97,8 @@ class NumericalFailure(SybilError, ArithmeticError):
 
 
 class CacheOutOfStep(SybilError, RuntimeError):
-    """A KV cache whose lengths are not the numbers of committed tokens minus one. This is always a defect of Sybil or
-    of a drafter, never the user's fault."""
+    """A KV cache whose lengths are not the numbers of committed tokens minus one. This is always a
+    defect, never the user's fault."""
 
 
 class ResultsMismatch(SybilError):
