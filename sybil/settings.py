@@ -36,7 +36,7 @@ UNSUPPORTED: Mapping[str, Any] = {  # values that switch off what changes tokens
     "penalty_alpha": 0,
     "token_healing": False,
 }
-WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "use_cache")  # they change no tokens, and are often passed to transformers
+WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "use_cache")  # they change no tokens, and are often given
 
 
 def check_processors(processors: Iterable[Any]) -> None:
