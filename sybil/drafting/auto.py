@@ -248,7 +248,7 @@ def window_for(
         return Constant(len(prompts), 0)
     if settings.gamma != AUTO or settings.window != "constant":
         return window_named(settings.window)(len(prompts), fixed(settings.gamma))
-    depends = is_lossy(settings.rule) or (settings.do_sample and settings.rule != "coupled")  # does the text depend on lengths?
+    depends = is_lossy(settings.rule) or (settings.do_sample and settings.rule != "coupled")  # the text, on lengths
     repeats = settings.seed is not None and depends
     by_ranks = getattr(target, "is_shared_by_ranks", False)  # ranks' clocks differ, but their lengths must not
     if repeats or by_ranks:

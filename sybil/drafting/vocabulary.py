@@ -2,7 +2,7 @@
 
 In token-level intersection the draft draws among the tokens that both vocabularies have. In string-level exact match
 the draft writes a text in its own tokens, and the text is proposed in the target's tokens. In both ways the draft reads
-the committed text in its own tokens. """
+the committed text in its own tokens."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Requests and answers are one line of JSON each. The first request is {"file", "threads", "context"}, and its answer is
 {"ready": llama.cpp's version}. Further requests are {"prompt", "max_new_tokens"}, and their answers are llama.cpp's
-own. Any answer may be an {"error"} instead. """
+own. Any answer may be an {"error"} instead."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 By torch, a step of a small model runs 12 operators in each layer. Reading the weights has pushed the operators' code
 out of the processor's caches, so together they take longer than reading the weights. In C this cost is gone, and
 weights are read at the memory's bandwidth. The order of every sum is fixed, so a token's logits have the same bits
-whatever is verified beside it. Without a compiler, Transformer computes everything instead. """
+whatever is verified beside it. Without a compiler, Transformer computes everything instead."""
 
 from __future__ import annotations
 

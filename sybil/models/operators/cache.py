@@ -1,7 +1,7 @@
 """A preallocated KV cache whose only state is its lengths.
 
 A token is written at its row's length. What is beyond a row's length is garbage: it is never read, and is overwritten
-by the next tokens. So a row is rolled back by assigning a smaller length, and rows may have different lengths. """
+by the next tokens. So a row is rolled back by assigning a smaller length, and rows may have different lengths."""
 
 from __future__ import annotations
 

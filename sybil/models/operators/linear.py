@@ -1,7 +1,7 @@
 """Products with a weight: prepacked for the processor where torch can do that, and by F.linear elsewhere.
 
 The packed products are those that torch's own compiler emits for CPUs. Their names begin with an underscore, so they
-are wrapped here and used nowhere else. With few rows they run at the memory's bandwidth, and F.linear doesn't. """
+are wrapped here and used nowhere else. With few rows they run at the memory's bandwidth, and F.linear doesn't."""
 
 from __future__ import annotations
 
