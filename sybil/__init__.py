@@ -42,7 +42,7 @@ LATER = {"custom_generate": "sybil.interop", "judge": "sybil.judging"}
 
 
 def __getattr__(name: str) -> Any:
-    """What needs transformers, at its first use: that takes seconds to import."""
+    """Import the names that need transformers at their first use, because transformers takes seconds to import."""
     if name in LATER:
         return getattr(import_module(LATER[name]), name)
     raise AttributeError(f"module 'sybil' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Do two decoders say the same? Where two texts part, and whether rounding alone can part them there."""
+"""Whether two decoders give the same text: where two texts first differ, and whether rounding alone explains it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from sybil.errors import InvalidSetting
 
 
 def in_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first tokens two texts share."""
+    """The length of the longest common prefix of two texts, in tokens."""
     pairs = zip(one, other, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """The first place at which two texts hold other tokens; where one begins the other, the shorter's length; None
-    where they are the same."""
+    """The first place at which two texts hold different tokens. It is the shorter text's length where that text is a
+    prefix of the other, and None where the two are equal."""
     apart = in_common(one, other)
     return None if apart == max(len(one), len(other)) else apart
 
 
 def lead(logits: Tensor) -> Tensor:
-    """How far the best of logits (..., vocab) stands above the second, (...) float64; infinite beside none."""
+    """The largest of logits (..., vocab) minus the second largest, (...) float64; infinite where there is no second."""
     best = F.pad(logits.double(), (0, 1), value=-torch.inf).topk(2, dim=-1).values
     return best[..., 0] - best[..., 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far two forwards of one model may stand apart in a logit, by other kernels and another order of summation:
-    `absolute`, and `relative` times the row's largest. Two tokens that are nearer than that are a near-tie."""
+    """How far two forwards of one model may differ in a logit, because their kernels sum in different orders. The limit
+    is `absolute` plus `relative` times the row's largest logit. Two tokens whose logits are nearer than the limit are a
+    near-tie."""
 
     absolute: float = 1e-3
     relative: float = 0.0
@@ -50,12 +51,14 @@ class Tolerance:
 
 FLOAT32 = Tolerance()
 HALF = {torch.float16: Tolerance(0.05, 2**-10), torch.bfloat16: Tolerance(0.5, 2**-7)}
-"""Of a forward in half precision and one in float32 with the same weights: absolute is about three times what the
-embedded target shows over twelve prompts (0.015 and 0.19); relative, the last bit of a logit."""
+"""The tolerance between a forward in half precision and one in float32 with the same weights. The absolute part is
+about three times the difference that the embedded target shows over twelve prompts (0.015 and 0.19). The relative part
+is the last bit of a logit."""
 Q8_ACTIVATIONS = Tolerance(0.6)
-"""Of a forward that rounds what goes into each product to 8 bits, as llama.cpp's does beside quantised weights, and one
-that doesn't: three times what its greedy tokens were seen to leave the likeliest by, 0.2 logits (0.14 where SmolLM2's
-inputs are rounded in blocks of 32, 24 tokens after each of four prompts)."""
+"""The tolerance between a forward that rounds the inputs of each product to 8 bits, as llama.cpp does for quantised
+weights, and a forward that doesn't round them. It is three times the largest gap that was seen between a greedy token
+and the likeliest one, 0.2 logits (0.14 where SmolLM2's inputs are rounded in blocks of 32, 24 tokens after each of four
+prompts)."""
 TOLERANCES = {
     "float32": FLOAT32,
     "float16": HALF[torch.float16],

@@ -1,4 +1,5 @@
-"""Memory is asked for by its bytes, and refused in one line before the system ends the process for it."""
+"""Checks that memory is free before it is allocated. A request that is too large gets an error of one line; otherwise
+the system might kill the process."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ import torch
 from sybil.errors import OutOfMemory, one_line
 
 WORTH_ASKING = 1 << 26
-"""Bytes below which nobody looks how much is free."""
+"""Requests of fewer bytes are made without looking at how much memory is free."""
 REMEDY = "lower max_new_tokens, gamma or the number of rows"
 OF_WEIGHTS = "take a smaller model, or one in fewer bits (dtype), or device='cpu'"
-"""The remedy where it is a model that doesn't fit."""
+"""The remedy in the message for a model that doesn't fit."""
 GROUPS = (
     (r"^0::/(.*)$", "/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     (
@@ -23,7 +24,7 @@ GROUPS = (
         *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ),
 )
-"""Control groups of version 2 and 1: how /proc/self/cgroup names them, where they lie, and their files."""
+"""Control groups of version 2 and of version 1: their lines in /proc/self/cgroup, their folder, and their files."""
 _REFUSALS = re.compile(
     r"can't allocate memory|out of memory|(?:calculation|multiplication) overflow|CUBLAS_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
@@ -32,8 +33,8 @@ _REFUSALS = re.compile(
 
 @contextlib.contextmanager
 def taking(size: int, what: str, device: torch.device) -> Iterator[None]:
-    """Around what allocates size bytes or more on the device for `what`. Raises OutOfMemory where they aren't free, or
-    can't be had."""
+    """A context manager around an allocation of `size` bytes or more on the device. `what` names the purpose in the
+    message. Raises OutOfMemory where so many bytes aren't free, or where the allocation fails."""
     free = available() if device.type == "cpu" and size >= WORTH_ASKING else None
     if free is not None and size > free:
         raise OutOfMemory(f"{what} would take {size:,} bytes, and {free:,} are free: {REMEDY}")
@@ -43,7 +44,8 @@ def taking(size: int, what: str, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_out_of_memory(what: str, remedy: str = REMEDY) -> Iterator[None]:
-    """What torch, numpy and Python say where memory can't be had, as OutOfMemory after `what`."""
+    """A context manager that turns the memory errors of torch, numpy and Python into OutOfMemory. Its message begins
+    with `what`."""
     try:
         yield
     except OutOfMemory:
@@ -56,7 +58,7 @@ def as_out_of_memory(what: str, remedy: str = REMEDY) -> Iterator[None]:
 
 
 def free(device: torch.device) -> int | None:
-    """Bytes that this process may still take on a device, the swap left out; None where unknown."""
+    """The bytes that this process may still take on a device, without swap; None where that is unknown."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
@@ -64,15 +66,16 @@ def free(device: torch.device) -> int | None:
 
 
 def spare() -> int:
-    """Bytes that the system can make room with besides what is available: swap, and what ZFS keeps of files beyond its
-    least. Who takes them is slow, and isn't ended for it."""
+    """The bytes that the system can free beyond those that it calls available: swap, and ZFS's file cache above its
+    least size. A process that takes them becomes slow, but isn't killed."""
     arc = Path("/proc/spl/kstat/zfs/arcstats")
     cached, least = (_number(arc, rf"^{name}\s+\d+\s+(\d+)$") or 0 for name in ("size", "c_min"))
     return 1024 * (_number(Path("/proc/meminfo"), r"^SwapFree:\s+(\d+) kB") or 0) + max(cached - least, 0)
 
 
 def available() -> int | None:
-    """Bytes that this process may still take, by the system's and its control groups' word; None where unknown."""
+    """The bytes that this process may still take, as the system and the control groups state them; None where that is
+    unknown."""
     free = _number(Path("/proc/meminfo"), r"^MemAvailable:\s+(\d+) kB")
     known = [] if free is None else [1024 * free]
     for pattern, root, most, used, files in GROUPS:
@@ -85,7 +88,7 @@ def available() -> int | None:
 
 
 def _folders(pattern: str, root: Path) -> list[Path]:
-    """Of this process's control group and those around it."""
+    """The folders of this process's control group and of the groups that contain it."""
     try:
         inside = re.search(pattern, Path("/proc/self/cgroup").read_text("utf-8", "replace"), re.MULTILINE)
     except OSError:

@@ -1,4 +1,5 @@
-"""What a caller hands over, as the one type that is meant, or one line that names it. Pure."""
+"""Converts a caller's arguments to the type that is meant, or refuses them in one line that names the argument.
+Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def described(value: Any) -> str:
 
 
 def integer(name: str, value: Any, least: int | None = None, most: int | None = None, remedy: str = "") -> int:
-    """An int, or a scalar of numpy's or torch's that is one, from least to most; raises InvalidSetting."""
+    """An integer from least to most, given as an int or as a scalar of numpy or torch. Raises InvalidSetting."""
     number = _integer(value)
     if number is None or (least is not None and number < least) or (most is not None and number > most):
         bounds = "" if least is None else f" of {least} or more" if most is None else f" from {least} to {most}"
@@ -38,13 +39,14 @@ def integer(name: str, value: Any, least: int | None = None, most: int | None = 
 
 
 def number(name: str, value: Any) -> float:
-    """A float of any number but a complex one or NaN, scalars of numpy's and torch's too; raises InvalidSetting."""
+    """A real number as a float, given as a number of Python or as a scalar of numpy or torch. Raises InvalidSetting for
+    anything else, and for NaN."""
     scalar = isinstance(value, Tensor | np.ndarray) and value.ndim == 0
     plain = None
     if not _is_truth(value) and (scalar or isinstance(value, Real)):
         try:
             plain = float(value)
-        except (TypeError, ValueError, OverflowError, RuntimeError):  # complex, without a value, or too large
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # a complex number, no value, or too large
             plain = None
     if plain is None or plain != plain:
         raise InvalidSetting(f"{name} is {described(value)}: use a number")
@@ -59,7 +61,8 @@ def flag(name: str, value: Any) -> bool:
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
-    """One token id or several, from a tensor or an array too; raises InvalidSetting. None and [] are none."""
+    """One token id or several, given as an int, a list, a tensor or an array. None and [] give (). Raises
+    InvalidSetting."""
     one = _integer(value)
     if one is not None:
         return (one,)
@@ -71,7 +74,7 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
 
 
 def strings(name: str, value: Any) -> tuple[str, ...]:
-    """One string or several, none of them empty; raises InvalidSetting. None and [] are none."""
+    """One string or several, none of them empty. None and [] give (). Raises InvalidSetting."""
     if isinstance(value, str):
         value = [value]
     listed = [] if value is None else _listed(value)
@@ -83,8 +86,8 @@ def strings(name: str, value: Any) -> tuple[str, ...]:
 
 
 def callables(name: str, value: Any) -> tuple[Any, ...]:
-    """A list of functions, or of objects that are called, or have of_row; raises InvalidSetting. None and [] are
-    none."""
+    """A list of functions, of callable objects, or of objects with the method of_row. None and [] give (). Raises
+    InvalidSetting."""
     listed = [] if value is None else _listed(value)
     if listed is None:
         remedy = "put it in a list" if callable(value) else "use a list of functions"
@@ -96,8 +99,8 @@ def callables(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def check_streamer(value: Any, rows: int) -> None:
-    """Raises InvalidSetting where it is no streamer of transformers' (put, end), or there are several rows. None is
-    none."""
+    """Raises InvalidSetting for a value without the methods put and end of transformers' streamers, and for a streamer
+    beside several rows. None passes: it stands for no streamer."""
     if value is None:
         return
     if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in ("put", "end")):
@@ -116,12 +119,12 @@ def _integer(value: Any) -> int | None:
 
 
 def _is_truth(value: Any) -> bool:
-    """True and False are numbers to Python."""
+    """Whether a value is True or False, which Python counts as numbers."""
     return isinstance(value, bool | np.bool_) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
 def _listed(value: Any) -> list[Any] | None:
-    """The entries of what is a list of some kind, 1-d tensors and arrays too; None where it is none."""
+    """The entries of a list of some kind, 1-d tensors and arrays among them; None for anything else."""
     if isinstance(value, Tensor | np.ndarray):
         return list(value) if value.ndim == 1 else None
     if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):

@@ -29,19 +29,21 @@ from sybil.models.storage import AT_ONCE, BLOCKS, FORMATS, QUANTISED, Kept, Roun
 FLOAT = 4
 EMBEDDING, POSITIONS, HEAD = "token_embedding", "position_embedding", "head.weight"
 MARGIN = 1.1
-"""A model is refused if it needs more than so many times the free memory. The margin is there because neither the
-computation nor the reading of free memory is exact."""
+"""A model is refused if it needs more than this many times the free memory. The margin is there because neither the
+computed need nor the reading of free memory is exact."""
 TEMPORARIES = 8
-"""How many copies of a part of a weight are in memory while it is rounded to a file's blocks."""
+"""How many copies of a part of a weight are in memory while the part is rounded to a file's blocks."""
 CHUNK = 1024
-"""Positions whose rotations the C forward computes together."""
+"""The number of positions whose rotations the C forward computes at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Which forward computes. lanes: floats of a vector of the C forward; 0 where torch's operators compute. packs:
-    whether these keep a product's weight in an order of the processor's own. on_host: whether they compute in the
-    memory that files are read into, as no GPU does."""
+    """Which forward computes.
+
+    lanes: the floats in a vector of the C forward; 0 where torch's operators compute. packs: whether torch's operators
+    keep a product's weight in an order of the processor's own. on_host: whether torch's operators compute in the memory
+    that files are read into; on a GPU they don't."""
 
     lanes: int
     packs: bool = False
@@ -50,11 +52,12 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class WeightBytes:
-    """What a model's weights take.
+    """The memory that a model's weights take, in bytes.
 
-    parameters: how many numbers they are. kept: bytes by what they are kept in. loading: the most while they are made
-    one after the other, those that are made included. needed: of that, what the system can't take back, as it can the
-    pages of a file that is read. step: what a forward over one token reads of them."""
+    parameters: the number of parameters. kept: bytes by the storage that the weights are kept in. loading: the peak
+    while the weights are made one after the other, finished weights included. needed: the part of `loading` that the
+    system can't take back; it can take back the pages of a file that is read. step: the bytes of weights that a forward
+    over one token reads."""
 
     parameters: int
     kept: Mapping[str, int]
@@ -70,8 +73,8 @@ class WeightBytes:
 
 @dataclass(frozen=True, slots=True)
 class OneWeight:
-    """One weight. kept: bytes by what it is kept in. held: the most memory while it is made, itself included; mapped:
-    of that, pages of a file."""
+    """One weight, in bytes. kept: by the storage that it is kept in. held: the peak while it is made, itself included.
+    mapped: the part of `held` that is pages of a file."""
 
     kept: Mapping[str, int]
     held: int
@@ -83,11 +86,12 @@ class OneWeight:
 
 
 def weights(shape: Shape, sources: Mapping[str, Source], stored: Stored, kept: Kept, engine: Engine) -> WeightBytes:
-    """The weights of a shape, which sources says are made of the stored ones. kept: what products are kept in."""
+    """The memory of a shape's weights. sources: which stored tensors each weight is made of. kept: the storage of the
+    products' weights."""
     by: Counter[str] = Counter()
     done = loading = needed = step = 0
     names: Iterable[str] = sources
-    if engine.lanes:  # the largest first, as the C forward takes them
+    if engine.lanes:  # the C forward makes the largest weights first
         names = sorted(sources, key=lambda name: (name != EMBEDDING, name != HEAD))
     making = _Making(shape, sources, stored, kept, engine)
     for name in names:
@@ -103,8 +107,8 @@ def weights(shape: Shape, sources: Mapping[str, Source], stored: Stored, kept: K
 
 
 def fitting(shape: Shape, sources: Mapping[str, Source], stored: Stored, tokens: int, engine: Engine) -> int:
-    """The most while the shape is computed once over so many tokens in float32, its layers one after the other: the
-    embedding and the head are whole then, beside one layer and the logits."""
+    """The peak, in bytes, while the model is computed once over `tokens` tokens in float32, one layer after the other.
+    The whole embedding and head are in memory then, with one layer and the logits."""
     sizes = {name: FLOAT * math.prod(source.size) for name, source in sources.items()}
     layer = sum(size for name, size in sizes.items() if name.startswith("0."))
     whole = sum(sizes.get(name, 0) for name in (EMBEDDING, POSITIONS, HEAD))
@@ -113,7 +117,7 @@ def fitting(shape: Shape, sources: Mapping[str, Source], stored: Stored, tokens:
 
 
 def foreign(stored: Stored, dtype: torch.dtype, *, quantised: bool) -> WeightBytes:
-    """The weights of a model that runs by transformers' forward. quantised: they stay as they are stored."""
+    """The weights of a model that runs by transformers' forward. quantised: whether they stay as they are stored."""
     parameters = sum(math.prod(size) for size in stored.shapes.values())
     size = stored.nbytes if quantised else parameters * dtype.itemsize
     kept = "quantised" if quantised else str(dtype).removeprefix("torch.")
@@ -121,14 +125,16 @@ def foreign(stored: Stored, dtype: torch.dtype, *, quantised: bool) -> WeightByt
 
 
 def cache(shape: Shape, batch: int, places: int, engine: Engine, dtype: torch.dtype = torch.float32) -> int:
-    """Keys and values of so many rows of so many tokens. dtype: of the operators' cache; the C forward's is float32."""
+    """The bytes of the KV cache of `batch` rows of `places` tokens. dtype: of the cache of torch's operators; the C
+    forward's cache is float32."""
     lanes, itemsize = (engine.lanes, FLOAT) if engine.lanes else (1, dtype.itemsize)
     size = _whole(places, lanes) * _whole(shape.head_size, lanes)
     return 2 * itemsize * shape.layers * batch * shape.kv_heads * size
 
 
 def rotations(shape: Shape, places: int, engine: Engine, dtype: torch.dtype = torch.float32) -> int:
-    """Cosines and sines: of the whole context, or as far as the C forward has come."""
+    """The bytes of the rotary embedding's cosines and sines. torch's operators keep those of the whole context; the C
+    forward keeps those of the positions that it has reached."""
     kinds = {attention.rotary for attention in shape.attentions if attention.rotary}
     itemsize = FLOAT if engine.lanes else dtype.itemsize
     reached = min(_whole(places, CHUNK), shape.context) if engine.lanes else shape.context
@@ -138,7 +144,8 @@ def rotations(shape: Shape, places: int, engine: Engine, dtype: torch.dtype = to
 def activations(
     shape: Shape, batch: int, places: int, width: int, threads: int, engine: Engine, dtype: torch.dtype = torch.float32
 ) -> int:
-    """What a forward works in. places: of the cache; width: the most tokens of a row that are verified together."""
+    """The bytes of a forward's intermediate results and logits. places: tokens of a row in the cache. width: the most
+    tokens of a row that are verified at once."""
     logits = FLOAT * batch * width * shape.vocab_size
     most = min(max(PREFILL_ROWS, batch * width), batch * places) if engine.lanes else batch * places
     widest = max(shape.width, shape.embedding_width, shape.heads * shape.head_size)
@@ -152,7 +159,7 @@ def activations(
 
 @dataclass(frozen=True, slots=True)
 class _Making:
-    """How the weights of a shape are made, one after the other."""
+    """Computes the memory of each weight of a shape; the weights are made one after the other."""
 
     shape: Shape
     sources: Mapping[str, Source]
@@ -161,7 +168,7 @@ class _Making:
     engine: Engine
 
     def one(self, name: str) -> OneWeight:
-        """A weight, by our name."""
+        """The memory of one weight, by its name in Sybil."""
         source = self.sources[name]
         is_product = len(source.size) == 2 and name != POSITIONS
         if not self.engine.lanes:
@@ -169,11 +176,11 @@ class _Making:
         return self._product(name, source) if is_product else self._floats(name, source)
 
     def _product(self, name: str, source: Source) -> OneWeight:
-        """A product's weight in the C forward: in panels."""
+        """A product's weight in the C forward, which keeps it in panels."""
         (_, rounded), lying = self._parts(name, source), _lying(source, self.stored)
         packed = self._packed(name, source)
         total, numbers = sum(packed.values()), math.prod(source.size)
-        if rounded is None:  # it is packed as it lies
+        if rounded is None:  # the stored blocks are packed as they are
             mapped = _stored_bytes(source, self.stored)
             arranged = mapped if len(source.parts) > 1 or source.heads else 0
             return OneWeight(packed, mapped + arranged + total, mapped)
@@ -185,8 +192,9 @@ class _Making:
         return OneWeight(packed, max(reading, making), max(min(mapped, reading - making), 0))
 
     def _parts(self, name: str, source: Source) -> tuple[list[tuple[Word, int]], int | None]:
-        """What the parts of a product are kept in, and their outputs; and the bytes of what is made of its numbers
-        before they are packed: None where they are packed as they lie, 0 where nothing is made."""
+        """(the storage and the number of outputs of each part of a product; the bytes of the rounded copy that is made
+        before packing). The second is None where the stored blocks are packed as they are, and 0 where no copy is
+        made."""
         (outputs, inputs), kept, lying = source.size, self.kept, _lying(source, self.stored)
         if isinstance(kept, Rounding):
             bits = kept.bits_of(name.removesuffix(".weight"))
@@ -205,7 +213,8 @@ class _Making:
         return [(cast(Word, kept), outputs)], converted * outputs * inputs
 
     def _floats(self, name: str, source: Source) -> OneWeight:
-        """A norm, a bias or learned positions in the C forward: float32; a product's bias as long as its panels."""
+        """A norm, a bias or learned positions in the C forward, in float32. A product's bias is padded to the length of
+        the product's panels."""
         numbers = rows = math.prod(source.size)
         weight = name.removesuffix("bias") + "weight"
         if name.endswith(".bias") and len(self.sources[weight].size) == 2:
@@ -213,8 +222,8 @@ class _Making:
         return OneWeight({"float32": FLOAT * rows}, FLOAT * (rows + numbers), 0)
 
     def _runs(self, name: str, source: Source) -> list[tuple[Word, int]]:
-        """The parts of a product as they are packed: neighbours that are kept in the same are one, but for a gated
-        product's gates and what they open."""
+        """The parts of a product as they are packed. Neighbours of the same storage are joined into one part; a gated
+        product's gates and the outputs that they gate stay apart."""
         parts, _ = self._parts(name, source)
         if self.shape.gated and name.endswith("mlp_in.weight"):
             return parts if len(parts) > 1 else [(parts[0][0], parts[0][1] // 2)] * 2
@@ -222,14 +231,15 @@ class _Making:
         return [(word, sum(rows for _, rows in group)) for word, group in groups]
 
     def _packed(self, name: str, source: Source) -> dict[str, int]:
-        """The bytes of a product's panels, by what they are kept in."""
+        """The bytes of a product's panels, by storage."""
         found: Counter[str] = Counter()
         for word, rows in self._runs(name, source):
             found[word] += _panels(word, rows, source.size[1], self.engine.lanes)
         return dict(found)
 
     def _by_operators(self, name: str, source: Source, is_product: bool) -> OneWeight:
-        """A weight as torch's operators have it. The embedding is looked up in, and a tied head multiplies by it."""
+        """A weight for torch's operators. The embedding is a table that tokens are looked up in, and a tied head also
+        multiplies by it."""
         kept: Storage = "int8" if isinstance(self.kept, Rounding) else "float32"
         if isinstance(self.kept, str) and self.kept in FORMATS:
             kept = cast(Storage, self.kept)
@@ -249,7 +259,8 @@ class _Making:
 
 
 def _lying(source: Source, stored: Stored) -> list[tuple[Word, int]] | None:
-    """The words and outputs of the blocks that a weight lies in; None where it has to be made from numbers."""
+    """The storage and the outputs of each part of a weight that is stored in blocks; None where the weight has to be
+    made from numbers."""
     if source.transposed or source.offset or len(source.size) != 2:
         return None
     words = [stored.storages.get(name) for name, _ in source.parts]
@@ -262,9 +273,10 @@ def _panels(word: Word, outputs: int, inputs: int, lanes: int) -> int:
 
 
 def _reading(source: Source, stored: Stored, itemsize: int, lanes: int) -> tuple[int, int]:
-    """The most memory while a whole weight is made of stored tensors, and of that the pages of files.
+    """(peak memory while one whole weight is made of stored tensors, the part of it that is pages of files), in bytes.
 
-    Numbers come a tensor at a time; blocks all together, and become float32 by way of panels where there are lanes."""
+    Numbers are read one tensor at a time. Blocks are read all together; the C forward turns them into float32 by way of
+    panels."""
     numbers = math.prod(source.size)
     if lanes and (lying := _lying(source, stored)):
         mapped, whole = _stored_bytes(source, stored), FLOAT * numbers
@@ -280,7 +292,7 @@ def _stored_bytes(source: Source, stored: Stored) -> int:
 
 
 def _part_bytes(stored: Stored, name: str, size: tuple[int, ...]) -> int:
-    """What a stored tensor takes in its file."""
+    """The bytes of a stored tensor in its file."""
     if stored.lasting:
         return 0
     word, dtype = stored.storages.get(name), stored.dtypes[name]
@@ -291,9 +303,11 @@ def _part_bytes(stored: Stored, name: str, size: tuple[int, ...]) -> int:
 
 
 def check(name: str, kept: Kept, needed: int, free: int | None, others: Mapping[str, int]) -> None:
-    """Raises OutOfMemory where so many bytes are more than the free ones, by a tenth at least (None: nobody knows).
+    """Raises OutOfMemory where `needed` bytes exceed the `free` bytes by more than a tenth. free is None where it is
+    unknown: then nothing is refused.
 
-    kept: what the weights of that name are to be kept in; others: the bytes that they would need otherwise."""
+    name: the model's. kept: the storage that its weights were asked for in. others: the bytes that the weights would
+    need in other storages."""
     if free is None or needed < WORTH_ASKING or needed <= MARGIN * free:
         return
     fitting = [f"{word} needs {size:,}" for word, size in others.items() if size <= free]
@@ -305,7 +319,7 @@ def check(name: str, kept: Kept, needed: int, free: int | None, others: Mapping[
 
 
 def said(kept: Kept) -> str:
-    """What weights are kept in, as a message has it."""
+    """The storage of weights, in the words of a message."""
     if isinstance(kept, Rounding):
         return f"{kept.bits} bits"
     return "the file's own blocks" if kept == "stored" else kept

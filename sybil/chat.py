@@ -1,4 +1,4 @@
-"""Messages as the text that a model was taught to see them in: its own chat template."""
+"""Turns messages into the text format that a model was trained on, by the model's own chat template."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from sybil.arguments import described
 from sybil.errors import InvalidSetting, NotAModel, told
 
 Message = Mapping[str, Any]
-"""A role (system, user, assistant, or another that the template knows), a content, and what else the template reads."""
+"""A dict with a role (system, user, assistant, or another one that the template knows), a content, and any other field
+that the template reads."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}the answer goes on here "
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A model's chat template, in Jinja. special_tokens: what it may write, by name (bos_token, eos_token, ...)."""
+    """A model's chat template, in Jinja. special_tokens: the texts of the special tokens that the template may write,
+    by name (bos_token, eos_token, ...)."""
 
     text: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation up to where the next answer begins. If the last message is an assistant's, the
-        text ends with its content, for the model to continue. It is the text that transformers' pipelines make (5.23).
+        """The text of a conversation up to the place where the next answer begins. If the last message is an
+        assistant's, the text ends with that message's content, and the model continues it. The text is the one that
+        transformers' pipelines make (5.23).
 
-        Raises InvalidSetting for messages that are malformed or that the template refuses, NotAModel for a template
+        Raises InvalidSetting for messages that are malformed or that the template refuses, and NotAModel for a template
         that fails."""
         plain = _checked(messages)
         goes_on = plain[-1]["role"] == "assistant"
@@ -38,7 +41,7 @@ class ChatTemplate:
         if MARK.strip() not in text:
             raise InvalidSetting("the chat template leaves out the last message, an assistant's: end with a user's")
         before, _, after = text.rpartition(MARK.strip())
-        return before if after.startswith(" ") else before.rstrip()  # the template strips the content's end
+        return before if after.startswith(" ") else before.rstrip()  # here the template strips the content's end
 
     def _rendered(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
         from sybil import sandbox  # imports jinja2, which nothing else needs
@@ -61,7 +64,7 @@ def are_messages(item: Any) -> bool:
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as plain data, fields of None left out; raises InvalidSetting."""
+    """Messages as plain data, without fields that are None. Raises InvalidSetting."""
     if not messages:
         raise InvalidSetting("there are no messages: give at least one, as {'role': 'user', 'content': '...'}")
     plain = []
@@ -83,7 +86,8 @@ def _is_one(message: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON's kinds of data: an object of another class could act when a template calls its methods."""
+    """A value as JSON's kinds of data. An object of any other class could run code when a template calls its
+    methods."""
     if value is None or isinstance(value, bool):
         return value
     for kind in (str, int, float):
@@ -97,7 +101,7 @@ def _plain(value: Any) -> Any:
 
 
 def _marked(content: Any) -> Any:
-    """A content with MARK after its text, or after the last of its parts that has a text."""
+    """A message's content with MARK after its text, or after the last part that has a text."""
     if isinstance(content, str):
         return content + MARK
     last = max((place for place, part in enumerate(content) if isinstance(part, dict) and "text" in part), default=None)

@@ -11,25 +11,26 @@ from sybil.results import Timings
 
 
 def event(device: torch.device) -> torch.cuda.Event:
-    """One that the GPU passes when it has done what it was asked till now: that GPU, whichever is current."""
+    """A CUDA event that the GPU `device` records once it has done all the work queued so far. The device needn't be
+    the current one."""
     made = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     made.record(torch.cuda.current_stream(device))
     return made
 
 
 class Clock:
-    """Seconds by phase. A GPU's phases are read from events it passes, so that nothing waits for the clock."""
+    """Seconds by phase. On a GPU the phases are read from CUDA events, so that the work doesn't wait for the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
         self.restart()
 
     def restart(self) -> None:
-        """A round begins."""
+        """Begin a round: forget all laps."""
         self._laps: list[tuple[str, float, torch.cuda.Event | None]] = [("", *self._now())]
 
     def lap(self, phase: str) -> None:
-        """That phase ends here."""
+        """End the phase of that name here. A phase may have several laps in a round; they add up."""
         self._laps.append((phase, *self._now()))
 
     def _now(self) -> tuple[float, torch.cuda.Event | None]:
@@ -37,8 +38,8 @@ class Clock:
         return time.perf_counter(), passed
 
     def timings(self) -> Timings:
-        """The phases since restart(). On a GPU what the host does after the last phase but one is not seen by the
-        device, so that one is the host's time."""
+        """The seconds of each phase since restart(). On a GPU the phase "other" is measured by the host's clock,
+        because it is work of the host that the GPU doesn't see. Every other phase is measured by the GPU's events."""
         phases: dict[str, float] = {}
         if self._cuda:
             torch.cuda.synchronize(self._device)

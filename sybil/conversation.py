@@ -1,4 +1,4 @@
-"""A conversation of several turns, each of which costs its new tokens only."""
+"""A conversation of several turns. In each turn the models read only the tokens that are new."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from sybil.transfer import integers
 
 
 class Conversation:
-    """A decoder's chat: messages, and the models' caches, which are kept between turns.
+    """A chat with a decoder: the messages, and the models' KV caches, which are kept between turns.
 
-    A turn renders all messages by the model's chat template. Each cache is rolled back to the end of the tokens that it
-    shares with them, and reads only the rest. The answer is the one that decoder.generate(messages) gives. Caches grow
-    when they need more room. messages: as generate() takes them; they may be changed between turns."""
+    Each turn renders all messages by the model's chat template. Each cache is rolled back to the longest prefix that it
+    shares with the rendered tokens, and its model reads only the rest. The answer is the one that
+    decoder.generate(messages) gives. Caches grow when they need more room.
+
+    messages: a list of messages as generate() takes them. A caller may change it between turns."""
 
     def __init__(self, decoder: Decoder, system: str | None = None) -> None:
-        """system: what the model is told first. Raises InvalidSetting for a model without a chat template, or one whose
-        template takes no system's message."""
+        """system: the text of the system message; None for a conversation without one.
+
+        Raises InvalidSetting for a model without a chat template, and for a system message that the template
+        refuses."""
         if decoder.chat_template is None or decoder.tokenizer is None:
             raise InvalidSetting("the model has no chat template, so it can't chat: take an instruct model")
         self._kept = [_CacheKeeper(model) for model in decoder.models]
@@ -40,24 +44,27 @@ class Conversation:
             decoder.chat_template,
         )
         self._system = [] if system is None else [{"role": "system", "content": system}]
-        self._tokens: list[int] = []  # of the last turn; each cache holds the first `sure` of them
+        self._tokens: list[int] = []  # the last turn's; each cache holds the first `sure` of them
         self._answering: Generator[Step, None, None] | None = None
         self.messages: list[dict[str, Any]] = [*self._system]
-        decoder.chat_template.render([*self._system, {"role": "user", "content": "Hello"}])  # refuses it here
+        # raises InvalidSetting where the template refuses a system message
+        decoder.chat_template.render([*self._system, {"role": "user", "content": "Hello"}])
 
     @property
     def context_used(self) -> int:
-        """How many tokens of the model's context the conversation takes."""
+        """How many tokens of the model's context the conversation occupies."""
         return len(self._tokens)
 
     def reset(self) -> None:
-        """Forget all messages but the system's."""
+        """Forget all messages but the system message."""
         self._leave()
         self.messages, self._tokens = [*self._system], []
 
     def ask(self, text: str, **settings: Any) -> Generation:
-        """The answer to a user's message. Both are added to messages. settings, errors: as of Decoder.generate. An
-        error before the first token leaves messages as they were."""
+        """The answer to a user's message. The message and the answer are added to `messages`. settings: as
+        Decoder.generate takes them.
+
+        Raises the errors of Decoder.generate. An error before the first token leaves `messages` as it was."""
         steps = list(self.stream(text, **settings))
         tokens = [token for step in steps for token in step.tokens[0]]
         reason = steps[-1].finished[0] or "length"
@@ -65,8 +72,8 @@ class Conversation:
         return Generation([integers(tokens)], [self._text(tokens, reason)], (reason,), Stats.of(steps), lossless)
 
     def stream(self, text: str, **settings: Any) -> Generator[Step, None, None]:
-        """As ask(), a Step at a time. If the stream is left early, what was answered until then is the assistant's
-        message."""
+        """The same as ask(), but yields a Step after each round. If the caller leaves the stream early, the part of the
+        answer that was generated until then becomes the assistant's message."""
         self._leave()
         messages = [*self.messages, {"role": "user", "content": text}]
         decoder = self._decoder
@@ -92,7 +99,7 @@ class Conversation:
                 self.messages = [*messages, {"role": "assistant", "content": self._text(answer, reason)}]
 
     def _next(self, rounds: Iterator[Step]) -> Step | None:
-        """A round's Step. An exception in the middle of a round drops the caches."""
+        """The next round's Step; None at the end. An exception in the middle of a round drops the caches."""
         try:
             step = next(rounds, None)
         except BaseException:
@@ -104,27 +111,28 @@ class Conversation:
         return step
 
     def _text(self, answer: list[int], reason: FinishReason | None) -> str:
-        """An answer's text without its end token, which the template writes itself, and without half a character at an
-        early end."""
+        """An answer's text. It leaves out the end token, which the template writes itself, and an incomplete character
+        where the answer ended early."""
         assert self._decoder.tokenizer is not None
         text = decode(self._decoder.tokenizer, answer[:-1] if reason == "eos" else answer)
         return text if reason else text.rstrip("\N{REPLACEMENT CHARACTER}")
 
     def _leave(self) -> None:
-        """End an answer that is under way: two answers would write to the same caches."""
+        """End an answer that is under way, because two answers would write to the same caches."""
         if self._answering is not None:
             self._answering.close()
             self._answering = None
 
 
 def _shared(one: list[int], other: list[int]) -> int:
-    """How many first tokens two lists share."""
+    """The length of the longest common prefix of two lists."""
     differ = (place for place, (mine, its) in enumerate(zip(one, other, strict=False)) if mine != its)
     return next(differ, min(len(one), len(other)))
 
 
 class _CacheKeeper:
-    """A model whose next cache is its last one, rolled back to the first `sure` tokens, and larger where it must be."""
+    """A model that reuses its cache: new_cache() gives the last cache again, rolled back to its first `sure` tokens,
+    and made larger where that is needed."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -132,7 +140,7 @@ class _CacheKeeper:
         self.drop()
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes that only some models have."""
+        """Passes on the attributes that only some models have."""
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._model, name)
@@ -147,7 +155,7 @@ class _CacheKeeper:
         self._room, self.sure = 0, 0
 
     def note(self) -> None:
-        """After a round all tokens in the cache are sure."""
+        """Called after a round: all tokens in the cache are sure then."""
         self.sure = 0 if self._cache is None else int(self._cache.lengths[0])
 
     def new_cache(self, batch: int, capacity: int) -> Any:

@@ -1,4 +1,5 @@
-"""The one loop: propose -> target forward -> verify -> commit. Autoregressive decoding is gamma 0."""
+"""The decoding loop: propose -> target forward -> verify -> commit. Autoregressive decoding is this loop with gamma
+0."""
 
 from __future__ import annotations
 
@@ -35,11 +36,12 @@ from sybil.verification import Proposed, Rule
 
 
 class Decoder:
-    """A target, its drafter if there is one, and the tokenizer of both. sybil.load makes it.
+    """Generates text by a target model, with the help of a drafter if there is one. sybil.load makes a Decoder.
 
-    chat_template: makes a prompt of messages; None where the model has none. defaults: the settings of generate() and
-    stream() that a caller leaves out, by the names of Settings. They hold the end tokens and what the model's own files
-    ask for, as transformers applies it."""
+    - draft: makes the drafter of each generation; None for plain autoregressive decoding.
+    - tokenizer: the models' own; None where all prompts are token ids.
+    - defaults: the settings that a caller leaves out, by their names; sybil.load takes them from the model's own files.
+    - chat_template: makes a prompt of messages; None where the model has none."""
 
     def __init__(
         self,
@@ -56,34 +58,37 @@ class Decoder:
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """Settings that a caller leaves out, by their names, and what they are then."""
+        """The values of the settings that a caller leaves out, by the settings' names. The end tokens are among
+        them."""
         ends = {"eos_token_id": sorted(self.eos_token_ids)} if self.eos_token_ids else {}
         return MappingProxyType({**ends, **self._defaults})
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """The target, and those of the draft."""
+        """The target, then the draft's models if it has any."""
         return (self.target, *(() if self.draft is None else self.draft.models))
 
     def without_draft(self) -> Decoder:
-        """The same target decoding autoregressively."""
+        """A Decoder with the same target and no draft: it decodes autoregressively."""
         return Decoder(self.target, None, self.tokenizer, self.eos_token_ids, self._defaults, self.chat_template)
 
     def with_draft(self, draft: DrafterFactory) -> Decoder:
-        """The same target with another draft, which must be made for it."""
+        """A Decoder with the same target and another draft, which must be made for this target."""
         return Decoder(self.target, draft, self.tokenizer, self.eos_token_ids, self._defaults, self.chat_template)
 
     def without_defaults(self) -> Decoder:
-        """The same models at Sybil's own defaults, without those of the target's files. Its end tokens stay."""
+        """A Decoder with the same models and end tokens, and Sybil's own defaults in place of the target's files'."""
         return Decoder(self.target, self.draft, self.tokenizer, self.eos_token_ids, {}, self.chat_template)
 
     def generate(self, inputs: Inputs, *, streamer: Any = None, **settings: Any) -> Generation:
-        """Generate after inputs: a string; a list of messages ({"role", "content"}), by the model's chat template; a
-        list of either, of 1-d LongTensors or of lists of token ids; or (batch, n).
+        """Generate a continuation of each prompt.
 
-        settings: the fields of Settings, or transformers' generation_config; what is left out is as `defaults` has it.
-        streamer: transformers' (put, end), for a single row.
-        Raises the errors of sybil.errors; nothing has been generated then."""
+        - inputs: a string; a list of messages ({"role", "content"}), from which the chat template makes a prompt; a
+          list of several of either, of 1-d LongTensors or of lists of token ids; or a LongTensor (batch, n).
+        - streamer: an object with the methods put and end of transformers' streamers; for a single row.
+        - settings: the fields of Settings, or transformers' generation_config; `defaults` has those that are left out.
+
+        A prompt has num_return_sequences rows. Raises the errors of sybil.errors, and returns nothing then."""
         run = self._run(inputs, settings)
         check_streamer(streamer, len(run.rows))
         if streamer is not None:
@@ -101,7 +106,7 @@ class Decoder:
         return Generation(tokens, text, reasons, Stats.of(steps), lossless)
 
     def stream(self, inputs: Inputs, **settings: Any) -> Iterator[Step]:
-        """generate(), a Step at a time. Settings are checked at once; leaving early is fine."""
+        """generate(), a Step after each round. Settings are checked at the call; the iteration may be left early."""
         return iter(self._run(inputs, settings))
 
     def _run(self, inputs: Inputs, asked: Mapping[str, Any]) -> _BatchRun:
@@ -113,7 +118,7 @@ class Decoder:
             raise blamed(error, self.defaults, asked) from None
 
     def _rows(self, prompts: list[list[int]], settings: Settings) -> list[list[int]]:
-        """The prompt of each row; raises InvalidSetting."""
+        """The prompt of each row: every prompt num_return_sequences times. Raises InvalidSetting, or OutOfMemory."""
         rows = len(prompts) * settings.num_return_sequences
         longest = min(max(settings.limit(len(prompt)) for prompt in prompts), self.target.context)
         if rows * longest > MOST:
@@ -132,7 +137,7 @@ class Decoder:
 
 @dataclass(slots=True)
 class _Row:
-    """One sequence of a batch. limit: how many tokens it may have, prompt included."""
+    """One sequence of a batch. limit: the most tokens it may have, prompt included; at_limit: why it ends there."""
 
     prompt: list[int]
     limit: int
@@ -150,12 +155,12 @@ class _Row:
 
 
 class _BatchRun:
-    """A generation under way: what is committed, the target's cache, the drafter."""
+    """A generation under way: the committed tokens, the target's cache, the drafter."""
 
     def __init__(self, decoder: Decoder, prompts: list[list[int]], settings: Settings) -> None:
         self.target, self.settings = decoder.target, settings
         self.sampling = sampling(settings, prompts, decoder.target.vocab_size, drawn_at(decoder.target.device))
-        # plain sampling is the coupled rule without a proposal: the same tokens for the same seed
+        # plain sampling is the coupled rule with nothing proposed, so both give the same tokens for the same seed
         self.rule: Rule = rule_named(settings.rule if decoder.draft else "coupled")
         self.window = window_for(settings, decoder.target, decoder.draft, prompts, decoder.costs)
         self.stops = _stops(decoder, settings)
@@ -165,7 +170,7 @@ class _BatchRun:
             at_limit: FinishReason = "length" if wanted <= possible else "context"
             self.rows.append(_Row(prompt, min(wanted, possible), at_limit))
 
-        # the tokens of a forward: a row's last one and those proposed after it, fewer than it still has room for
+        # a forward takes a row's last token and its proposed ones, which are fewer than it still has room for
         widest = min(self.window.most + 1, max(row.room for row in self.rows))
         capacity = max(row.limit for row in self.rows) + widest
         size = len(prompts) * (8 * capacity + self._bytes_a_logit * widest * self.target.vocab_size)
@@ -176,9 +181,9 @@ class _BatchRun:
         seed = _fresh_seed(self.target) if settings.seed is None else settings.seed
         lengths = integers([len(prompt) for prompt in prompts])
         self.context = Context(tokens, lengths, Noise(seed), least_confidence=self.window.least_confidence)
-        self.committed = tokens.numpy()  # the context's own memory: writing there costs a tenth of torch's indexing
+        self.committed = tokens.numpy()  # the same memory; writing to it takes a tenth of the time of torch's indexing
         self.cache = self.target.new_cache(len(prompts), capacity)
-        held = self.cache.lengths.tolist()  # of a conversation's earlier turns, perhaps
+        held = self.cache.lengths.tolist()  # not 0 where a conversation's earlier turns are in the cache
         self.prefilled = tuple(len(prompt) - size for prompt, size in zip(prompts, held, strict=True))
         self.drafter: Drafter | None = None
         if decoder.draft:
@@ -189,7 +194,8 @@ class _BatchRun:
 
     @property
     def _bytes_a_logit(self) -> int:
-        """What a round holds for each, about: itself; sampled, probabilities; coupled, noise and what it is made of."""
+        """About how many bytes a round holds for each logit: the logit; when sampling, probabilities; noise if
+        coupled."""
         if self.sampling.greedy and not isinstance(self.rule, Lossy):
             return 4
         return 32 if self.rule is verification.coupled else 16
@@ -211,15 +217,15 @@ class _BatchRun:
 
     @torch.inference_mode()
     def _round(self, clock: Clock) -> Step:
-        """Propose, verify, judge, commit. limits: how many tokens each row may be offered; proposed: how many it was;
-        accepted: how many of those the rule kept."""
+        """Propose, verify, judge, commit. For each row, limits: how many tokens may be proposed; proposed: how many
+        were; accepted: how many of those the rule kept."""
         sources = self.drafter.sources(self.context) if self.drafter else [0] * len(self.rows)
         limits = self.window.sizes(sources, [max(row.room - 1, 0) for row in self.rows])
         proposal = self._propose(limits)
         proposed = [min(pair) for pair in zip(limits, proposal.counts, strict=True)]
         clock.lap("draft")
 
-        tokens = upload(proposal.tokens, self.target.device)  # before the forward: afterwards it would be waited for
+        tokens = upload(proposal.tokens, self.target.device)  # before the forward: a copy after it would wait for it
         logits = self._verify(tokens)  # (batch, gamma + 1, vocab)
         clock.lap("verify")
 
@@ -228,7 +234,7 @@ class _BatchRun:
 
         kept = self._commit(blocks)
         accepted = [len(block) - 1 for block in blocks]
-        if self.drafter and any(limits):  # else it wasn't asked
+        if self.drafter and any(limits):  # else the drafter wasn't asked for a proposal
             self.drafter.observe(Outcome(accepted, self.context.lengths))
         clock.lap("other")
         return Step(
@@ -241,13 +247,14 @@ class _BatchRun:
         )
 
     def _propose(self, limits: list[int]) -> Proposal:
-        """At most limits tokens a row. Where the rule is coupled, the drafter gets the target's noise to draw with."""
+        """At most limits[row] proposed tokens for each row. By the rule `coupled` the drafter gets the target's
+        noise."""
         context, gamma = self.context, max(limits)
         context.limits = limits
         asked = self.drafter if gamma else None
         if self.rule is verification.coupled and not self.sampling.greedy:
             noise = context.race_noise(gamma + 1, self.target.vocab_size)
-            # for the rule alone it is made when the target's forward is under way
+            # if no drafter draws with the noise, it is made later, while the target's forward is under way
             context.exponentials = noise if asked is None else noise.on(drawn_at(self.target.device))
         return Proposal.nothing(len(self.rows)) if asked is None else asked.propose(context, gamma)
 
@@ -267,7 +274,7 @@ class _BatchRun:
         self, logits: Tensor, tokens: Tensor, draft_probs: Tensor | None, proposed: list[int]
     ) -> list[list[int]]:
         """The tokens that each row gains from a proposal of tokens (batch, gamma): the accepted ones and the next
-        token. Everything that the host must know comes in one transfer. On a GPU that is the only wait in a round."""
+        token. On a GPU a round waits only once: for the one transfer of all that the host must know."""
         gamma = tokens.shape[1]
         if self.sampling.processors:
             here = tokens.cpu()
@@ -291,8 +298,8 @@ class _BatchRun:
         return [[*row[2 : 2 + row[0]], row[1]] for row in rows]
 
     def _wanted(self, tokens: Tensor, proposed: list[int]) -> Tensor:
-        """(batch, gamma + 1), True at the places that plain decoding could reach, where processors must be asked: not
-        in a row that has ended, not beyond what is proposed, not after a proposed end token."""
+        """(batch, gamma + 1), True where processors must be asked. These are the places that plain decoding could
+        reach: none in a row that has ended, beyond the proposed tokens, or after a proposed end token."""
         wanted = count_to(tokens.shape[1] + 1) <= integers(proposed)[:, None]
         wanted &= integers([row.room for row in self.rows])[:, None] > 0
         if self.stops.eos:
@@ -301,7 +308,7 @@ class _BatchRun:
         return wanted
 
     def _commit(self, blocks: list[list[int]]) -> list[tuple[tuple[int, ...], int]]:
-        """Append what each row gained, up to its stop; (tokens, how many of them were proposed) a row."""
+        """Append each row's new tokens up to its stop. Gives (tokens, how many of them were proposed) for each row."""
         lengths = self.context.lengths.tolist()
         gained: list[tuple[tuple[int, ...], int]] = []
         for index, (row, block) in enumerate(zip(self.rows, blocks, strict=True)):
@@ -309,7 +316,7 @@ class _BatchRun:
                 gained.append(((), 0))
                 continue
             accepted = len(block) - 1
-            broken = block[-1] < 0  # its logits made no distribution
+            broken = block[-1] < 0  # -1: the row's logits made no distribution
             count, row.finished = self.stops.keep(row.prompt, row.new, block[:-1] if broken else block, index)
             block = block[:count]
             if broken and not row.finished:
@@ -338,6 +345,6 @@ def _stops(decoder: Decoder, settings: Settings) -> Stops:
 
 def _fresh_seed(target: Model) -> int:
     seeds = [secrets.randbits(63)]
-    if getattr(target, "is_shared_by_ranks", False):  # which must draw the same tokens
+    if getattr(target, "is_shared_by_ranks", False):  # all ranks must draw the same tokens
         torch.distributed.broadcast_object_list(seeds, src=0)
     return seeds[0]

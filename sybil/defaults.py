@@ -1,5 +1,5 @@
-"""The generation defaults in a model's own files, for settings that the caller leaves out, read as transformers reads
-them (5.23)."""
+"""The generation defaults in a model's own files, which apply to settings that the caller leaves out. They are read as
+transformers reads them (5.23)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from sybil.arguments import described, token_ids
 from sybil.errors import InvalidSetting, NotAModel
 from sybil.settings import DEFAULTS, unsupported
 
-NESTED = ("decoder", "generator", "text_config")  # where composite models keep their language model's config
+NESTED = ("decoder", "generator", "text_config")  # keys under which composite models keep their language model's config
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """end_tokens: none where no file names any; values: by the names of Settings; left_out: what Sybil doesn't do."""
+    """end_tokens: the end tokens' ids, none where no file names any. values: by the names of Settings. left_out: what
+    the files ask for and Sybil doesn't support."""
 
     end_tokens: frozenset[int]
     values: Mapping[str, Any]
@@ -25,8 +26,9 @@ class Defaults:
 
     @classmethod
     def of(cls, generation: Mapping[str, Any] | None, config: Mapping[str, Any], model: str) -> Defaults:
-        """generation: generation_config.json, or a GenerationConfig as a dict; None where there is none, and config
-        (config.json) is asked in its place. End tokens that the one lacks are the other's. Raises NotAModel."""
+        """generation: the content of generation_config.json, or a GenerationConfig as a dict. If it is None, config
+        (the content of config.json) is used in its place. If generation has no end tokens, those of config are used.
+        model: the model's name, for messages. Raises NotAModel for end tokens that are no token ids."""
         nested = [config[name] for name in NESTED if isinstance(config.get(name), Mapping)]
         own = {**_said(nested[0] if nested else {}), **_said(config)}
         asked = own if generation is None else _said(generation)
@@ -42,7 +44,7 @@ class Defaults:
         return cls(end_tokens, values, unsupported(asked))
 
     def warn(self, model: str) -> None:
-        """Say what is left out."""
+        """Warn (UserWarning) about the settings in left_out, if there are any."""
         if self.left_out:
             asked = ", ".join(f"{name} {described(value)}" for name, value in self.left_out.items())
             warnings.warn(

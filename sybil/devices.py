@@ -1,4 +1,4 @@
-"""Where models run, and what their weights are kept in there."""
+"""The devices that models run on, and the dtypes of their weights there."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
     "float64": torch.float64, "double": torch.float64, "fp64": torch.float64,
 }  # fmt: skip
-"""By the names that transformers takes, and their short forms."""
+"""torch's dtypes by the names that transformers takes, and by their short forms."""
 FEW: Mapping[str, torch.dtype | str] = {"int8": torch.int8, INT4: INT4, **{word: word for word in QUANTISED}}
-"""Few bits, by their names. int8 and int4 of a target are blocks of a GGUF file, q8_0 and q4_k. Those of a draft are
-rounding.py's, whose products round activations too."""
+"""The quantised storages by their names. For a target, int8 and int4 are the GGUF block types q8_0 and q4_k. For a
+draft, they are those of rounding.py, whose products round activations too."""
 Asked = torch.dtype | str | None
-"""A dtype of DTYPES, one of FEW, "auto", or None where nothing is said."""
+"""What a caller asks for: a value of DTYPES, a value of FEW, "auto", or None where the caller names nothing."""
 NARROW = frozenset({"gpt2", "opt", "gpt_neox", "llama"})
-"""Families (model_type) whose models float16's range is enough for, unless they are stored in bfloat16."""
+"""The families (model_type) for whose models float16's range is enough, unless the weights are stored in bfloat16."""
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for; None and "auto" are the GPU that torch's CUDA sees, or else the CPU, and never mps, which
-    has to be named. Raises DeviceUnavailable or InvalidSetting."""
+    """The device asked for. None and "auto" stand for the CUDA GPU where torch sees one, and else for the CPU; mps has
+    to be named. Raises DeviceUnavailable or InvalidSetting."""
     if device is None or device == AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -54,8 +54,9 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def dtype_named(dtype: object, *, draft: bool = False) -> Asked:
-    """What a name stands for: a dtype of torch, or itself where torch has none for it. A dtype is taken as its name.
-    draft: whose dtype it is, for the message. Raises InvalidSetting."""
+    """The dtype or storage that a name stands for: a dtype of torch, or the name itself where torch has no such dtype.
+    A torch.dtype counts as its name. draft: whether the dtype is the draft's, for the message. Raises
+    InvalidSetting."""
     if dtype is None:
         return None
     name = str(dtype) if isinstance(dtype, torch.dtype) else dtype
@@ -71,30 +72,31 @@ def dtype_named(dtype: object, *, draft: bool = False) -> Asked:
 
 
 def is_few(asked: Asked) -> bool:
-    """Whether few bits are asked for by their name."""
+    """Whether a quantised storage is asked for by its name."""
     return asked in FEW.values()
 
 
 def word_of(asked: torch.dtype | str) -> str:
-    """The name of a dtype or of few bits."""
+    """The name of a dtype or of a quantised storage."""
     return str(asked).removeprefix("torch.")
 
 
 def listed() -> str:
-    """A name of each dtype."""
+    """The names of the dtypes, each dtype once, in one string."""
     return ", ".join(dict.fromkeys(word_of(each) for each in DTYPES.values()))
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """What models are loaded in where nothing is said, and float16's range is enough for them."""
+    """The dtype of a model where the caller names none and float16's range is enough for it."""
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def fitting(dtype: torch.dtype, device: torch.device, stored: torch.dtype | None, family: object) -> torch.dtype:
-    """That dtype. In float16's place, for a model on a GPU that may need more than its range, bfloat16, or float32
-    where the GPU has no bfloat16.
+    """The given dtype, unless it is float16 on a GPU and the model may need more than float16's range. The model gets
+    bfloat16 then, or float32 where the GPU has no bfloat16.
 
-    stored: what the model's weights are stored in, None where that says nothing of the range. family: its model_type.
+    stored: the dtype in which the model's weights are stored; None where that says nothing about the range. family: the
+    model's model_type.
     """
     if dtype != torch.float16 or device.type != "cuda" or stored == torch.float16:
         return dtype
@@ -104,10 +106,10 @@ def fitting(dtype: torch.dtype, device: torch.device, stored: torch.dtype | None
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a GPU computes in bfloat16, and doesn't imitate it."""
+    """Whether a GPU computes in bfloat16 itself, without emulating it."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def default_draft_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What a draft's weights are kept in beside a target of dtype, where nothing is said."""
+    """The dtype of a draft model's weights where the caller names none. dtype: the target's."""
     return torch.int8 if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) else dtype

@@ -1,13 +1,14 @@
-"""What --draft may name: a copy of the target, some of its layers, the text itself, mixtures of these, or a model.
+"""Parses the names that --draft takes, and makes the drafters that they stand for. A draft is a copy of the target,
+some of the target's layers, lookup in the text itself, a mixture of these, or another model.
 
-The grammar, BITS being 4, 5, 6 or 8, N a number of layers, SOURCE a model's name, folder or file:
+This is the grammar. BITS is 4, 5, 6 or 8; N is a number of layers; SOURCE is a model's name, folder or file:
 
     draft   = model | lookup | hybrid:lookup,model | hybrid:lookup,cascade | cascade
     cascade = cascade:lookup,model | cascade:self:BITS,self:BITS
     model   = self | self:BITS | skip | skip:N | skip:N:BITS | SOURCE
 
-A hybrid proposes lookup's tokens where its matches have been right so far, and its second part's elsewhere. In a
-cascade the first part drafts for the second, and the second for the target."""
+A hybrid proposes lookup's tokens where lookup's matches have been right so far, and its second part's tokens elsewhere.
+In a cascade the first part drafts for the second, and the second drafts for the target."""
 
 from __future__ import annotations
 
@@ -32,22 +33,22 @@ from sybil.transfer import integers
 
 LOOKUP = "lookup"
 BEGINNINGS = ("The", "def", "In", "How", "1")
-"""The target continues each of these. The text is used to choose layers and to fit roundings."""
+"""The target continues each of these beginnings. The resulting text is used to choose layers and to fit roundings."""
 NEW_TOKENS = 16
 """How many tokens the target adds to each beginning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Self:
-    """A copy of the target. bits: None where Sybil chooses them."""
+    """A copy of the target, rounded to `bits` bits a weight; None where Sybil chooses them."""
 
     bits: Bits | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """The target without some of its layers. layers: how many are left out; None where Sybil chooses. bits: those of
-    the copy whose layers run; None where the target's own run."""
+    """The target without some of its layers. layers: how many are left out; None where Sybil chooses. bits: the bits a
+    weight of a rounded copy whose layers run; None where the target's own layers run."""
 
     layers: int | None = None
     bits: Bits | None = None
@@ -55,26 +56,26 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Lookup: the tokens that followed the same words before."""
+    """Proposes the tokens that followed earlier occurrences of the text's last tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A model: a hub id, a folder or a GGUF file."""
+    """A draft model: a hub id, a folder or a GGUF file."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Hybrid:
-    """Lookup where its matches have been right so far, and the other draft elsewhere."""
+    """Lookup where its matches have been right so far; the other draft elsewhere."""
 
     other: Self | Skip | Cascade | NamedModel
 
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """helper drafts for draft, which drafts for the target."""
+    """The draft `helper` drafts for `draft`, and `draft` drafts for the target."""
 
     helper: Self | Lookup
     draft: Self | Skip | NamedModel
@@ -84,8 +85,8 @@ Draft = Self | Skip | Lookup | Hybrid | Cascade | NamedModel
 
 
 def parse(name: str) -> Draft:
-    """The tree that a name stands for. A name that begins with none of the grammar's words is a model's source. Raises
-    InvalidSetting."""
+    """The tree that a draft's name stands for. A name that begins with none of the grammar's words is a model's source.
+    Raises InvalidSetting."""
     try:
         return _parsed(name)
     except _Senseless as error:
@@ -98,23 +99,23 @@ def is_model(name: str) -> bool:
 
 
 def looks_up(draft: Draft) -> bool:
-    """Whether lookup is a part of it."""
+    """Whether lookup is a part of the draft."""
     return isinstance(draft, Lookup | Hybrid) or (isinstance(draft, Cascade) and looks_up(draft.helper))
 
 
 def has_model(draft: Draft) -> bool:
-    """Whether a second model is a part of it."""
+    """Whether a second model is a part of the draft."""
     if isinstance(draft, Hybrid):
         return has_model(draft.other)
     return isinstance(draft, NamedModel) or (isinstance(draft, Cascade) and has_model(draft.draft))
 
 
 class _Senseless(Exception):
-    """What is wrong with a part of a name."""
+    """The message says what is wrong with a part of a draft's name."""
 
 
 def _parsed(name: str, depth: int = 0) -> Draft:
-    """depth: how many mixtures this name is a part of."""
+    """The tree of a name. depth: how many mixtures contain this name."""
     word, colon, rest = name.partition(":")
     if word in ("hybrid", "cascade") and depth > 1:
         raise _Senseless("mixtures are two deep at most: hybrid:lookup,cascade:lookup,self")
@@ -172,8 +173,8 @@ def _two(word: str, text: str, depth: int) -> tuple[Draft, Draft]:
 
 @dataclass(frozen=True)
 class DraftMaker:
-    """Makes the factories of drafters for one target. checkpoint: what the target's model was built of. source: makes
-    the factory of a draft model from its name. lookup: the factory that the name "lookup" stands for."""
+    """Makes drafter factories for one target. checkpoint: what the target's model was built from. model: the target's.
+    source: makes the factory of a draft model from its name. lookup: the factory that the name "lookup" stands for."""
 
     checkpoint: Checkpoint
     model: Model
@@ -182,8 +183,8 @@ class DraftMaker:
     _made: dict[Draft, DrafterFactory] = field(default_factory=dict)
 
     def make(self, draft: Draft) -> DrafterFactory:
-        """The factory of a tree. A part that several trees share, such as a copy, is made once. Raises the errors of
-        sybil.errors."""
+        """The factory for a draft's tree. A part that several trees share, such as a copy, is made once. Raises the
+        errors of sybil.errors."""
         if draft not in self._made:
             with as_out_of_memory("the draft takes more memory than there is", "take a smaller draft, or lookup"):
                 self._made[draft] = self._make(draft)
@@ -221,12 +222,12 @@ class DraftMaker:
 
     @cached_property
     def text(self) -> Tensor:
-        """Text of the target's own, (rows, tokens): its greedy continuation of each beginning. It is made where a
-        drafter asks for it, and once."""
+        """The target's greedy continuation of each of BEGINNINGS, (rows, tokens). It is made when a draft first needs
+        it, and kept."""
         tokenizer, size = self.checkpoint.tokenizer, self.model.vocab_size
         spread = [index * size // len(BEGINNINGS) for index in range(len(BEGINNINGS))]
         begun = [] if tokenizer is None else [encode(tokenizer, text) for text in BEGINNINGS]
-        firsts = [ids[0] for ids in begun] if begun and all(begun) else spread  # few tokens may give none
+        firsts = [ids[0] for ids in begun] if begun and all(begun) else spread  # a small vocabulary may give none
         count = min(NEW_TOKENS, self.model.context - 1)
         said = Decoder(self.model).generate([[first] for first in firsts], max_new_tokens=count, eos_token_id=[])
         return torch.stack(
@@ -235,8 +236,8 @@ class DraftMaker:
 
 
 def _helped(draft: DrafterFactory, helper: DrafterFactory) -> DrafterFactory:
-    """The factory of the draft, with the helper drafting for it. Raises InvalidSetting where the draft has another
-    tokenizer than the target."""
+    """The draft's factory, with the helper drafting for the draft. Raises InvalidSetting where the draft has a
+    different tokenizer than the target."""
     if type(draft) not in (DraftModel, DraftNarrowed, DraftSelf):
         raise InvalidSetting(
             "draft is a cascade and its second part has another tokenizer than the target: name it alone"

@@ -1,4 +1,4 @@
-"""One exception per way to fail; each message names the values at odds and the remedy, in one line."""
+"""One exception for each way to fail. Each message is one line that names the conflicting values and the remedy."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ _shortened.maxstring = _shortened.maxother = 80
 
 
 def shown(value: object) -> str:
-    """A file's value or name as a message shows it: in one line, cut short, odd characters escaped."""
+    """A value or name from a file, made fit for a message: in one line, cut short, unprintable characters escaped."""
     if isinstance(value, int) and abs(value) >= 1 << 128:
         return f"of {value.bit_length()} bits"
     return " ".join(_shortened.repr(value).split())
 
 
 def one_line(text: str, most: int = 200) -> str:
-    """Text of somebody else's, fit for a message: on one line, without control characters, `most` characters long."""
+    """Text from outside, made fit for a message: in one line, without control characters, at most `most` characters."""
     line = " ".join(text[: 8 * most].split())
     line = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def told(error: BaseException) -> str:
-    """What another library says is wrong, fit for a message."""
+    """The message of another library's error, made fit for a message."""
     return one_line(str(error)) or type(error).__name__
 
 
 class SybilError(Exception):
-    """Base of everything Sybil raises on purpose. The command line prints it and exits with 2."""
+    """The base class of everything that Sybil raises on purpose. The command line prints its message and exits with
+    2."""
 
 
 class InvalidSetting(SybilError, ValueError):
@@ -36,7 +37,7 @@ class InvalidSetting(SybilError, ValueError):
 
 
 class EmptyPrompt(SybilError, ValueError):
-    """A prompt without a single token: there is nothing to condition on."""
+    """A prompt without a single token: the model has nothing to continue."""
 
 
 class PromptTooLong(SybilError, ValueError):
@@ -52,15 +53,15 @@ class NotAModel(SybilError):
 
 
 class GatedModel(NotAModel):
-    """A hub repository that only those may read whom its owner has let in."""
+    """A hub repository that can be read only by accounts to which its owner has granted access."""
 
 
 class AdapterMismatch(SybilError):
-    """An adapter that was made for another model, or that does what Sybil can't merge into a model's weights."""
+    """An adapter that was made for another model, or that Sybil can't merge into a model's weights."""
 
 
 class WeightsMismatch(SybilError):
-    """Weights whose names or shapes are not those that the config asks for."""
+    """Weights whose names or shapes differ from those that the config asks for."""
 
 
 class VocabularyMismatch(SybilError):
@@ -72,15 +73,15 @@ class UnsupportedModel(SybilError):
 
 
 class PackageMissing(SybilError, ImportError):
-    """A package that isn't installed, and that what was asked for needs: a model's quantisation, the hub's datasets."""
+    """A package that isn't installed and is needed, for example by a model's quantisation or for the hub's datasets."""
 
 
 class HubUnreachable(SybilError, OSError):
-    """A hub id that is neither in the local cache nor to be fetched."""
+    """A hub id that is not in the local cache and can't be fetched."""
 
 
 class DatasetUnusable(SybilError):
-    """A dataset of the hub that has other columns than its prompts are made of, or no row that can be used."""
+    """A dataset of the hub that lacks the columns from which its prompts are made, or has no usable row."""
 
 
 class DeviceUnavailable(SybilError):
@@ -92,31 +93,33 @@ class OutOfMemory(SybilError, MemoryError):
 
 
 class NumericalFailure(SybilError, ArithmeticError):
-    """Logits with NaN, or with no finite entry: no distribution can be made of them."""
+    """Logits with NaN, with +inf or without a finite entry: no distribution can be made from them."""
 
 
 class CacheOutOfStep(SybilError, RuntimeError):
-    """A cache whose lengths are not the committed tokens less one. Always a defect, never the user's fault."""
+    """A KV cache whose lengths are not the numbers of committed tokens minus one. This is always a
+    defect, never the user's fault."""
 
 
 class ResultsMismatch(SybilError):
-    """A results file to be resumed that was written under other settings."""
+    """A results file that can't be resumed because it was written under other settings."""
 
 
 class ResultsUnwritable(SybilError, OSError):
-    """A results file that can't be written to: a full disk, a folder of somebody else's, another process's lock."""
+    """A results file that can't be written to: the disk is full, the folder isn't writable, or another process holds
+    the file's lock."""
 
 
 class OutputClosed(SybilError, OSError):
-    """A standard output that is closed: nothing could be said."""
+    """Standard output is closed, so nothing can be printed."""
 
 
 class EndpointFailed(SybilError, OSError):
-    """A server that can't be reached, refuses a request, or answers with something else than completions."""
+    """A server that can't be reached, that refuses a request, or that answers with something other than completions."""
 
 
 class EndpointRefused(EndpointFailed):
-    """A request that a server doesn't take. status: HTTP's; said: the refusal as it came."""
+    """A request that a server refuses. status: the HTTP status code. said: the server's answer, unchanged."""
 
     def __init__(self, line: str, status: int, said: str) -> None:
         super().__init__(line)
@@ -124,13 +127,13 @@ class EndpointRefused(EndpointFailed):
 
 
 class EndpointLost(EndpointFailed):
-    """A server that isn't there, broke off, or is too busy: it may answer when it is asked again."""
+    """A server that isn't there, that broke off, or that is too busy. It may answer when it is asked again."""
 
 
 class PeerFailed(SybilError):
-    """Another system that was to be measured beside Sybil, and that doesn't start or answer."""
+    """Another system that was to be measured beside Sybil and that doesn't start or doesn't answer."""
 
 
 class NotJudgeable(SybilError):
-    """A decoder whose answers can't be judged: none in time, an exception or an exit in place of one, other prompts,
-    other token ids, or not one answer a prompt."""
+    """A decoder whose answers can't be judged. It gave no answer in time, raised an exception or exited, changed the
+    prompts, used other token ids, or did not give one answer for each prompt."""

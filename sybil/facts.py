@@ -1,4 +1,4 @@
-"""What is known of models that aren't on this machine: their size, their licence, and how to get their weights."""
+"""Facts about models that aren't on this machine: their size, their licence, and how to get their weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from sybil.models.folders import EMBEDDED
 PICKLE: Final = "pickle"
 Format = Literal["safetensors", "pickle", "GGUF"]
 Relation = Literal["same", "padded", "different"]
-"""Of a draft's tokens to the target's: the same; the same, with logits for more or fewer tokens that no text is made
-of; or another tokenizer's."""
+"""How a draft's tokens compare with the target's. "same": they are the same. "padded": they are the same, but the
+models' logits differ in padding, which no text uses. "different": the draft has another tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a model that isn't here. parameters: of its language model, an embedding that is the head too
-    counted once. gated: whether the hub gives it only to who has asked its owner. formats: of the weights, as the
-    owner has them first; a pickle may run code when it is opened, so Sybil doesn't read it."""
+    """Facts about a model that isn't on this machine.
+
+    parameters: the number of its language model's parameters; a tied embedding and head count once. gated: whether the
+    hub gives the model only to those who have asked its owner. formats: of the weights, the owner's own format first. A
+    pickle may run code when it is opened, so Sybil doesn't read pickles."""
 
     parameters: int | None = None
     licence: str = ""
@@ -29,8 +31,8 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The draft that was the fastest where several were measured. gain: how many times as fast as the target without a
-    draft; command: what measured it; told: over what and where."""
+    """The fastest of several drafts that were measured. gain: the speed as a multiple of the speed without a draft.
+    command: the command that measured it. told: the conditions of the measurement, in words."""
 
     draft: str
     gain: float
@@ -68,11 +70,11 @@ MODELS: Mapping[str, Facts] = {
     "google/gemma-3-270m": Facts(268_098_176, "Gemma", True, _HUB),
     "google/gemma-3-4b-pt": Facts(3_880_263_168, "Gemma", True, _HUB),
 }
-"""By hub id."""
+"""The models by hub id, or by folder inside the package."""
 
 
 def converting(model: str) -> str:
-    """The line that makes a folder of safetensors of a hub id's pickle; the folder has the model's own name."""
+    """A shell line that converts a hub id's pickle into a folder of safetensors, which has the model's name."""
     return (
         'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
         f"[each.from_pretrained('{model}').save_pretrained('{folder_of(model)}') for each in (M, T)]\""

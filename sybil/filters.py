@@ -1,8 +1,8 @@
 """Top-k, top-p and min-p over a large vocabulary on a CPU, without sorting the row.
 
-A row's tokens are ordered by their logits and, where those are equal, by their ids. Each filter keeps an upper end of
-that order: the tokens above some least value, and the last few of those that equal it. Only the row's likeliest tokens
-are sorted to find that value. Where the distribution is nearly flat these are most of the row."""
+A row's tokens are ordered by their logits, and tokens with equal logits by their ids. Each filter keeps the upper end
+of that order: the tokens above some threshold, and the last few of the tokens that equal it. Only the row's likeliest
+tokens are sorted to find the threshold. Where the distribution is nearly flat, these are most of the row."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGE = 4096  # tokens; torch filters rows of fewer all at once, and quicker
+LARGE = 4096  # tokens; rows of fewer tokens are filtered faster by torch, all at once
 COLUMN = 64  # values in a column
 SHARES = (16, 1)
-"""Tokens are looked at that weigh at least this many times (1 - top_p) of the mean. What weighs less than once that is,
-all together, less than 1 - top_p of the mass, so none of it stays; most often, of what weighs less than 16 times."""
+"""Top-p looks only at tokens whose probability is at least share * (1 - top_p) / vocab, for one share after the other.
+With share 1 the tokens below that limit have less than 1 - top_p of the mass together, so none of them is kept. With
+share 16 that is usually true as well, and fewer tokens are looked at; if it isn't, share 1 follows."""
 Array = np.ndarray
 
 
 def softmax(logits: Tensor, temperature: float) -> Tensor:
-    """Logits (..., vocab), float32 or float64 on the CPU, into distributions, in the same way."""
+    """The distributions of logits (..., vocab), float32 or float64 on the CPU, without a filter. NaN where a row makes
+    no distribution."""
     rows = logits.numpy().reshape(-1, logits.shape[-1])
     probs = np.empty(rows.shape, rows.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -34,9 +36,10 @@ def softmax(logits: Tensor, temperature: float) -> Tensor:
 
 
 def filtered(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """Logits (..., vocab), float32 or float64 on the CPU, into the distributions that at least one filter leaves.
+    """The distributions of logits (..., vocab), float32 or float64 on the CPU, after the filters; at least one filter
+    must be on.
 
-    A row's numbers depend on that row alone. NaN where a row makes no distribution."""
+    A row's result depends on that row alone. NaN where a row makes no distribution."""
     rows = logits.numpy().reshape(-1, logits.shape[-1])
     probs = np.zeros(rows.shape, rows.dtype)
     with np.errstate(over="ignore"):  # logits that a low temperature takes to infinity make no distribution
@@ -52,15 +55,15 @@ def filtered(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p
 
 
 def _kept(row: Array, highest: Array, top_k: int, top_p: float, min_p: float) -> tuple[Array, Array]:
-    """The tokens of a row that stay, in ascending order, and what they weigh, the likeliest 1, in float64."""
+    """(the tokens of a row that are kept, ascending; their weights in float64, where the likeliest token weighs 1)."""
     if 0 < top_k < len(row):
         least = np.partition(_head(row, top_k), -top_k)[-top_k]
-        tokens = np.flatnonzero(row >= max(least, np.finfo(row.dtype).min))  # -inf weighs nothing
+        tokens = np.flatnonzero(row >= max(least, np.finfo(row.dtype).min))  # a logit of -inf is never kept
         if top_p < 1:
             tokens = tokens[_nucleus(row[tokens], highest, top_p)]
     elif top_p < 1:
         tokens = _nucleus(row, highest, top_p)
-    else:  # min-p alone: tokens that weigh clearly less aren't looked at
+    else:  # min-p alone: tokens clearly below the limit aren't looked at
         tokens = np.flatnonzero(row >= float(highest) + math.log(min_p) - 1e-3)
     weights = np.exp(row[tokens] - highest, dtype=np.float64)
     if min_p > 0:
@@ -70,7 +73,7 @@ def _kept(row: Array, highest: Array, top_k: int, top_p: float, min_p: float) ->
 
 
 def _nucleus(values: Array, highest: Array, top_p: float) -> Array:
-    """The places, ascending, of the values that top-p keeps: those that have less than top_p of the mass above them."""
+    """The places, ascending, of the values that top-p keeps: the values with less than top_p of the mass above them."""
     mass = values - highest
     np.exp(mass, out=mass)
     whole = float(mass.sum())
@@ -78,7 +81,7 @@ def _nucleus(values: Array, highest: Array, top_p: float) -> Array:
         head = np.flatnonzero(mass >= min(share * (1 - top_p) * whole / len(mass), 1.0))
         falling = np.sort(values[head])[::-1]
         sums = np.exp(falling - highest).cumsum(dtype=np.float64)
-        count = 1 + int(np.searchsorted(sums, top_p * whole))  # no mass is above the first, sums[0] above the next, ...
+        count = 1 + int(np.searchsorted(sums, top_p * whole))  # above the first is no mass, above the next sums[0], ...
         if count <= len(falling):
             break
     falling = falling[:count]
@@ -90,9 +93,10 @@ def _nucleus(values: Array, highest: Array, top_p: float) -> Array:
 
 
 def _head(values: Array, columns: int) -> Array:
-    """The values from some least one up, at least so many: all of them where a few columns would be most of them.
+    """All values that are at least some threshold. There are `columns` of them or more.
 
-    That least one is the so-manieth of the columns' largest values, so every larger one is in the head."""
+    The values are divided into columns. The threshold is the `columns`-th largest of the columns' maxima, so only the
+    columns with such a maximum are searched. If these would be half of all columns or more, all values are returned."""
     width = len(values) // COLUMN
     if 2 * columns > width:
         return values

@@ -1,5 +1,5 @@
-"""Compares the tokens of a target and a draft, and chooses how the draft drafts where they differ. No other file
-compares vocabularies."""
+"""Compares the tokens of a target and a draft, and chooses how the draft drafts where the tokens differ. Vocabularies
+are compared in this file only."""
 
 from __future__ import annotations
 
@@ -25,32 +25,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAID = 0.95
-"""Token-level intersection is chosen where the draft's vocabulary has at least this share of a text's tokens."""
+"""Token-level intersection is chosen where the draft's vocabulary has at least this share of an English text's
+tokens."""
 SAMPLE = "prompts/english.jsonl"
 DRAFT_TOKENS = "draft_tokens"
-"""In the config.json of a draft that `sybil distill` made: which of the target's tokens it knows, ascending. Each is
-the draft's token of that place in the list, and one more token of the draft's stands for all others."""
-PADDED_TO, PADDING = 64, 1024  # logits are padded to a multiple of the one, by less than the other
+"""The key in the config.json of a draft that `sybil distill` made. Its value lists the target's tokens that the draft
+knows, ascending. The draft's token i is the i-th target token of the list, and the draft's last token stands for all
+other target tokens."""
+PADDED_TO, PADDING = 64, 1024  # logits are padded to a multiple of PADDED_TO, by fewer than PADDING
 
 
 def differing_tokens(one: Tokenizer, other: Tokenizer) -> int:
-    """How many entries (text and id) only one of two vocabularies has; 0 where they are the same."""
+    """How many entries (text and id) are in only one of two vocabularies; 0 where the vocabularies are the same."""
     return len(_entries(one) ^ _entries(other))
 
 
 def _entries(tokenizer: Tokenizer) -> set[tuple[str, int]]:
-    """Every token's text and id. A GGUF file has a token for each row of its embedding, and those that no text is made
-    of are called [PAD0], [PAD1], ... by their ids: these are padding, and none of the vocabulary."""
+    """Every token's text and id. A GGUF file has a token for each row of its embedding. The rows that no text uses are
+    called [PAD0], [PAD1], ... by their ids; they are padding and are left out."""
     found = tokenizer.get_vocab(with_added_tokens=True).items()
     return {(text, token) for text, token in found if text != f"[PAD{token}]"}
 
 
 def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model) -> DrafterFactory:
-    """The factory with which the model `drafting` drafts for `model`. Raises VocabularyMismatch.
+    """The factory of drafters by which the model `drafting`, of the checkpoint `draft`, drafts for `model`.
 
-    Two vocabularies are the same where they differ in padding alone. Where they differ in more, and the draft's has
-    SAID of a text's tokens, the draft draws among the tokens that both have. It can't be right at any other token, so
-    where it has fewer of them it writes text, which is encoded again in the target's tokens."""
+    Two vocabularies count as the same where they differ in padding alone. Where they differ in more, and the draft's
+    vocabulary has at least the share SAID of an English text's tokens, the draft draws among the tokens that both have.
+    It can't propose any other token, so where the share is smaller the draft writes text, which is encoded again in the
+    target's tokens. Raises VocabularyMismatch."""
     if target.tokenizer is None or draft.tokenizer is None:
         check_sizes((target.name, draft.name), (model.vocab_size, drafting.vocab_size))
     known = known_tokens(draft.config, draft.name)
@@ -70,8 +73,9 @@ def drafter(target: Checkpoint, draft: Checkpoint, model: Model, drafting: Model
 class Relation:
     """How a draft's tokens compare with a target's.
 
-    way: how the draft drafts where they differ in more than padding; None where they don't. share: of an English text's
-    tokens, those that the draft's vocabulary has. vocabularies: the target's and the draft's, where they differ."""
+    way: how the draft drafts where the tokens differ in more than padding; None where they don't. share: the share of
+    an English text's tokens that the draft's vocabulary has. vocabularies: the target's and the draft's, where they
+    differ."""
 
     way: Literal["intersection", "strings"] | None
     share: float
@@ -79,7 +83,8 @@ class Relation:
 
 
 def relation(target: Checkpoint, draft: Checkpoint) -> Relation:
-    """By the two tokenizers alone; the same where one isn't known. Raises VocabularyMismatch."""
+    """Compares the two tokenizers. Where one of them isn't known, the tokens count as the same. Raises
+    VocabularyMismatch where the vocabularies share no token of an English text."""
     if same_tokens(target, draft):
         return Relation(None, 1.0)
     assert target.tokenizer is not None
@@ -96,7 +101,7 @@ def relation(target: Checkpoint, draft: Checkpoint) -> Relation:
 
 
 def known_tokens(config: Mapping[str, Any], name: str) -> list[int] | None:
-    """The target's tokens that a draft knows; None of a model that knows all of its own. Raises NotAModel."""
+    """The target's tokens that a distilled draft knows, from its config; None for any other model. Raises NotAModel."""
     known = config.get(DRAFT_TOKENS)
     if known is None:
         return None
@@ -107,7 +112,8 @@ def known_tokens(config: Mapping[str, Any], name: str) -> list[int] | None:
 
 
 def check_target(checkpoint: Checkpoint) -> None:
-    """Raises InvalidSetting for a draft that knows some of another model's tokens, which says nothing by itself."""
+    """Raises InvalidSetting for a distilled draft given as target: it knows only some of another model's tokens, and
+    can't generate text by itself."""
     if known_tokens(checkpoint.config, checkpoint.name) is not None:
         raise InvalidSetting(
             f"target is {checkpoint.name}, a draft that knows some of another model's tokens: give it as draft, beside "
@@ -116,7 +122,8 @@ def check_target(checkpoint: Checkpoint) -> None:
 
 
 def _check_known(known: list[int], checkpoints: tuple[Checkpoint, Checkpoint], sizes: tuple[int, int]) -> None:
-    """Raises VocabularyMismatch for a draft that knows some tokens of another target's. sizes: logits of both."""
+    """Raises VocabularyMismatch for a draft that was distilled for another target. known: the target tokens that it
+    knows. checkpoints: the target's and the draft's. sizes: the numbers of logits of both."""
     target, draft = checkpoints
     if not same_tokens(target, draft):
         raise VocabularyMismatch(
@@ -131,15 +138,15 @@ def _check_known(known: list[int], checkpoints: tuple[Checkpoint, Checkpoint], s
 
 
 def way_of(draft: DrafterFactory | None) -> str | None:
-    """How a draft whose tokens aren't the target's drafts: "intersection", "strings" or "commonest"; None for any
-    other draft."""
+    """How a draft with other tokens than the target's drafts: "intersection", "strings" or "commonest"; None for a
+    draft with the target's tokens."""
     if isinstance(draft, DraftHybrid):
         return way_of(draft.other)
     return draft.way if isinstance(draft, DraftIntersection | DraftStrings | DraftNarrowed) else None
 
 
 def same_tokens(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two models share a tokenizer; true where one of theirs isn't known."""
+    """Whether two models have the same tokens; true where one of the tokenizers isn't known."""
     return one.tokenizer is None or other.tokenizer is None or not differing_tokens(one.tokenizer, other.tokenizer)
 
 
@@ -150,14 +157,15 @@ def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
 
 
 def _sample() -> str:
-    """The text whose tokens are counted: English of conversations and newspapers, and code."""
+    """The text whose tokens are counted: English from conversations and newspapers, and code."""
     lines = embedded_folder(SAMPLE).read_text(encoding="utf-8").splitlines()
     return "\n".join(said["content"] for line in lines for said in json.loads(line)["messages"])
 
 
 def check_sizes(names: tuple[str, str], sizes: tuple[int, int]) -> None:
-    """For two models of which one's tokens aren't known. Raises VocabularyMismatch, unless they have as many logits, or
-    one's are padded."""
+    """Raises VocabularyMismatch where two models can't have the same tokens by the numbers of their logits: the numbers
+    differ by more than padding. It is for models of which one's tokenizer isn't known. names, sizes: the target's and
+    the draft's."""
     surplus = max(sizes) - min(sizes)
     if surplus and (max(sizes) % PADDED_TO or surplus >= PADDING):
         raise VocabularyMismatch(
@@ -172,8 +180,8 @@ def logits_of(model: PreTrainedModel) -> int:
 
 
 def check_assisted(target: PreTrainedModel, draft: PreTrainedModel, name: str) -> None:
-    """Raises VocabularyMismatch for a draft, of that name, which transformers' assisted generation refuses though we
-    take it: the same tokens with other padding."""
+    """Raises VocabularyMismatch for a draft that Sybil accepts and transformers' assisted generation refuses: one with
+    the target's tokens and other padding. name: the draft's."""
     sizes = logits_of(target), logits_of(draft)
     if sizes[0] != sizes[1]:
         raise VocabularyMismatch(
@@ -183,8 +191,8 @@ def check_assisted(target: PreTrainedModel, draft: PreTrainedModel, name: str) -
 
 
 def check_universal(target: PreTrainedModel, draft: PreTrainedModel, name: str) -> None:
-    """Raises VocabularyMismatch for a draft, of that name, which transformers takes for one with the target's tokens,
-    and so refuses a second tokenizer for."""
+    """Raises VocabularyMismatch for a draft that transformers mistakes for one with the target's tokens: transformers
+    refuses a second tokenizer for such a draft. name: the draft's."""
     sizes = logits_of(target), logits_of(draft)
     if sizes[0] == sizes[1]:
         raise VocabularyMismatch(

@@ -31,9 +31,12 @@ FORMS = "strings, lists of messages, 1-d LongTensors, lists of token ids, or a (
 def prompts_of(
     inputs: Any, tokenizer: Tokenizer | None, model: Model, template: ChatTemplate | None = None
 ) -> list[list[int]]:
-    """Each prompt's token ids. inputs: a string or a list of messages, or several prompts, each one of these, a 1-d
-    tensor or array of integers, or a list of integers; or (batch, n) integers. template: the model's, for messages.
-    Raises InvalidSetting, EmptyPrompt or PromptTooLong, or NotAModel for a template that fails."""
+    """The token ids of each prompt.
+
+    inputs: one prompt that is a string or a list of messages; a list of several prompts, each a string, a list of
+    messages, a 1-d tensor or array of integers, or a list of integers; or a tensor or array (batch, n) of integers.
+    tokenizer: for prompts that are text. template: the model's chat template, for messages. Raises InvalidSetting,
+    EmptyPrompt or PromptTooLong, and NotAModel for a template that fails."""
     prompts = [_ids(item, tokenizer, template) for item in _items(inputs)]
     if not prompts:
         raise EmptyPrompt("inputs is empty: give at least one prompt")
@@ -78,7 +81,7 @@ def _is_id(value: Any) -> bool:
 def _as_tensor(array: np.ndarray) -> Any:
     try:
         return torch.as_tensor(array, device="cpu")
-    except (TypeError, ValueError):  # of words, objects, or numbers that torch doesn't have
+    except (TypeError, ValueError):  # an array of strings, of objects, or of numbers that torch doesn't have
         return array
 
 
@@ -88,7 +91,7 @@ def _listed(item: Tensor) -> list[int]:
         try:
             ids: list[int] = item.tolist()
             return ids
-        except (RuntimeError, NotImplementedError):  # on the meta device, or sparse
+        except (RuntimeError, NotImplementedError):  # a tensor on the meta device, or a sparse one
             pass
     raise InvalidSetting(
         f"inputs holds {described(item)} on {item.device}: pass 1-d LongTensors, or one of shape (batch, n)"

@@ -1,4 +1,4 @@
-"""From a name, a folder, a GGUF file or a transformers model to a Decoder."""
+"""Makes a Decoder from a name, a folder, a GGUF file or a transformers model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sybil.storages import draft_kept, dtype_of, place_of, target_kept
 from sybil.texts import datastore as indexed
 
 IN_BLOCKS = "blocks"
-"""The word that reports have for a dtype where the weights stay in the blocks of their GGUF file."""
+"""The word that reports use in place of a dtype where the weights stay in the blocks of their GGUF file."""
 
 
 def load(
@@ -50,31 +50,38 @@ def load(
     keep_answers: bool = False,
     progress: bool | None = None,
 ) -> Decoder:
-    """A Decoder for a pair's name, a hub id, a folder, a GGUF file or a transformers model.
+    """Load a target model, and a draft if there is one, into a Decoder.
 
-    A GGUF file may be named as a local Ollama has it: "ollama:smollm2:135m".
+    - target: a pair's name, a hub id, a folder, a GGUF file or a transformers model. A GGUF file may be named as a
+      local Ollama names it: "ollama:smollm2:135m".
+    - draft: a model, given as the target is, or one of the names in drafts.py. "self" is a copy of the target in fewer
+      bits. "lookup" proposes the tokens that followed earlier occurrences of the text's last tokens. None stands for
+      the pair's draft where the target is a pair's name, and else for plain autoregressive decoding.
+    - dtype: torch's, or its name as transformers takes it; "auto" is the checkpoint's own. None is float32 on a CPU. On
+      a GPU None is float16, or bfloat16 for a model that may need more than float16's range; where the GPU has no
+      bfloat16, such a model is loaded in float32, with a UserWarning. On a CPU a quantised storage can be named too:
+      "int8", "int4", or a block type of GGUF files ("q4_k"). Decoding is lossless for the quantised target then, which
+      is another model than the stored one. On a CPU the weights of a GGUF file stay in the file's own blocks where no
+      dtype is named; products use the float32 numbers that the blocks stand for.
+    - draft_dtype: the dtype of a draft that is a model. None is int8 on a CPU, where Sybil's own forward knows the
+      draft, and dtype elsewhere. The rounding can lower the acceptance rate, but the rule keeps the output lossless.
+    - device: "cpu", "cuda" or "mps". None and "auto" are the CUDA GPU where there is one, and else the CPU.
+    - revision: a branch, a tag or a commit of the target's hub id.
+    - adapter: a LoRA adapter in peft's format, as a folder or a hub id. It is merged into the target's weights.
+    - tokenizer: for models passed as objects; a tokenizer of transformers or of the package tokenizers.
+    - datastore: files of text (pathlib.Path) and texts (str) that "lookup" searches beside the row's own text, at most
+      16 MiB together.
+    - keep_answers: whether "lookup" searches earlier answers too. It does so only where that can't change a text: when
+      decoding greedily by a lossless rule, and by the rule `coupled`.
+    - progress: whether bars show downloads and the reading of weights. None shows them where standard error is a
+      terminal.
 
-    A pair's name brings its draft; elsewhere no draft means plain autoregressive decoding. draft: a model, given as the
-    target is, or one of the names in drafts.py: "self" is the target's own copy in fewer bits, "lookup" proposes what
-    followed the last tokens where they stood before. dtype: torch's or its name, as transformers takes them; "auto" is
-    the checkpoint's own; None is float32 on a CPU, and float16 on a GPU, or bfloat16 for a model that needs its range
-    (float32 where the GPU has no bfloat16, with a UserWarning). On a CPU few bits can be named too: "int8", "int4", or
-    the blocks of a GGUF file ("q4_k"). A target in few bits is another model than the one that is stored, and decoding
-    is lossless for the rounded one. draft_dtype: of a draft that is a model; None is int8 on a CPU, where our own
-    forward knows the draft (the rule makes up for what it costs in agreement), and dtype elsewhere. On a CPU the
-    weights of a GGUF file stay in the file's own blocks where no dtype is named. They are multiplied as the float32
-    numbers that the blocks stand for. device: "cpu", "cuda", "mps"; None and "auto" are the CUDA GPU where there is
-    one. revision: a branch, a tag or a commit of the target's hub id. adapter: a LoRA adapter in peft's format, a
-    folder or a hub id, which is merged into the target's weights. tokenizer: for models passed as objects,
-    transformers' or tokenizers' own. datastore: files of text (pathlib.Path) and texts that "lookup" searches beside
-    the row's own text, 16 MiB together at most. keep_answers: whether "lookup" searches earlier answers too. It does so
-    only where that can't change a text: when decoding greedily by a lossless rule, and by the rule `coupled`. progress:
-    whether bars show downloads and the reading of weights; None: where standard error is a terminal.
+    A model object keeps its device, dtype and modes. Sybil's own forward replaces the object's where both are sure to
+    give the same (models/objects.py). It uses the weights as they are now: load again after changing them. Elsewhere,
+    for example with hooks, adapters or patches, the object's own forward runs.
 
-    A model object keeps its place, dtype and modes. Our own forward stands in for its forward where it is sure to be
-    the same (models/objects.py), with its weights as they are now: load again after changing them. Elsewhere, as with
-    hooks, adapters or patches, the object's own forward runs. What the target's own files ask of a generation becomes
-    the Decoder's defaults; of that, what Sybil doesn't do is said by a UserWarning and left out.
+    The generation settings in the target's own files become the Decoder's defaults. Those that Sybil doesn't support
+    are left out, with a UserWarning.
 
     Raises the errors of sybil.errors.
     """
@@ -83,7 +90,7 @@ def load(
     asked, draft_asked = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     if isinstance(target, str) and target in PAIRS:
         target, draft = PAIRS[target].source, PAIRS[target].draft if draft is None else draft
-    if not isinstance(target, str | Path):  # a model that is somewhere already: follow it
+    if not isinstance(target, str | Path):  # a model object: stay on the device that it is on
         device = place_of(target) if device in (None, AUTO) else device
     check_draft_dtype(draft, draft_asked)
     chosen = choose_device(device)
@@ -110,7 +117,7 @@ def load(
 
 
 def _warn_of_range(checkpoint: Checkpoint, device: torch.device) -> None:
-    """For models passed as objects there is nothing to say: they are as they are."""
+    """Warn that a model is loaded in float32 for its range. A model passed as an object keeps its dtype: no warning."""
     if checkpoint.model is None:
         warnings.warn(
             f"{checkpoint.name} may need more than float16's range, and {device} has no bfloat16: it is loaded in "
@@ -129,12 +136,12 @@ def maker(
     lookup: DraftLookup | None = None,
     progress: bool | None = None,
 ) -> DraftMaker:
-    """Makes the factories of drafters for the checkpoint's model, which was loaded in dtype. lookup: the factory that
-    "lookup" stands for. The other arguments, and errors, are load()'s."""
+    """The maker of drafters for the checkpoint's model, which was loaded in dtype. lookup: the factory that "lookup"
+    stands for. The other arguments and the errors are those of load()."""
 
     def source(named: str | Path | nn.Module) -> DrafterFactory:
         device = model.device
-        # a tokenizer given for objects is shared: padding may differ then
+        # a tokenizer given for model objects is shared by both; the logits' padding may differ then
         helper = read(named, tokenizer, progress=progress)
         stored, computed = draft_kept(helper, draft_dtype, dtype, device)
         return fit.drafter(checkpoint, helper, model, _built(helper, stored, computed, device, progress))
@@ -143,7 +150,7 @@ def maker(
 
 
 def check_draft_dtype(draft: Any, draft_dtype: Asked) -> None:
-    """Raises InvalidSetting where a dtype is named for a draft that is no second model, and would be ignored."""
+    """Raises InvalidSetting where draft_dtype is given and the draft is no second model: it would be ignored."""
     if draft_dtype is not None and isinstance(draft, str) and not has_model(parse(draft)):
         raise InvalidSetting(
             f"draft_dtype is {word_of(draft_dtype)} and draft is {described(draft)}, which is no "
@@ -152,7 +159,7 @@ def check_draft_dtype(draft: Any, draft_dtype: Asked) -> None:
 
 
 def chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
-    """Makes a prompt of messages; None where the checkpoint has no chat template."""
+    """The checkpoint's chat template, which makes a prompt of messages; None where the checkpoint has none."""
     text, tokens = checkpoint.chat_template, checkpoint.special_tokens
     if text is None or checkpoint.tokenizer is None:
         return None
@@ -164,9 +171,9 @@ def chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
 
 
 def _check(target: Any, draft: Any, tokenizer: Any) -> None:
-    """Raises InvalidSetting for an argument that can't be a model, before anything is read."""
+    """Raises InvalidSetting for a target, draft or tokenizer that can't be one, before anything is read."""
     for name, source in (("target", target), ("draft", draft)):
-        if source == "":  # which would be the current folder
+        if source == "":  # Path("") is the current folder
             raise InvalidSetting(f"{name} is '': give a pair's name, a hub id, a folder or a GGUF file")
         if isinstance(source, str | Path) or (source is None and name == "draft"):
             continue
@@ -184,7 +191,8 @@ def _check(target: Any, draft: Any, tokenizer: Any) -> None:
 
 
 def _check_origin(target: Any, revision: Any, adapter: Any) -> None:
-    """Raises InvalidSetting for a revision or an adapter that is none, or that the target can't have."""
+    """Raises InvalidSetting for a value that can't be a revision or an adapter, and for a target that can't have
+    one."""
     if revision is not None and not (isinstance(revision, str) and revision.strip()):
         raise InvalidSetting(f"revision is {described(revision)}: give a branch, a tag or a commit, or leave it out")
     if adapter is not None and (not isinstance(adapter, str | Path) or adapter == ""):
@@ -200,8 +208,8 @@ def read(
     adapter: str | Path | None = None,
     progress: bool | None = None,
 ) -> Checkpoint:
-    """The checkpoint of a name, a folder or a model object, whose tokenizer is the one given, with the adapter merged
-    into its weights. The other arguments, and errors, are load()'s."""
+    """The checkpoint of a name, a folder or a model object, with the adapter merged into its weights. tokenizer: of a
+    model object. The other arguments and the errors are those of load()."""
     if not isinstance(source, str | Path):
         from sybil.models.objects import of_model
 
@@ -217,7 +225,7 @@ def read(
 def _built(
     checkpoint: Checkpoint, kept: Kept, foreign: torch.dtype, device: torch.device, progress: bool | None
 ) -> Model:
-    """building.load(), with a bar while the weights are read."""
+    """The result of building.load(), with a progress bar while the weights are read."""
     if checkpoint.known is None or checkpoint.stored is None:
         with transformers_bars(progress):
             return building.load(checkpoint, kept, foreign, device)
@@ -227,7 +235,7 @@ def _built(
 
 @contextlib.contextmanager
 def _remedied(source: str | Path) -> Iterator[None]:
-    """Adds to the error of a registered model that can't be loaded what is known to help."""
+    """A context manager that adds the known remedy to the error of a registered model that can't be loaded."""
     try:
         yield
     except (HubUnreachable, NotAModel) as error:
@@ -238,8 +246,9 @@ def _remedied(source: str | Path) -> Iterator[None]:
 
 
 def kept_in(source: str | Path, dtype: str | None, device: torch.device, revision: str | None = None) -> str:
-    """What load() keeps a target's weights in, as reports say it: IN_BLOCKS where they stay in their GGUF file's
-    blocks, on a CPU where no dtype is named; or a word that load() takes as dtype. Raises the errors of load()."""
+    """The storage in which load() keeps a target's weights, in the words of reports: IN_BLOCKS where the weights stay
+    in their GGUF file's blocks (on a CPU where no dtype is named), and else a word that load() takes as dtype. Raises
+    the errors of load()."""
     asked = dtype_named(dtype)
     if asked in (None, AUTO) and device.type == "cpu":
         with _remedied(source):
@@ -253,8 +262,8 @@ def kept_in(source: str | Path, dtype: str | None, device: torch.device, revisio
 def dtype_chosen(
     source: str | Path, dtype: str | None, device: torch.device, revision: str | None = None
 ) -> torch.dtype:
-    """The dtype in which load() will have a target; float32 where its weights are in few bits. Raises the errors of
-    load()."""
+    """The dtype in which a target loaded by load() computes; float32 where its weights are quantised. Raises the errors
+    of load()."""
     asked = dtype_named(dtype)
     if asked is None and device.type != "cuda":
         return default_dtype(device)

@@ -1,9 +1,9 @@
-"""The acceptance rules that people use to go faster, and that change the output's distribution. Pure.
+"""Acceptance rules that keep more tokens and are faster, but change the output's distribution. Pure.
 
-None is a default, and none is among verification.RULES: a caller names one with its strength ("typical:0.09"), and the
-result is marked lossless=False. Each is a Rule of verification.py. When decoding greedily a Lossy rule is asked by
-`greedily`: the draft proposes its likeliest tokens, the rule judges them by the target's distribution at temperature
-1, and the token after those kept is the target's likeliest.
+No such rule is a default, and none is among verification.RULES. A caller names a rule with its strength
+("typical:0.09"), and the result is marked lossless=False. Each rule has the interface Rule of verification.py. Greedy
+decoding calls the method `greedily`: the draft proposes its likeliest tokens, the rule judges them by the target's
+distribution at temperature 1, and the token after the kept ones is the target's likeliest.
 """
 
 from __future__ import annotations
@@ -25,35 +25,36 @@ from sybil.verification import rule_named as lossless_rule_named
 
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,18})?(e-?[0-9]{1,2})?", re.ASCII)
 LEAST = 1e-6
-"""The least strength: what is divided by one is far from float32's ends."""
+"""The least strength. A probability divided by a strength stays far from float32's limits."""
 
 
 class Lossy(ABC):
-    """A rule that keeps a token by what the target's distribution says of it alone: no draft's probability is asked.
+    """A rule that decides by the target's distribution alone whether a token is kept; it ignores the draft's
+    probabilities.
 
-    After the first token that it doesn't keep comes one drawn from the target itself."""
+    The first token that it doesn't keep is replaced by a draw from the target."""
 
     @abstractmethod
     def keeps(self, target_probs: Tensor, tokens: Tensor) -> Tensor:
-        """Which of tokens (batch, n) stay, were all before them kept: (batch, n), bool. target_probs: (batch, n,
-        vocab), those that each token is judged by."""
+        """Which of tokens (batch, n) are kept if all before them are: (batch, n), bool. target_probs: (batch, n,
+        vocab), the target's distribution at each token's place."""
 
     def __call__(self, proposed: Proposed, noise: Tensor) -> Verdict:
-        """See verification.Rule; of the noise only a row's first number is used."""
+        """See verification.Rule. Only the first number of each row of the noise is used."""
         accepted = self._accepted(proposed)
         at_end = proposed.target_probs[upload(count_to(len(accepted)), accepted.device), accepted]
         return Verdict(accepted, draw(at_end, noise[:, 0]))
 
     def greedily(self, tokens: Tensor, logits: Tensor, counts: Sequence[int]) -> list[int]:
-        """How many of each row's tokens (batch, gamma) stay when decoding greedily; logits: the target's, (batch,
-        gamma + 1, vocab); counts: how many tokens of a row are proposed."""
+        """How many of each row's tokens (batch, gamma) are kept when decoding greedily. logits: the target's, (batch,
+        gamma + 1, vocab). counts: how many tokens of each row are proposed."""
         target_probs = probabilities(logits, Sampling(temperature=1.0))
         proposed = Proposed(tokens, None, target_probs, upload(integers(counts), tokens.device))
         accepted: list[int] = self._accepted(proposed).tolist()
         return accepted
 
     def _accepted(self, proposed: Proposed) -> Tensor:
-        """(batch,): the tokens before the first one that isn't kept."""
+        """(batch,): the number of tokens before the first one that isn't kept."""
         gamma = proposed.tokens.shape[1]
         kept = self.keeps(proposed.target_probs[:, :gamma], proposed.tokens)
         kept &= upload(count_to(gamma), kept.device) < proposed.counts[:, None]
@@ -64,9 +65,9 @@ class Lossy(ABC):
 class Lenience(Lossy):
     """Speculative sampling with lenience, Leviathan et al. 2023 (arXiv 2211.17192), appendix A.5.
 
-    A token is kept with probability min(1, target / (l draft)); the first one rejected is replaced by a draw from
-    norm(max(target / l - draft, 0)). So no token comes more than 1 / l times as often as the target says it. l = 1 is
-    the lossless rule `token`. Greedily, a token is kept where target >= l max(target)."""
+    A token is kept with probability min(1, target / (l draft)). The first rejected token is replaced by a draw from
+    norm(max(target / l - draft, 0)). So no token's probability is more than 1 / l times the target's. l = 1 is the
+    lossless rule `token`. When decoding greedily, a token is kept where target >= l max(target)."""
 
     l: float  # noqa: E741  the paper's name
 
@@ -81,9 +82,9 @@ class Lenience(Lossy):
 class Typical(Lossy):
     """Typical acceptance, Cai et al. 2024 (Medusa, arXiv 2401.10774), section 2.3.1.
 
-    A token is kept where target > min(epsilon, delta exp(-H)), H being the entropy of the target's distribution there,
-    in nats: where the target is unsure, less is enough. Nothing is kept with epsilon 1 and a delta as large as the
-    vocabulary, and decoding is plain then."""
+    A token is kept where target > min(epsilon, delta exp(-H)). H is the entropy in nats of the target's distribution at
+    that place: where the target is less sure, a smaller probability is enough. With epsilon 1 and a delta as large as
+    the vocabulary no token is kept, and decoding is autoregressive."""
 
     epsilon: float
     delta: float
@@ -95,7 +96,7 @@ class Typical(Lossy):
 
 @dataclass(frozen=True, slots=True)
 class Threshold(Lossy):
-    """A token is kept where target >= t max(target). Greedily t = 1 is lossless, but for ties."""
+    """A token is kept where target >= t max(target). When decoding greedily, t = 1 is lossless except at ties."""
 
     t: float
 
@@ -105,8 +106,8 @@ class Threshold(Lossy):
 
 @dataclass(frozen=True, slots=True)
 class TopK(Lossy):
-    """A token is kept where fewer than k others are likelier, and the target gives it any probability. Greedily k = 1
-    is lossless, but for ties."""
+    """A token is kept where fewer than k others are likelier and its own target probability isn't 0. When decoding
+    greedily, k = 1 is lossless except at ties."""
 
     k: int
 
@@ -121,7 +122,7 @@ def _at(probs: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _share(name: str, text: str) -> float:
-    """Raises InvalidSetting for what is no number from LEAST to 1."""
+    """A rule's strength from LEAST to 1. Raises InvalidSetting for anything else."""
     value = _number(name, text)
     if not LEAST <= value <= 1:
         raise InvalidSetting(f"{name} is {text}: use a number from {LEAST:g} to 1")
@@ -129,7 +130,7 @@ def _share(name: str, text: str) -> float:
 
 
 def _positive(name: str, text: str) -> float:
-    """Raises InvalidSetting for what is no number from LEAST on."""
+    """A rule's strength, LEAST at least. Raises InvalidSetting for anything else."""
     value = _number(name, text)
     if value < LEAST:
         raise InvalidSetting(f"{name} is {text}: use a number from {LEAST:g} on")
@@ -147,7 +148,7 @@ def _lenience(l: str) -> Lossy:  # noqa: E741  the paper's name
 
 
 def _typical(epsilon: str, delta: str | None = None) -> Lossy:
-    """Where delta isn't said it is epsilon's square root, as in the paper's experiments."""
+    """delta: by default the square root of epsilon, as in the paper's experiments."""
     share = _share("epsilon", epsilon)
     return Typical(share, share**0.5 if delta is None else _positive("delta", delta))
 
@@ -164,7 +165,7 @@ def _top_k(k: str) -> Lossy:
 
 @dataclass(frozen=True, slots=True)
 class _RuleKind:
-    """made: the rule of one strength, or of as many as `most`; usage: how it is named."""
+    """usage: how a rule of this kind is named. made: makes the rule from 1 to `most` strengths, given as text."""
 
     usage: str
     made: Callable[..., Lossy]
@@ -181,12 +182,12 @@ KINDS: Mapping[str, _RuleKind] = {
 
 
 def is_lossy(name: str) -> bool:
-    """Whether a rule of that name, which rule_named() takes, changes the output's distribution."""
+    """Whether the rule of that name changes the output's distribution. rule_named() must accept the name."""
     return name.split(":")[0] in KINDS
 
 
 def rule_named(name: str) -> Rule:
-    """The rule of that name, a lossless one or, with its strength, a lossy one; raises InvalidSetting."""
+    """The rule of that name: a lossless rule, or a lossy rule named with its strength. Raises InvalidSetting."""
     if not isinstance(name, str) or not is_lossy(name):
         return lossless_rule_named(name)
     first, *strengths = name.split(":")

@@ -1,4 +1,4 @@
-"""A user's own pairs: pairs.toml in the user's configuration, a table a pair.
+"""A user's own pairs, from the file pairs.toml in the user's configuration folder. Each table is a pair:
 
 [mine]
 target = "~/models/Qwen2.5-7B-Q4_K_M.gguf"
@@ -28,8 +28,9 @@ NAME = re.compile(r"(?!(embedded|packaged|ollama):)[A-Za-z0-9][A-Za-z0-9._:+-]{0
 
 @dataclass(frozen=True, slots=True)
 class OwnPair:
-    """One table. target: as sybil.load takes it, and no pair's name; draft: too, or None. A path that begins with ./ or
-    ../ counts from the file's folder. prompts: what measurements run over; tokenizer: see sybil.pairs.Relation."""
+    """One table of the file. target: as sybil.load takes it, but no pair's name. draft: as sybil.load takes it, or
+    None. A path that begins with ./ or ../ is relative to the file's folder. prompts: the prompts of measurements.
+    tokenizer: see sybil.facts.Relation."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -44,7 +45,7 @@ KEYS = ", ".join(each.name for each in fields(OwnPair))
 
 
 def pairs_file() -> Path | None:
-    """Where the user's pairs are looked for; None where the user has no home."""
+    """The file in which the user's pairs are looked for; None where the user has no home folder."""
     named = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     try:
         return (named if named.is_absolute() else Path("~/.config").expanduser()) / "sybil" / "pairs.toml"
@@ -53,13 +54,13 @@ def pairs_file() -> Path | None:
 
 
 def own_pairs(taken: Collection[str]) -> Mapping[str, OwnPair]:
-    """The user's pairs by name; none where there is no file. taken: names that they may not have. Raises
-    InvalidSetting, in whose line the file, the table and the key stand."""
+    """The user's pairs by name; empty where there is no file. taken: names that the pairs may not have. Raises
+    InvalidSetting; the message names the file, the table and the key."""
     path = pairs_file()
     tables = {} if path is None else _tables(path)
     if not tables or path is None:
         return {}
-    from pydantic import TypeAdapter, ValidationError  # a tenth of a second, for who has such a file
+    from pydantic import TypeAdapter, ValidationError  # takes a tenth of a second: only for users with such a file
 
     try:
         found = TypeAdapter(dict[str, OwnPair]).validate_python(tables)
@@ -86,7 +87,7 @@ def _tables(path: Path) -> dict[str, Any]:
 
 
 def _wrong(error: ErrorDetails) -> str:
-    """What pydantic says of a table, in our words."""
+    """pydantic's error about a table, in Sybil's words."""
     table, *keys = error["loc"]
     where = f"table [{table}]"
     if not keys:
@@ -99,7 +100,7 @@ def _wrong(error: ErrorDetails) -> str:
 
 
 def _checked(name: str, own: OwnPair, path: Path, taken: Collection[str]) -> OwnPair:
-    """The pair with its paths made whole. Raises InvalidSetting for what can't be one."""
+    """The pair with absolute paths. Raises InvalidSetting for a table that can't be a pair."""
     where = f"{path}: table [{name[:80]}]"
     if name in taken:
         raise InvalidSetting(f"{where} has the name of a registered pair: choose another name")
@@ -120,5 +121,5 @@ def _checked(name: str, own: OwnPair, path: Path, taken: Collection[str]) -> Own
 
 
 def _whole(source: str, path: Path) -> str:
-    """A source whose path counts from the file's folder, as one that counts from anywhere."""
+    """A source in which a path relative to the file's folder is made absolute."""
     return str(path.parent / source) if source.startswith(("./", "../")) else source

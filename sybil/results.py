@@ -1,4 +1,4 @@
-"""What a generation hands back. Counters are integers; rates are derived from them."""
+"""The results of a generation. Counters are integers; rates are computed from them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Literal
 from torch import Tensor
 
 FinishReason = Literal["eos", "stop_string", "criterion", "length", "context"]
-"""Why a row ended: an end token, a stop string, a StoppingCriteria, max_new_tokens, the model's context."""
+"""Why a row ended: an end token ("eos"), a stop string, a StoppingCriteria ("criterion"), the row's own limit
+(max_new_tokens or max_length: "length"), or the end of the model's context."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds by phase, the caller's own time between rounds left out."""
+    """Seconds by phase. The time that a caller spends between rounds isn't counted."""
 
     prefill: float = 0.0
     draft: float = 0.0
@@ -38,11 +39,14 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One round: a proposal and a target forward. Every field has an entry a row.
+    """One round: a proposal and a target forward. Every field but `timings` has an entry for each row.
 
-    tokens: what the row gained, () once it has ended; accepted: how many of them, from the first on,
-    the draft proposed; proposed: how many it proposed; finished: why the row ended, None while it goes on;
-    prefilled: the prompt tokens that the target read for it, () after the first round.
+    - tokens: the row's new token ids, () once the row has ended.
+    - accepted: how many of the new tokens, counted from the first, the draft proposed.
+    - proposed: how many tokens the draft proposed for the row.
+    - finished: why the row ended; None while it goes on.
+    - timings: the round's seconds by phase.
+    - prefilled: how many prompt tokens the target read for the row; () after the first round.
     """
 
     tokens: tuple[tuple[int, ...], ...]
@@ -57,9 +61,11 @@ class Step:
 class Stats:
     """The counters of a generation, summed over its rows.
 
-    rounds: target forwards, counted for each row that was still going; emitted: new tokens;
-    accepted_in_round[n]: rounds in which n proposed tokens were kept; prefilled: prompt tokens that the target read:
-    in a conversation's later turns, those that weren't in its cache.
+    - rounds: target forwards, counted once for each row that hadn't ended.
+    - emitted: new tokens.
+    - accepted_in_round: its entry n is the number of rounds in which n proposed tokens were kept.
+    - prefilled: prompt tokens that the target read. In a conversation's later turns these are the tokens that weren't
+      in the target's cache.
     """
 
     rounds: int = 0
@@ -97,7 +103,7 @@ class Stats:
 
     @property
     def tokens_per_round(self) -> float:
-        """emitted / target forwards: the papers' block efficiency."""
+        """emitted / rounds, which papers call block efficiency."""
         return self.emitted / self.rounds if self.rounds else 0.0
 
     @property
@@ -111,7 +117,8 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A finished generation, a row an entry: new tokens only."""
+    """A finished generation. tokens, text and finish_reasons have an entry for each row, which holds the new tokens
+    only, without the prompt. lossless: False if a lossy rule was used."""
 
     tokens: list[Tensor]
     text: list[str]

@@ -1,6 +1,6 @@
-"""From logits to probabilities, and from probabilities and noise to tokens. Pure.
+"""Turns logits into probabilities, and probabilities and noise into tokens. Pure.
 
-Greedy decoding is temperature 0: a one-hot distribution. Its tokens are likeliest()'s.
+Greedy decoding is temperature 0, where the distribution is one-hot. likeliest() gives its tokens directly.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from sybil.models.native import drawing
 from sybil.noise import Exponentials
 from sybil.transfer import integers, upload
 
-BLOCK = 512  # tokens whose probabilities draw() sums up first
+BLOCK = 512  # tokens; draw() first sums the probabilities of each block of so many
 COLDEST = 1e-6  # a temperature below it would take logits beyond what float32 holds
 Processor = Callable[[Tensor, Tensor], Tensor]
-"""transformers' LogitsProcessor: (prefix (1, n), logits (1, vocab)) -> logits (1, vocab). One that must know whose
-prefix it sees has a method of_row(row), which gives the processor of that row of the batch."""
+"""A LogitsProcessor as transformers has it: (prefix (1, n), logits (1, vocab)) -> logits (1, vocab). A processor that
+depends on the row of the batch has a method of_row(row), which gives the processor of that row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a next token's distribution is made of logits. Names and order are transformers'.
+    """How the next token's distribution is made from logits. The names and the order of the steps are transformers'.
 
-    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch a filter off. processors see the
-    raw logits and each position's own prefix, and run first.
+    Processors run first: they see the raw logits and the prefix of each position. The temperature and the filters
+    follow. temperature 0 is greedy decoding; top_k 0, top_p 1 and min_p 0 switch their filters off. Raises
+    InvalidSetting for a value out of range.
     """
 
     temperature: float = 0.0
@@ -62,13 +63,13 @@ class Sampling:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """As generate() takes it, without the processors."""
+        """The same sampling as keywords of generate(), without the processors."""
         drawn = {"temperature": self.temperature or 1.0, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
         return {"do_sample": not self.greedy, **drawn}
 
     @property
     def told(self) -> str:
-        """In words, without the processors."""
+        """The sampling in words, without the processors."""
         if self.greedy:
             return "greedy"
         filters = {"top-k": (self.top_k, 0), "top-p": (self.top_p, 1.0), "min-p": (self.min_p, 0.0)}
@@ -80,9 +81,10 @@ GREEDY = Sampling()
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distributions sampled from, rows of logits (..., vocab) -> rows that sum to 1, float32 at least.
+    """The distributions to sample from: logits (..., vocab) -> probabilities (..., vocab), each row with sum 1, float32
+    or wider. The processors aren't applied: see process().
 
-    A row with NaN, +inf or nothing finite becomes NaN, from which draw() draws nothing."""
+    A row with NaN, with +inf or without a finite entry becomes NaN, for which draw() gives -1."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.greedy:
         chosen = likeliest(logits)[..., None]
@@ -113,7 +115,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """The greedy tokens (...) of logits (..., vocab); -1 where a row has NaN, +inf or nothing finite."""
+    """The greedy tokens (...) of logits (..., vocab); -1 where a row has NaN, has +inf or has no finite entry."""
     if not _numpy_does(logits):
         best, chosen = logits.max(-1)
         return torch.where(best.isfinite(), chosen, -1)
@@ -126,19 +128,22 @@ def likeliest(logits: Tensor) -> Tensor:
 
 
 def argmax(logits: Tensor) -> Tensor:
-    """logits.argmax(-1)."""
+    """The same as logits.argmax(-1), by numpy where numpy is faster."""
     return torch.from_numpy(np.asarray(logits.numpy().argmax(-1))) if _numpy_does(logits) else logits.argmax(-1)
 
 
 def _numpy_does(logits: Tensor) -> bool:
-    """numpy takes a tenth of torch's time on a CPU (2.13, rows of 50,257), and finds its code in fewer places."""
+    """Whether numpy computes: on a CPU it takes a tenth of torch's time (torch 2.13, rows of 50,257), and fewer pages
+    of code are loaded for it."""
     return logits.device.type == "cpu" and logits.dtype != torch.bfloat16
 
 
 def process(logits: Tensor, prefixes: list[Tensor], wanted: Tensor, processors: tuple[Processor, ...]) -> Tensor:
-    """Apply processors to logits (batch, n, vocab), position i of a row seeing its prefix with the row's
-    last n - 1 - i tokens left out. Rows of prefixes are 1-d and may differ in length. Positions that
-    wanted (batch, n) leaves out are not asked about."""
+    """Apply the processors to logits (batch, n, vocab), and return the processed logits, float32 or wider.
+
+    prefixes: for each row a 1-d tensor of its tokens; lengths may differ. At position i the processors see the row's
+    prefix without its last n - 1 - i tokens. wanted: (batch, n), False where the processors aren't called and the
+    logits stay as they are."""
     processed = logits.to(torch.promote_types(logits.dtype, torch.float32)).clone()
     last = logits.shape[1] - 1
     for row, prefix in enumerate(prefixes):
@@ -153,7 +158,8 @@ def process(logits: Tensor, prefixes: list[Tensor], wanted: Tensor, processors: 
 
 
 def scored(processor: Processor, ids: Tensor, scores: Tensor) -> Tensor:
-    """What a processor makes of scores (1, vocab) after ids (1, n); raises InvalidSetting for another shape."""
+    """The scores (1, vocab) that a processor returns for scores (1, vocab) after ids (1, n). Raises InvalidSetting
+    where the processor returns anything of another shape."""
     made: Any = processor(ids, scores)
     if not isinstance(made, Tensor) or made.shape != scores.shape:
         raise InvalidSetting(
@@ -164,15 +170,16 @@ def scored(processor: Processor, ids: Tensor, scores: Tensor) -> Tensor:
 
 
 def of_row(asked: Any, row: int) -> Any:
-    """A processor, or a stopping criterion, as it is for one row of a batch."""
+    """The processor or stopping criterion for one row of a batch: of_row(row) where the object has that method, and
+    else the object itself."""
     return asked.of_row(row) if hasattr(asked, "of_row") else asked
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse-CDF draws: probs (..., vocab), uniforms (...) in [0, 1) -> tokens (...), int64.
 
-    A token without mass is never drawn. -1 is drawn where a row is NaN or has no mass at all. Rows need not be
-    normalised. The sums are float64."""
+    A token of probability 0 is never drawn. The result is -1 where a row is NaN or all 0. Rows need not be normalised.
+    The sums are float64."""
     vocab = probs.shape[-1]
     if drawing.does(probs):
         return drawing.draw(probs, uniforms)
@@ -187,8 +194,8 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _draw(row: np.ndarray, uniform: float) -> int:
-    """draw() of one row (vocab,). The sums of blocks say which block holds the token, and the sums inside it say
-    where."""
+    """draw() for one row (vocab,). The blocks' sums give the block that holds the token, and the sums inside the block
+    give the token."""
     blocks = np.add.reduceat(row, np.arange(0, len(row), BLOCK), dtype=np.float64).cumsum()
     if not blocks[-1] > 0:
         return -1
@@ -197,16 +204,18 @@ def _draw(row: np.ndarray, uniform: float) -> int:
     block = row[place * BLOCK : (place + 1) * BLOCK]
     sums = (blocks[place - 1] if place else 0.0) + block.cumsum(dtype=np.float64)
     inside = int(np.searchsorted(sums, point, side="right"))
-    # the block's sum may be larger by its rounding
+    # by rounding, the point may lie beyond the block's last sum
     return place * BLOCK + (inside if inside < len(block) else int(np.flatnonzero(block)[-1]))
 
 
 def race(probs: Tensor, exponentials: Tensor | Exponentials) -> Tensor:
-    """Draws by exponential races: from probs (..., vocab) the tokens (...) whose exponential / probability is least; -1
-    where a row is NaN. Exponentials that don't exist yet are made on the device of the probabilities.
+    """Draws by exponential races: for each row of probs (..., vocab), the token whose exponential / probability is
+    least; -1 where a row is NaN. exponentials: (..., vocab), or Exponentials, which are made on the device of the
+    probabilities.
 
-    With exponentials of mean 1 this is the Gumbel-max draw, argmax(log prob + Gumbel), without its logarithms. With the
-    same exponentials two distributions draw the same token as often as is possible without exchanging anything else."""
+    With exponentials of mean 1 this is the Gumbel-max draw, argmax(log prob + Gumbel), without its logarithms. If two
+    distributions draw with the same exponentials, they draw the same token as often as is possible without any other
+    communication."""
     if isinstance(exponentials, Exponentials):
         if not probs.is_cpu:
             exponentials = exponentials.made_on(probs.device)
@@ -218,7 +227,8 @@ def race(probs: Tensor, exponentials: Tensor | Exponentials) -> Tensor:
 
 
 def no_distribution(is_processed: bool) -> NumericalFailure:
-    """What is said where draw() or likeliest() gave -1. is_processed: processors have seen the logits."""
+    """The error to raise where draw() or likeliest() gave -1. is_processed: whether processors have changed the
+    logits."""
     if is_processed:
         return NumericalFailure(
             "the logits hold NaN, infinity or no token that may follow, once processors have seen them: ask for less "

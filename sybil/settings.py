@@ -1,4 +1,4 @@
-"""What a caller may ask of a generation, checked before anything runs."""
+"""The settings of a generation, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sybil.lossy import rule_named
 from sybil.sampling import Processor, Sampling
 from sybil.stopping import Criterion
 
-MOST = 2**31 - 1  # rows, tokens of a round, tokens of a batch
+MOST = 2**31 - 1  # the limit for rows, for a round's tokens and for a batch's tokens
 PLAIN = ', or "auto"; load the model without a draft for plain decoding'
 NEW_TOKENS = 128  # the default where neither max_new_tokens nor max_length is given
-STATEFUL = {  # of transformers' processors
+STATEFUL = {  # transformers' processors that remember earlier calls
     "DiaEOSDelayPatternLogitsProcessor",
     "SynthIDTextWatermarkLogitsProcessor",
     "UnbatchedClassifierFreeGuidanceLogitsProcessor",
     "WhisperNoSpeechDetection",
 }
 BY_ROW = "PrefixConstrainedLogitsProcessor"
-UNSUPPORTED: Mapping[str, Any] = {  # what would change the tokens in transformers, and the value that switches it off
+UNSUPPORTED: Mapping[str, Any] = {  # values that switch off what changes tokens in transformers and Sybil lacks
     "assistant_ensemble_weight": None,
     "constraints": None,
     "dola_layers": None,
@@ -36,11 +36,11 @@ UNSUPPORTED: Mapping[str, Any] = {  # what would change the tokens in transforme
     "penalty_alpha": 0,
     "token_healing": False,
 }
-WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "use_cache")  # on the tokens, and often passed to transformers
+WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "use_cache")  # they change no tokens, and are often given
 
 
 def check_processors(processors: Iterable[Any]) -> None:
-    """Raises InvalidSetting for a processor that can't be asked about drafted tokens."""
+    """Raises InvalidSetting for a processor that can't be called for drafted tokens, because it remembers its calls."""
     for each in processors:
         if STATEFUL & {kind.__name__ for kind in type(each).__mro__}:
             raise InvalidSetting(
@@ -51,19 +51,26 @@ def check_processors(processors: Iterable[Any]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Keywords of generate and stream. Names, defaults and meanings are transformers', but for gamma, rule, window
-    and seed, which are ours; None switches a setting off, as it does there.
+    """The keywords of generate and stream. Their names, defaults and meanings are transformers', except gamma, rule,
+    window and seed, which are Sybil's own. As in transformers, None switches a setting off.
 
-    gamma is how many tokens are proposed in a round, or "auto": as many as pay, none where drafting doesn't. What
-    pays is told by the clock; where a seed is given and the text depends on gamma (sampled by the rules token or block,
-    or by a rule that isn't lossless), by the models' sizes, so that the seed repeats. The windows heuristic and
-    confident take "auto" for 4.
+    A row ends after max_new_tokens new tokens. Where max_new_tokens is None, the row ends when it has max_length
+    tokens, prompt included; where both are None, after 128 new tokens. A row ends earlier with a token of eos_token_id,
+    with the token that completes one of stop_strings, or when one of stopping_criteria says so. The token that ends a
+    row is kept.
 
-    A row ends after max_new_tokens; or, where that is None, when it has max_length tokens, prompt included; or after
-    128. It ends earlier with a token of eos_token_id, with the token that completes one of stop_strings, or when a
-    criterion says so; that token is kept. do_sample False is greedy and ignores temperature and the filters. seed None
-    is a fresh one. rule: "token", "block" or "coupled", which are lossless; or one of lossy.py with its strength
-    ("typical:0.09"), whose result is marked lossless=False. Raises InvalidSetting.
+    do_sample=False decodes greedily and ignores the temperature and the filters.
+
+    - gamma: how many tokens are proposed in a round. "auto" proposes as many as make decoding faster, and none where
+      drafting doesn't. It measures the time of a round. Where a seed is given and the text depends on gamma (when
+      sampling by the rules token or block, or by a lossy rule), it computes with the models' sizes instead, so that the
+      seed repeats the text. For the windows heuristic and confident, "auto" stands for 4.
+    - rule: "token", "block" or "coupled", which are lossless; or a rule of lossy.py with its strength ("typical:0.09"),
+      whose result is marked lossless=False.
+    - window: how gamma changes from round to round: the names are in drafting/window.py.
+    - seed: the seed of all random numbers; None draws a fresh one.
+
+    Raises InvalidSetting.
     """
 
     max_new_tokens: int | None = None
@@ -111,7 +118,7 @@ class Settings:
         for each in fields(self):
             value = getattr(self, each.name)
             if value is None:
-                value = 0 if each.name == "top_k" else each.default  # 50 is a default; None keeps every token
+                value = 0 if each.name == "top_k" else each.default  # the default is 50, but None keeps every token
             elif each.name in CHECKS:
                 value = CHECKS[each.name](each.name, value)
             object.__setattr__(self, each.name, value)
@@ -125,19 +132,19 @@ class Settings:
         check_processors(self.logits_processor)
         rule_named(self.rule)
         window_named(self.window)
-        Sampling(self.temperature, self.top_k, self.top_p, self.min_p)  # refused even where it isn't used
+        Sampling(self.temperature, self.top_k, self.top_p, self.min_p)  # refused even if unused
 
     @property
     def shaping(self) -> dict[str, Any]:
-        """Those of SHAPING that are set."""
+        """The settings of SHAPING that are switched on, by name."""
         values = self._set(SHAPING)
-        if self.min_new_tokens is not None:  # which comes before the other way to say it
+        if self.min_new_tokens is not None:  # it takes precedence over min_length
             values.pop("min_length", None)
         return values
 
     @property
     def filters(self) -> dict[str, Any]:
-        """Those of FILTERS that are set."""
+        """The settings of FILTERS that are switched on, by name."""
         return self._set(FILTERS)
 
     def _set(self, names: Iterable[str]) -> dict[str, Any]:
@@ -150,7 +157,8 @@ class Settings:
         return frozenset(token_ids("eos_token_id", self.eos_token_id))
 
     def limit(self, prompt: int) -> int:
-        """How many tokens a row of so many prompt tokens may have, those included; raises InvalidSetting."""
+        """The most tokens that a row may have, its `prompt` prompt tokens included. Raises InvalidSetting where the
+        prompt fills max_length."""
         if self.max_new_tokens is None and self.max_length is not None:
             if prompt >= self.max_length:
                 raise InvalidSetting(
@@ -161,7 +169,7 @@ class Settings:
         return prompt + (NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens)
 
 
-SHAPING = (  # what transformers makes processors of, whether tokens are sampled or not
+SHAPING = (  # settings from which transformers makes processors, for sampled and for greedy decoding
     "repetition_penalty",
     "encoder_repetition_penalty",
     "no_repeat_ngram_size",
@@ -179,13 +187,13 @@ SHAPING = (  # what transformers makes processors of, whether tokens are sampled
     "renormalize_logits",
     "watermarking_config",
 )
-FILTERS = ("top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")  # of sampling, beside those of Sampling
+FILTERS = ("top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")  # filters for sampling that Sampling doesn't have
 SAMPLED = ("temperature", "top_k", "top_p", "min_p", *FILTERS)
 OURS = ("gamma", "rule", "window", "seed")
-GIVEN = ("logits_processor", "stopping_criteria")  # objects, which no file holds
+GIVEN = ("logits_processor", "stopping_criteria")  # objects, which can't be in a file
 OFF = {each.name: each.default for each in fields(Settings)} | {"min_new_tokens": 0}
 NAMES = frozenset(each.name for each in fields(Settings))
-DEFAULTS = NAMES - {*OURS, *GIVEN, "eos_token_id"}  # what a model's own file may set; end tokens are read apart
+DEFAULTS = NAMES - {*OURS, *GIVEN, "eos_token_id"}  # what a model's own files may set; end tokens are read separately
 
 
 CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
@@ -211,15 +219,15 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """a == b, for values that may be arrays."""
+    """one == other as one bool, also for arrays."""
     return type(one) is type(other) and bool(one == other)
 
 
 def chosen(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Settings:
-    """The Settings that a caller asks for, with a model's own defaults for what is left out. Raises InvalidSetting.
+    """The Settings of a generation: a caller's keywords, and a model's own defaults for what the caller leaves out.
 
-    asked may have transformers' generation_config. Its fields override the defaults, and keywords override its
-    fields."""
+    asked: the keywords, among them transformers' generation_config perhaps. The config's fields override the defaults,
+    and the other keywords override its fields. Raises InvalidSetting."""
     keywords = {name: value for name, value in asked.items() if name != "generation_config"}
     whole = {**_of_config(asked.get("generation_config")), **_known(keywords)}
     sampled = whole.get("do_sample", defaults.get("do_sample"))
@@ -229,8 +237,9 @@ def chosen(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Settings:
 
 
 def blamed(error: InvalidSetting, defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> InvalidSetting:
-    """An error about a setting. The message begins with the setting's name, and says who set it where that wasn't the
-    caller."""
+    """An error about a setting, with its source: where the setting comes from the model's files or the
+    generation_config and not from a keyword, the message says so. The error's message must begin with the setting's
+    name."""
     name = str(error).split(" ", 1)[0]
     if name not in defaults or name in asked or getattr(asked.get("generation_config"), name, None) is not None:
         return error
@@ -238,7 +247,7 @@ def blamed(error: InvalidSetting, defaults: Mapping[str, Any], asked: Mapping[st
 
 
 def unsupported(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of UNSUPPORTED that are switched on."""
+    """The values that belong to UNSUPPORTED and are switched on."""
     return {
         name: values[name]
         for name, off in UNSUPPORTED.items()
@@ -247,8 +256,8 @@ def unsupported(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords that Settings has. Raises InvalidSetting for unknown ones and for those that Sybil doesn't
-    support."""
+    """The keywords that are fields of Settings. Raises InvalidSetting for unknown keywords and for settings that Sybil
+    doesn't support."""
     for name, value in unsupported(keywords).items():
         raise InvalidSetting(f"{name} is {described(value)}: Sybil decodes greedily and by sampling, leave it out")
     unknown = sorted(keywords.keys() - NAMES - UNSUPPORTED.keys() - {*WITHOUT_EFFECT})
@@ -260,7 +269,7 @@ def _known(keywords: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_config(config: Any) -> dict[str, Any]:
-    """What a GenerationConfig sets; raises InvalidSetting."""
+    """The settings of a GenerationConfig, by name. Raises InvalidSetting."""
     if config is None:
         return {}
     if isinstance(config, type) or not hasattr(config, "to_diff_dict"):

@@ -1,4 +1,5 @@
-"""The settings that transformers makes logits processors of, made by transformers' own code (5.23)."""
+"""Makes logits processors from the settings that transformers implements by processors, with transformers' own code
+(5.23)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from sybil.transfer import integers
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What the processors must know of the model and of the request."""
+    """What the processors need to know about the model and the request."""
 
     vocab_size: int
     device: torch.device
@@ -28,11 +29,11 @@ class _Target:
 
 
 def sampling(settings: Settings, prompts: Sequence[Sequence[int]], vocab_size: int, device: torch.device) -> Sampling:
-    """How the rows that follow these prompts are sampled, processors included; raises InvalidSetting.
+    """The sampling, processors included, of the rows that continue these prompts. Raises InvalidSetting.
 
-    transformers is imported where a setting asks for a processor of its, and nowhere else."""
+    transformers is imported only where a setting needs one of its processors."""
     shaping, filters = settings.shaping, settings.filters if settings.do_sample else {}
-    # filters that Sampling doesn't have come after those it has, and a watermark after all: all are processors then
+    # filters that Sampling lacks run after its own, and a watermark runs last; with either, every filter is a processor
     warped = settings.do_sample and bool(filters or "watermarking_config" in shaping)
     if warped:
         shaping |= {"do_sample": True} | {name: getattr(settings, name) for name in SAMPLED}
@@ -50,13 +51,13 @@ def sampling(settings: Settings, prompts: Sequence[Sequence[int]], vocab_size: i
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
-    """The processors of each row of a batch, of which some depend on how long its prompt is."""
+    """The processors of each row of a batch. They differ by row, because some depend on the prompt."""
 
     rows: tuple[tuple[Processor, ...], ...]
 
     @classmethod
     def of(cls, shaping: Mapping[str, Any], prompts: Sequence[Sequence[int]], target: _Target) -> Shaped:
-        """Those that shaping asks for, with the caller's own among them, where transformers puts them."""
+        """The processors for the settings in `shaping` and the caller's own processors, in transformers' order."""
         made: dict[Any, tuple[Processor, ...]] = {}
         rows = []
         for row, prompt in enumerate(prompts):
@@ -79,7 +80,7 @@ class Shaped:
 def _built(
     shaping: Mapping[str, Any], prompt: Sequence[int], own: Sequence[Processor], target: _Target
 ) -> list[Processor]:
-    """transformers' list for a row, its decoder-only model and its generate() left out."""
+    """The list of processors that transformers' generate() would make for a row of a decoder-only model."""
     from transformers import GenerationConfig, GenerationMixin
 
     eos = sorted(target.settings.end_tokens)
@@ -89,7 +90,7 @@ def _built(
         )
     )
     model._merge_criteria_processor_list = partial(GenerationMixin._merge_criteria_processor_list, model)
-    longest = "encoder_no_repeat_ngram_size"  # a longer one than the prompt does nothing, and takes as long to do it
+    longest = "encoder_no_repeat_ngram_size"  # an n-gram longer than the prompt has no effect, and would take long
     if longest in shaping:
         shaping = {**shaping, longest: min(shaping[longest], len(prompt) + 1)}
     try:
@@ -104,7 +105,7 @@ def _built(
             logits_processor=list(own),
             device=target.device,
         )
-    except Exception as error:  # whatever transformers makes of a value that isn't what it asks for
+    except Exception as error:  # transformers raises various errors for a wrong value
         names = [f"{name} is {described(value)}" for name, value in shaping.items() if name != "do_sample"]
         raise InvalidSetting(f"{' and '.join(names)}: transformers can't apply that ({told(error)})") from None
     check_processors(built)
@@ -112,7 +113,7 @@ def _built(
 
 
 def _check(shaping: Mapping[str, Any], prompt: Sequence[int], target: _Target) -> None:
-    """Try each setting by itself, so that the one which can't be applied is named; raises InvalidSetting."""
+    """Try each setting by itself, so that the message can name the one that can't be applied. Raises InvalidSetting."""
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         for token in token_ids(name, shaping.get(name)):
             if not 0 <= token < target.vocab_size:
@@ -122,7 +123,7 @@ def _check(shaping: Mapping[str, Any], prompt: Sequence[int], target: _Target) -
         scores = torch.zeros(1, target.vocab_size, dtype=torch.float32, device=target.device)
         for processor in _built({name: value, "do_sample": name in FILTERS}, prompt, (), target):
             try:
-                processor(ids, scores)  # some look at the vocabulary when they are first called
+                processor(ids, scores)  # some check the vocabulary only at their first call
             except Exception as error:
                 raise InvalidSetting(
                     f"{name} is {described(value)}: transformers can't apply that ({told(error)})"

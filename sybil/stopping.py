@@ -1,5 +1,4 @@
-"""When a row ends. This is asked after every token, so that no token is emitted that plain decoding would not have
-emitted."""
+"""Decides when a row ends. It is asked about every token, so no token is emitted that plain decoding would not emit."""
 
 from __future__ import annotations
 
@@ -19,14 +18,15 @@ from sybil.sampling import of_row
 from sybil.transfer import integers
 
 Criterion = Callable[[torch.Tensor, Any], Any]
-"""transformers' StoppingCriteria: (tokens so far (1, n), scores) -> bool, or a tensor of one. It may have of_row, as
-processors may."""
+"""A StoppingCriteria as transformers has it: (tokens so far (1, n), scores) -> bool, or a tensor with one bool. It may
+have a method of_row, as processors may."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stops:
-    """Everything that can end a row but its length. A stop string may begin in the prompt, and special tokens are text:
-    a row ends where transformers' StopStringCriteria says so. A string that no token completes ends none."""
+    """Everything that can end a row except its length. A stop string ends a row where transformers' StopStringCriteria
+    would: the string may begin in the prompt, and special tokens count as text. The row ends at a token that completes
+    the string."""
 
     eos: frozenset[int] = frozenset()
     strings: tuple[str, ...] = ()
@@ -41,7 +41,8 @@ class Stops:
     def keep(
         self, prompt: Sequence[int], new: Sequence[int], block: Sequence[int], row: int = 0
     ) -> tuple[int, FinishReason | None]:
-        """How many tokens of block, which follows prompt + new, are emitted, and why the row ends there."""
+        """(how many tokens of block are emitted, why the row ends with the last of them). The reason is None where the
+        row goes on. block: the tokens that follow prompt + new. row: the row's number in the batch."""
         if not (self.eos or self.strings or self.criteria):
             return len(block), None
         so_far = [*new]
@@ -64,14 +65,14 @@ class Stops:
         return None
 
     def _completes_a_string(self, pieces: Pieces, prompt: Sequence[int], new: Sequence[int]) -> bool:
-        reach = max(len(string.encode()) for string in self.strings)  # tokens: a letter or a byte each, at least
+        reach = max(len(string.encode()) for string in self.strings)  # tokens: each has a letter or a byte at least
         tail = new[-reach:]
         lacking = reach - len(tail)
         return pieces.complete(self.strings, [*prompt[-lacking:], *tail] if lacking else tail)
 
 
 def _is_met(criterion: Criterion, ids: torch.Tensor) -> bool:
-    """Whether it says that a row (1, n) ends; raises InvalidSetting where it says neither."""
+    """Whether the criterion ends a row of token ids (1, n). Raises InvalidSetting where it returns no bool."""
     said = criterion(ids, None)
     if not isinstance(said, int | np.bool_ | torch.Tensor):
         raise InvalidSetting(

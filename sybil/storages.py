@@ -1,4 +1,4 @@
-"""Decides from what a caller asks for what a model's weights are kept in, and what the model computes in."""
+"""Decides, by what a caller asks for, the storage of a model's weights and the dtype that the model computes in."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ from sybil.models.folders import Checkpoint
 from sybil.models.storage import BlockStorage, Kept, Rounding, storage_of
 
 _INT4 = Rounding(4, {"token_embedding": 6, "head": 6})
-"""What int4 is for a draft. int8 has a name among storages."""
+"""The rounding that int4 stands for in a draft. (For int8 there is a storage of that name.)"""
 _BLOCKS: Mapping[object, BlockStorage] = {torch.int8: "q8_0", INT4: "q4_k"}
-"""What they are for a target."""
+"""The block types that int8 and int4 stand for in a target."""
 
 
 def dtype_of(checkpoint: Checkpoint, asked: Asked, device: torch.device) -> torch.dtype:
-    """What a checkpoint is computed in: as asked, its own where that is "auto" or it is an object, or the device's
-    default, which fits it. Few bits are computed in float32. Raises InvalidSetting."""
+    """The dtype that a checkpoint is computed in: the dtype asked for; the checkpoint's own for "auto" and for a model
+    object; or the device's default, adapted by devices.fitting(). Quantised weights are computed in float32. Raises
+    InvalidSetting."""
     if is_few(asked):
         return torch.float32
     if isinstance(asked, torch.dtype):
@@ -50,7 +51,7 @@ def dtype_of(checkpoint: Checkpoint, asked: Asked, device: torch.device) -> torc
 
 
 def _fitting(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """See devices.fitting(). A model object is as it is."""
+    """See devices.fitting(). A model object keeps its dtype."""
     if checkpoint.model is not None:
         return dtype
     stored = None if _in_blocks(checkpoint) else DTYPES.get(_named_dtype(checkpoint))
@@ -58,8 +59,8 @@ def _fitting(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -
 
 
 def storage(checkpoint: Checkpoint, asked: Asked, usual: torch.dtype, is_draft: bool = False) -> Kept:
-    """What a model's weights are kept in, as it was asked for: in the file's own blocks, where it has such and no dtype
-    is asked for. usual: what they are in where the file has none."""
+    """The storage of a model's weights. Where no dtype is asked for, weights stay in the file's own blocks if the file
+    has blocks; usual: the dtype of the weights otherwise."""
     if asked in (None, AUTO):
         if _in_blocks(checkpoint):
             return "stored"
@@ -72,7 +73,7 @@ def storage(checkpoint: Checkpoint, asked: Asked, usual: torch.dtype, is_draft: 
 
 
 def target_kept(checkpoint: Checkpoint, asked: Asked, device: torch.device) -> tuple[Kept, torch.dtype]:
-    """What a target's weights are kept in, and the dtype that it is computed in. Raises InvalidSetting."""
+    """(the storage of a target's weights, the dtype that it computes in). Raises InvalidSetting."""
     computed = dtype_of(checkpoint, asked, device)
     check_as_it_is(checkpoint, asked, device, "dtype")
     kept = storage(checkpoint, asked, computed)
@@ -83,7 +84,7 @@ def target_kept(checkpoint: Checkpoint, asked: Asked, device: torch.device) -> t
 def draft_kept(
     checkpoint: Checkpoint, asked: Asked, dtype: torch.dtype, device: torch.device
 ) -> tuple[Kept, torch.dtype]:
-    """target_kept() of a draft, beside a target in dtype."""
+    """The same as target_kept(), for a draft. dtype: the target's. Raises InvalidSetting."""
     computed = _fitting(checkpoint, dtype, device) if asked is None else dtype_of(checkpoint, asked, device)
     check_as_it_is(checkpoint, asked, None, "draft_dtype")
     usual = _fitting(checkpoint, default_draft_dtype(dtype, device), device) if asked is None else computed
@@ -97,7 +98,7 @@ def _in_blocks(checkpoint: Checkpoint) -> bool:
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """What the config of a folder says, or else what its first floating-point weight is kept in."""
+    """The dtype that the config names, or else that of the first floating-point weight. Raises InvalidSetting."""
     named = _named_dtype(checkpoint)
     found = DTYPES.get(named)
     if found is None:
@@ -113,7 +114,8 @@ def _named_dtype(checkpoint: Checkpoint) -> str:
 
 
 def check_as_it_is(checkpoint: Checkpoint, asked: Asked, device: torch.device | None, argument: str) -> None:
-    """Raises InvalidSetting where a model that runs by transformers can't be had as it was asked for."""
+    """Raises InvalidSetting where a model that runs by transformers can't have the dtype or the device asked for.
+    argument: the argument that asked for the dtype."""
     if checkpoint.known is None and asked is not None and is_few(asked):
         word = word_of(asked)
         raise InvalidSetting(f"{argument} is {word} and {checkpoint.name} runs by transformers' forward: leave it out")
@@ -128,7 +130,7 @@ def check_as_it_is(checkpoint: Checkpoint, asked: Asked, device: torch.device | 
 
 
 def place_of(model: nn.Module) -> torch.device:
-    """Where a model object takes its token ids."""
+    """The device on which a model object takes its token ids."""
     from sybil.models.huggingface import entrance
     from sybil.models.objects import inside
 

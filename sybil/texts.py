@@ -1,4 +1,4 @@
-"""The texts of a datastore, given as files or as texts, in a target's tokens."""
+"""Reads the texts of a datastore, given as files or as strings, and encodes them in a target's tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from sybil.errors import InvalidSetting, shown, told
 from sybil.text import encode
 
 MOST = 16 << 20
-"""Bytes of all texts together: indexed they take up to ten times as much, and some seconds."""
+"""The most bytes of all texts together. Their index takes up to ten times as much memory, and some seconds."""
 
 
 def datastore(sources: Sequence[str | Path], tokenizer: Tokenizer | None) -> Datastore | None:
-    """The sources' texts, indexed: a Path is a file of UTF-8 text, a str the text itself. None where there are none.
+    """The index of the sources' texts; None where there are no sources. A Path is a file of UTF-8 text; a str is a text
+    itself.
 
-    Raises InvalidSetting for what can't be read, is no UTF-8, is empty, or is more than MOST bytes together."""
+    Raises InvalidSetting for a source that can't be read, isn't UTF-8 or is empty, and for more than MOST bytes
+    together."""
     if isinstance(sources, str | Path) or not isinstance(sources, Sequence):
         raise InvalidSetting(f"datastore is {described(sources)}: give a list of files (pathlib.Path) and texts")
     if not sources:
@@ -39,7 +41,7 @@ def datastore(sources: Sequence[str | Path], tokenizer: Tokenizer | None) -> Dat
 
 
 def _read(source: Any, room: int) -> tuple[str, int]:
-    """A text and its bytes, which may be so many; raises InvalidSetting."""
+    """(a source's text, its size in bytes). room: the most bytes that it may have. Raises InvalidSetting."""
     if isinstance(source, str):
         if _names_a_file(source):
             raise InvalidSetting(f"datastore has {shown(source)}, a file's name as a text: give pathlib.Path of it")
@@ -61,17 +63,17 @@ def _read(source: Any, room: int) -> tuple[str, int]:
 
 
 def _names_a_file(text: str) -> bool:
-    """Whether a text is a file's name, given as a text."""
+    """Whether a str is the name of an existing file, which should have been given as a Path."""
     try:
         return "\n" not in text and Path(text).is_file()
-    except (OSError, ValueError):  # longer than names are, or of letters that names don't have
+    except (OSError, ValueError):  # longer than a name may be, or with characters that names can't have
         return False
 
 
 def _content(file: Path, room: int) -> bytes:
-    """At most one byte more than there is room for."""
+    """The file's first bytes: `room` of them and one more at most."""
     try:
-        if file.exists() and not file.is_file():  # a pipe would be waited for
+        if file.exists() and not file.is_file():  # reading from a pipe would wait
             raise InvalidSetting(f"datastore has {_named(file)}, which is no file: name files")
         with file.open("rb") as opened:
             return opened.read(room + 1)

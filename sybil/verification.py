@@ -1,7 +1,9 @@
-"""The rules that decide how much of a proposal is kept. They are pure functions: tensors and noise in, a verdict out.
+"""The rules that decide how many proposed tokens are kept. They are pure functions: tensors and noise in, a verdict
+out.
 
-Of a row's proposed tokens the first `accepted` are kept. One more token follows. Where a proposed token was rejected,
-it is *recovered*: drawn from the residual. Where all were accepted, it is the *bonus*: drawn from the target."""
+The first `accepted` of a row's proposed tokens are kept, and one more token follows them. Where a proposed token was
+rejected, that next token is *recovered*: it is drawn from the residual. Where all were accepted, it is the *bonus*: it
+is drawn from the target."""
 
 from __future__ import annotations
 
@@ -22,12 +24,13 @@ from sybil.transfer import back, cast, counting, filled, native
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """What a rule judges, rows of a batch side by side.
+    """The proposal that a rule judges, for all rows of a batch.
 
-    tokens: (batch, gamma); draft_probs: (batch, gamma, vocab), those the tokens were really drawn from,
-    or None where the proposal was deterministic; target_probs: (batch, gamma + 1, vocab), the last
-    being the distribution after the whole proposal; counts: (batch,), how many of a row's tokens are
-    proposed at all (the rest is padding that no row may keep).
+    - tokens: (batch, gamma), the proposed token ids.
+    - draft_probs: (batch, gamma, vocab), the distributions that the tokens were really drawn from; None where the
+      proposal was deterministic.
+    - target_probs: (batch, gamma + 1, vocab), the target's distributions; the last one follows the whole proposal.
+    - counts: (batch,), how many of a row's tokens are proposed. The rest is padding, which is never kept.
     """
 
     tokens: Tensor
@@ -38,16 +41,16 @@ class Proposed:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """accepted: (batch,) in 0..counts; next_token: (batch,), the recovered or bonus token, -1 where what it
-    would be drawn from is no distribution (logits of NaN or infinity)."""
+    """A rule's decision. accepted: (batch,), from 0 to counts. next_token: (batch,), the recovered or bonus token; -1
+    where there is no distribution to draw it from (logits of NaN or infinity)."""
 
     accepted: Tensor
     next_token: Tensor
 
 
 class Rule(Protocol):
-    """noise: (batch, gamma + 1) independent uniforms in [0, 1), the first of a row for its next token and one more for
-    each proposed token; for `coupled`, what it says."""
+    """noise: (batch, gamma + 1) independent uniforms in [0, 1). A row's first one is for its next token, and the others
+    are for its proposed tokens. The rule `coupled` takes other noise: see there."""
 
     def __call__(self, proposed: Proposed, noise: Any) -> Verdict: ...
 
@@ -55,11 +58,11 @@ class Rule(Protocol):
 def token(proposed: Proposed, noise: Tensor) -> Verdict:
     """Speculative sampling, Leviathan et al. 2023 (arXiv 2211.17192), Algorithm 1.
 
-    Each token x is kept with probability min(1, target(x) / draft(x)) while all before it were; the
-    first one rejected is replaced by a draw from norm(max(target - draft, 0))."""
+    A token x is kept with probability min(1, target(x) / draft(x)) if all tokens before it were kept. The first
+    rejected token is replaced by a draw from norm(max(target - draft, 0))."""
     target_at, draft_at = _at_tokens(proposed)  # p_i(x_i), q_i(x_i), each (batch, gamma)
 
-    # r_i > p_i(x) / q_i(x) rejects: written without the division, so that 0/0 can't arise
+    # the paper rejects where r_i > p_i(x) / q_i(x); multiplied by q_i, so that 0/0 can't arise
     kept = cast(native(noise)[:, 1:], target_at) * draft_at < target_at
     kept &= _places(proposed) <= native(proposed.counts)[:, None]
     accepted = kept.cumprod(1).sum(1)  # n = min({i - 1 | r_i > p_i(x) / q_i(x)} + {gamma})
@@ -69,20 +72,22 @@ def token(proposed: Proposed, noise: Tensor) -> Verdict:
 
 
 def block(proposed: Proposed, noise: Tensor) -> Verdict:
-    """Block verification, Sun et al. 2024 (arXiv 2403.10444), Algorithm 2: never keeps less than `token` on average.
+    """Block verification, Sun et al. 2024 (arXiv 2403.10444), Algorithm 2. On average it never keeps fewer tokens than
+    `token`.
 
-    Every place is asked, and the last one that agrees wins: a token may be kept for the sake of those after it."""
+    Every place gets a test, and all tokens up to the last place that passes are kept. So a token may be kept although
+    the test at its own place failed."""
     target_at, draft_at = map(back, _at_tokens(proposed))
     counts, gamma, places = proposed.counts[:, None], proposed.tokens.shape[1], back(_places(proposed))
 
-    # w_0 = 1, w_i = min(1, w_{i-1} * target(x_i) / draft(x_i)); a token that no draft could draw weighs nothing
+    # w_0 = 1, w_i = min(1, w_{i-1} * target(x_i) / draft(x_i)); 0 for a token of draft probability 0
     ratios = torch.where(draft_at > 0, target_at / draft_at, 0.0)
     weights = [torch.ones_like(noise[:, 0]).to(target_at)]
     for ratio in ratios.unbind(1):
         weights.append((weights[-1] * ratio).clamp(max=1))
     weight = torch.stack(weights, 1)  # (batch, gamma + 1)
 
-    # Z_i = sum_x max(w_i * target(x) - draft(x), 0), h_i = Z_i / (Z_i + 1 - w_i) with 0/0 = 1; at the block's end, w_i
+    # Z_i = sum_x max(w_i * target(x) - draft(x), 0), h_i = Z_i / (Z_i + 1 - w_i) with 0/0 = 1; at the end h_i = w_i
     inner = weight[:, 1:gamma]
     left = _residual(proposed, places[:-1].expand(inner.shape), inner, torch.ones_like(inner, dtype=torch.bool)).sums()
     left = left.reshape(inner.shape)
@@ -99,9 +104,9 @@ def block(proposed: Proposed, noise: Tensor) -> Verdict:
 def coupled(proposed: Proposed, noise: Tensor | Exponentials) -> Verdict:
     """Drafter-invariant speculative decoding by Gumbel sampling, Daliri et al. 2024 (arXiv 2408.07978).
 
-    noise: (batch, gamma + 1, vocab), the exponentials of each token's own position. The drafter has drawn with the same
-    ones. The target draws with them the token that it would draw without a draft. A proposed token is kept where it is
-    that token."""
+    noise: (batch, gamma + 1, vocab), exponentials keyed by the position of the token that they draw. The drafter has
+    drawn with the same exponentials. The target draws with them the token that it would draw without a draft, and a
+    proposed token is kept where it equals the target's and all before it were kept."""
     tokens, counts = proposed.tokens, proposed.counts
     drawn = race(proposed.target_probs, noise)  # argmax(log p_i(x) + G_i(x)), (batch, gamma + 1)
     kept = (tokens == drawn[:, :-1]) & (back(_places(proposed)) <= counts[:, None])
@@ -110,8 +115,8 @@ def coupled(proposed: Proposed, noise: Tensor | Exponentials) -> Verdict:
 
 
 def greedy(proposed: Sequence[int], chosen: Sequence[int]) -> tuple[int, int]:
-    """(accepted, next token) by any lossless rule where the target is certain, as in greedy decoding: all rules then
-    give the same.
+    """(accepted, next token) for one row in greedy decoding. All lossless rules give the same there, so the token ids
+    are compared and no probabilities are needed.
 
     chosen: the target's likeliest token at each place, one place more than are proposed. A proposed token is kept where
     it is the chosen one and all before it were kept."""
@@ -122,14 +127,16 @@ def greedy(proposed: Sequence[int], chosen: Sequence[int]) -> tuple[int, int]:
 
 
 def _next_token(proposed: Proposed, accepted: Any, weight: Any, uniforms: Tensor) -> Tensor:
-    """(batch,) from norm(max(weight * target - draft, 0)) where a proposed token was rejected, else from the target."""
+    """The next tokens (batch,): drawn from norm(max(weight * target - draft, 0)) where a proposed token was rejected,
+    and from the target elsewhere."""
     accepted, counts, target_probs = native(accepted), native(proposed.counts), native(proposed.target_probs)
     weights = native(weight) if isinstance(weight, Tensor) else filled(cast(counts, target_probs), weight)[:, None]
     return _residual(proposed, accepted[:, None], weights, (accepted < counts)[:, None]).draw(uniforms)
 
 
 def _residual(proposed: Proposed, places: Any, weights: Any, drafted: Any) -> Residual:
-    """max(weight * target - draft, 0) at some places of each row; all of them (batch, places of a row)."""
+    """max(weight * target - draft, 0) at some places of each row. places, weights, drafted: (batch, places of a
+    row)."""
     places = native(places)
     rows = counting(len(places), places)[:, None] + filled(places, 0)
     at = (native(each).reshape(-1) for each in (rows, places, weights, drafted))
@@ -147,7 +154,7 @@ def _at_tokens(proposed: Proposed) -> tuple[Any, Any]:
 
 
 def _places(proposed: Proposed) -> Any:
-    """1 .. gamma."""
+    """The places of the proposed tokens, counted from 1: 1 .. gamma."""
     return counting(proposed.tokens.shape[1], native(proposed.tokens)) + 1
 
 
@@ -155,7 +162,7 @@ RULES: dict[str, Rule] = {"token": token, "block": block, "coupled": coupled}
 
 
 def rule_named(name: str) -> Rule:
-    """The lossless rule of that name; raises InvalidSetting."""
+    """The lossless rule of that name. Raises InvalidSetting for any other name."""
     if not isinstance(name, str) or name not in RULES:
         raise InvalidSetting(f"rule is {described(name)}: the lossless rules are {', '.join(sorted(RULES))}")
     return RULES[name]

@@ -22,7 +22,8 @@ class NotPlanted(Exception):
 
 
 def plant(clone: Path, message: str, edits: Edits) -> str:
-    """Edit the clone's files and commit them: the commit's hash. Raises NotPlanted, and has edited nothing then."""
+    """Edit the clone's files, commit them, and return the commit's hash. Raises NotPlanted before anything is
+    edited."""
     changed: dict[Path, str] = {}
     for name, text, fault in edits:
         file = clone / name

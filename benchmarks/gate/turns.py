@@ -1,6 +1,6 @@
-"""Two processes, one of each side, that decode by turns, a round at a time, on the same core.
+"""Two processes, one of each side, that take turns decoding one round on the same core.
 
-docs/gating.md has what that was found to be worth.
+docs/gating.md has the measurements of what that brings.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ORDERS = ("base", "new"), ("new", "base")
 
 @dataclass(frozen=True, slots=True)
 class GatePlan:
-    """What a process decodes. passes: how often each prompt is decoded, but once of a real model, whose round takes ten
-    times as long; threads: of a process, one, for with two every forward waits for the core that anything else has
-    taken."""
+    """What a process decodes. passes: how often each prompt is decoded; a real model, whose rounds take ten times as
+    long, decodes each prompt once. threads: of a process. It is one, because with two threads every forward would wait
+    whenever another program takes one of the cores."""
 
     cases: tuple[Case, ...]
     prompts: int = 3
@@ -48,7 +48,7 @@ class GatePlan:
 
 
 class Process:
-    """A fresh process of a side, with everything loaded. measuring: a folder that holds the benchmarks package alone.
+    """A fresh process of a side, with everything loaded. measuring: a folder with the package benchmarks only.
 
     Raises GateError where the side's code can't be run."""
 
@@ -66,7 +66,7 @@ class Process:
         self._send(plan.request())
 
     def ready(self) -> dict[str, Any]:
-        """Wait until it is loaded and warm; what it says of the machine."""
+        """Wait until the process is loaded and warm. Returns its description of the machine."""
         told: dict[str, Any] = self._receive(START_SECONDS)
         if not Path(told["sybil"]).is_relative_to(self._side.folder):
             raise GateError(f"{self._side} measured {told['sybil']}, which is not its own build: unset PYTHONPATH")
@@ -75,7 +75,7 @@ class Process:
         return dict(told["about"])
 
     def pin(self, core: int) -> None:
-        """Keep to that core, where the system has such a thing."""
+        """Pin the process to that core, where the system supports that."""
         threads = Path(f"/proc/{self._process.pid}/task")
         if hasattr(os, "sched_setaffinity") and threads.is_dir():
             for thread in threads.iterdir():
@@ -135,8 +135,8 @@ class Took:
 
 @dataclass(slots=True)
 class Measurements:
-    """By case: log(new / base) a pair of processes, and each side's milliseconds a token, a pair an entry; or why it
-    could not be measured."""
+    """By case: log(new / base) and each side's milliseconds a token, each with an entry for every pair of processes; or
+    the reason why the case could not be measured."""
 
     log_ratios: dict[str, list[float]] = field(default_factory=dict)
     ms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -144,7 +144,7 @@ class Measurements:
     lacking: dict[str, str] = field(default_factory=dict)
 
     def add(self, case: Case, took: Mapping[str, Took]) -> None:
-        """A pair's."""
+        """Add the times of one pair of processes."""
         ratio = math.log(took["new"].ms_per_token / took["base"].ms_per_token)
         self.log_ratios.setdefault(case.name, []).append(ratio)
         for name, each in took.items():
@@ -154,7 +154,7 @@ class Measurements:
 def measure(
     sides: Mapping[str, Side], plan: GatePlan, pairs: int, measuring: Path, into: Measurements
 ) -> Iterator[None]:
-    """So many pairs of fresh processes, added to into; yields after each."""
+    """Measure `pairs` pairs of fresh processes, and add the times to `into`. Yields after each pair."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     for number in range(pairs):
         processes: dict[str, Process] = {}
@@ -180,7 +180,8 @@ def measure(
 
 
 def _lacking(processes: Mapping[str, Process], plan: GatePlan) -> dict[str, str]:
-    """The cases that can't be compared, and why: what base lacks; raises GateError for what only new does."""
+    """The cases that can't be compared because base lacks something, and what it lacks. Raises GateError for a case
+    that only new can't decode."""
     base, new = processes["base"].lacking, processes["new"].lacking
     for case in new.keys() - base.keys():
         raise GateError(f"new can't decode {case!r}, which base can ({new[case]}): mend it, then gate it")
@@ -190,7 +191,8 @@ def _lacking(processes: Mapping[str, Process], plan: GatePlan) -> dict[str, str]
 
 
 def _decode(processes: Mapping[str, Process], case: Case, prompt: int, took: Mapping[str, Took]) -> None:
-    """Both decode the prompt: a round each, in the order ABBA, and what is left where one has more rounds."""
+    """Both processes decode the prompt, round by round, in the order ABBA. If one has more rounds, it decodes the
+    rest."""
     going = set(processes)
     for count in itertools.count():
         for name in ORDERS[count % 2]:

@@ -1,4 +1,4 @@
-"""What pairs of measurements say of a change: slower, not slower, or too noisy to tell. Pure."""
+"""Judges a change by pairs of measurements: slower, not slower, or too noisy to tell. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESAMPLES = 9_999
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """bound: how much slower is a regression, 0.05 for 5 %; confidence: that of each end of an interval by itself."""
+    """bound: how much slower counts as a regression, 0.05 for 5 %. confidence: of each end of an interval by itself."""
 
     bound: float = 0.05
     confidence: float = 0.99
@@ -33,18 +33,20 @@ class GateFinding:
     pairs: int
 
     def verdict(self, limits: GateLimits) -> Verdict:
-        """regression: surely slower than the bound; pass: surely not; inconclusive: the interval holds the bound."""
+        """regression: the whole interval is slower than the bound. pass: the whole interval is faster than the bound.
+        inconclusive: the bound is within the interval."""
         if self.low > 1 + limits.bound:
             return "regression"
         return "pass" if self.high <= 1 + limits.bound else "inconclusive"
 
 
 def find(log_ratios: Sequence[float], limits: GateLimits) -> GateFinding:
-    """log_ratios: log(new / base), one a pair of processes. A pair is the unit that is drawn again: two processes of
-    the same code differ too, by where their memory lies.
+    """log_ratios: log(new / base), one for each pair of processes. The bootstrap resamples pairs, because even two
+    processes of the same code differ, by the place of their memory.
 
-    Percentile bootstrap of the mean, 9,999 resamples, fixed seed. It never reaches beyond the extremes of the sample,
-    which all lie on one side of the truth once in 2^pairs: where Student's t has the end farther out, it is that."""
+    The interval is a percentile bootstrap of the mean (9,999 resamples, fixed seed). A bootstrap never reaches beyond
+    the extremes of the sample, but with probability 2^-pairs the whole sample is on one side of the true value. So
+    where Student's t puts an end of the interval farther out, that end is used."""
     values, count = np.asarray(log_ratios, dtype=float), len(log_ratios)
     mean, error = float(values.mean()), float(stats.sem(values)) if count > 1 else 0.0
     if not error:
@@ -63,9 +65,10 @@ def find(log_ratios: Sequence[float], limits: GateLimits) -> GateFinding:
 
 
 def confirm(first: Sequence[float], again: Sequence[float], limits: GateLimits) -> tuple[GateFinding, Verdict]:
-    """The verdict on a case that the first pairs did not pass, with those run again to confirm: all pairs together
-    decide, so that a false alarm stays as rare as one look makes it, and where they say regression the new ones must
-    lie beyond the bound by themselves: what befell the machine the first time has not befallen the code."""
+    """The verdict on a case that didn't pass with the first pairs, from these and the pairs of a second run. All pairs
+    together decide, so that a false alarm stays as rare as with one look. For a regression the second run's pairs must
+    also be beyond the bound by themselves, so that a disturbance of the machine in the first run isn't blamed on the
+    code."""
     found = find([*first, *again], limits)
     verdict = found.verdict(limits)
     if verdict == "regression" and find(again, limits).ratio <= 1 + limits.bound:
@@ -74,5 +77,5 @@ def confirm(first: Sequence[float], again: Sequence[float], limits: GateLimits) 
 
 
 def overall(verdicts: Sequence[Verdict]) -> Verdict:
-    """The worst of them."""
+    """The worst of the verdicts."""
     return next((each for each in ("regression", "inconclusive") if each in verdicts), "pass")

@@ -1,7 +1,8 @@
-"""Where a row of numbers changes its level, by apache-otava's E-divisive and a t-test, and how. Pure, without chance.
+"""Finds where and how a row of numbers changes its level, by apache-otava's E-divisive and a t-test. Pure and
+deterministic.
 
-A step is one commit's doing. A slide goes on over several commits, none of which moves far by itself: E-divisive finds
-a step in its middle, or several, so a piecewise line is laid beside the step, and is kept where it fits far better.
+A step is caused by one commit. A slide goes over several commits, each of which changes little. E-divisive finds one or
+several steps in a slide. So a piecewise line is fitted as well, and replaces the step where it fits far better.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 from scipy import stats
 
 PROPOSED = 1e-3
-"""The chance that a change point may have; the changes that they make up must be far rarer."""
+"""The p-value that a change point may have at most. The changes made of change points must have a far smaller one."""
 BESIDE = 10
-"""Change points in one direction that are no farther apart may be one slide."""
+"""Change points in one direction that are at most so far apart may be one slide."""
 SHORTEST = 3
-"""Commits that a slide takes at least."""
+"""The fewest commits of a slide."""
 BETTER = 10.0
 """How much better than a step a slide must fit: n log(residuals of the step / of the slide); 1 in 600 by chance."""
 
@@ -42,7 +43,8 @@ class Change:
 
 
 def changes(values: Sequence[float], chance: float, least: float) -> list[Change]:
-    """The changes that stand at the row's end: rarer by chance than that, larger than the least, none mended later."""
+    """The changes that still hold at the row's end. Each has a smaller p-value than `chance`, is larger than `least`,
+    and was not undone later."""
     row = np.asarray(values, dtype=float)
     if len(row) < 3 or np.ptp(row) == 0:
         return []
@@ -127,7 +129,7 @@ def _slide(segment: np.ndarray) -> tuple[int, int] | None:
 
 
 def _standing(found: list[Change], least: float) -> list[Change]:
-    """Without what a later change has undone, and without what undid it."""
+    """The changes without those that a later change has undone, and without the changes that undid them."""
     for number, (one, other) in enumerate(itertools.pairwise(found)):
         opposite = (one.after > one.before) != (other.after > other.before)
         if opposite and abs(other.after - one.before) <= least * abs(one.before):

@@ -1,7 +1,8 @@
-"""What a history says of each cell: regression, improvement, suspicious, too little data, or steady. Pure.
+"""Judges each cell's history: regression, improvement, suspicious, too little data, or steady. Pure.
 
-Null: a cell's numbers are normal, each by itself, around one level. The smallest change and the chance that are asked
-for are chosen so that thirty commits of noise alone are silent over all cells at once, see docs/benchmarks.md.
+The null hypothesis is that a cell's numbers are independent and normal around one level. The limits for the smallest
+change and for the p-value are chosen so that thirty commits of noise alone raise no alarm over all cells together, see
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ NEAR = 5
 
 @dataclass(frozen=True, slots=True)
 class HistoryLimits:
-    """least: the smallest change that is told, 0.05 for 5 %. promised: too little data is where a step of that size
-    could not be seen. chance: what the t-test must give at most. after: commits that confirm a change. last: how
-    many commits are looked at."""
+    """least: the smallest change that is reported, 0.05 for 5 %. promised: where a step of this size could not be seen,
+    the verdict is too little data. chance: the largest p-value of the t-test. after: how many commits must confirm a
+    change. last: how many commits are looked at."""
 
     least: float = 0.05
     promised: float = 0.08
@@ -50,8 +51,8 @@ class Unstable:
 
 @dataclass(frozen=True, slots=True)
 class HistoryFinding:
-    """One cell's end, or one of its changes. first, last: places in History.commits, of the commits that made the
-    change. seen: the smallest step that half of the numbers on either side of it would show."""
+    """One cell's verdict, or one of its changes. first, last: the places in History.commits of the commits that made
+    the change. seen: the smallest step that could be seen with half of the numbers on either side of it."""
 
     series: Series
     verdict: Verdict
@@ -77,7 +78,7 @@ def unstable(file: Path = UNSTABLE) -> list[Unstable]:
 
 
 def judge(history: History, limits: HistoryLimits, known: Sequence[Unstable]) -> list[HistoryFinding]:
-    """Every cell's findings, one at least."""
+    """The findings of every cell, at least one for each."""
     found = [finding for series in history.series for finding in of_cell(series, history, limits, known)]
     return [placed for group in _together(found) for placed in _placed(group, limits)]
 
@@ -116,7 +117,7 @@ def _placed(group: list[HistoryFinding], limits: HistoryLimits) -> list[HistoryF
 
 
 def of_cell(series: Series, history: History, limits: HistoryLimits, known: Sequence[Unstable]) -> list[HistoryFinding]:
-    """A finding for each change that stands; one in all where there is none."""
+    """A finding for each change that still holds; a single finding where there is none."""
     earliest = len(history.commits) - limits.last
     points = [point for point in series.points if point.place not in series.busy and point.place >= earliest]
     values, places = [point.value for point in points], [point.place for point in points]
@@ -146,7 +147,7 @@ def _doubts(
     limits: HistoryLimits,
     listed: Unstable | None,
 ) -> list[str]:
-    """Why the change may not be the commits' doing."""
+    """Reasons why the change may not be caused by the commits."""
     found = []
     since = len(places) - change.first
     if since < limits.after and not series.is_counter:
@@ -163,8 +164,8 @@ def _doubts(
 
 
 def smallest_step(values: Sequence[float], chance: float) -> float:
-    """The smallest step in the middle of as many and as noisy numbers that the t-test would call rarer than that. How
-    noisy they are is taken from neighbours' differences, which a change of the level moves little."""
+    """The smallest step in the middle of equally many and equally noisy numbers for which the t-test's p-value is below
+    `chance`. The noise is estimated from the differences of neighbours, which a change of the level affects little."""
     if len(values) < 4:
         return float("inf")
     mean, spread = fmean(values), float(np.mean(np.diff(values) ** 2) / 2) ** 0.5

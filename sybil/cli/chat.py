@@ -63,7 +63,7 @@ def chat(
         "max_new_tokens": ANSWER_TOKENS if max_new_tokens is None else max_new_tokens, **sampling.keywords,
         "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
     }  # fmt: skip
-    Settings(**settings)  # refused here, before anything is loaded
+    Settings(**settings)  # raises for wrong settings before anything is loaded
     chosen_target, chosen_draft = options.names(pair or default_pair(), target, draft)
     metrics = MetricsFile(metrics_file, chosen_target)
     decoder = load(
@@ -77,9 +77,9 @@ def chat(
         datastore=datastore or (),
     )
     options.check_chats(decoder, pair, target, ", so it can't chat")
-    assert decoder.tokenizer is not None  # a folder without one is refused by load
+    assert decoder.tokenizer is not None  # load refuses a folder without a tokenizer
     options.announce(pair, target)
-    chosen(decoder.defaults, settings)  # wrong settings are refused before a message is typed
+    chosen(decoder.defaults, settings)  # raises for wrong settings before a message is typed
     talk = _Talk(Conversation(decoder, system), decoder.tokenizer, decoder.target.context, settings, metrics)
     if _is_terminal():
         talk.with_somebody()
@@ -92,7 +92,7 @@ def _is_terminal() -> bool:
 
 
 class _Talk:
-    """A conversation, and what its answers cost."""
+    """A conversation, and the statistics of its answers."""
 
     def __init__(
         self,
@@ -110,8 +110,8 @@ class _Talk:
 
     def with_somebody(self) -> None:
         """Talk at a terminal. An error is printed, and the conversation goes on."""
-        with suppress(ImportError):  # on Windows the console edits lines itself
-            import readline  # noqa: F401  which makes input() do so
+        with suppress(ImportError):  # on Windows the console itself edits lines
+            import readline  # noqa: F401  makes input() edit lines
 
         typer.secho("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends", dim=True)
         is_ending = False
@@ -136,7 +136,7 @@ class _Talk:
                 with _ctrl_c() as self._pressed:
                     if not self._take(line):
                         return
-            except KeyboardInterrupt:  # pressed twice
+            except KeyboardInterrupt:  # Ctrl-C was pressed twice
                 typer.secho("\n(stopped)", dim=True)
             except SybilError as error:
                 typer.echo(f"sybil: {one_line(str(error), 2000)}", err=True)
@@ -227,8 +227,8 @@ class _Talk:
 
 @contextmanager
 def _ctrl_c() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether Ctrl-C was pressed. It is asked between rounds, when the caches are whole. A second
-    Ctrl-C raises KeyboardInterrupt at once."""
+    """A context manager that gives a function, which tells whether Ctrl-C was pressed. It is called between rounds,
+    when the caches are consistent. A second Ctrl-C raises KeyboardInterrupt at once."""
     pressed: list[int] = []
 
     def note(number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""What `sybil check` prints, and its JSON."""
+"""The output of `sybil check`, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOLD: dict[Tokens, str] = {
 
 
 def print_found(console: Console, found: PairFacts) -> None:
-    """All that was found before anything was loaded."""
+    """Print all that was found before anything was loaded."""
     setup = found.setup
     where = "its weights are on this machine" if setup.helper is None else "the weights of both are on this machine"
     _say(console, f"target {found.target}: {_about(setup.target)}")
@@ -44,7 +44,7 @@ def print_found(console: Console, found: PairFacts) -> None:
 
 
 def _about(part: Placed) -> str:
-    """A model in a line: its kind, its size, and what its weights are kept in."""
+    """A model in one line: its kind, its size, and the storage of its weights."""
     kind = one_line(str(part.checkpoint.config.get("model_type") or "a model"), 40)
     forward = "" if part.checkpoint.known else ", by transformers' forward"
     weights = part.weights
@@ -53,7 +53,7 @@ def _about(part: Placed) -> str:
 
 
 def _largest(kept: Any) -> list[tuple[str, int]]:
-    """What weights are kept in, the most first; what makes less than a hundredth is left out."""
+    """The bytes of weights by storage, the largest first. A storage with less than 1 % is left out."""
     total = sum(kept.values())
     return sorted(((word, size) for word, size in kept.items() if size >= total / 100), key=lambda each: -each[1])
 
@@ -109,7 +109,7 @@ def _print_promises(console: Console, found: PairFacts) -> None:
 
 
 def print_smoke(console: Console, tried: Smoke) -> None:
-    """What came of ten tokens."""
+    """Print the result of decoding ten tokens."""
     computed = "" if tried.kept == tried.dtype else f", computed in {tried.dtype},"
     _say(
         console,
@@ -119,7 +119,7 @@ def print_smoke(console: Console, tried: Smoke) -> None:
 
 
 def recorded(found: PairFacts, tried: Smoke | None) -> dict[str, Any]:
-    """All of it as one JSON object; sizes are bytes."""
+    """All findings as one JSON object. Sizes are in bytes."""
     setup = found.setup
     return {
         "target": {"name": found.target, **_record_of(setup.target)},
@@ -164,7 +164,7 @@ def _memory(memory: MemoryNeed) -> dict[str, Any]:
 
 
 def print_models(console: Console, url: str, found: list[OllamaModel]) -> None:
-    """What an Ollama server has."""
+    """Print the models of an Ollama server."""
     if not found:
         _say(console, f"{url} has no models: `ollama pull` one")
         return
@@ -177,7 +177,7 @@ def print_models(console: Console, url: str, found: list[OllamaModel]) -> None:
 
 
 def print_answer(console: Console, answer: OllamaAnswer | None) -> None:
-    """What one of its models said, and what a server like this is good for."""
+    """Print the answer of one of the server's models, and what such a server can be used for."""
     if answer is not None:
         count = "" if answer.tokens is None else f"{answer.tokens} tokens "
         _say(console, f"{answer.model}: {count}in {answer.seconds:.1f} s: {answer.prompt!r} {answer.text!r}")
@@ -189,7 +189,7 @@ def print_answer(console: Console, answer: OllamaAnswer | None) -> None:
 
 
 def recorded_models(url: str, found: list[OllamaModel], answer: OllamaAnswer | None) -> dict[str, Any]:
-    """The same as one JSON object."""
+    """The server's models and the answer as one JSON object."""
     return {
         "url": url,
         "models": [asdict(each) for each in found],

@@ -25,7 +25,7 @@ from sybil.measuring.task import Row, Task, read, usual_draft_dtype
 from sybil.reports import figures
 
 FULL, QUICK = (64, 48), (9, 16)  # prompts, new tokens: about two minutes and twenty seconds on two cores
-SEVERAL, SEVERAL_QUICK = (12, 48), (4, 16)  # the same of --drafters: under four minutes with all of them, and one
+SEVERAL, SEVERAL_QUICK = (12, 48), (4, 16)  # for --drafters: with all drafters under four minutes, and under one
 
 
 def compare(
@@ -136,7 +136,7 @@ def compare(
 def _measure(
     comparison: measuring.Comparison, chosen: list[prompts.Prompt], rows: list[Row], path: Path, console: Console
 ) -> bool:
-    """Add to rows, and to the file, those that are lacking; gives whether Ctrl-C ended it."""
+    """Measure the missing rows, and add them to `rows` and to the file. Returns whether Ctrl-C ended it."""
     done = frozenset((row["prompt"], row["contender"]) for row in rows)
     try:
         with make_progress(console) as progress:
@@ -155,7 +155,7 @@ def _measure(
 def _report(
     comparison: measuring.Comparison, chosen: list[prompts.Prompt], rows: list[Row], path: Path, console: Console
 ) -> list[measuring.Agreement]:
-    """Print the tables and draw the chart; gives whose tokens are the same."""
+    """Print the tables and draw the chart. Returns the contenders' agreement with the reference."""
     task = comparison.task
     for name, why in comparison.left_out.items():
         console.print(f"{name}: {why}" if name in task.ways else why, soft_wrap=True)
@@ -180,7 +180,7 @@ def _report(
 
 
 def _check_comparable(task: Task) -> None:
-    """Raises InvalidSetting where a difference would mean nothing."""
+    """Raises InvalidSetting for settings under which a difference of tokens proves nothing."""
     if task.dtype not in (IN_BLOCKS, *DTYPES):
         raise InvalidSetting(
             f"check is on and dtype is {task.dtype}, which makes another model of the target than transformers runs: "
@@ -197,7 +197,7 @@ def _check_comparable(task: Task) -> None:
 
 
 def _check(console: Console, task: Task, found: list[measuring.Agreement]) -> None:
-    """PASS, or FAIL and exit 1: what transformers' own speculation does is not ours to answer for."""
+    """Print PASS, or print FAIL and exit with 1. Differences of transformers' own speculation don't count."""
     wrong, texts = sum(each.unexplained for each in found), sum(each.texts for each in found)
     passed = texts and not wrong
     apart = f"where logits are over {measuring.NEAR_TIE:g} apart"

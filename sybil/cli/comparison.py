@@ -1,4 +1,4 @@
-"""What `sybil compare` prints: its tables, what was compared, and whose tokens are the same."""
+"""The output of `sybil compare`: its tables, what was compared, and which contenders' tokens agree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sybil.measuring.timing import Interval
 
 
 def caption(comparison: measuring.Comparison, rows: list[Row], count: int) -> str:
-    """What was compared, over how many prompts, and on what; the commits are those that the rows were measured at."""
+    """What was compared, over how many prompts, and on which machine. The commits are those of the measured rows."""
     task, about = comparison.task, comparison.machine
     commits = " and ".join(dict.fromkeys(row["commit"] or "none" for row in rows))
     beside = "its drafters" if task.drafters else task.draft
@@ -52,7 +52,7 @@ def caption(comparison: measuring.Comparison, rows: list[Row], count: int) -> st
 
 
 def table(summaries: list[Summary], found: list[measuring.Agreement], console: Console) -> Table:
-    """The decoders beside one draft."""
+    """The table of the decoders that are compared for one draft."""
     between = "\n" if console.is_terminal else " "
     headings = (
         "decoder", "ms/ token", "tokens/ s", "over transformers", "over Sybil, no draft",
@@ -79,7 +79,7 @@ def table(summaries: list[Summary], found: list[measuring.Agreement], console: C
 def drafters_table(
     comparison: measuring.Comparison, summaries: list[Summary], found: list[measuring.Agreement], console: Console
 ) -> Table:
-    """The drafters, and other systems first. A drafter that can't be had is a row, too."""
+    """The table of the drafters, with other systems first. A drafter that can't be made has a row, too."""
     between = "\n" if console.is_terminal else " "
     headings = (
         "drafter", "gamma", "tokens/ s", "over none", "over transformers", "accepted", "tokens/ round",
@@ -111,7 +111,7 @@ def drafters_table(
 
 
 def domains_table(domains: dict[str, dict[str, Interval]], console: Console) -> Table:
-    """How many times as fast as plain each drafter is, by kind of prompt."""
+    """The table of each drafter's speed-up over decoding without a draft, by domain."""
     between = "\n" if console.is_terminal else " "
     table = make_table(console, "over none, by kind of prompt", *domains)
     names = dict.fromkeys(name for each in domains.values() for name in each if name != NONE)
@@ -128,7 +128,7 @@ def _interval(interval: Interval, between: str) -> str:
 
 
 def print_agreement(console: Console, task: Task, found: list[measuring.Agreement]) -> None:
-    """Who says what the reference says, and where somebody leaves it."""
+    """Print which contenders give the reference's tokens, and where the others first differ."""
     if task.reference is None:
         console.print("every decoder drew tokens of its own: none must be another's", soft_wrap=True)
     told = found if not task.drafters else [each for each in found if each.differences]  # the table has the rest
@@ -146,7 +146,7 @@ def print_agreement(console: Console, task: Task, found: list[measuring.Agreemen
 
 
 def print_after_first(console: Console, summaries: list[Summary], plain: str) -> None:
-    """Where a peer takes part: what a token takes once the prompt is read. The table counts the prompt in."""
+    """Print the time for a token after the prompt, where a peer takes part. The table's times include the prompt."""
     told = [row for row in summaries if row.contender in (*PEERS, plain)]
     if any(row.contender in PEERS for row in told):
         parts = ", ".join(

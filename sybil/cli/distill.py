@@ -25,7 +25,7 @@ from sybil.storages import dtype_of
 
 TRAINING = "Training"
 COMPARED = "draft,self,lookup,hybrid"
-EVERY = 30.0  # seconds from one line to the next, where there is no terminal
+EVERY = 30.0  # seconds between two lines of progress, where there is no terminal
 
 
 def distill(
@@ -107,7 +107,7 @@ def distill(
     if comparing:
         length = min(SEVERAL[1], distillation.new_tokens)
         del decoder, distillation  # their memory
-        name = str(out.resolve())  # so that no word of the drafts' grammar is taken for it
+        name = str(out.resolve())  # an absolute path can't be taken for a word of the drafts' grammar
         compare(
             target=target, draft=name, drafters=COMPARED, dtype=dtype, device=device, prompt_file=path, out=out,
             max_new_tokens=length,
@@ -115,7 +115,7 @@ def distill(
 
 
 class _Shown:
-    """What a distillation reports: bars on a terminal, a line now and then elsewhere."""
+    """Shows a distillation's progress: bars on a terminal, and a line now and then elsewhere."""
 
     def __init__(self, console: Console) -> None:
         note = TextColumn("{task.fields[note]}", markup=False)
@@ -142,7 +142,7 @@ class _Shown:
 
 
 def _command(made: Distilled, data: list[Path], dtype: str | None) -> str:
-    """The line that makes the same draft again."""
+    """The command line that makes the same draft again."""
     asked, plan = made.recipe, made.plan
     parts = ["sybil", "distill", asked.target, *(part for each in data for part in ("--data", str(each)))]
     numbers = {name: getattr(asked, name) for name in ("layers", "width", "vocabulary", "seed")}
@@ -153,7 +153,7 @@ def _command(made: Distilled, data: list[Path], dtype: str | None) -> str:
 
 
 def _print(console: Console, made: Distilled, found: list[card.Worth]) -> None:
-    """What was made, and what of its tokens is accepted."""
+    """Print what was made, and how many of its tokens are accepted."""
     table = make_table(console, "held-out prompts", "number", "accepted greedily", "a round", "sampled", "a round ")
     for each in found:
         greedy, sampled = each.greedy, each.sampled

@@ -1,4 +1,4 @@
-"""What a command's --help ends with: two examples each, as they are typed."""
+"""The examples at the end of each command's --help: two for each command, as they are typed."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
 
 
 class Help(TypedDict):
-    """What typer is told of a command."""
+    """typer's keywords for a command's help."""
 
     help: str
     epilog: str
 
 
 def help_of(command: Callable[..., object]) -> Help:
-    """A command's docstring, whose lines the terminal breaks anew, and its examples.
+    """A command's docstring on one line, which the terminal wraps, and the command's examples.
 
-    A blank line stands between the examples: typer joins lines that have none."""
+    A blank line separates the examples, because typer joins lines without one."""
     about = " ".join((command.__doc__ or "").split())
     return {"help": about, "epilog": "\n\n".join(("Examples:", *EXAMPLES[command.__name__]))}

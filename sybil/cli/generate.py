@@ -65,7 +65,7 @@ def generate(
         "max_new_tokens": max_new_tokens, **sampling.keywords,
         "gamma": AUTO if gamma is None else gamma, "rule": rule, "window": window, "seed": seed,
     }  # fmt: skip
-    Settings(**settings)  # refused here, before anything is loaded
+    Settings(**settings)  # raises for wrong settings before anything is loaded
     chosen_target, chosen_draft = options.names(pair or default_pair(), target, draft)
     metrics = MetricsFile(metrics_file, chosen_target)
     decoder = load(
@@ -81,7 +81,7 @@ def generate(
     if chat:
         options.check_chats(decoder, pair, target, ", which --chat needs")
     options.announce(pair, target)
-    assert decoder.tokenizer is not None  # a folder without one is refused by load
+    assert decoder.tokenizer is not None  # load refuses a folder without a tokenizer
     said = [] if system is None else [{"role": "system", "content": system}]
     stream = decoder.stream([*said, {"role": "user", "content": text}] if chat else text, **settings)
     lossless = decoder.draft is None or not is_lossy(rule)

@@ -1,4 +1,4 @@
-"""Where `sybil verify` keeps answers, and what it says of them where it doesn't come to its end."""
+"""Where `sybil verify` keeps answers, and what it prints about them where it ends early."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ SUFFIX = ".jsonl"
 
 
 def kept_in(out: Path | None, resume: Path | None, settings: dict[str, Any]) -> Kept:
-    """Of this run, in the folder of its report; or of an earlier one, named by its folder (the last run in it), its
-    report or its answers. Raises InvalidSetting, and ResultsMismatch where nothing is there."""
+    """The kept answers: of a new run, in the folder of its report; or, with resume, of an earlier run. An earlier run
+    is named by its folder (the last run in it), its report or its file of answers. Raises InvalidSetting, and
+    ResultsMismatch where nothing is there."""
     if resume is None:
         folder = options.out_folder(out, "verify")
         files.check_folder(folder)
@@ -34,7 +35,7 @@ def kept_in(out: Path | None, resume: Path | None, settings: dict[str, Any]) -> 
 
 
 def _last(folder: Path) -> Path:
-    """The answers that were written to last."""
+    """The file of answers that was written to last."""
     found = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (path.stat().st_mtime, path.name))
     if not found:
         raise ResultsMismatch(f"{folder} holds no answers (*{SUFFIX}) of sybil verify: name another folder, or a file")
@@ -43,7 +44,8 @@ def _last(folder: Path) -> Path:
 
 @contextmanager
 def going_on(console: Console, kept: Kept) -> Iterator[None]:
-    """Whatever ends a run before its verdict, say what is kept and how to go on; Ctrl-C is exit 130."""
+    """A context manager that prints, where a run ends before its verdict, what is kept and how to resume. Ctrl-C exits
+    with 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -56,14 +58,14 @@ def going_on(console: Console, kept: Kept) -> Iterator[None]:
 
 
 def report_path(kept: Kept) -> Path:
-    """Where the report goes: beside its answers, under their name where that is free."""
+    """The report's path: beside the run's answers, and under their name where that is free."""
     assert kept.path is not None
     files.folder(kept.path.parent)
     return files.unused(kept.path.with_suffix(".json"))
 
 
 def told(kept: Kept) -> str:
-    """What is kept, in a line."""
+    """What is kept, in one line."""
     if not kept.count:
         return "nothing was written"
     return f"{kept.count} answers are kept: go on with --resume {kept.path}"

@@ -1,4 +1,4 @@
-"""The `sybil` command: its subcommands, and what becomes of an error."""
+"""The `sybil` command: its subcommands, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sybil.losslessness.child import error_line
 
 FAILED, INTERRUPTED = 2, 130
 TRACEBACK, COMPLETION = "SYBIL_TRACEBACK", "_SYBIL_COMPLETE"
-UsageError: type[Any] = typer.BadParameter.__mro__[1]  # of which typer exports the subclass alone
+UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer exports its subclass only
 
 app = typer.Typer(
     name="sybil",
@@ -74,8 +74,9 @@ def _options(
 
 
 def run() -> None:
-    """Exit with the status that a command chose. Whatever else ends it is one line on standard error and exit 2, for
-    0, 1 and 3 are verdicts; Ctrl-C is exit 130. SYBIL_TRACEBACK=1 shows where an error was raised."""
+    """Exit with the status that a command chose. Any other end of a command prints one line on standard error and exits
+    with 2, because 0, 1 and 3 are verdicts. Ctrl-C exits with 130. SYBIL_TRACEBACK=1 shows where an error was
+    raised."""
     try:
         open_streams()
         status = _command(sys.argv[1:])
@@ -91,10 +92,10 @@ def run() -> None:
 
 
 def _command(arguments: list[str]) -> int:
-    """The command's status. typer's own main() is left out: it makes 1 of a broken pipe and of an EOFError. What main()
-    does for a shell that asks for completions is done here."""
+    """Run the command and return its status. typer's own main() isn't used, because it exits with 1 for a broken pipe
+    and for an EOFError. What main() does for a shell that asks for completions is done here."""
     command = typer.main.get_command(app)
-    is_running = False  # else a SystemExit is typer's own: after it has shown or installed the completion script
+    is_running = False  # while False, a SystemExit is typer's own, after it has shown or installed completion
     try:
         if instruction := os.environ.get(COMPLETION):
             return shell_complete(command, {}, "sybil", COMPLETION, instruction) and FAILED
@@ -104,7 +105,7 @@ def _command(arguments: list[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # rich makes an exit of it, where typer prints help
+        if isinstance(end.__context__, BrokenPipeError):  # rich turns a broken pipe into an exit
             raise OutputClosed(unwritable(end.__context__)) from None
         if is_running:
             raise
@@ -113,7 +114,8 @@ def _command(arguments: list[str]) -> int:
 
 
 def _tell(error: BaseException, *, is_output: bool) -> None:
-    """One line on standard error, as far as that can be written to. is_output: standard output failed."""
+    """Print an error as one line on standard error, if that can be written to. is_output: whether standard output
+    failed."""
     if isinstance(error, sybil.SybilError):
         line = one_line(str(error), 2000)
     elif isinstance(error, UsageError):
@@ -129,8 +131,8 @@ def _tell(error: BaseException, *, is_output: bool) -> None:
 
 
 def _misused(error: Any, arguments: list[str]) -> str:
-    """What is wrong with a command line. An option's value is told as the library tells it: its name, the value, the
-    remedy."""
+    """What is wrong with a command line. A wrong value of an option is reported in the library's form: the name, the
+    value, the remedy."""
     commands = {each.callback.__name__ for each in app.registered_commands if each.callback}
     known = [each for each in arguments[:1] if each in commands]
     asked = f"({' '.join(['sybil', *known])} --help)"
@@ -145,7 +147,7 @@ def _misused(error: Any, arguments: list[str]) -> str:
 
 
 def _value_of(options: list[str], arguments: list[str]) -> str | None:
-    """What stands after an option, or after its =; the last where it is given several times."""
+    """The text after an option, or after its "="; the last one where the option is given several times."""
     found = None
     for place, word in enumerate(arguments):
         name, equals, rest = word.partition("=")

@@ -1,6 +1,6 @@
-"""Every option that two commands or more have, once: its help, and what it is where nothing is said.
+"""Every option that two or more commands share: its help and its default.
 
-A default of None is a command's own affair, and the help says what each makes of it."""
+Where a default is None, each command has its own, and the help says which."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ TOP_K, TOP_P, MIN_P = Sampling().top_k, Sampling().top_p, Sampling().min_p
 
 
 def pair_names(incomplete: str) -> list[tuple[str, str]]:
-    """For a shell that completes: the pairs that begin so, and what they are."""
+    """For shell completion: the pairs whose names begin with the text, and their descriptions."""
     try:
         known = dict(PAIRS)
-    except SybilError:  # in the user's own file
+    except SybilError:  # an error in the user's own file
         known = dict(REGISTERED)
     return [(name, each.about) for name, each in known.items() if name.startswith(incomplete)]
 
 
 def _beginning(names: Iterable[str]) -> Callable[[str], list[str]]:
-    """For a shell that completes: those of the names that begin so."""
+    """For shell completion: a function that gives the names that begin with a text."""
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
@@ -121,7 +121,7 @@ SystemOption = Annotated[
 
 
 def _gamma(text: str) -> int | str:
-    """A number or auto. Settings refuses numbers out of range."""
+    """gamma from its text: a number, or auto. Settings refuses numbers out of range."""
     if text == AUTO:
         return text
     try:
@@ -250,7 +250,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 def names(pair: str | None, target: str | None, draft: str | None) -> tuple[str, str | None]:
-    """Target and draft as the options choose them; raises UnknownPair or InvalidSetting."""
+    """(target, draft) that the options choose. Raises UnknownPair or InvalidSetting."""
     if target is not None and target not in PAIRS:
         return target, draft
     chosen = registered(target or pair or STDLIB)
@@ -258,8 +258,8 @@ def names(pair: str | None, target: str | None, draft: str | None) -> tuple[str,
 
 
 def prompts(pair: str | None, target: str | None, path: Path | None, count: int | None = None) -> list[Prompt]:
-    """Those of the file that the options name, or else the pair's; at most count of them, as many of each kind. Raises
-    UnknownPair or InvalidSetting."""
+    """The prompts of the file that the options name, or else the pair's own; at most `count`, equally many of each
+    domain. Raises UnknownPair or InvalidSetting."""
     if count is not None and count < 1:
         raise InvalidSetting(f"count is {count}: use an integer of 1 or more")
     is_registered = target is None or target in PAIRS
@@ -268,14 +268,15 @@ def prompts(pair: str | None, target: str | None, path: Path | None, count: int 
 
 
 def announce(pair: str | None, target: str | None) -> None:
-    """Tell on standard error which pair was chosen, where nobody named one and it isn't stdlib."""
+    """Print on standard error which pair was chosen, if the user named none and it isn't stdlib."""
     chosen = default_pair()
     if pair is None and target is None and chosen != STDLIB:
         typer.echo(f"using the pair {chosen} ({PAIRS[chosen].about}); choose another by --pair or --target", err=True)
 
 
 def check_chats(decoder: Decoder, pair: str | None, target: str | None, consequence: str) -> None:
-    """Raises InvalidSetting where a model has no chat template; consequence: what follows from that."""
+    """Raises InvalidSetting where the model has no chat template. consequence: what follows from that, for the
+    message."""
     if decoder.chat_template is None:
         raise InvalidSetting(
             f"{target or pair or default_pair()} has no chat template{consequence}: give --target an instruct model, "
@@ -284,7 +285,7 @@ def check_chats(decoder: Decoder, pair: str | None, target: str | None, conseque
 
 
 def sampling(temperature: float | None, top_k: int, top_p: float, min_p: float) -> Sampling:
-    """As the options choose it, greedy where no temperature is given; raises InvalidSetting."""
+    """The sampling that the options choose; greedy where no temperature is given. Raises InvalidSetting."""
     chosen = Sampling(temperature or 0.0, top_k, top_p, min_p)
     filters = {"top_k": (top_k, TOP_K), "top_p": (top_p, TOP_P), "min_p": (min_p, MIN_P)}
     unused = [f"{name} is {value}" for name, (value, usual) in filters.items() if value != usual]
@@ -294,5 +295,5 @@ def sampling(temperature: float | None, top_k: int, top_p: float, min_p: float) 
 
 
 def out_folder(out: Path | None, command: str) -> Path:
-    """Where a command's results go."""
+    """The folder for a command's results."""
     return out or Path(f"sybil-{command}")

@@ -16,7 +16,7 @@ from sybil.models.storage import BlockStorage, Storage
 from sybil.pairs import PAIRS, REGISTERED, Pair, canonical, pair
 
 SHOWN: dict[str, Storage | BlockStorage] = {"fp32": "float32", "fp16": "float16", "int8": "int8", "q4_k": "q4_k"}
-"""The storages that are shown, by the words above their columns; bfloat16 takes what float16 takes."""
+"""The storages that are shown, by their columns' headings. bfloat16 takes as much memory as float16."""
 RELATIONS = {
     "same": "both have the same tokens",
     "padded": "both have the same tokens, and one has logits for more, which no text is made of",
@@ -52,7 +52,8 @@ def pairs(
 
 
 def _table(console: Console) -> Table:
-    """A line a pair. It is 80 columns wide, and a name that is longer than the registered ones is folded."""
+    """A table with a line for each pair. It is 80 columns wide, and a name longer than the registered ones is
+    folded."""
     table = make_table(console, "pair", "size", *SHOWN, "licence", "tokens", "here")
     if console.is_terminal:
         table.show_edge = table.pad_edge = False
@@ -77,7 +78,7 @@ def _table(console: Console) -> Table:
 
 
 def _notes() -> list[str]:
-    """What the table's columns mean, and what it has no column for."""
+    """Notes below the table: what its columns mean, and facts that have no column."""
     best = ", ".join(f"{name} {_draft_told(each)} {each.best.gain}x" for name, each in PAIRS.items() if each.best)
     return [
         f"size: parameters, target+draft. {', '.join(SHOWN)}: GB of both together.",
@@ -88,7 +89,7 @@ def _notes() -> list[str]:
 
 
 def _count(parameters: int | None) -> str:
-    """A number of parameters in three characters or four."""
+    """A number of parameters in three or four characters."""
     if parameters is None:
         return "?"
     for unit, size in (("B", 10**9), ("M", 10**6)):
@@ -105,12 +106,12 @@ def _gigabytes(size: float | None) -> str:
 
 
 def _licence(each: Pair) -> str:
-    """The target's, which is the one that matters most; sybil pairs NAME names both."""
+    """The target's licence, which matters most. `sybil pairs NAME` names both."""
     return each.facts[0].licence or "?"
 
 
 def _here(each: Pair) -> str:
-    """Where the weights are on this machine, in a word."""
+    """Whether the weights are on this machine, in a word."""
     places = each.places
     if None not in places:
         found = {str(place) for place in places}
@@ -119,13 +120,13 @@ def _here(each: Pair) -> str:
 
 
 def _draft_told(each: Pair) -> str:
-    """The fastest draft's name: "draft" where it is the pair's own."""
+    """The name of the fastest draft; "draft" for the pair's own."""
     assert each.best
     return "draft" if each.best.draft == each.draft else each.best.draft
 
 
 def _show(console: Console, name: str, each: Pair) -> None:
-    """One pair, a line a fact."""
+    """Print one pair, with one fact on each line."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
@@ -134,11 +135,11 @@ def _show(console: Console, name: str, each: Pair) -> None:
     console.print(f"{name}: {each.about}" + f" (also {', '.join(each.aliases)})" * bool(each.aliases))
     console.print(grid)
     for line in _commands(name, each):
-        console.print(line, soft_wrap=True)  # one line each, to be copied
+        console.print(line, soft_wrap=True)  # no wrapping, so that lines can be copied
 
 
 def _lines(name: str, each: Pair) -> list[tuple[str, str]]:
-    """What is known of a pair, by labels."""
+    """The known facts about a pair, each with its label."""
     lines = [
         (label, f"{model}: {_told(facts)}; {f'here: {place}' if place else 'not here'}")
         for label, model, facts, place in zip(("target", "draft"), each.models, each.facts, each.places, strict=False)
@@ -161,7 +162,7 @@ def _lines(name: str, each: Pair) -> list[tuple[str, str]]:
 
 
 def _commands(name: str, each: Pair) -> Iterator[str]:
-    """What is to be typed: to have the weights, and to try the pair."""
+    """The commands that fetch the weights and try the pair."""
     if each.gated:
         yield "hf auth login"
     if each.fetching and not each.installed:
@@ -176,7 +177,7 @@ def _commands(name: str, each: Pair) -> Iterator[str]:
 
 
 def _pickles(each: Pair) -> list[str]:
-    """The models that the hub has as pickles alone."""
+    """The models that the hub has as pickles only."""
     return [model for model, facts in zip(each.models, each.facts, strict=True) if facts.formats == (PICKLE,)]
 
 
@@ -190,7 +191,7 @@ def _told(facts: Facts) -> str:
 
 
 def _record(name: str, each: Pair) -> dict[str, Any]:
-    """A pair for JSON."""
+    """A pair as a dict for JSON."""
     models = [
         {
             "name": model,

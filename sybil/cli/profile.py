@@ -71,7 +71,7 @@ def profile(
         raise InvalidSetting(f"passes is {passes}: use an integer of 1 or more")
     gamma = GAMMA if gamma is None else gamma
     sampling = options.sampling(temperature, top_k, top_p, min_p)
-    Settings(gamma=gamma, rule=rule, **sampling.keywords)  # refused here, before anything is loaded
+    Settings(gamma=gamma, rule=rule, **sampling.keywords)  # raises for wrong settings before anything is loaded
     if gamma == AUTO:
         raise InvalidSetting("gamma is 'auto', and a profile measures rounds of one length: use an integer")
     token_rate(acceptance, gamma)
@@ -158,7 +158,7 @@ def profile(
 
 
 def _waits(console: Console, rounds: list[timeline.Round]) -> Table:
-    """Who waited for whom, in one text."""
+    """The table of how long draft and target waited for each other, in one text."""
     table = make_table(console, f"in a text of {len(rounds)} rounds", "ms", "of it")
     found = timeline.waits(rounds)
     for who, seconds in found.items():
@@ -167,7 +167,7 @@ def _waits(console: Console, rounds: list[timeline.Round]) -> Table:
 
 
 def _of_random(workload: str, asked: Asked, argument: str) -> torch.dtype | None:
-    """The dtype of a workload's weights, which are stored nowhere; int8 for the draft alone. Raises InvalidSetting."""
+    """The dtype of a workload's random weights; int8 is for the draft only. Raises InvalidSetting."""
     if asked is None or (isinstance(asked, torch.dtype) and (argument == "draft_dtype" or not is_few(asked))):
         return asked
     raise InvalidSetting(

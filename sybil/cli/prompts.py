@@ -67,7 +67,7 @@ def prompts(
     model, wanted, seed = target or pair or default_pair(), _count(count, tiny), seed or 0
     _check(source, files, save)
     named = options.names(pair or default_pair(), target, None)[0]
-    tokenizer = seen(named, tokenizer=True)[0].tokenizer  # of a model on the hub no weight is fetched
+    tokenizer = seen(named, tokenizer=True)[0].tokenizer  # no weights of a hub model are fetched
     if tokenizer is None:
         raise InvalidSetting(f"{model} has no tokenizer: choose a model that does")
     if files:
@@ -92,14 +92,14 @@ def prompts(
 
 
 def _count(count: int | None, tiny: bool) -> int:
-    """How many prompts the options ask for; raises InvalidSetting."""
+    """How many prompts the options ask for. Raises InvalidSetting."""
     if tiny and count is not None:
         raise InvalidSetting(f"count is {count} and a tiny set has {TINY} prompts: leave one of them out")
     return TINY if tiny else COUNT if count is None else count
 
 
 def _check(source: str, files: list[Path] | None, save: Path | None) -> None:
-    """Raises InvalidSetting."""
+    """Raises InvalidSetting for an unknown source, options that exclude each other, or a file that can't be saved."""
     if source not in SOURCES:
         raise InvalidSetting(f"source is {described(source)}: use one of {', '.join(SOURCES)}")
     if files and source != AUTO:
@@ -111,7 +111,7 @@ def _check(source: str, files: list[Path] | None, save: Path | None) -> None:
 def _of_domains(
     source: str, domains: Sequence[str], tokenizer: Tokenizer, count: int, seed: int
 ) -> tuple[PromptSet, str]:
-    """The prompts of the hub or those that ship with Sybil, and which of the two they are."""
+    """(the prompts of the hub or those that ship with Sybil, which of the two they are)."""
     if source != SHIPPED:
         try:
             return fetch(tokenizer, count, seed, domains), HUB
@@ -123,7 +123,7 @@ def _of_domains(
 
 
 def _table(console: Console, lengths: Mapping[str, Lengths]) -> Table:
-    """A row a domain."""
+    """A table with a row for each domain."""
     table = make_table(console, "domain", "n", "min", "mean", "max")
     for name, each in lengths.items():
         table.add_row(name, str(each.n), str(each.min), f"{each.mean:.1f}", str(each.max))

@@ -95,7 +95,7 @@ def _best_record(each: Fastest) -> dict[str, object]:
 
 
 def _table(table: Table, ways: list[Fastest]) -> Table:
-    """A row a pair and domain."""
+    """Fill the table with a row for each pair and domain."""
     for each in ways:
         config, found = each.cell.config, each.cell.speed_up
         place = f"{word('pair', config)}, {word('domain', config)}"

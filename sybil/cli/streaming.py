@@ -1,4 +1,4 @@
-"""A stream's text in a terminal, the draft's tokens in one colour and the target's own in another."""
+"""Prints a stream's text in a terminal, the draft's tokens in one colour and the target's own in another."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ DRAFTED, OWN = typer.colors.GREEN, typer.colors.BRIGHT_MAGENTA
 
 
 def shown(stream: Iterable[Step], tokenizer: Tokenizer) -> Generator[Step, None, None]:
-    """The steps of one row, their text written as soon as it is whole. It goes out as it is: a console library would
-    swallow its tabs and form feeds."""
+    """Yield the steps of one row, and print their text as soon as it is final. The text is printed unchanged, without a
+    console library, which would drop tabs and form feeds."""
     pieces = TextStream(tokenizer)
     try:
         for step in stream:
@@ -28,12 +28,13 @@ def shown(stream: Iterable[Step], tokenizer: Tokenizer) -> Generator[Step, None,
 
 
 def ending(steps: Iterable[Step]) -> FinishReason | None:
-    """Why one row ended; None where it was left."""
+    """Why the row ended; None where the stream was left early."""
     return next((step.finished[0] for step in steps if step.finished[0]), None)
 
 
 def counted(stats: Stats, end: str = "") -> str:
-    """How many tokens in how long, what the draft's were worth; end: what ended them."""
+    """A line with the number of tokens, their time, and how many of the draft's were accepted. end: why the text
+    ended."""
     line = f"{stats.emitted} tokens in {stats.seconds:.2f} s ({stats.tokens_per_second:.1f} tokens/s)"
     line += f", ended by {end}" if end else ""
     if stats.proposed:

@@ -84,7 +84,8 @@ def sweep(
 
 @contextmanager
 def _told(console: Console) -> Iterator[Tell]:
-    """A bar on a terminal; elsewhere a line on standard error now and then, if it takes long."""
+    """A context manager that shows progress: a bar on a terminal, and elsewhere a line on standard error now and
+    then."""
     if not console.is_terminal:
         yield lines(make_console(stderr=True))
         return
@@ -94,7 +95,7 @@ def _told(console: Console) -> Iterator[Tell]:
 
 
 def _list(as_json: bool) -> None:
-    """The shipped sweeps, what each is for, and how many cells it has."""
+    """Print the shipped sweeps, what each is for, and how many cells it has."""
     about = {name: path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for name, path in shipped().items()}
     plans = {name: plan(name) for name in about}
     if as_json:
@@ -109,7 +110,7 @@ def _list(as_json: bool) -> None:
 
 
 def _describe(planned: SweepPlan, as_json: bool) -> None:
-    """The cells of a plan."""
+    """Print the cells of a plan."""
     if as_json:
         cells = [{"hash": cell.hash, "label": cell.label, **cell.model_dump(mode="json")} for cell in planned.cells]
         print_json({"cells": cells, "texts": planned.texts, "left_out": planned.left_out})
@@ -135,7 +136,7 @@ def _settings(cell: dict[str, Any]) -> list[str]:
 
 
 def _show(planned: SweepPlan, found: Swept, path: Path, as_json: bool) -> None:
-    """The table, what failed, and where the rows are."""
+    """Print the table, the failures, and where the rows are."""
     cells = table(found.rows)
     counts = {"cells": len(cells), "known": found.known, "failed": len(found.failed)}
     if as_json:
@@ -159,12 +160,12 @@ def _show(planned: SweepPlan, found: Swept, path: Path, as_json: bool) -> None:
 
 
 def _table(console: Console, cells: list[dict[str, Any]]) -> Table:
-    """A row a cell that was measured. The interval is that of 95 %, texts paired."""
+    """A table with a row for each measured cell. The interval is the 95 % interval, paired by text."""
     shown = make_table(console, "pair", *HEADINGS)
     for each in cells:
         over, accepted, settings = each["over_baseline"], each["acceptance_rate"], _settings(each)
         if RunConfig(pair=each["pair"], drafter=each["drafter"]).plain:
-            settings[1:3] = "", ""  # what only speculation has
+            settings[1:3] = "", ""  # settings that only speculation has
         shown.add_row(
             each["pair"],
             *settings,

@@ -1,4 +1,4 @@
-"""What the commands share of their output: the streams, the console, its tables and its progress bar."""
+"""The output that commands share: the streams, the console, its tables and its progress bar."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from sybil.errors import OutputClosed, one_line
 
 
 def open_streams() -> None:
-    """Make standard output and error fit to be written to; raises OutputClosed where there is no standard output.
+    """Prepare standard output and standard error. Raises OutputClosed where there is no standard output.
 
     A letter that the locale's encoding lacks is written as \\x, \\u or \\U and its number, as Python does on standard
     error."""
-    if sys.stderr is None:  # closed: a file opened later must not become what errors are written to
+    if sys.stderr is None:  # closed; a file that is opened later must not become standard error
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         sys.stderr = os.fdopen(2, "w", closefd=False)
     if sys.stdout is None:
         raise OutputClosed("standard output is closed: send it to a file, a pipe or /dev/null")
     if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):  # python -u
-        # close_stream() tells a failed output by what is left in its buffer
+        # close_stream() recognises a failed output by what is left in its buffer
         number, encoding, errors = sys.stdout.fileno(), sys.stdout.encoding, sys.stdout.errors
         buffering = 1 if sys.stdout.isatty() else -1
         sys.stdout = os.fdopen(number, "w", buffering, encoding, errors, closefd=False)
@@ -39,13 +39,13 @@ def open_streams() -> None:
 
 
 def close_stream(stream: TextIO | None) -> bool:
-    """Write out what a stream still holds; gives whether that went well. If not it goes nowhere, for Python would try
-    again at its end, and exit with a status of its own."""
+    """Flush a stream, and return whether that succeeded. If not, the rest is discarded, because Python would try again
+    at its end and exit with a status of its own."""
     if stream is None:
         return True
     try:
         stream.flush()
-    except (OSError, ValueError):  # ValueError: it was closed
+    except (OSError, ValueError):  # ValueError: the stream was closed
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return False
@@ -53,26 +53,26 @@ def close_stream(stream: TextIO | None) -> bool:
 
 
 def unwritable(error: OSError) -> str:
-    """What is said where standard output failed."""
+    """The message for a standard output that failed."""
     return f"standard output can't be written to ({one_line(str(error))}): make room, or send it elsewhere"
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """One object on a line of standard output."""
+    """Print one JSON object on a line of standard output."""
     sys.stdout.write(json.dumps(record) + "\n")
     sys.stdout.flush()
 
 
 class _Console(Console):
-    """rich's own ends the program with status 1 where nobody reads its output."""
+    """A console that raises BrokenPipeError where nobody reads its output; rich's own exits with status 1 there."""
 
     def on_broken_pipe(self) -> None:
         raise  # rich calls this while it handles the BrokenPipeError
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Standard output, or error; a file or a pipe has no edge to wrap at. Text is printed as it is: what looks like
-    markup in a name or a path is none."""
+    """A console for standard output or standard error. Lines to a file or a pipe aren't wrapped. Text is printed
+    unchanged: nothing in a name or a path counts as markup."""
     console = _Console(stderr=stderr, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 200
@@ -80,7 +80,7 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def make_table(console: Console, first: str, *others: str) -> Table:
-    """For a terminal, or as Markdown for a file; text in the first column, numbers in the others."""
+    """A table for a terminal, or in Markdown for a file. The first column has text, and the others have numbers."""
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN)
     table.add_column(first, no_wrap=True)
     for heading in others:
@@ -89,6 +89,6 @@ def make_table(console: Console, first: str, *others: str) -> Table:
 
 
 def make_progress(console: Console) -> Progress:
-    """What is being done, how much of it is done, and how long the rest takes; for a terminal alone."""
+    """A progress bar with the task's name, its progress and the remaining time; it is shown on a terminal only."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)

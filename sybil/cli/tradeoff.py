@@ -76,7 +76,7 @@ def tradeoff(
 
 
 def _measure(run: Tradeoff, chosen: Sequence[Prompt], rows: list[TradeoffRow], path: Path, console: Console) -> bool:
-    """Add to rows, and to the file, those that are lacking; gives whether Ctrl-C ended it."""
+    """Measure the missing rows, and add them to `rows` and to the file. Returns whether Ctrl-C ended it."""
     try:
         with make_progress(console) as progress:
             bar = progress.add_task("measuring", total=run.total(chosen), completed=len(rows))
@@ -91,7 +91,7 @@ def _measure(run: Tradeoff, chosen: Sequence[Prompt], rows: list[TradeoffRow], p
 
 
 def _report(run: Tradeoff, rows: Sequence[TradeoffRow], path: Path, console: Console, as_json: bool) -> None:
-    """Print the tables and draw the picture, of the prompts that every candidate has finished."""
+    """Print the tables and draw the picture, over the prompts that every candidate has finished."""
     from sybil.reports import tradeoff as picture
     from sybil.trading.summaries import summarise
 
@@ -123,7 +123,7 @@ def _headed(console: Console, *headings: str) -> Table:
 
 
 def _speeds(points: Sequence[TradeoffPoint], console: Console) -> Table:
-    """Speed and drift of sampled texts."""
+    """The table of speed and drift of sampled texts."""
     from sybil.trading.summaries import front
 
     headings = ("lossless", "tokens\n/s", "over\nplain", "ac-\ncepted", "drift, nats a token\n(95 % interval)")
@@ -141,7 +141,7 @@ def _speeds(points: Sequence[TradeoffPoint], console: Console) -> Table:
 
 
 def _texts(points: Sequence[TradeoffPoint], console: Console) -> Table:
-    """What the sampled texts are like; speed and agreement of the greedy ones."""
+    """The table of the sampled texts' metrics, and of the greedy texts' speed and agreement."""
     headings = ("perplex-\nity", "distinct\n1, 2, 3", "re-\npeated", "greedy\nspeed", "agree-\nment")
     table = _headed(console, "texts", *headings, f"same\nof {points[0].prompts}")
     for each in points:
@@ -158,7 +158,7 @@ def _texts(points: Sequence[TradeoffPoint], console: Console) -> Table:
 
 
 def _caption(run: Tradeoff, rows: Sequence[TradeoffRow], points: Sequence[TradeoffPoint]) -> str:
-    """What was compared, and on what; the commits are those that the rows were measured at."""
+    """What was compared, and on which machine. The commits are those of the measured rows."""
     trade, about = run.trade, run.environment
     commits = " and ".join(dict.fromkeys(str(row.environment.get("commit") or "none") for row in rows))
     beside = f"with {trade.draft}" if trade.draft else "without a draft of its own"

@@ -1,4 +1,4 @@
-"""How `sybil verify` shows what it does and what it finds."""
+"""The output of `sybil verify`: its progress and its findings."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 EVERY = 15.0  # seconds between two lines of progress
 Phases = Callable[[str, int, int], None]
-"""What is told of a phase: its name, how much of it is done, and of how much."""
+"""A function that is called with a phase's name, the work done and the whole work."""
 
 
 @contextmanager
 def progress_on(console: Console) -> Iterator[Phases]:
-    """Bars on a terminal; elsewhere a line on standard error now and then, if it takes long."""
+    """A context manager that shows progress: bars on a terminal, and elsewhere a line on standard error now and
+    then."""
     if not console.is_terminal:
         yield lines(make_console(stderr=True))
         return
@@ -32,7 +33,7 @@ def progress_on(console: Console) -> Iterator[Phases]:
 
 
 def lines(console: Console, clock: Callable[[], float] = time.monotonic) -> Phases:
-    """A line every EVERY seconds, and none where it all takes less."""
+    """Prints a line every EVERY seconds, and none if everything takes less time."""
     began = told = clock()
 
     def report(phase: str, done: int, total: int) -> None:
@@ -45,7 +46,7 @@ def lines(console: Console, clock: Callable[[], float] = time.monotonic) -> Phas
 
 
 def bars(progress: Progress) -> Phases:
-    """A bar a phase, as the phases come."""
+    """Shows a bar for each phase when the phase begins."""
     tasks: dict[str, TaskID] = {}
 
     def report(phase: str, done: int, total: int) -> None:
@@ -57,8 +58,8 @@ def bars(progress: Progress) -> Phases:
 
 
 def show(console: Console, report: Report) -> None:
-    """The checks, the drift, the whole verdict, and under it those that it follows from, a line each with its
-    reasons."""
+    """Print the checks, the drift and the whole verdict. Below it are the verdicts from which it follows, one on each
+    line with its reasons."""
     if report.checks:
         _table(console, report)
     for check in report.checks:

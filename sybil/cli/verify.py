@@ -1,4 +1,4 @@
-"""sybil verify: is a decoder lossless, Sybil's or anybody's?"""
+"""sybil verify: is a decoder lossless? It judges Sybil's decoder, or any other one."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def verify(
         greedy=greedy, stopping=stopping, stop_strings=not no_stop_strings, widths=widths, alpha=alpha,
         resolution=resolution, seed=seed, gamma=gamma, rule=rule, window=window,
     )  # fmt: skip
-    plan, settings = planned(asked, quick)  # refused here, before anything is loaded
+    plan, settings = planned(asked, quick)  # raises for wrong settings before anything is loaded
     stated = None if tolerance is None else tolerance_of(tolerance)
     chosen = options.prompts(pair, target, prompt_file, (QUICK if quick else FULL)["count"] if count is None else count)
     chosen_target, chosen_draft = options.names(pair, target, draft)
@@ -190,7 +190,7 @@ def verify(
 def _judged(
     decoder: str | None, endpoint: str | None, model: str | None, concurrency: int, header: list[str] | None
 ) -> Judged:
-    """What the options name; raises InvalidSetting."""
+    """The decoder that the options name. Raises InvalidSetting."""
     from sybil.judging.decoders import SYBIL, Endpoint
 
     if endpoint is None:
@@ -204,12 +204,12 @@ def _judged(
 
 
 def _said(**options: Any) -> Asked:
-    """What the user named."""
+    """The options that the user gave."""
     return cast("Asked", {name: value for name, value in options.items() if value is not None})
 
 
 def _only_our_bars() -> None:
-    """transformers loads and decodes without a word."""
+    """Silence transformers, so that only Sybil's own bars are shown."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -217,8 +217,8 @@ def _only_our_bars() -> None:
 
 
 def _tell_what_is_asked(console: Console, bench: Bench, case: JudgedCase, draft: str | None) -> None:
-    """What a server was found to speak, against which weights few bits are judged, and why a draft that was named is
-    left out."""
+    """Print which protocol the server speaks, against which weights a quantised target is judged, and why a named draft
+    isn't used."""
     from sybil.losslessness.endpoint import EndpointSubject
 
     for tried in (case.decoder, case.control):
@@ -234,7 +234,7 @@ def _tell_what_is_asked(console: Console, bench: Bench, case: JudgedCase, draft:
 
 
 def _answers_depend_on(bench: Bench, judged: Judged, draft_dtype: str | None) -> dict[str, Any]:
-    """What must be the same where a run goes on, besides what the judge knows."""
+    """The settings that a resumed run must share, besides those that the judge knows."""
     from sybil.judging.decoders import BUILT_IN, Endpoint
 
     models, about = bench.models, describe(bench.target.device)
@@ -257,7 +257,7 @@ def _answers_depend_on(bench: Bench, judged: Judged, draft_dtype: str | None) ->
 
 
 def _report(console: Console, case: JudgedCase, kept: Kept) -> Report:
-    """The verdict, with a bar a phase. What ends without any says what is kept."""
+    """The report, with a bar for each phase. Where a run ends without a verdict, a line says what is kept."""
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True)
@@ -267,7 +267,7 @@ def _report(console: Console, case: JudgedCase, kept: Kept) -> Report:
 
 
 def _record(bench: Bench, case: JudgedCase, report: Report, chosen: list[Prompt]) -> tuple[dict[str, Any], str]:
-    """The report with what it was made of, for JSON, and a caption."""
+    """(the report and its inputs for JSON, a caption)."""
     about, target, plan = describe(bench.target.device), bench.target, report.plan
     caption = (
         f"{report.subject} against {target.name}, temperature {plan.request.temperature:g}, {len(case.prompts)} "
@@ -284,7 +284,7 @@ def _record(bench: Bench, case: JudgedCase, report: Report, chosen: list[Prompt]
 
 
 def _written(record: dict[str, Any], report: Report, caption: str, kept: Kept) -> Path:
-    """The JSON file, which lies beside its chart."""
+    """Write the report's chart and its JSON file. Returns the JSON file."""
     path = keeping.report_path(kept)
     chart = path.with_suffix(".png")
     with files.all_or_none(path, chart):

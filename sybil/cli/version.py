@@ -1,4 +1,4 @@
-"""What `sybil --version` prints: what is installed here, a line each."""
+"""The output of `sybil --version`: what is installed here, one package on each line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from sybil.models.native import library
 
 
 def versions() -> Iterator[str]:
-    """Sybil's version first; then of what it computes with. Raises InvalidSetting where SYBIL_LANES is wrong."""
+    """Sybil's version, then the versions of the packages that it computes with. Raises InvalidSetting where SYBIL_LANES
+    is wrong."""
     yield f"sybil {sybil.__version__}"
     yield f"torch {torch.__version__}"
     yield f"transformers {metadata.version('transformers')}"
@@ -22,7 +23,7 @@ def versions() -> Iterator[str]:
 
 
 def _forward() -> str:
-    """Whether it builds. The first time on a machine it is built for that, which takes seconds."""
+    """Whether the C forward can be built here. Its first build on a machine takes seconds."""
     if os.environ.get("SYBIL_NATIVE") == "0":
         return "off, since SYBIL_NATIVE is 0"
     with warnings.catch_warnings(record=True) as said:

@@ -1,4 +1,4 @@
-"""Drafters, which propose tokens, and windows, which say how many."""
+"""Drafters, which propose tokens, and windows, which decide how many tokens they propose."""
 
 from sybil.drafting.contract import Context, Drafter, DrafterFactory, Generating, Outcome, Proposal
 from sybil.drafting.datastore import Answers, Datastore

@@ -1,9 +1,10 @@
-"""The window of gamma="auto": as many tokens as pay, by what was kept so far and what a round costs.
+"""The window of gamma="auto": it proposes as many tokens as make decoding fastest, by the tokens that were kept so far
+and by what a round costs.
 
 It chooses the k >= 0 that maximises (1 + s_1 + ... + s_k) / (d(k) + T(k + 1)): the tokens that a round is expected to
 emit, divided by the round's cost. s_i is the chance that the i-th proposed token is kept, d(k) the cost of drafting k
 tokens, and T(n) the cost of verifying n. vLLM's adaptive verification has a similar formula. k = 0 is plain decoding.
-Where drafting doesn't pay, k is 0 but for a rare probe.
+Where drafting doesn't pay, k is 0, except in rare probes.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from sybil.results import Step
 if TYPE_CHECKING:
     from sybil.settings import Settings
 
-MOST, MOST_FOR_NOTHING = 16, 32  # tokens of a proposal: by a model, and by what reads no weights
-PLACE = 5.0  # how many judged tokens a place's first estimate weighs: the mean of the place before it and all places
-FADE = 0.91  # what a record still weighs a round later
+MOST, MOST_FOR_NOTHING = 16, 32  # the longest proposals: of a model, and of a source that reads no weights
+PLACE = 5.0  # judged tokens that a place's first estimate counts as; it is the mean of the place before and all places
+FADE = 0.91  # the factor by which a record's weight shrinks each round
 NEGLIGIBLE = 0.01  # a chance below it ends the search for longer proposals
-PROBES = 0.02  # of the time, what probes may take, about
+PROBES = 0.02  # about the share of the time that probes may take
 SOONEST, LATEST = 4, 64  # rounds without a draft before the first probe
-DOUBLED = 4  # how often that is doubled, once for each probe in vain
+DOUBLED = 4  # how often that wait is doubled at most; each probe in vain doubles it
 
 Known = dict[tuple[int, str | bool], ClockedCosts]
-"""Costs by the number of rows, and by the rule that tokens are sampled by (False: none)."""
+"""Measured costs, by (the number of rows, the rule when sampling or False when decoding greedily)."""
 
 
 class _Record:
@@ -62,15 +63,15 @@ class _Record:
         self._whole = accepted == proposed
 
     def fade(self, rounds: int) -> None:
-        """Count rounds that went by without a proposal."""
+        """Count rounds that passed without a proposal."""
         weight = FADE ** (rounds / 4)
         for counts in (*self._kept, *self._tried):
             counts[:] = [weight * each for each in counts]
         self._all_kept, self._all_tried = weight * self._all_kept, weight * self._all_tried
 
     def expected(self, most: int) -> list[float]:
-        """How many tokens of a proposal will be kept, by its length from 0 on: s_1 + ... + s_k. The list ends at
-        `most`, or earlier where longer proposals gain next to nothing."""
+        """How many tokens of a proposal are expected to be kept, by the proposal's length k from 0 on: s_1 + ... + s_k.
+        The list ends at `most`, or earlier where longer proposals gain next to nothing."""
         here = anywhere = self._all_kept / self._all_tried
         chance, total, sums = 1.0, 0.0, [0.0]
         for kept, tried in zip(self._kept[self._whole][:most], self._tried[self._whole], strict=False):
@@ -85,8 +86,8 @@ class _Record:
 
 @dataclass(slots=True)
 class _Pause:
-    """A source that doesn't pay. idle: rounds without it; wait: how many of them before a probe, 0 while it pays;
-    failed: probes in vain."""
+    """The pause of a source that doesn't pay. idle: rounds without the source so far. wait: rounds without it before a
+    probe; 0 while the source pays. failed: probes in vain."""
 
     idle: int = 0
     wait: int = 0
@@ -101,11 +102,11 @@ class _Pause:
 
 
 class AutoWindow:
-    """Chooses the lengths that pay most.
+    """Chooses the lengths of proposals at which a round emits the most tokens for its cost.
 
-    together: one choice for all rows, since a round lasts as long as its longest row. Where it is False each row is
-    chosen for alone, so that a row's text doesn't depend on its neighbours. unread: tokens of the longest prompt, which
-    no source has read yet."""
+    batch: the number of rows. together: whether one choice is made for all rows, because a round lasts as long as its
+    longest row. Where it is False, each row's length is chosen by that row alone, so that a row's text doesn't depend
+    on its neighbours. unread: tokens of the longest prompt, which no source has read yet."""
 
     least_confidence = 0.0
 
@@ -120,7 +121,7 @@ class AutoWindow:
     def sizes(self, sources: Sequence[int], rooms: Sequence[int]) -> list[int]:
         self._sources, sizes = sources, [0] * len(rooms)
         if len(rooms) == 1 and rooms[0] and (pause := self._pauses[0, sources[0]]).wait:
-            # with a useless draft most rounds end here, at the cost of plain rounds
+            # with a useless draft most rounds return here and cost no more than plain rounds
             return [self._probe(pause, [0], sources[0])]
         for number, group in enumerate(self._groups):
             rows = [row for row in group if rooms[row]]
@@ -139,7 +140,7 @@ class AutoWindow:
                 if not length and not pause.wait:
                     pause.begin(self._wait(source, pause.failed))
                 if not self._costs.is_known(source):
-                    length = min(length, 1)  # of a source of which nothing was seen yet, the least that tells something
+                    length = min(length, 1)  # a source without any record yet is tried with one token
                 for row in its:
                     sizes[row] = min(length, rooms[row])
         return sizes
@@ -151,7 +152,7 @@ class AutoWindow:
         return record
 
     def _probe(self, pause: _Pause, rows: Sequence[int], source: int) -> int:
-        """Of a source that pauses: 1 where it is time to try it, else 0."""
+        """For a source that pauses: 1 token where it is time for a probe, and else 0."""
         if pause.is_over:
             return 1
         pause.idle += 1
@@ -161,7 +162,7 @@ class AutoWindow:
         return 0
 
     def _wait(self, source: int, failed: int) -> int:
-        """How many rounds to go without a source, so that probes take a small part of the time."""
+        """How many rounds to wait before a probe of the source, so that probes take a small part of the time."""
         costs, plain = self._costs, self._costs.verify[1]
         probe = (costs.draft[source][1] + costs.verify[2] - plain) / plain
         spare = PROBES - costs.catching_up(source, 1) / plain
@@ -172,7 +173,8 @@ class AutoWindow:
         self._learn_costs(step, self.judge(step.accepted, step.proposed))
 
     def judge(self, accepted: Sequence[int], proposed: Sequence[int]) -> Mapping[int, int]:
-        """How many of the proposed tokens of each row were kept; by source, the tokens of the longest proposal."""
+        """Record how many of each row's proposed tokens were kept. Returns the length of the longest proposal by
+        source."""
         drafted: dict[int, int] = {}
         for number, group in enumerate(self._groups):
             kept: dict[int, int] = {}
@@ -196,7 +198,8 @@ class AutoWindow:
             pause.begin(self._wait(source, pause.failed))
 
     def _learn_costs(self, step: Step, drafted: Mapping[int, int]) -> None:
-        """drafted: by source, the tokens of the longest proposal. The seconds are the costliest source's."""
+        """Learn costs from a round's seconds. drafted: the length of the longest proposal by source. The seconds count
+        for the costliest source."""
         times, verified = step.timings, max(step.proposed) + 1
         self._costs.verified(verified, times.verify + times.sample + times.other)
         if drafted:
@@ -207,10 +210,10 @@ class AutoWindow:
 
 
 def longest_that_pay(offers: Mapping[int, Sequence[list[float]]], rows: int, costs: SizedCosts) -> dict[int, int]:
-    """For each source, the length at which a round of so many rows emits most tokens for its cost.
+    """For each source, the length of proposals at which a round of `rows` rows emits the most tokens for its cost.
 
-    offers: by source, how many tokens each of its rows is expected to keep, by length. First one length for all sources
-    is found, then each source's own while the others keep theirs."""
+    offers: for each source, one list for each of its rows: the expected number of kept tokens by length. First one
+    length for all sources is found. Then each source's own length is found while the other sources keep theirs."""
     kept = {source: _added(each) for source, each in offers.items()}
     if len(kept) == 1:
         ((only, sums),) = kept.items()
@@ -230,7 +233,8 @@ def longest_that_pay(offers: Mapping[int, Sequence[list[float]]], rows: int, cos
 
 
 def _added(rows: Sequence[list[float]]) -> list[float]:
-    """What all rows of a source are expected to keep, by length; a row whose own list ends keeps no more."""
+    """The number of tokens that all rows of a source together are expected to keep, by length. Where a row's list has
+    ended, its last number counts."""
     if len(rows) == 1:
         return rows[0]
     return [sum(sums[min(length, len(sums) - 1)] for sums in rows) for length in range(max(map(len, rows)))]
@@ -239,14 +243,14 @@ def _added(rows: Sequence[list[float]]) -> list[float]:
 def window_for(
     settings: Settings, target: Model, draft: DrafterFactory | None, prompts: Sequence[list[int]], known: Known
 ) -> Window:
-    """The window that settings ask for. known: the costs that earlier generations measured, by what they depend on."""
+    """The window that the settings ask for. known: the costs that earlier generations have measured; see Known."""
     if draft is None:
         return Constant(len(prompts), 0)
     if settings.gamma != AUTO or settings.window != "constant":
         return window_named(settings.window)(len(prompts), fixed(settings.gamma))
-    depends = is_lossy(settings.rule) or (settings.do_sample and settings.rule != "coupled")  # the text, on the lengths
+    depends = is_lossy(settings.rule) or (settings.do_sample and settings.rule != "coupled")  # the text, on lengths
     repeats = settings.seed is not None and depends
-    by_ranks = getattr(target, "is_shared_by_ranks", False)  # whose clocks differ, and whose lengths must not
+    by_ranks = getattr(target, "is_shared_by_ranks", False)  # ranks' clocks differ, but their lengths must not
     if repeats or by_ranks:
         costs = SizedCosts(*_sizes(target, draft))
     else:
@@ -256,5 +260,5 @@ def window_for(
 
 
 def _sizes(target: Model, draft: DrafterFactory) -> tuple[int, int, tuple[int, ...]]:
-    """The arguments of SizedCosts."""
+    """The arguments of SizedCosts for this target and draft."""
     return (MOST if all(draft.step_bytes) else MOST_FOR_NOTHING), target.weight_bytes, draft.step_bytes

@@ -1,4 +1,4 @@
-"""A text as a suffix automaton, which tells where the text's ending stood before."""
+"""A suffix automaton of a text, which finds earlier occurrences of the text's ending."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An ending of the text that also stood earlier in it. state: the automaton's; length: its tokens, 0 where there is
-    none; end: the place of its last token where it stood earlier."""
+    """A suffix of the text that also occurs earlier in the text. state: the automaton's state. length: the suffix's
+    tokens, 0 where there is no such suffix. end: the place of the earlier occurrence's last token."""
 
     state: int = 0
     length: int = 0
@@ -20,15 +20,17 @@ class Match:
 
 
 class Automaton:
-    """The suffix automaton (Blumer et al. 1985) of the tokens read so far, extended token by token, O(1) amortised.
+    """The suffix automaton (Blumer et al. 1985) of the tokens read so far. It is extended token by token, in amortised
+    constant time.
 
-    A state stands for the strings that end at the same places. following: the next state, by token; link: the state of
-    the longest suffix that ends at other places too; length: of the state's longest string; end: the latest place at
-    which it ends.
+    A state stands for the strings that end at the same places. The lists have an entry for each state. following: the
+    next state, by token. link: the state of the longest suffix that ends at other places too. length: the tokens of the
+    state's longest string. end: the latest place at which the state's strings end.
 
     After a new token every suffix of the text ends at that token, so the ends of the states along the links are
-    updated. Only the STEPS longest are. Where a text repeats itself more often than that, a short ending may be given
-    an earlier place than its latest. Of a text longer than MOST tokens at least the last half of them is known."""
+    updated, but only of the STEPS longest suffixes. Where a text repeats itself more often than that, a short suffix
+    may be given an earlier place than its latest. Of a text longer than MOST tokens, only the end is known: at least
+    the last half of MOST tokens."""
 
     MOST = 1 << 16
     STEPS = 32
@@ -38,7 +40,7 @@ class Automaton:
 
     def _clear(self) -> None:
         self.tokens: list[int] = []
-        self.match = Match()  # the longest ending of the text that stood before, at its latest place
+        self.match = Match()  # the longest suffix that occurs earlier, at its latest earlier place
         self._following: list[dict[int, int]] = [{}]
         self._link, self._length, self._end = [-1], [0], [-1]
         self._last = 0
@@ -55,7 +57,7 @@ class Automaton:
             self.match = Match(state, self._length[state], end)
 
     def _append(self, token: int) -> tuple[int, int]:
-        """Read a token; the state of the longest ending that stood before, and its latest place before."""
+        """Read a token. Returns (the state of the longest suffix that occurs earlier, its latest earlier place)."""
         following, link, length, end = self._following, self._link, self._length, self._end
         place, new, state = len(self.tokens), len(length), self._last
         self.tokens.append(token)
@@ -82,7 +84,8 @@ class Automaton:
         return stood, before
 
     def _part(self, state: int, token: int, met: int) -> int:
-        """A state of its own for those strings of the state met that are suffixes of the text: state's, and token."""
+        """Split the state `met`: its strings that are suffixes of the text (the strings of `state`, followed by token)
+        get a new state, which is returned."""
         following, link, length = self._following, self._link, self._length
         part = len(length)
         following.append(following[met].copy())
@@ -112,8 +115,9 @@ class Automaton:
         return Match(state, length, self._end[state])
 
     def continuation(self, match: Match, tokens: Sequence[int], count: int) -> list[int]:
-        """The count tokens after a match of the text and these tokens after it. Where the text ends there, the tokens
-        proposed so far continue it, so a text that repeats itself goes on repeating."""
+        """The `count` tokens after the match's earlier occurrence. tokens: those that follow the text, as in after().
+        Where the occurrence's continuation reaches the end of the text, the tokens proposed so far continue it: a text
+        that repeats itself goes on repeating."""
         if not match:
             return []
         start, here = match.end + 1, len(self.tokens)

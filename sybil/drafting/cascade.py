@@ -20,13 +20,15 @@ from sybil.noise import Noise
 from sybil.transfer import CPU, count_to, integers, stacked
 
 Drawn = tuple[Tensor, Tensor | None, list[bool]]
-"""Tokens (batch,); what they were drawn from, (batch, vocab), None when greedy; whether a row's proposal goes on."""
+"""(tokens (batch,); the distributions they were drawn from, (batch, vocab), or None when greedy; whether each row's
+proposal goes on)."""
 
 
 @dataclass(frozen=True, slots=True)
 class NestedRounds:
-    """model, cache: the draft's. helper: drafts for it. window: how many tokens the helper is asked for at once.
-    draw: from logits (batch, vocab), the text so far, and the place in the proposal of each row, (batch,)."""
+    """Makes a draft's proposal in nested rounds. model, cache: the draft's. helper: drafts for the draft. window: how
+    many tokens the helper is asked for at once. draw: draws the draft's tokens from logits (batch, vocab), the text so
+    far, and each row's place in the proposal, (batch,)."""
 
     model: Model
     cache: Cache
@@ -35,14 +37,14 @@ class NestedRounds:
     draw: Callable[[Tensor, Context, Tensor], Drawn]
 
     def propose(self, context: Context, counts: list[int]) -> Proposal:
-        """The draft's proposal of at most counts tokens a row."""
+        """The draft's proposal, of at most counts[row] tokens for each row."""
         state = _Proposing(context, counts)
         while state.is_open:
             self._round(state)
         return state.proposal()
 
     def _round(self, state: _Proposing) -> None:
-        """The helper offers, the draft reads and draws."""
+        """One nested round: the helper offers tokens, and the draft reads them and draws its own."""
         offered = [list[int]() for _ in state.counts]
         limits = self.window.sizes([0] * len(offered), state.rooms())
         inner = state.asking(limits) if any(limits) else None
@@ -55,7 +57,7 @@ class NestedRounds:
         asked_for = torch.tensor(agreeing, dtype=torch.bool, device=CPU)
         for place in range(max(map(len, offered)) + 1):
             at = [first + min(place, len(row)) for first, row in zip(firsts, offered, strict=True)]
-            # a row that has drawn its last token gets any place: its draw there is ignored
+            # a row that has drawn its last token gets an arbitrary place, because its draw is ignored
             here = _at(logits, [min(each, logits.shape[1] - 1) for each in at])
             drawn = self.draw(here, state.text, integers(state.drawn))
             state.take(drawn, agreeing)
@@ -73,11 +75,11 @@ class NestedRounds:
             self.window.judge(accepted.tolist(), [len(row) for row in offered])
 
     def _read(self, state: _Proposing, offered: list[list[int]]) -> tuple[Tensor, list[int]]:
-        """Forward over what the cache lacks of the text, and what is offered after it; the logits (batch, n, vocab),
-        and at which place those after the text are, a row each.
+        """Run the draft over the tokens of the text that its cache lacks and over the offered tokens. Returns the
+        logits (batch, n, vocab) and, for each row, the place of the logits that follow the text.
 
-        A row never writes before its last committed token, where that is all that its cache lacks: in a cache that is
-        the target's too, the keys of what is before are the target's own."""
+        Where a row's cache lacks the last committed token only, the row writes nothing before that token. In a cache
+        that is shared with the target, the earlier keys are the target's own."""
         ends = state.text.lengths.tolist()
         if max(end - held for end, held in zip(ends, self.cache.lengths.tolist(), strict=True)) > 2:
             known = state.text.tokens.clamp(max=self.model.vocab_size - 1)
@@ -89,19 +91,20 @@ class NestedRounds:
         state.offer(offered)
         self.cache.lengths = integers(begin)
         block = state.text.tokens.gather(1, self.cache.lengths[:, None] + count_to(count))
-        block = block.clamp(max=self.model.vocab_size - 1)  # the target's padding may hold a token more
+        block = block.clamp(max=self.model.vocab_size - 1)  # the target's padding may have more tokens
         return self.model.forward(block, self.cache), [end - 1 - first for end, first in zip(ends, begin, strict=True)]
 
 
 def _at(logits: Tensor, places: list[int]) -> Tensor:
-    """Those of a place of each row, (batch, vocab)."""
+    """The logits at one place of each row, (batch, vocab)."""
     if len(places) == 1:
         return logits[:, places[0]]
     return stacked([row[place : place + 1] for row, place in zip(logits, places, strict=True)])[0]
 
 
 class _Proposing:
-    """A proposal under way. text: what is committed and drawn, as a Context; drawn: how many tokens of each row are."""
+    """A proposal under way. text: the committed and the drawn tokens, as a Context. drawn: how many tokens of each row
+    have been drawn."""
 
     def __init__(self, context: Context, counts: list[int]) -> None:
         self.context, self.counts, self.gamma = context, counts, max(counts)
@@ -115,14 +118,14 @@ class _Proposing:
         return any(self.going())
 
     def going(self) -> list[bool]:
-        """Which rows draw on."""
+        """For each row, whether it draws more tokens."""
         return list(map(self.is_going, range(len(self.counts))))
 
     def is_going(self, row: int) -> bool:
         return self.drawn[row] < self.counts[row]
 
     def last(self, row: int) -> int:
-        """The token drawn last."""
+        """The row's last drawn token."""
         return int(self.text.tokens[row, self.starts[row] + self.drawn[row] - 1])
 
     def rooms(self) -> list[int]:
@@ -135,11 +138,12 @@ class _Proposing:
         ]
 
     def _open(self) -> list[int]:
-        """How many tokens of each row are drawn. A row that is done counts as it did at the beginning."""
+        """How many tokens of each row have been drawn; 0 for a row that is done."""
         return [count if self.is_going(row) else 0 for row, count in enumerate(self.drawn)]
 
     def asking(self, limits: list[int]) -> Context:
-        """The context that the helper sees. A row that is done is shown as it was at the beginning."""
+        """The context that the helper sees. limits: how many tokens each row asks for. A row that is done is shown as
+        it was at the beginning."""
         drawn = self._open()
         lengths = self.context.lengths + integers(drawn)
         before = self.context.drafted or [0] * len(drawn)
@@ -153,13 +157,13 @@ class _Proposing:
         return inner
 
     def offer(self, offered: list[list[int]]) -> None:
-        """Write what is offered after the text, to be read."""
+        """Write the offered tokens after the text, so that the draft reads them."""
         for row, tokens in enumerate(offered):
             start = self.starts[row] + self.drawn[row]
             self.text.tokens[row, start : start + len(tokens)] = integers(tokens)
 
     def take(self, drawn: Drawn, rows: list[bool]) -> None:
-        """Append what was drawn to those rows."""
+        """Append the drawn tokens to the rows that are True in `rows`."""
         tokens, probs, goes_on = drawn
         if probs is not None and self._probs is None:
             self._probs = probs.new_zeros(len(rows), self.gamma, probs.shape[-1])
@@ -182,7 +186,8 @@ class _Proposing:
 
 
 class _Later(Noise):
-    """The noise of a round at later places. The draft and its helper draw with the same noise at the same place."""
+    """A round's noise, for a helper whose text begins `places` tokens later. The draft and its helper draw with the
+    same noise at the same place."""
 
     def __init__(self, noise: Noise, places: Tensor) -> None:
         self._noise, self._places = noise, places

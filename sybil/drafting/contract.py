@@ -17,14 +17,17 @@ from sybil.transfer import count_to
 
 @dataclass(slots=True)
 class Context:
-    """The committed tokens that a proposal follows.
+    """The committed tokens that a proposal follows, and what the drafter may draw with.
 
-    tokens: (batch, capacity) int64, a row's first lengths[row] of them committed; lengths: (batch,).
-    exponentials: where the rule is coupled, the noise of the next gamma + 1 positions, (batch, gamma + 1, vocab), with
-    which the target is going to draw. least_confidence: a token that the draft gives less ends its row's proposal.
-    limits: how many tokens each row may be offered, gamma where it is None. drafted: how many of each row's last tokens
-    are a draft's that may yet be dropped, none where it is None: what keeps the tokens that it reads keeps none of
-    these."""
+    - tokens: (batch, capacity) int64; the first lengths[row] tokens of a row are committed.
+    - lengths: (batch,).
+    - noise: the generation's random numbers.
+    - exponentials: by the rule `coupled`, the noise of the next gamma + 1 positions, (batch, gamma + 1, vocab), with
+      which the target is going to draw; None by other rules.
+    - least_confidence: a token to which the draft gives a lower probability is the last of its row's proposal.
+    - limits: the most tokens that may be proposed for each row; gamma where it is None.
+    - drafted: how many of each row's last tokens are a draft's and may still be dropped; 0 where it is None. A drafter
+      that keeps a record of the tokens it reads must leave these out."""
 
     tokens: Tensor
     lengths: Tensor
@@ -35,11 +38,11 @@ class Context:
     drafted: list[int] | None = None
 
     def uniforms(self, count: int, use: int) -> Tensor:
-        """(batch, count) uniforms for the round that begins at these lengths."""
+        """Uniforms (batch, count) for the round that begins at these lengths. use: what they are for, see Noise."""
         return self.noise.uniforms(count_to(len(self.lengths)), self.lengths, count, use)
 
     def race_noise(self, count: int, vocab: int) -> Exponentials:
-        """(batch, count, vocab) exponentials of the next count positions."""
+        """Exponentials (batch, count, vocab) of the next `count` positions."""
         positions = self.lengths[:, None] + count_to(count)
         rows = count_to(len(self.lengths))[:, None].expand_as(positions)
         return Exponentials(self.noise, rows, positions, vocab)
@@ -51,9 +54,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """tokens: (batch, gamma); probs: (batch, gamma, vocab), those the tokens were really drawn from,
-    after every processor, or None where they were determined; counts: how many of each row's tokens are
-    proposed (the rest is padding)."""
+    """A drafter's proposal.
+
+    - tokens: (batch, gamma).
+    - probs: (batch, gamma, vocab), the distributions that the tokens were really drawn from, after every processor;
+      None where no token was drawn at random.
+    - counts: how many of each row's tokens are proposed. The rest is padding."""
 
     tokens: Tensor
     probs: Tensor | None
@@ -61,13 +67,14 @@ class Proposal:
 
     @classmethod
     def nothing(cls, batch: int) -> Proposal:
-        """No token for any row."""
+        """A proposal without a token for any row."""
         return cls(torch.empty(batch, 0, dtype=torch.int64, device="cpu"), None, [0] * batch)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """accepted: of each row's proposed tokens; lengths: (batch,) tokens committed now."""
+    """The result of a round. accepted: how many of each row's proposed tokens were accepted. lengths: (batch,), the
+    numbers of committed tokens now."""
 
     accepted: list[int]
     lengths: Tensor
@@ -75,12 +82,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Generating:
-    """What a drafter knows of the generation that it is made for.
+    """What a drafter knows about the generation that it is made for.
 
-    capacity: tokens a row; vocab_size: the target's. cache: the target's own. A drafter that runs the target's layers
-    may write there beyond each row's length. It puts the lengths back before it hands its proposal over, and the
-    target's forward writes the same places again. is_lossy: whether what is proposed can change the text under the
-    rule."""
+    - batch: the number of rows; capacity: the most tokens of a row; vocab_size: the target's.
+    - sampling: how the target's tokens are sampled.
+    - cache: the target's own KV cache. A drafter that runs the target's layers may write there beyond each row's
+      length. It restores the lengths before it returns its proposal, and the target's forward writes the same places
+      again.
+    - is_lossy: whether the rule is lossy, so that the proposal can change the text's distribution."""
 
     batch: int
     capacity: int
@@ -91,11 +100,12 @@ class Generating:
 
 
 class Drafter(Protocol):
-    """Lives as long as one generation. A proposal may be shorter than gamma, or empty, for each row."""
+    """Proposes tokens. A drafter lives as long as one generation. For each row its proposal may be shorter than gamma,
+    or empty."""
 
     def sources(self, context: Context) -> Sequence[int]:
-        """The source that each row's next proposal comes from, numbered as in step_bytes. A window keeps a record for
-        each source. Called before propose(), with the same context."""
+        """The number of the source from which each row's next proposal comes, by the order of step_bytes. A window
+        keeps a record for each source. It is called before propose(), with the same context."""
         return [0] * len(context.tokens)
 
     def propose(self, context: Context, gamma: int) -> Proposal: ...
@@ -104,23 +114,23 @@ class Drafter(Protocol):
 
 
 class DrafterFactory(Protocol):
-    """Makes a generation's drafter."""
+    """Makes a drafter for each generation."""
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """The models that its drafters run; empty where they need none."""
+        """The models that the drafters run; empty where they run none."""
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of its models' weights beside the target's."""
+        """The bytes that the models' weights take in addition to the target's."""
         return sum(model.weight_bytes for model in self.models)
 
     @property
     def step_bytes(self) -> tuple[int, ...]:
-        """The bytes of weights that each source reads to draft one token: 0 for one that runs no model."""
+        """The bytes of weights that each source reads to draft one token; 0 for a source that runs no model."""
         return (sum(model.weight_bytes for model in self.models),)
 
     def over(self, *models: Model) -> DrafterFactory:
-        """The same with other models in place of its own, in their order."""
+        """The same factory with these models in place of `models`, in the same order."""
 
     def __call__(self, generating: Generating) -> Drafter: ...

@@ -1,5 +1,5 @@
-"""The costs of a round: d(k) of drafting k tokens and T(n) of verifying n, from the models' sizes or from the clock;
-and the acceptance that is assumed at first."""
+"""The costs of a round: d(k) for drafting k tokens and T(n) for verifying n tokens. They come from the models' sizes or
+from the clock. The acceptance that is assumed at first is here, too."""
 
 from __future__ import annotations
 
@@ -10,63 +10,64 @@ from statistics import median_low
 VERIFIED = 0.05
 """What each further token adds to a forward over one token, as a share of that forward's cost. It adds arithmetic only,
 because the weights are read once."""
-STEP = 0.03  # of the same, what a drafted token takes beside the reading of its weights
-KEPT = 5  # measured seconds kept for each number of tokens: the second least of them, for rounds are late, never early
-AGED = 0.95  # what a measurement is worth a round later, beside the line
-SLOW = 2.0  # how many times the known cost a round may count as: more is learned step by step
-FORGOTTEN = 256  # rounds after which a measurement says nothing about now
+STEP = 0.03  # the same for a drafted token: what it costs beside the reading of the draft's weights
+KEPT = 5  # measured seconds kept for each number of tokens; the second least counts, as rounds are late, never early
+AGED = 0.95  # the factor by which a measurement's weight beside the line shrinks each round
+SLOW = 2.0  # a slow round counts as at most so many times the known cost; more is learned step by step
+FORGOTTEN = 256  # rounds after which a measurement is dropped
 HOPE, HOPED = 0.75, 4.5  # the chance first assumed that a token is kept; how many judged tokens that assumption weighs
-TRUSTED = 16.0  # the most judged tokens that earlier texts weigh in a new one
-OUTLIVED = 0.99  # what a judged token weighs once another was judged
-EAGER, EVERY = 32, 8  # rounds of which each makes the tables anew; of how many one does it later
-LEVERAGE = 16.0  # how much spread of lengths it takes to believe their slope as much as the one by sizes
+TRUSTED = 16.0  # earlier texts count as so many judged tokens at most in a new text
+OUTLIVED = 0.99  # the factor by which a judged token's weight shrinks with each further one
+EAGER, EVERY = 32, 8  # the first EAGER rounds compute the tables again, and later one round in EVERY does
+LEVERAGE = 16.0  # the spread of lengths at which the measured slope counts as much as the slope by sizes
 
 
 class SizedCosts:
-    """Costs by the bytes of weights alone, in forwards of the target over one token: the same on every machine and in
-    every run, so a seed's text repeats.
+    """Costs computed from the bytes of weights alone. They are the same on every machine and in every run, so a seed
+    repeats its text. The unit is a forward of the target over one token.
 
-    most: the largest number of tokens to be drafted. step_bytes: what each source reads to draft a token. verified: of
-    a forward over one token, what each further token adds."""
+    most: the largest number of tokens to be drafted. step_bytes: the bytes that each source reads to draft a token.
+    verified: what each further token adds to a forward over one token, as a share of that forward."""
 
     def __init__(self, most: int, target_bytes: int, step_bytes: Sequence[int], verified: float = VERIFIED) -> None:
         self.most = most
-        # rounded, for how weights are packed differs a little between processors
+        # rounded, because packed weights differ a little in size between processors
         self.steps = [round(STEP + size / max(target_bytes, 1), 2) if size else 0.0 for size in step_bytes]
         self._verify_table = [1 + verified * n for n in range(-1, most + 1)]
         self._draft_tables = [[step * k for k in range(most + 1)] for step in self.steps]
 
     @property
     def verify(self) -> list[float]:
-        """T(n), by n from 0 to most + 1."""
+        """T(n) for n from 0 to most + 1."""
         return self._verify_table
 
     @property
     def draft(self) -> list[list[float]]:
-        """d(k) of each source, by k from 0 to most."""
+        """For each source, d(k) for k from 0 to most."""
         return self._draft_tables
 
     def hope(self, source: int) -> tuple[float, float]:
-        """The chance assumed that a source's token is kept, and how many judged tokens that assumption weighs."""
+        """(the assumed chance that a source's token is kept, the number of judged tokens that the assumption counts
+        as)."""
         return HOPE, HOPED
 
     def is_known(self, source: int) -> bool:
-        """Whether a source needs no first try: its costs and chances are known already, or no clock will ever tell
-        them."""
+        """Whether a source needs no first try, because its costs and chances are known, or because no clock is used."""
         return True
 
     def judged(self, source: int, kept: int, tried: int) -> None:
-        """So many tokens of a source were judged, and so many of them kept."""
+        """Learn that `tried` tokens of a source were judged and `kept` of them were kept."""
 
     def catching_up(self, source: int, tokens: int) -> float:
-        """The cost for a source of reading so many tokens that it hasn't seen."""
+        """The cost for a source of reading `tokens` tokens that it hasn't read yet."""
         return VERIFIED * self.steps[source] * tokens
 
     def verified(self, tokens: int, seconds: float) -> None:
-        """A round took so long, drafting left out, in which so many tokens a row were verified."""
+        """Learn that a round without its drafting took `seconds`, in which `tokens` tokens of each row were
+        verified."""
 
     def drafted(self, source: int, tokens: int, seconds: float, lag: int) -> None:
-        """A source took so long to draft so many tokens, and to read `lag` tokens before."""
+        """Learn that a source took `seconds` to draft `tokens` tokens and to read `lag` tokens before them."""
 
 
 class ClockedCosts(SizedCosts):
@@ -119,7 +120,7 @@ class ClockedCosts(SizedCosts):
 
     def verified(self, tokens: int, seconds: float) -> None:
         self._rounds += 1
-        # at first costs are no seconds yet; plain rounds, of which all are alike, need no bound
+        # at first costs aren't in seconds yet, so there is no bound; plain rounds are all alike and need none
         bounded = tokens > 1 and self._rounds > 1
         likely = SLOW * self.verify[tokens] if bounded else seconds
         self._verify.learn(tokens, min(seconds, likely), self._rounds)
@@ -128,9 +129,9 @@ class ClockedCosts(SizedCosts):
             self._renew()
 
     def drafted(self, source: int, tokens: int, seconds: float, lag: int) -> None:
-        if lag > 2 + self.most:  # a prompt, or what was emitted without it
+        if lag > 2 + self.most:  # the source has read a prompt, or tokens emitted while it was idle
             self._reading[source].append((seconds, tokens, lag))
-            if not self._draft[source].is_measured:  # a guess at what of it was drafting
+            if not self._draft[source].is_measured:  # estimate how much of the time was drafting
                 self._draft[source].learn(tokens, seconds * tokens / (tokens + VERIFIED * lag), self._rounds)
                 self._is_stale = True
         else:
@@ -141,11 +142,11 @@ class ClockedCosts(SizedCosts):
 
 
 class _Curve:
-    """Seconds by the number of tokens: a line, corrected by measurements where they are many and recent.
+    """Seconds as a function of the number of tokens: a line, corrected by measurements where they are many and recent.
 
-    The line's slope is fitted to the measurements. Where they lie close together, the slope computed from the sizes
-    counts more. A number of tokens that isn't tried isn't measured again, so its old measurements count less and less.
-    Fewer tokens never cost more."""
+    The line's slope is fitted to the measurements. Where the measured numbers of tokens lie close together, the slope
+    computed from the models' sizes counts more. A number of tokens that isn't tried any more isn't measured again, so
+    its old measurements count less and less. Fewer tokens never cost more."""
 
     def __init__(self, sized: Sequence[float], slope: float) -> None:
         self._sized, self._slope = list(sized), slope
@@ -158,7 +159,7 @@ class _Curve:
         return bool(self._seconds)
 
     def learn(self, tokens: int, seconds: float, now: int) -> None:
-        """One measurement more, of the round `now`."""
+        """Add a measurement, made in the round `now`."""
         times = self._seconds.setdefault(tokens, deque(maxlen=KEPT))
         times.append(seconds)
         self._usual[tokens] = sorted(times)[len(times) // KEPT]
@@ -168,12 +169,12 @@ class _Curve:
                 del self._seen[old], self._seconds[old], self._usual[old]
 
     def table(self, unit: float) -> list[float]:
-        """Seconds by number of tokens from 0 on. unit: seconds of a forward of the target over one token, by which
-        sizes become seconds where nothing was measured."""
+        """The seconds for each number of tokens, from 0 on. unit: the seconds of the target's forward over one token.
+        It turns costs by size into seconds where nothing was measured."""
         if not self._seconds:
             return [unit * cost for cost in self._sized]
         counts = {n: len(times) for n, times in self._seconds.items()}
-        once = max(counts.values()) == 1  # else a single one is no evidence: it may be slow
+        once = max(counts.values()) == 1  # otherwise a single measurement is no evidence, as it may be a slow one
         latest = max(self._seen.values())
         worth = {n: AGED ** (latest - seen) for n, seen in self._seen.items()}
         points = [(n, self._usual[n], each * worth[n]) for n, each in counts.items() if once or each > 1]
@@ -189,7 +190,7 @@ class _Curve:
             spread += weight * (n - middle) ** 2
             rise += weight * (n - middle) * (seconds - level)
         slope = (rise + LEVERAGE * scale * self._slope) / (spread + LEVERAGE)
-        slope = min(max(slope, 0.0), level / middle)  # no tokens take no negative time
+        slope = min(max(slope, 0.0), level / middle)  # so that the time at 0 tokens isn't negative
         line = [level + slope * (n - middle) for n in range(len(self._sized))]
         for n, seconds in self._usual.items():
             line[n] += (seconds - line[n]) * worth[n] * counts[n] / (counts[n] + 1)

@@ -1,4 +1,4 @@
-"""Texts that lookup searches beside a row's own, indexed once."""
+"""The index of texts that lookup searches beside a row's own text."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from sybil.agreement import in_common
 from sybil.drafting.automaton import Match
 
 END = -1
-"""Stands after every text, so that no match and no continuation crosses from one to the next."""
+"""The token id after every text. It keeps matches and continuations from crossing into the next text."""
 DEPTH = 16
-"""Tokens of an ending by which its places are ordered; a match that is followed grows beyond."""
+"""The number of last tokens by which places are sorted. A match that is being followed grows longer."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Datastore:
-    """tokens: (n,) int32, of all texts, END after each. order: their places, in the order of what ends there, read
-    backwards; of those that agree in DEPTH tokens the earlier first."""
+    """Indexed texts. tokens: (n,) int32, the tokens of all texts, with END after each text. order: all places, sorted
+    by the tokens that end at the place, read backwards. Places that agree in DEPTH tokens are in ascending order."""
 
     tokens: np.ndarray
     order: np.ndarray
 
     @classmethod
     def of(cls, texts: Iterable[Sequence[int]]) -> Datastore:
-        """Of texts as token ids, by prefix doubling (Manber and Myers 1993): O(n log n) in numpy's own sort."""
+        """The index of texts given as token ids. It is made by prefix doubling (Manber and Myers 1993) with numpy's
+        sort, in O(n log n)."""
         whole = [END]
         for text in texts:
             whole += [*text, END]
@@ -45,7 +46,8 @@ class Datastore:
         return cls(tokens, order.astype(np.int32))
 
     def search(self, ending: Sequence[int]) -> Match:
-        """The longest suffix of an ending that stands in a text, up to DEPTH tokens; the latest of two such places."""
+        """The longest suffix of `ending`, up to DEPTH tokens, that occurs in a text; the later one of two such
+        places."""
         backwards = list(ending[: -DEPTH - 1 : -1])
         low, high = 0, len(self.order)
         while low < high:
@@ -55,15 +57,15 @@ class Datastore:
             else:
                 high = middle
         best = Match()
-        for index in (low, low - 1):  # the best matches stand next to the place where the ending would be sorted in
+        for index in (low, low - 1):  # the best matches are next to the place where the ending would be sorted in
             if 0 <= index < len(self.order):
-                length = in_common(self._ended(index), backwards)  # of which none is END
+                length = in_common(self._ended(index), backwards)  # END is in no ending
                 if length > best.length:
                     best = Match(0, length, int(self.order[index]))
         return best
 
     def _ended(self, index: int) -> list[int]:
-        """The tokens that end at the place of that index, backwards."""
+        """The tokens up to the place order[index], backwards."""
         place = int(self.order[index])
         ended: list[int] = self.tokens[max(place - DEPTH + 1, 0) : place + 1][::-1].tolist()
         return ended
@@ -75,7 +77,7 @@ class Datastore:
 
 
 def _ranks(ascending: np.ndarray) -> np.ndarray:
-    """1 for the least of ascending keys, the same for equal ones."""
+    """The ranks of ascending keys, from 1; equal keys have equal ranks."""
     steps = np.empty(len(ascending), dtype=np.int64)
     steps[0], steps[1:] = 1, ascending[1:] != ascending[:-1]
     ranks: np.ndarray = steps.cumsum()
@@ -83,13 +85,13 @@ def _ranks(ascending: np.ndarray) -> np.ndarray:
 
 
 class StoreReader:
-    """Reads a row's text and finds where its ending stands in a datastore, as Automaton does in the text itself."""
+    """Reads a row's text and finds the text's ending in a datastore, as Automaton finds it in the text itself."""
 
     def __init__(self, store: Datastore) -> None:
         self.store = store
-        self.match = Match()  # the one that is being followed; none until one is looked for
+        self.match = Match()  # the match that is being followed; empty until one is searched for
         self._ending: list[int] = []
-        self._is_sought = False  # since the last token was read
+        self._is_sought = False  # whether a match was searched for since the last token was read
 
     def extend(self, more: Sequence[int]) -> None:
         """Read more tokens."""
@@ -108,7 +110,8 @@ class StoreReader:
         return found
 
     def continuation(self, match: Match, tokens: Sequence[int], count: int) -> list[int]:
-        """At most count tokens after a match of the text and these tokens after it."""
+        """At most `count` tokens that follow the match in the datastore. tokens: those that follow the text, as in
+        after()."""
         return self.store.after(match.end, count) if match else []
 
     def _followed(self, tokens: Sequence[int]) -> Match:
@@ -123,8 +126,8 @@ class StoreReader:
 class Answers:
     """The latest answers of a decoder, at most MOST tokens together. Each answer lacks the tokens of its last round.
 
-    An answer's list is held from its beginning and grows while it is generated. Generations that begin later search
-    it."""
+    An answer's list is held from the beginning of its generation and grows while the answer is generated. Generations
+    that begin later search it."""
 
     MOST = 1 << 14
 
@@ -136,7 +139,7 @@ class Answers:
         self._texts.extend(texts)
 
     def store(self) -> Datastore | None:
-        """The answers so far, indexed; None where there are none. An answer that was given twice is held once."""
+        """The index of the answers so far; None where there are none. An answer that was given twice is held once."""
         held: deque[list[int]] = deque()
         kept: list[list[int]] = []
         room = self.MOST

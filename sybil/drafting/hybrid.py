@@ -14,13 +14,13 @@ from sybil.models import Model
 from sybil.transfer import CPU, count_to, integers, upload
 
 HOLDING = 0.7
-"""Lookup proposes for a row where its first token is at least this likely to be kept. Elsewhere the other drafter
-does."""
+"""Lookup proposes for a row where lookup's first token is at least this likely to be kept. Elsewhere the other drafter
+proposes."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftHybrid(DrafterFactory):
-    """Makes a HybridDrafter for each generation. Its first source is the lookup, the others are the other's."""
+    """Makes a HybridDrafter for each generation. Source 0 is the lookup; the other drafter's sources follow."""
 
     lookup: DraftLookup
     other: DrafterFactory
@@ -45,14 +45,15 @@ class DraftHybrid(DrafterFactory):
 
 
 class HybridDrafter(Drafter):
-    """A row's proposal is looked up where it has a match that has been holding, and the other's elsewhere.
+    """Proposes lookup's tokens for a row where matches like the row's have been right so far, and the other drafter's
+    tokens elsewhere.
 
-    Which of them it is depends on the row's own kept tokens, and on nothing else."""
+    The choice depends on the row's own kept tokens, and on nothing else."""
 
     def __init__(self, lookup: LookupDrafter, other: Drafter) -> None:
         self.lookup, self.other = lookup, other
         self._unused: list[tuple[int, int]] = []
-        """Rows whose last proposal was looked up, and how many tokens each had then."""
+        """(row, its number of tokens then) for each row whose last proposal was looked up."""
 
     def sources(self, context: Context) -> Sequence[int]:
         holding = self._holding(context)
@@ -73,7 +74,8 @@ class HybridDrafter(Drafter):
         return mixed(found, made, holding)
 
     def observe(self, outcome: Outcome) -> None:
-        """Tells the other drafter that none of its tokens were kept where its proposal wasn't used."""
+        """Passes the outcome on. In rows where the other drafter's proposal wasn't used, it is told that none of its
+        tokens were kept."""
         self.lookup.observe(outcome)
         accepted, lengths = list(outcome.accepted), outcome.lengths.clone()
         for row, length in self._unused:
@@ -94,9 +96,10 @@ class HybridDrafter(Drafter):
 
 
 def mixed(looked_up: Proposal, other: Proposal, holding: Sequence[bool]) -> Proposal:
-    """One proposal of two: the rows that hold are the first's, the rest the second's.
+    """One proposal made of two: the rows that are True in `holding` come from looked_up, the others from the other.
 
-    A token that was determined is drawn from a one-hot distribution; probs are None only where all tokens are."""
+    A deterministic token counts as drawn from a one-hot distribution. probs are None only where all tokens are
+    deterministic."""
     counts = [one if held else two for one, two, held in zip(looked_up.counts, other.counts, holding, strict=True)]
     width = max(counts)
     if not any(other.counts):
@@ -116,5 +119,5 @@ def mixed(looked_up: Proposal, other: Proposal, holding: Sequence[bool]) -> Prop
 
 
 def _wide(tokens: Tensor, width: int) -> Tensor:
-    """(batch, width): cut, or filled up with zeros."""
+    """The tokens cut, or padded with zeros, to (batch, width)."""
     return torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]))

@@ -1,4 +1,4 @@
-"""Drafting without a model, from texts that are there: the row's own, earlier answers, a datastore."""
+"""Drafting without a model, from existing texts: the row's own text, earlier answers, a datastore."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from sybil.models import Model
 from sybil.transfer import padded
 
 LEAST = 0.25
-"""How likely to be kept a token must be. Replayed over SmolLM2's greedy texts after 36 of the shipped prompts, 0.25 is
-near the best, and no text loses more than 2 %, both where a token more costs 4.5 % of a forward and where 22 %."""
+"""A token is proposed only if it is at least this likely to be kept. Replayed over SmolLM2's greedy texts after 36 of
+the shipped prompts, 0.25 is near the best, and no text loses more than 2 %. That holds where a further token costs 4.5
+% of a forward and where it costs 22 %."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftLookup(DrafterFactory):
     """Makes a LookupDrafter for each generation.
 
-    least: a token that is less likely to be kept than this isn't proposed; 0 proposes everything that is found.
-    datastore: texts that are searched beside the row's own. answers: where earlier answers are kept and searched; None
-    keeps none. They are searched only where the text can't depend on proposals: in greedy decoding and under the rule
-    `coupled`. Under the rules `token` and `block` a seeded text would depend on earlier calls."""
+    - least: a token that is less likely to be kept than this isn't proposed; 0 proposes everything that is found.
+    - datastore: texts that are searched beside the row's own text.
+    - answers: holds earlier answers, which are searched too; None keeps none. They are searched only where the text
+      can't depend on proposals: in greedy decoding by a lossless rule, and by the rule `coupled`. By the rules `token`
+      and `block` a seeded text would depend on earlier calls."""
 
     least: float = LEAST
     datastore: Datastore | None = None
@@ -48,9 +50,9 @@ class DraftLookup(DrafterFactory):
 class LookupDrafter(Drafter):
     """Prompt lookup (Saxena 2023) by a suffix automaton, as suffix decoding has it (arXiv 2411.04975).
 
-    It finds the longest ending of the text that stood in it before, at its latest place, and proposes the tokens that
-    followed there. It proposes as many as are likely to be kept, judging by how well matches of that length have held
-    in this text. Of two matches of one length it takes the one in the row's own text."""
+    It finds the longest suffix of the text that occurs earlier, and proposes the tokens that followed the latest
+    earlier occurrence. It proposes as many as are likely to be kept, judged by how often matches of that length have
+    been right in this text. Of two matches of the same length it takes the one in the row's own text."""
 
     def __init__(self, factory: DraftLookup, generating: Generating) -> None:
         self.least = factory.least
@@ -63,8 +65,8 @@ class LookupDrafter(Drafter):
         self._is_fixed = generating.sampling.greedy and not generating.is_lossy
 
     def likelihood(self, context: Context) -> list[float]:
-        """For each row, how likely the first token that it would propose is to be kept; 0 where it would propose
-        none."""
+        """For each row, the likelihood that the first token of its proposal is kept; 0 where nothing would be
+        proposed."""
         return [row.likelihood(drafted) for row, drafted in zip(self._rows, self._read(context), strict=True)]
 
     def propose(self, context: Context, gamma: int) -> Proposal:
@@ -76,8 +78,8 @@ class LookupDrafter(Drafter):
     def observe(self, outcome: Outcome) -> None: ...
 
     def _read(self, context: Context) -> list[list[int]]:
-        """Reads each row's committed tokens. Returns its drafted tokens, which aren't read, because they may be
-        dropped."""
+        """Reads each row's committed tokens. Returns each row's drafted tokens, which aren't read, because they may
+        still be dropped."""
         if self._past and (self._is_fixed or context.exponentials is not None):
             for row in self._rows:
                 row.look_into(self._past)
@@ -95,8 +97,8 @@ class LookupDrafter(Drafter):
 
 
 class _LookupRow:
-    """One row's text, and the texts that are searched for its endings. read: how many of the row's tokens have been
-    read; answer: those after the prompt."""
+    """One row's text, and the texts that are searched for its suffixes. read: how many of the row's tokens have been
+    read. answer: the row's tokens after the prompt."""
 
     def __init__(self, stores: Sequence[Datastore]) -> None:
         self.read = 0
@@ -109,7 +111,7 @@ class _LookupRow:
         self._sources.append((StoreReader(store), Survival()))
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Take in committed tokens, of which the first are the prompt."""
+        """Read committed tokens. The first call reads the prompt."""
         if self.read:
             self.answer += tokens
             for token in tokens:
@@ -127,14 +129,14 @@ class _LookupRow:
         return survival.next(match.length) if match else 0.0
 
     def continuation(self, drafted: Sequence[int], most: int, least: float) -> list[int]:
-        """At most `most` tokens that may follow the text and the drafted tokens, all of them kept with a likelihood of
-        at least `least`."""
+        """At most `most` tokens that may follow the text and the drafted tokens. They end where the likelihood that all
+        of them are kept falls below `least`."""
         source, survival, match = self._best(drafted)
         if not match or most <= 0:
             return []
         return source.continuation(match, drafted, survival.worth(match.length, most, least))
 
     def _best(self, drafted: Sequence[int]) -> tuple[Automaton | StoreReader, Survival, Match]:
-        """The longest match, the row's own before another's that is as long."""
+        """The longest match and where it was found; the row's own text wins over another text with a match as long."""
         found = [(source, survival, source.after(drafted)) for source, survival in self._sources]
         return max(found, key=lambda each: each[2].length)

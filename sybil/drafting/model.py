@@ -21,7 +21,7 @@ from sybil.sampling import argmax, draw, probabilities, process, race
 from sybil.transfer import drawn_at, stacked, upload
 
 ASKED, ASKED_FOR_NOTHING = 4, 16
-"""The most tokens that a helper is asked for at once, where they cost nothing."""
+"""The most tokens that a helper is asked for at once: one that runs a model, and one whose tokens cost nothing."""
 READ = 0.15
 """What each further token adds to a copy's forward over one token, as a share of it. The share is larger than the
 target's, because with fewer bits the arithmetic costs more of the time."""
@@ -30,7 +30,8 @@ Draws = Callable[[Tensor, Any], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class DraftModel(DrafterFactory):
-    """Makes a ModelDrafter for each generation. helper: drafts for the model itself (a cascade); None for nobody."""
+    """Makes a ModelDrafter for each generation. model: the draft model. helper: makes the drafter that drafts for the
+    draft model (a cascade); None for no cascade."""
 
     model: Model
     helper: DrafterFactory | None = field(default=None, kw_only=True)
@@ -56,7 +57,8 @@ class DraftModel(DrafterFactory):
 
 
 class ModelDrafter(Drafter):
-    """A smaller model that draws from its own distribution, under the target's sampling settings."""
+    """Proposes tokens by a smaller model, which draws from its own distribution under the target's sampling
+    settings."""
 
     def __init__(self, model: Model, generating: Generating, helper: DrafterFactory | None = None) -> None:
         self.model, self.vocab_size, self.sampling = model, generating.vocab_size, generating.sampling
@@ -68,7 +70,7 @@ class ModelDrafter(Drafter):
             self.window = AutoWindow(generating.batch, costs, 0, together=True)
 
     def cache_for(self, generating: Generating) -> Cache:
-        """Where the model keeps its keys and values during a generation: a cache of its own."""
+        """The model's KV cache for a generation: a new one of its own."""
         cache: Cache = self.model.new_cache(generating.batch, generating.capacity)
         return cache
 
@@ -84,7 +86,7 @@ class ModelDrafter(Drafter):
         if self.helper is not None:
             return self._helped(self.helper, context, counts)
         known = context.tokens
-        if self.model.vocab_size < self.vocab_size:  # the target's padding may hold a token more
+        if self.model.vocab_size < self.vocab_size:  # the target's padding may have more tokens
             known = known.clamp(max=self.model.vocab_size - 1)
         logits = feed(self.model, self.cache, known, context.lengths)  # (batch, vocab)
         draws = self._draws(context, gamma, logits.device)
@@ -98,7 +100,7 @@ class ModelDrafter(Drafter):
                 tokens.append(argmax(logits)[:, None])
             else:
                 probs.append(probabilities(logits, self.sampling))
-                # where there is no distribution to draw from, any token will do: the rule can't keep it
+                # where there is no distribution to draw from, any token will do, because the rule can't keep it
                 tokens.append(draws(probs[-1], index)[:, None].clamp(min=0))
             if context.least_confidence and index + 1 < gamma:
                 sure = confidence(logits, tokens[-1][:, 0]) >= context.least_confidence
@@ -108,8 +110,8 @@ class ModelDrafter(Drafter):
         return Proposal(torch.cat(tokens, 1), stacked(probs) if probs else None, counts)
 
     def _draws(self, context: Context, gamma: int, device: torch.device) -> Draws | None:
-        """What draws tokens (batch,) from (probs (batch, vocab), index in the round, one or (batch,)); None where
-        nothing is drawn."""
+        """The function that draws tokens (batch,) from probs (batch, vocab) and the index in the round, an int or
+        (batch,). None in greedy decoding, where nothing is drawn."""
         if self.sampling.greedy:
             return None
         rows = torch.arange(len(context.tokens), dtype=torch.int64, device=device)
@@ -120,7 +122,7 @@ class ModelDrafter(Drafter):
         return lambda probs, index: draw(probs, uniforms[rows, index])
 
     def _helped(self, helper: Drafter, context: Context, counts: list[int]) -> Proposal:
-        """propose() with a helper that drafts for the model."""
+        """The same as propose(), with a helper that drafts for the model. counts: the most tokens of each row."""
         gamma = max(counts)
         draws = self._draws(context, gamma, drawn_at(self.model.device))
 
@@ -148,7 +150,8 @@ class ModelDrafter(Drafter):
         self.cache.lengths = torch.minimum(self.cache.lengths, lengths - 1)
 
     def _processed(self, logits: Tensor, context: Context, tokens: list[Tensor]) -> Tensor:
-        """The logits over the target's vocabulary (a padded one may be longer or shorter), processors applied."""
+        """The logits over the target's vocabulary, after the processors. The draft's own vocabulary may have more or
+        less padding."""
         surplus = self.vocab_size - logits.shape[-1]
         if surplus:
             logits = F.pad(logits, (0, surplus), value=float("-inf"))  # negative: cuts the padding off
@@ -158,6 +161,6 @@ class ModelDrafter(Drafter):
         prefixes = [torch.cat(pair) for pair in zip(context.prefixes(), proposed, strict=True)]
         everywhere = torch.ones(len(prefixes), 1, dtype=torch.bool, device="cpu")
         processed = process(logits[:, None], prefixes, everywhere, self.sampling.processors)[:, 0]
-        # a processor may allow nothing after an end token: no proposal there is ever judged
+        # a processor may allow no token after an end token; no proposal there is ever judged
         allowed = processed.amax(-1, keepdim=True) > float("-inf")
         return torch.where(allowed, processed, logits.to(processed.dtype))

@@ -1,4 +1,4 @@
-"""A draft that knows only the target's commonest tokens, and reads one token in place of all others."""
+"""A draft that knows only the target's commonest tokens, and reads one and the same token in place of all others."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class DraftNarrowed(DraftModel):
 
 
 class Narrowed:
-    """A Model over the target's vocabulary, made of one over some of its tokens.
+    """A Model over the target's vocabulary, made from a model that knows only some of the target's tokens.
 
-    The draft's last token stands for every token that it doesn't know. It reads that one in their place, and never
-    proposes it: their logits are -inf. So a draft's head, the dearest part of a small one, need not be as large as the
-    target's vocabulary, and the target may still say every token."""
+    The draft's last token stands for every token that the draft doesn't know. The draft reads it in their place, and
+    never proposes it: the logits of unknown tokens are -inf. So the draft's head, the costliest part of a small model,
+    can be smaller than the target's vocabulary, while the target can still emit every token."""
 
     def __init__(self, model: Model, tokens: Sequence[int], vocab_size: int) -> None:
-        """tokens: for each token of the draft but the last, the target's token that it is; vocab_size: the target's."""
+        """tokens: the target's token for each of the draft's tokens except the last. vocab_size: the target's."""
         self.model, self.vocab_size = model, vocab_size
         self.context, self.device = model.context, model.device
         self.storage = getattr(model, "storage", None)  # which reports name
@@ -49,7 +49,7 @@ class Narrowed:
     def forward(self, tokens: Tensor, cache: Any) -> Tensor:
         """See Model; (batch, n, the target's vocabulary)."""
         logits = self.model.forward(self._own[upload(tokens, self.device)], cache)[..., : len(self._kept)]
-        if logits.is_cpu and logits.dtype != torch.bfloat16:  # by numpy, which doesn't wake torch's threads
+        if logits.is_cpu and logits.dtype != torch.bfloat16:  # numpy doesn't start torch's threads
             found = np.full((*logits.shape[:2], self.vocab_size), -np.inf, logits.numpy().dtype)
             found[..., self._kept.numpy()] = logits.numpy()
             return torch.from_numpy(found)

@@ -1,4 +1,5 @@
-"""A draft with another tokenizer as a Model over the target's tokens: it reads their text in its own tokens."""
+"""Wraps a draft that has another tokenizer as a Model over the target's tokens. The draft reads their text in its own
+tokens."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ class RetokenizingReader:
     """A Model whose tokens and cache lengths are the target's, and whose logits are over the draft's own vocabulary."""
 
     def __init__(self, model: Model, target: Vocabulary, draft: Vocabulary, context: int) -> None:
-        """context: the target's. The draft's own context is no limit, because the draft drops the beginning of a long
-        text."""
+        """model: the draft. context: the target's. The draft's own context is no limit, because the draft drops the
+        beginning of a long text."""
         self.model, self.target, self.draft, self.context = model, target, draft, context
         self.vocab_size, self.device = model.vocab_size, model.device
         self.storage = getattr(model, "storage", None)  # which reports name
@@ -36,13 +37,14 @@ class RetokenizingReader:
         return ReaderCache(self, batch, capacity)
 
     def prefill(self, tokens: Tensor, cache: ReaderCache) -> None:
-        """Only the lengths change here. The draft reads the tokens when logits are asked for."""
+        """Changes the lengths only. The draft reads the tokens when logits are needed."""
         cache.write(tokens.tolist())
         cache.lengths = cache.lengths + tokens.shape[1]
 
     def forward(self, tokens: Tensor, cache: ReaderCache) -> Tensor:
-        """See Model. The logits of a place are those after the text up to there, encoded as a whole. Where a later
-        token changes how that text is encoded, the place takes a forward of its own."""
+        """See Model; (batch, n, the draft's own vocabulary). The logits of a place follow the whole text up to that
+        place, encoded by the draft's tokenizer. Where a later token changes how that text is encoded, the place needs a
+        forward of its own."""
         rows, count = tokens.tolist(), tokens.shape[1]
         written = [cache.write([row[: place + 1] for row in rows]) for place in range(count)]
         alone = [
@@ -63,11 +65,12 @@ class RetokenizingReader:
         return torch.stack([logits[place] for place in range(count)], 1) if alone else found
 
     def _after(self, cache: ReaderCache, ends: Sequence[Sequence[int]]) -> Tensor:
-        """The draft's logits (batch, n, own vocabulary) after so many of each row's own tokens: ends, (n, batch)."""
+        """The draft's logits (batch, n, own vocabulary) at n places. ends: (n, batch), how many of each row's own
+        tokens come before the place."""
         places, own = integers(ends).T - 1, cache.own
         first = places[:, 0]
         own.lengths = torch.minimum(own.lengths, first)
-        if int((first - own.lengths).max()) > 1:  # more than a round leaves
+        if int((first - own.lengths).max()) > 1:  # more tokens than a round leaves unread
             prefill(self.model, own, cache.ids, first)
         starts, block = missing(own, cache.ids, cache.ends.tolist(), int((cache.ends - own.lengths).max()))
         logits = self.model.forward(block, own)
@@ -79,14 +82,14 @@ class RetokenizingReader:
 class ReaderCache:
     """What a reader has read: the text of each row, and the draft's own cache.
 
-    lengths: (batch,) tokens of the target. ids: (batch, capacity), the texts in the draft's own tokens; ends: (batch,),
-    how many those are; own: the draft's cache, which holds the first own.lengths of them."""
+    lengths: (batch,), the target's tokens. ids: (batch, capacity), the texts in the draft's own tokens. ends: (batch,),
+    the numbers of those tokens. own: the draft's cache, which holds the first own.lengths of them."""
 
     def __init__(self, reader: RetokenizingReader, batch: int, capacity: int) -> None:
         self._model, self._lead = reader.model, reader.draft.before
         self._rows = [ReencodedRow(reader.target, reader.draft) for _ in range(batch)]
-        self._forgotten = [0] * batch  # own tokens from a text's beginning that the draft has no room for
-        self._nothing = (reader.draft.ends or [0])[0]  # what stands for a text that is empty
+        self._forgotten = [0] * batch  # own tokens at each text's beginning that the draft has no room for
+        self._nothing = (reader.draft.ends or [0])[0]  # the token that stands for an empty text
         capacity = min(max(capacity, len(self._lead)), self._model.context)
         self.own = self._model.new_cache(batch, capacity)
         self.ids = torch.zeros(batch, capacity, dtype=torch.int64, device="cpu")
@@ -98,15 +101,15 @@ class ReaderCache:
         self.__dict__.update(other.__dict__)
 
     def write(self, tokens: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
-        """These tokens of the target follow the first self.lengths of each row, and no others do: how many of a row's
-        own tokens stay as they were, and how many there are now."""
+        """Set the tokens of the target that follow the first self.lengths tokens of each row. Returns (how many of each
+        row's own tokens are unchanged, how many own tokens each row has now)."""
         kept, ends = [], []
         for row, (at, new) in enumerate(zip(self.lengths.tolist(), tokens, strict=True)):
             stays, end = self._written(row, at, new)
             kept.append(stays)
             ends.append(end)
         self.make_room(max(ends))
-        numbers = self.ids.numpy()  # the same memory: writing there costs a tenth of torch's indexing
+        numbers = self.ids.numpy()  # the same memory; writing to it takes a tenth of the time of torch's indexing
         for row, (stays, end) in enumerate(zip(kept, ends, strict=True)):
             numbers[row, stays:end] = self._own(row, stays)
         self.own.lengths = torch.minimum(self.own.lengths, integers(kept))
@@ -114,13 +117,13 @@ class ReaderCache:
         return kept, ends
 
     def expect(self, own: Sequence[Sequence[int]]) -> None:
-        """The draft's cache holds these own tokens of each row behind its text."""
+        """Note that the draft's cache holds these own tokens of each row after the row's text."""
         for row, (end, new) in enumerate(zip(self.ends.tolist(), own, strict=True)):
             self._rows[row].expect(new)
             self.ids[row, end : end + len(new)] = integers(new)
 
     def make_room(self, count: int) -> None:
-        """For so many own tokens a row."""
+        """Make room for `count` own tokens in each row."""
         batch, capacity = self.ids.shape
         if count <= capacity:
             return
@@ -131,7 +134,8 @@ class ReaderCache:
         self.ids, self.own = ids, own
 
     def _written(self, row: int, at: int, tokens: Sequence[int]) -> tuple[int, int]:
-        """Of a row's own tokens, the first ones before every text included: how many stay, and how many there are."""
+        """write() for one row: (how many of its own tokens are unchanged, how many there are). The tokens that are put
+        before every text count."""
         text, lead, most = self._rows[row], len(self._lead), self._model.context
         kept, forgotten = text.write(at, tokens), self._forgotten[row]
         room = most - lead - len(text.own) + forgotten

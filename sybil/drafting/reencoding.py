@@ -1,4 +1,4 @@
-"""A text of the target's tokens, encoded in the draft's own tokens while it grows and while tokens are taken back."""
+"""Keeps a text of the target's tokens encoded in the draft's own tokens while tokens are added and removed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from sybil.agreement import in_common
 from sybil.drafting.surfaces import NOWHERE, Vocabulary
 
-BACK = 8  # tokens of the draft before a change that are encoded again with it
+BACK = 8  # the draft's tokens before a change that are encoded again
 
 
 class ReencodedRow:
-    """The text of a row of the target's tokens, encoded by the draft's tokenizer. own: the draft's tokens, the same as
-    if the whole text had been encoded at once.
+    """The text of a row of the target's tokens, encoded by the draft's tokenizer. own: the draft's tokens. They are the
+    same as if the whole text had been encoded at once.
 
-    When the text changes, only its end is encoded again, because a tokenizer looks at nearby characters alone. Where
-    the first token of that end comes out different, the change reaches further back, and twice as much is encoded."""
+    When the text changes, only its end is encoded again, because a tokenizer looks only at nearby characters. If the
+    first token of that end comes out different, the change reaches further back, and twice as much is encoded."""
 
     def __init__(self, target: Vocabulary, draft: Vocabulary) -> None:
         self._target, self._draft = target, draft
@@ -25,8 +25,8 @@ class ReencodedRow:
         self._ends: list[int] = []  # where in the text each own token ends, or NOWHERE
 
     def write(self, at: int, tokens: Sequence[int]) -> int:
-        """The row's first `at` tokens of the target are followed by these, and by no others; how many of its own tokens
-        stay as they were."""
+        """Replace everything after the row's first `at` tokens of the target by these tokens. Returns how many of the
+        own tokens are unchanged."""
         del self._until[at:]
         start = self._until[-1] if self._until else 0
         del self._text[start:]
@@ -36,13 +36,13 @@ class ReencodedRow:
         return self._encode_from(start)
 
     def expect(self, own: Sequence[int]) -> None:
-        """These tokens of its own are in the draft's cache behind the text's: the next write may find them there."""
+        """Note that the draft's cache holds these own tokens after the text's. The next write may use them."""
         self.own += own
         self._ends += [NOWHERE] * len(own)
 
     def _surface(self, place: int, token: int) -> bytes:
-        """What a token adds to the text. What the target puts before a text is none, and neither is a first token by
-        the name of the draft's own. A special token's text is its name."""
+        """The bytes that a token adds to the text. The tokens that the target puts before every text add nothing; nor
+        does a first token with the name of the draft's first token. A special token adds its name."""
         target, draft = self._target, self._draft
         surface = target.surfaces[token] if token < len(target.surfaces) else b""
         begins = target.before[place : place + 1] == [token]
@@ -55,7 +55,8 @@ class ReencodedRow:
         return b" " + surface if draft.opens else surface
 
     def _encode_from(self, changed: int) -> int:
-        """Encode the text's end, from a little before that place; how many own tokens stay."""
+        """Encode the text's end, from a little before the place `changed`. Returns how many own tokens are
+        unchanged."""
         settled, back = self._settled(changed), BACK
         while True:
             place = self._beginning(settled - back, changed)
@@ -77,8 +78,8 @@ class ReencodedRow:
         return count
 
     def _beginning(self, place: int, changed: int) -> int:
-        """The last own token, up to that place, from which the text can be encoded by itself: it begins with a whole
-        character, and before any token to be looked for that the change may complete."""
+        """The last own token, up to that place, from which the text can be encoded by itself. It begins with a whole
+        character, and before any long or special token that the change may complete."""
         latest = changed - self._draft.reach
         while place > 0:
             end = self._ends[place - 1]

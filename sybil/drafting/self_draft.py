@@ -15,7 +15,7 @@ from sybil.models import Cache
 class DraftSelf(DraftModel):
     """Makes a SelfDrafter for each generation. model: a copy of the target, or some of its layers.
 
-    shares: whether the model's weights are the target's own memory."""
+    shares: whether the model uses the target's own weights in memory, and so takes none of its own."""
 
     shares: bool = field(default=False, kw_only=True)
 
@@ -29,11 +29,11 @@ class DraftSelf(DraftModel):
 
 
 class SelfDrafter(ModelDrafter):
-    """A copy of the target that drafts in the target's own cache (QuantSpec, arXiv 2502.10424, shares it likewise).
+    """Drafts by a copy of the target in the target's own KV cache, which QuantSpec (arXiv 2502.10424) shares as well.
 
-    It reads the target's own keys of all committed tokens, and needs no prefill. For the tokens that it drafts it
-    writes its own keys beyond each row's length, where nothing is ever read. It puts the lengths back before the
-    proposal is handed over, and the target's forward writes the same places again."""
+    The copy reads the target's own keys and values of all committed tokens, so it needs no prefill. It writes the keys
+    and values of its drafted tokens beyond each row's length, which the target never reads. It restores the lengths
+    before it returns the proposal, and the target's forward writes the same places again."""
 
     def cache_for(self, generating: Generating) -> Cache:
         return generating.cache
@@ -46,4 +46,4 @@ class SelfDrafter(ModelDrafter):
             self.cache.lengths = held
 
     def roll_back(self, lengths: Tensor) -> None:
-        """Nothing to do: the cache is the target's, and the loop rolls it back."""
+        """Does nothing: the cache is the target's, and the decoding loop rolls it back."""

@@ -12,17 +12,21 @@ from sybil.pieces import Pieces
 from sybil.text import encode, tokenizing
 
 NOWHERE = -1
-"""Stands for the end of a token that can't be told, because the tokenizer has changed the text."""
+"""The end of a token whose place in the text isn't known, because the tokenizer has changed the text."""
 SHORTEST, LONGEST = 16, 64  # bytes of a token that is looked for in a text
 
 
 class Vocabulary:
-    """A tokenizer's tokens as bytes, and bytes as its tokens.
+    """A tokenizer's tokens as bytes, and bytes as the tokenizer's tokens.
 
-    surfaces: of each id, the bytes that its token adds in the middle of a text; a special token's are its name, an id
-    without a token has none. special: the ids that decoding leaves out. before: what is put before a text. ids: the
-    token of a surface, special ones left out. ends: the model's end tokens. opens: whether the tokenizer adds a space
-    to a text's beginning. reach: bytes of the longest token that is looked for in a text before it is cut."""
+    - surfaces: for each id, the bytes that its token adds in the middle of a text. A special token's surface is its
+      name; an id without a token has none.
+    - special: the ids that decoding leaves out.
+    - before: the tokens that the tokenizer puts before a text.
+    - ids: the token of each surface, without special tokens.
+    - ends: the model's end tokens.
+    - opens: whether the tokenizer adds a space at a text's beginning.
+    - reach: the bytes of the longest added token, which the tokenizer searches for before it splits a text."""
 
     def __init__(self, tokenizer: Tokenizer, ends: Sequence[int] = ()) -> None:
         added, names = tokenizer.get_added_tokens_decoder(), tokenizer.get_vocab(with_added_tokens=True)
@@ -47,13 +51,14 @@ class Vocabulary:
                 self.ids[surface] = token
 
     def _is(self, surface: bytes, token: int) -> bool:
-        """Whether the text of a surface becomes this token: a newline may be a token of its own and a byte's."""
+        """Whether the tokenizer encodes the surface's text as this token. A newline, for example, may be both a token
+        of its own and a byte token."""
         return self.spelled(surface)[0] == [token]
 
     def spelled(self, data: bytes) -> tuple[list[int], list[int]]:
-        """The tokens of bytes in the middle of a text, and where in data each ends, or NOWHERE.
+        """(the tokens of bytes in the middle of a text, the place in data where each token ends, or NOWHERE).
 
-        Bytes that make no character, such as the first ones of a character that goes on later, are a token each."""
+        Bytes that are no whole character, such as the first bytes of an incomplete one, become a token each."""
         ids: list[int] = []
         ends: list[int] = []
         start = 0
@@ -72,7 +77,7 @@ class Vocabulary:
         return ids, ends
 
     def _ends(self, ids: Sequence[int], whole: bytes, start: int) -> list[int]:
-        """Where each token of a text ends, as far as the tokens' surfaces are the text."""
+        """Where each token of a text ends, as far as the tokens' surfaces match the text; NOWHERE after that."""
         ends, place = [], 0
         for token in ids:
             surface = self.surfaces[token]
@@ -85,9 +90,9 @@ class Vocabulary:
 
 
 def shared(target: Vocabulary, draft: Vocabulary) -> tuple[list[int], list[int]]:
-    """The tokens that both vocabularies have, by their surfaces: their ids in the target's, ascending, and in the
-    draft's. Of special tokens only end tokens are among them: a special token's name doesn't say what a model uses it
-    for."""
+    """The tokens that both vocabularies have, compared by surface: (their ids in the target's vocabulary, ascending;
+    their ids in the draft's). Of the special tokens only end tokens are included, because a special token's name
+    doesn't tell what a model uses it for."""
     pairs = {token: draft.ids[surface] for surface, token in target.ids.items() if surface in draft.ids}
     pairs |= same_ends(target, draft)
     ascending = sorted(pairs)
@@ -95,7 +100,8 @@ def shared(target: Vocabulary, draft: Vocabulary) -> tuple[list[int], list[int]]
 
 
 def same_ends(target: Vocabulary, draft: Vocabulary) -> dict[int, int]:
-    """The target's end tokens that the draft has too: those of one name, or else the first of each model's."""
+    """The draft's end token for each of the target's end tokens that the draft has too: the one of the same name. Where
+    no names agree, the two models' first end tokens correspond."""
     theirs, own = ([token for token in each.ends if token in each.special] for each in (target, draft))
     named = {draft.surfaces[token]: token for token in own}
     alike = {token: named[target.surfaces[token]] for token in theirs if target.surfaces[token] in named}
@@ -103,13 +109,13 @@ def same_ends(target: Vocabulary, draft: Vocabulary) -> dict[int, int]:
 
 
 def share_of(target: Vocabulary, draft: Vocabulary, text: str) -> float:
-    """The share of a text's tokens, as the target's tokenizer cuts it, that the draft's vocabulary has too."""
+    """The share of a text's tokens, by the target's tokenizer, that the draft's vocabulary has too."""
     ids, _ = target.spelled(text.encode())
     return sum(target.surfaces[token] in draft.ids for token in ids) / max(len(ids), 1)
 
 
 def _characters(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Whole characters, and after them bytes that make none, by turns."""
+    """Splits data into pairs: whole characters, and the bytes after them that are no whole character."""
     while data:
         try:
             yield data.decode(), b""
@@ -120,7 +126,7 @@ def _characters(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _within(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer without the space that it may add to a text's beginning: for texts that go on."""
+    """The tokenizer without the space that it may add at a text's beginning, for use in the middle of a text."""
     state = json.loads(tokenizer.to_str()) if _adds_space(tokenizer) else None
     if state is None:
         return tokenizer
@@ -130,14 +136,14 @@ def _within(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _adds_space(tokenizer: Tokenizer) -> bool:
-    """Whether anything is put before a letter that begins a text."""
+    """Whether the tokenizer puts anything before a letter at a text's beginning."""
     with tokenizing("the tokenizer can't encode a letter"):
         found = tokenizer.encode("a", add_special_tokens=False).tokens
     return bool(found) and found[0] != "a"
 
 
 def _without_space(step: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A step, or a sequence of steps, that adds no space to the beginning; None where nothing is left of it."""
+    """A step, or a sequence of steps, changed so that it adds no space at the beginning; None where no step is left."""
     if step is None or step["type"] == "Prepend":
         return None
     for name in ("normalizers", "pretokenizers"):

@@ -1,9 +1,8 @@
 """Drafts whose tokens aren't the target's, by two ways of Timor et al. 2025 (arXiv 2502.05202).
 
-Token-level intersection: the draft draws among the tokens that both vocabularies have. String-level exact match: the
-draft writes a text in its own tokens, and the text is proposed in the target's. In both ways the draft reads in its
-own tokens what is committed.
-"""
+In token-level intersection the draft draws among the tokens that both vocabularies have. In string-level exact match
+the draft writes a text in its own tokens, and the text is proposed in the target's tokens. In both ways the draft reads
+the committed text in its own tokens."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ from sybil.transfer import drawn_at, integers, padded, upload
 class DraftIntersection(DraftModel):
     """Token-level intersection (Algorithm 4): a ModelDrafter over the tokens of both vocabularies.
 
-    model: an Intersection, a draft that seems to have the target's vocabulary. So every setting, processor and rule is
-    applied as to any other draft, and the probs handed on are those that the tokens were drawn from."""
+    model: an Intersection, which gives a draft logits over the target's vocabulary. So every setting, processor and
+    rule applies as to any other draft, and the proposal's probs are those that the tokens were drawn from."""
 
     way: ClassVar[str] = "intersection"
 
@@ -40,7 +39,7 @@ class Intersection(RetokenizingReader):
     q'(x) = q(x) [x in I] / sum over I of q, where I is the intersection."""
 
     def __init__(self, model: Model, target: Vocabulary, draft: Vocabulary, like: Model) -> None:
-        """like: the target."""
+        """model: the draft. target, draft: the vocabularies. like: the target's model."""
         super().__init__(model, target, draft, like.context)
         pairs = zip(*shared(target, draft), strict=True)
         kept = [(theirs, own) for theirs, own in pairs if theirs < like.vocab_size and own < model.vocab_size]
@@ -74,20 +73,21 @@ class DraftStrings(DrafterFactory):
 
 
 class StringDrafter(Drafter):
-    """Proposes what a draft writes in its own tokens, encoded in the target's.
+    """Proposes the text that a draft writes in its own tokens, encoded in the target's tokens.
 
-    The draft writes what it finds likeliest, however the target draws: the proposal follows from what is committed, and
-    no other text is kept more often."""
+    The draft decodes greedily, even where the target samples. So the proposal is a deterministic function of the
+    committed tokens."""
 
     def __init__(self, reader: RetokenizingReader, generating: Generating) -> None:
         self._reader, self._cache = reader, reader.new_cache(generating.batch, generating.capacity)
         self._size = generating.vocab_size
         self._ends = {own: theirs for theirs, own in same_ends(reader.target, reader.draft).items()}
         own = replace(generating, capacity=1, vocab_size=reader.model.vocab_size, sampling=GREEDY)
-        self._writer = ModelDrafter(reader.model, own)  # whose cache is the reader's
+        self._writer = ModelDrafter(reader.model, own)  # it drafts in the reader's cache
 
     def propose(self, context: Context, gamma: int) -> Proposal:
-        """Each row is offered at most as many tokens as it may have, from a text of as many of the draft's tokens."""
+        """The draft writes as many of its own tokens as the row's limit says. The text in the target's tokens is cut to
+        the limit."""
         cache, limits = self._cache, context.limits or [gamma] * len(context.tokens)
         held = cache.lengths.tolist()
         cache.write([row[start:].tolist() for row, start in zip(context.prefixes(), held, strict=True)])
@@ -108,8 +108,8 @@ class StringDrafter(Drafter):
     def observe(self, outcome: Outcome) -> None: ...
 
     def _spelled(self, own: Sequence[int]) -> list[int]:
-        """The target's tokens for a text of the draft's, up to a special token, an end token being the target's. A
-        character that isn't whole at the end is left out."""
+        """The target's tokens for a text of the draft's own tokens, up to the first special token. The draft's end
+        token becomes the target's. An incomplete character at the end is left out."""
         target, draft = self._reader.target, self._reader.draft
         length = next((place for place, token in enumerate(own) if token in draft.special), len(own))
         text = b"".join(draft.surfaces[token] for token in own[:length] if token < len(draft.surfaces))

@@ -1,7 +1,8 @@
-"""Windows, which say how many tokens to propose next.
+"""Windows, which decide how many tokens to propose next.
 
 A window may look at tokens that were kept, and at drafted tokens that stay in the proposal. Then the output's
-distribution is the target's, whatever the window decides. It must not look at a token and then leave it out."""
+distribution is the target's, whatever the window decides. A window must not look at a drafted token and then drop it
+from the proposal."""
 
 from __future__ import annotations
 
@@ -16,24 +17,24 @@ from sybil.results import Step
 
 
 class Window(Protocol):
-    """Lives as long as one generation."""
+    """Decides the lengths of proposals. A window lives as long as one generation."""
 
     most: int
     """An upper bound of all sizes."""
     least_confidence: float
-    """A drafted token whose draft probability is below this is the last of its row's proposal; 0 means that no token
-    ends it."""
+    """A drafted token whose draft probability is below this is the last of its row's proposal. With 0 no token ends a
+    proposal."""
 
     def sizes(self, sources: Sequence[int], rooms: Sequence[int]) -> list[int]:
-        """For each row, the most tokens to propose now, at most its room. sources: which of the drafter's sources would
-        propose them."""
+        """For each row, the most tokens to propose now. sources: the number of the drafter's source that would propose
+        them. rooms: the most tokens that the row has room for."""
 
     def observe(self, step: Step) -> None:
-        """How the round went. Rows that proposed nothing have 0 proposed and accepted."""
+        """Learn from a round. Rows for which nothing was proposed have 0 proposed and 0 accepted tokens."""
 
 
 class Constant:
-    """gamma tokens in every round."""
+    """Proposes gamma tokens in every round."""
 
     least_confidence = 0.0
 
@@ -47,8 +48,8 @@ class Constant:
 
 
 class Heuristic(Constant):
-    """Two more after a proposal kept whole, one less after any other, as transformers' schedule of that name does; at
-    most four times gamma."""
+    """Proposes two tokens more after a proposal that was kept as a whole, and one token less after any other, as
+    transformers' schedule of that name does. It proposes at most four times gamma tokens."""
 
     def __init__(self, batch: int, gamma: int) -> None:
         super().__init__(batch, gamma)
@@ -62,7 +63,8 @@ class Heuristic(Constant):
 
 
 class Confident(Constant):
-    """Up to gamma tokens, ended by the first that the draft itself gives less than 0.4, transformers' own threshold."""
+    """Proposes up to gamma tokens. The first token to which the draft gives a probability below 0.4, transformers' own
+    threshold, ends the proposal."""
 
     least_confidence = 0.4
 
@@ -70,21 +72,21 @@ class Confident(Constant):
 WINDOWS: dict[str, type[Constant]] = {"constant": Constant, "heuristic": Heuristic, "confident": Confident}
 AUTO = "auto"
 GAMMA = 4
-"""The number used for AUTO where a number is needed."""
+"""The number that "auto" stands for where a number is needed."""
 
 
 def fixed(gamma: int | str) -> int:
-    """gamma as a number."""
+    """gamma as a number; GAMMA for "auto"."""
     return GAMMA if isinstance(gamma, str) else gamma
 
 
 def window_named(name: str) -> type[Constant]:
-    """The window of that name; raises InvalidSetting."""
+    """The window's class, by its name. Raises InvalidSetting for a name that no window has."""
     if not isinstance(name, str) or name not in WINDOWS:
         raise InvalidSetting(f"window is {described(name)}: the windows are {', '.join(sorted(WINDOWS))}")
     return WINDOWS[name]
 
 
 def confidence(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The probability (batch,) that logits (batch, vocab), as they are, give the tokens (batch,)."""
+    """The probabilities (batch,) of tokens (batch,) under the softmax of logits (batch, vocab)."""
     return logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0].exp()

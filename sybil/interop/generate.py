@@ -30,7 +30,7 @@ from sybil.settings import check_processors
 from sybil.transfer import integers
 
 MODES = ("greedy_search", "sample")
-PREPARED = {"attention_mask", "position_ids", "past_key_values"}  # by generate(); those that matter are checked
+PREPARED = {"attention_mask", "position_ids", "past_key_values"}  # made by generate(); those that matter are checked
 OF_THE_LOOP = {"use_cache", "logits_to_keep", "synced_gpus", "tokenizer"}  # settings of transformers' own loop
 UNSAID: Any = object()
 
@@ -50,20 +50,23 @@ def custom_generate(
     window: Any = None,
     **model_kwargs: Any,
 ) -> Any:
-    """The loop for model.generate(ids, custom_generate=sybil.custom_generate, draft=draft).
+    """Sybil's loop for model.generate(ids, custom_generate=sybil.custom_generate, draft=draft).
 
-    The same tokens, or the same distribution, as generate() without the two arguments; (batch, n) ids, or a
-    GenerateDecoderOnlyOutput. draft: a model with the model's tokens, or None to decode plainly. gamma, rule, seed and
-    window are keywords of generate() then; no seed means one drawn from torch's generator.
+    The call gives the same tokens, or tokens of the same distribution, as generate() without the two arguments. It
+    returns (batch, n) token ids, or a GenerateDecoderOnlyOutput. draft is a model with the same tokens, or None to
+    decode autoregressively. gamma, rule, seed and window become keywords of generate(). Without a seed, one is drawn
+    from torch's generator.
 
-    transformers (5.23) hands a callable no keyword that generate() itself names. So assistant_model= does not get here,
-    and a streamer comes with the callable: custom_generate=functools.partial(sybil.custom_generate, streamer=streamer).
-    tokenizer= doesn't reach its own stop_strings: give stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)].
+    transformers (5.23) passes no keyword to a callable that generate() itself names. So assistant_model= has no effect
+    here. A streamer is bound to the callable: custom_generate=functools.partial(sybil.custom_generate,
+    streamer=streamer). tokenizer= for stop_strings doesn't arrive either: give
+    stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)].
 
-    Both models run as they are, with their own weights and forward: to pack a copy at each call would cost more than
-    it gains, and one kept could be stale. sybil.load(model, draft=draft) is the fast way. A row that has ended is
-    padded whatever ended it; processors must be functions of (ids, scores), and criteria are asked of one row at a
-    time. Raises the errors of sybil.errors.
+    Both models run with their own weights and their own forward. Packing a copy at each call would cost more than it
+    gains, and a copy kept between calls could be out of date. sybil.load(model, draft=draft) is faster.
+
+    A row that has ended is padded, whatever ended it. Processors must be functions of (ids, scores), and criteria are
+    called for one row at a time. Raises the errors of sybil.errors.
     """
     if draft is UNSAID:
         raise InvalidSetting(
@@ -138,7 +141,7 @@ def custom_generate(
 
 
 def _check_request(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
-    """Raises InvalidSetting for what the loop does not do."""
+    """Raises InvalidSetting for a setting that Sybil's loop doesn't support."""
     mode = str(config.get_generation_mode().value)
     if mode not in MODES:
         raise InvalidSetting(f"the generation mode is {mode}: Sybil does {' and '.join(MODES)}; leave its settings out")
@@ -159,7 +162,8 @@ def _end_tokens(criterion: Any) -> list[int]:
 
 
 def _padding(mask: Tensor, positions: Tensor | None) -> Tensor:
-    """How many tokens (batch,) each row of mask (batch, n) hides, all of them on the left; raises InvalidSetting."""
+    """How many tokens each row of mask (batch, n) hides, (batch,). Raises InvalidSetting unless all of them are on the
+    left."""
     shown = mask.cpu() != 0
     if not bool((shown[:, 1:] >= shown[:, :-1]).all() and shown[:, -1:].all()):
         raise InvalidSetting("attention_mask hides tokens after a row's first: pad on the left")
@@ -169,7 +173,7 @@ def _padding(mask: Tensor, positions: Tensor | None) -> Tensor:
 
 
 def _padded_right(prompts: Tensor, new: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """(batch, n + the longest row's new tokens)."""
+    """Prompts and new tokens as one tensor (batch, n + the longest row's new tokens), padded on the right."""
     tail = prompts.new_full((len(new), max(map(len, new))), pad)
     for row, tokens in zip(tail, new, strict=True):
         row[: len(tokens)] = tail.new_tensor(tokens)

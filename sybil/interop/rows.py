@@ -1,4 +1,4 @@
-"""transformers' processors and criteria, which are asked of a batch, asked of one row of it at a time."""
+"""Calls transformers' processors and criteria, which take a whole batch, for one row of a batch at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor, 
 from sybil.sampling import Processor
 from sybil.stopping import Criterion
 
-ROW_BLIND = {  # of transformers' own, those that do the same to a row whatever its number
+ROW_BLIND = {  # transformers' own classes that treat a row in the same way whatever its number
     "EpsilonLogitsWarper",
     "EtaLogitsWarper",
     "ExponentialDecayLengthPenalty",
@@ -42,13 +42,13 @@ ROW_BLIND = {  # of transformers' own, those that do the same to a row whatever 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Asks transformers' processors and criteria of a batch about one row: they see the padding (of each row, 1-d) that
-    stands before it there, and answer by the row's number where they hold something for each row."""
+    """Calls a batch's processors and criteria for one row. They see the row with its own padding before it, as in the
+    batch. Where they hold something for each row, the row's number counts. Padding: one 1-d tensor for each row."""
 
     padding: list[Tensor]
 
     def shown(self, row: int, ids: Tensor) -> Tensor:
-        """A row (1, n) as transformers has it."""
+        """A row's token ids (1, n) as transformers has them: with the row's padding before them."""
         return torch.cat([self.padding[row].to(ids.device)[None], ids], 1)
 
     def processed(self, processor: Any, row: int, ids: Tensor, scores: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Rows:
             ignored = int(ignored[row]) if isinstance(ignored, Tensor) else ignored
             processor = RepetitionPenaltyLogitsProcessor(processor.penalty, ignored)
         elif batch > 1 and kind.__name__ not in ROW_BLIND:
-            # it may hold something for each row: its own place in a batch of copies tells it which this is
+            # it may hold something for each row, so it gets a batch of copies, and the row's own place counts
             of_copies: Tensor = processor(ids.repeat(batch, 1), scores.repeat(batch, 1))
             return of_copies[row : row + 1]
         processed: Tensor = processor(ids, scores)
@@ -76,7 +76,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class RowProcessors:
-    """A LogitsProcessorList, row by row."""
+    """A LogitsProcessorList that is called row by row."""
 
     each: LogitsProcessorList
     rows: Rows
@@ -93,7 +93,7 @@ class RowProcessors:
 
 @dataclass(frozen=True, slots=True)
 class RowCriterion:
-    """One of transformers' criteria, row by row."""
+    """One of transformers' criteria, called row by row."""
 
     criterion: Any
     rows: Rows

@@ -1,7 +1,7 @@
 """The main job: the same prompts through transformers and through Sybil, interleaved, in one process.
 
-Every contender decodes greedily, or draws by the same settings. A prompt goes through all of them before the next
-one's turn, in alternating order, so that a machine that slows down or speeds up does so for all.
+Every contender decodes greedily, or samples by the same settings. All contenders decode a prompt before the next prompt
+begins, in alternating order. So a machine that slows down or speeds up does so for all contenders.
 """
 
 from __future__ import annotations
@@ -51,18 +51,19 @@ if TYPE_CHECKING:
 
 WARM_UP = 8  # tokens, uncounted
 LOOKED_UP = 10
-"""What transformers' prompt lookup proposes where Sybil's gamma is "auto": the number of transformers' own guide."""
+"""How many tokens transformers' prompt lookup proposes where Sybil's gamma is "auto": the number of transformers' own
+guide."""
 NEAR_TIE = FLOAT32.absolute
-"""In logits. Two tokens that are nearer than this may change places by float32's rounding."""
+"""In logits. The rounding of float32 may swap two tokens whose logits are nearer than this."""
 
 
 def digest(prompts: list[Prompt]) -> str:
-    """A digest of the prompts' ids and texts, by which rows of other prompts are recognised."""
+    """A digest of the prompts' ids and texts. It tells whether rows were measured over the same prompts."""
     return hashlib.sha256(json.dumps([(prompt.id, prompt.text) for prompt in prompts]).encode()).hexdigest()[:16]
 
 
 class Comparison:
-    """The models of a task, loaded once each way, and the loop over prompts."""
+    """The models of a task, loaded once for each system, and the loop over prompts."""
 
     def __init__(self, task: Task) -> None:
         from transformers.utils import logging
@@ -73,7 +74,7 @@ class Comparison:
         logging.disable_progress_bar()
         self.task = task
         dtype = None if task.dtype == IN_BLOCKS else task.dtype
-        # the usual one is left to load(), which knows whether the draft can be kept so
+        # the default dtype is left to load(), which knows whether the draft can have it
         asked = None if task.draft_dtype == task.usual_draft_dtype else task.draft_dtype
         decoder = load(
             task.target, draft=task.draft, dtype=dtype, draft_dtype=asked, device=task.device,
@@ -84,7 +85,7 @@ class Comparison:
         self.decoder, self.device, self.context = decoder, decoder.target.device, decoder.target.context
         self.machine = describe(self.device)
         drafting = next(iter(decoder.models[1:]), None)
-        self.draft_storage = None if drafting is None else precision(drafting)  # what it really is
+        self.draft_storage = None if drafting is None else precision(drafting)  # the storage that load() has chosen
         checkpoint = read(task.target, revision=task.revision, adapter=task.adapter)
         self.target = load_transformers(checkpoint, task.computed, self.device).eval()
         self._drafters = Drafters(decoder, checkpoint, task.computed)
@@ -102,7 +103,7 @@ class Comparison:
 
     @property
     def translated(self) -> dict[str, str]:
-        """For each draft with another tokenizer than the target's, by its name: the way in which it drafts."""
+        """The way of drafting of each draft whose tokenizer isn't the target's, by the draft's name."""
         drafts = {way.drafter: self.contenders.get(name) for name, way in self.task.ways.items()}
         found = {name: way_of(each.decoder.draft) for name, each in drafts.items() if isinstance(each, SybilContender)}
         if not drafts:
@@ -110,7 +111,7 @@ class Comparison:
         return {name: way for name, way in found.items() if way is not None}
 
     def _leave_out(self, name: str, error: SybilError) -> None:
-        """Go on without a drafter that can't be made, or a peer that fails. Every other error is raised."""
+        """Continue without a drafter that can't be made, or without a peer that fails. Raises every other error."""
         if not isinstance(error, PeerFailed) and (name not in self.task.ways or name == self.task.plain):
             raise error
         self.left_out[name] = str(error)
@@ -136,8 +137,8 @@ class Comparison:
         return TransformersContender(self.target, ends, prompt_lookup=proposed, sampling=task.sampling)
 
     def _assistant(self, draft: str) -> PreTrainedModel:
-        """The draft in transformers, in Sybil's dtype where transformers has that. Raises PeerFailed where transformers
-        refuses a draft that Sybil takes."""
+        """The draft as a transformers model, in Sybil's dtype where transformers supports it. Raises PeerFailed for a
+        draft that Sybil accepts and transformers refuses."""
         from sybil.models.pretrained import load_transformers
 
         kept = FORMATS[self.draft_storage].dtype if self.draft_storage else self.task.computed
@@ -150,7 +151,7 @@ class Comparison:
         return assistant
 
     def rows(self, prompts: list[Prompt], done: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Row]:
-        """Measure every prompt with every contender, but for the (prompt, contender) done already."""
+        """Measure every prompt with every contender. done: the pairs (prompt's id, contender) to be left out."""
         about: Row = {**self.machine, **asdict(self.task)}
         encoded = [integers(encode(prompt, self.decoder)) for prompt in prompts]
         self._check(prompts, encoded)
@@ -177,12 +178,12 @@ class Comparison:
                 }
 
     def gamma_of(self, name: str) -> int | str:
-        """How many tokens that contender proposes in a round, where it proposes any."""
+        """How many tokens the contender proposes in a round, if it proposes any."""
         way = self.task.ways.get(name)
         return self.task.gamma if way is None or way.gamma is None else way.gamma
 
     def _remembered(self, name: str, ids: Tensor, seed: int) -> tuple[PromptResult | None, int | None]:
-        """One contender's whole run, and by how much memory grew."""
+        """(one contender's run, the growth of memory during it)."""
         who = self.contenders.get(name)  # None: it failed at the first try
         if who is None:
             return None, None
@@ -192,7 +193,7 @@ class Comparison:
         return measured, peak.growth
 
     def _run(self, name: str, ids: Tensor, max_new_tokens: int, seed: int) -> PromptResult | None:
-        """One contender's run; None for one that fails and takes no further part."""
+        """One contender's run; None for a contender that fails, which takes no further part."""
         try:
             return self.contenders[name].run(ids, max_new_tokens, seed)
         except SybilError as error:
@@ -200,7 +201,7 @@ class Comparison:
             return None
 
     def _check(self, prompts: list[Prompt], encoded: list[Tensor]) -> None:
-        """transformers would run past the context: refuse before anything is measured."""
+        """Refuse texts longer than the context before anything is measured, because transformers would run past it."""
         for prompt, ids in zip(prompts, encoded, strict=True):
             if len(ids) + self.task.max_new_tokens > self.context:
                 raise PromptTooLong(
@@ -210,11 +211,11 @@ class Comparison:
 
     @torch.inference_mode()
     def gap(self, prompt: Prompt, tokens: list[int], seed: int) -> float:
-        """How far the next token after prompt and tokens stands above the second likeliest, in logits, by transformers'
+        """The likeliest next token's logit minus the second likeliest's, after prompt and tokens, by transformers'
         forward.
 
-        Where tokens are drawn, the coupled rule's race decides. So each logit counts with its noise (Gumbel's, times
-        the temperature). At a filter's edge rounding may decide although this gap is wide."""
+        When sampling, the race of the rule `coupled` decides, so Gumbel noise times the temperature is added to each
+        logit. Where a filter cuts between two tokens, rounding may decide although this gap is wide."""
         known = [*encode(prompt, self.decoder), *tokens]
         logits = self.target(input_ids=integers([known]).to(self.device)).logits[0, -1].double().cpu()
         sampling = self.task.sampling
@@ -226,7 +227,8 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where a contender's tokens first leave the reference's, and how near a tie the target was there."""
+    """The place where a contender's tokens first differ from the reference's, and the target's gap there; see
+    Comparison.gap()."""
 
     prompt: str
     position: int
@@ -235,8 +237,8 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A contender's texts beside the reference's. texts: how many prompts both have finished. bound: whether they
-    must be the same. A peer rounds in its own way, so its texts need not be."""
+    """A contender's texts compared with the reference's. texts: how many prompts both have finished. bound: whether the
+    texts must be the same. A peer rounds in its own way, so its texts may differ."""
 
     contender: str
     texts: int
@@ -245,17 +247,17 @@ class Agreement:
 
     @property
     def same(self) -> int:
-        """How many texts are the reference's."""
+        """How many texts are the same as the reference's."""
         return self.texts - len(self.differences)
 
     @property
     def unexplained(self) -> int:
-        """How many texts differ where rounding can't be the reason."""
+        """How many texts differ in a way that rounding can't explain."""
         return sum(not each.gap <= NEAR_TIE for each in self.differences)  # NaN is no near-tie
 
 
 def agreements(comparison: Comparison, rows: list[Row], prompts: list[Prompt]) -> list[Agreement]:
-    """An Agreement for each contender that must give the reference's tokens, and for each peer."""
+    """The Agreement of each contender that must give the reference's tokens, and of each peer."""
     task = comparison.task
     said = {(row["contender"], row["prompt"]): row["tokens"] for row in rows}
     found = []

@@ -30,22 +30,23 @@ OURS, PEERS = (AUTOREGRESSIVE, SPECULATIVE), (LLAMA_CPP,)
 
 
 def contenders(draft: str | None) -> tuple[str, ...]:
-    """The names of those that apply beside such a draft, in the order of a table."""
+    """The names of the contenders for such a draft, in the order of the table."""
     return (*theirs(draft), AUTOREGRESSIVE, *([] if draft is None else [SPECULATIVE]))
 
 
 def theirs(draft: str | None, drafters: Sequence[str] = ()) -> tuple[str, ...]:
-    """transformers' ways to decode beside a draft: plainly, with an assistant where the draft is a model, by looking
-    up where that is the draft or one of the drafters."""
+    """The names of transformers' contenders: autoregressive decoding; with an assistant, where the draft is a model; by
+    prompt lookup, where lookup is the draft or one of the drafters."""
     assisted, looks_up = draft is not None and is_model(draft), LOOKUP in (draft, *drafters)
     return TRANSFORMERS, *[ASSISTED] * assisted, *[PROMPT_LOOKUP] * looks_up
 
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """One contender's run of one prompt. proposed and accepted are None where the contender doesn't say.
+    """One contender's run of one prompt. proposed and accepted are None where the contender doesn't tell them.
 
-    ms_after_first: milliseconds a token by a contender's own clock, the prompt left out; None where it has none."""
+    ms_after_first: milliseconds for each token after the prompt by the contender's own clock; None where it has no
+    clock."""
 
     tokens: list[int]
     seconds: float
@@ -61,16 +62,16 @@ PROPOSING = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant
 
 
 class Contender(Protocol):
-    """A way to decode. weight_bytes: those of all its models."""
+    """A way to decode. weight_bytes: the bytes of all its models' weights."""
 
     weight_bytes: int
 
     def run(self, prompt: Tensor, max_new_tokens: int, seed: int = 0) -> PromptResult:
-        """Decode a prompt (n,). The same seed draws the same tokens, where tokens are drawn."""
+        """Decode a prompt (n,). When sampling, the same seed draws the same tokens."""
 
 
 class SybilContender:
-    """Sybil's decoder, with its draft or without, at its defaults but for what is said."""
+    """Sybil's decoder, with its draft or without one, at its defaults except for the given settings."""
 
     def __init__(self, decoder: Decoder, **settings: Any) -> None:
         self.decoder, self.settings = decoder.without_defaults(), settings
@@ -95,11 +96,11 @@ class SybilContender:
 
 
 class TransformersContender:
-    """transformers' own generate: with an assistant its assisted generation, at its defaults; with prompt_lookup, the
-    number of tokens to propose, its prompt lookup.
+    """transformers' own generate. With an assistant it is assisted generation at its defaults. With prompt_lookup, the
+    number of tokens to propose, it is prompt lookup.
 
-    What the checkpoints ask for is taken off the models, but for how assisted generation proposes. It would come back
-    wherever a request leaves something open."""
+    The generation settings of the checkpoints are removed from the models, except how assisted generation proposes.
+    Otherwise they would apply wherever a request leaves a setting out."""
 
     def __init__(
         self,
@@ -146,7 +147,8 @@ class TransformersContender:
 
 @contextlib.contextmanager
 def _counted_forwards(model: PreTrainedModel) -> Iterator[list[None]]:
-    """A list that grows by one with each forward of the model. The hook is removed from the model at the end."""
+    """A context manager that gives a list, which grows by one with each forward of the model. The hook is removed from
+    the model at the end."""
     forwards: list[None] = []
     hook = model.register_forward_pre_hook(lambda *_: forwards.append(None))
     try:
@@ -156,7 +158,7 @@ def _counted_forwards(model: PreTrainedModel) -> Iterator[list[None]]:
 
 
 class _FirstTokenStreamer:
-    """A streamer that notes the time of the first new token. The prompt is put first."""
+    """A streamer that records the time of the first new token. (transformers puts the prompt first.)"""
 
     def __init__(self) -> None:
         self._puts = 0

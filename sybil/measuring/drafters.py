@@ -19,14 +19,14 @@ from sybil.models.folders import Checkpoint
 NONE, DRAFT, SELF, ALL = "none", "draft", "self", "all"
 SHORT = {"hybrid": "hybrid:lookup,self", "cascade": "cascade:lookup,self"}
 EVERY = (NONE, DRAFT, "self:4", "self:8", "skip", LOOKUP, *SHORT.values())
-"""What ALL stands for, in the order of the table; DRAFT where there is one."""
+"""The drafters that ALL stands for, in the order of the table. DRAFT counts only where there is a draft."""
 _OF_TWO = re.compile("hybrid:|cascade:")
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A row of the table: a drafter, and how many tokens it proposes in a round. gamma: a number or "auto"; None where
-    there is no draft."""
+    """A row of the table: a drafter and its gamma. gamma: the number of tokens that it proposes in a round, or "auto";
+    None for decoding without a draft."""
 
     drafter: str
     gamma: int | str | None = None
@@ -38,8 +38,8 @@ class Way:
 
 
 def drafters_named(text: str, draft: str | None) -> tuple[str, ...]:
-    """The drafters of a list with commas, NONE first, each once. A hybrid's or a cascade's own comma doesn't part the
-    list. draft: the pair's own. Raises InvalidSetting."""
+    """The drafters in a comma-separated list, each once, NONE first. The comma within a hybrid's or a cascade's name
+    doesn't separate entries. draft: the pair's own. Raises InvalidSetting."""
     parts, found = text.split(","), [NONE]
     while parts:
         name = parts.pop(0).strip()
@@ -55,7 +55,7 @@ def drafters_named(text: str, draft: str | None) -> tuple[str, ...]:
 
 
 def gammas_named(text: str) -> tuple[int | str, ...]:
-    """The gammas of a list with commas, each once; raises InvalidSetting."""
+    """The gammas in a comma-separated list, each once. Raises InvalidSetting."""
     found: list[int | str] = []
     for name in (each.strip() for each in text.split(",")):
         if name != AUTO and not (name.isascii() and name.isdecimal() and len(name) < 5 and int(name)):
@@ -75,14 +75,15 @@ def ways(drafters: Sequence[str], gammas: Sequence[int | str]) -> tuple[Way, ...
 
 class Drafters:
     """Makes one target's drafters by their names. decoder: the target with the pair's own draft, if it has one.
-    checkpoint: what the target was built of. dtype: what the target is loaded in. A part that several drafters share,
-    such as a copy of the target, is made once."""
+    checkpoint: what the target was built from. dtype: the dtype in which the target is loaded. A part that several
+    drafters share, such as a copy of the target, is made once."""
 
     def __init__(self, decoder: Decoder, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._decoder, self._maker = decoder, maker(checkpoint, decoder.target, dtype)
 
     def by(self, drafter: str) -> Decoder:
-        """The target with the drafter of that name. Raises the errors of sybil.errors where it can't be made."""
+        """The target with the drafter of that name. Raises the errors of sybil.errors where the drafter can't be
+        made."""
         if drafter == NONE:
             return self._decoder.without_draft()
         if drafter != DRAFT:

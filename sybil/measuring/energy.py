@@ -1,5 +1,5 @@
-"""Joules that a stretch of work took, where the machine counts them: NVML's counter of a GPU, or RAPL's of processors,
-which counts all that runs on them."""
+"""Measures the energy of a stretch of work in joules, where the machine counts it: by NVML's counter of a GPU, or by
+RAPL's counters of processors, which count everything that runs on them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import torch
 
 POWERCAP = Path("/sys/class/powercap")
 PACKAGES = "intel-rapl:?"
-"""A whole processor each, whatever its maker. Its parts have a second number, intel-rapl:0:0."""
+"""The pattern of the folders of whole processors, of any maker. A processor's parts have a second number, as in
+intel-rapl:0:0."""
 
 
 class Energy:
-    """with Energy(device) as energy: ...; energy.joules is then what it took, None where nothing tells."""
+    """Measures the work in its block: with Energy(device) as energy: ... Afterwards energy.joules is the work's energy;
+    None where no counter is available."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -31,12 +33,12 @@ class Energy:
             self.joules = None if None in spent else sum(each for each in spent if each is not None)
 
     def _counters(self) -> dict[str, tuple[float, float]]:
-        """Joules by counter, and at how many it begins anew; {} where there is none."""
+        """For each counter, (its joules, the number at which it restarts from 0); {} where there is no counter."""
         return _of_gpu(self._device) if self._device.type == "cuda" else _of_processors()
 
 
 def _spent(before: tuple[float, float], after: tuple[float, float]) -> float | None:
-    """From one reading to the next, across the counter's end."""
+    """The joules between two readings of a counter, which may have restarted once; None where that can't be told."""
     joules = after[0] - before[0]
     if joules < 0:
         joules += after[1]
@@ -48,14 +50,14 @@ def _of_processors() -> dict[str, tuple[float, float]]:
     for folder in sorted(POWERCAP.glob(PACKAGES)):
         try:
             now, end = (int((folder / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
-        except (OSError, ValueError):  # root's alone on most systems
+        except (OSError, ValueError):  # on most systems only root may read it
             return {}
         found[folder.name] = now, end
     return found
 
 
 def _of_gpu(device: torch.device) -> dict[str, tuple[float, float]]:
-    """By the package nvidia-ml-py, where it is installed."""
+    """The counter of a GPU, read by the package nvidia-ml-py where it is installed."""
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()

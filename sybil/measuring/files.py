@@ -1,4 +1,4 @@
-"""Writes results to the disk, whole or not at all."""
+"""Writes results to the disk. A file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sybil.errors import InvalidSetting
 
 
 def folder(path: Path) -> Path:
-    """The folder, made where it isn't there; raises InvalidSetting where it can't be."""
+    """The folder, which is made if it doesn't exist. Raises InvalidSetting where it can't be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -24,7 +24,7 @@ def folder(path: Path) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """Raises InvalidSetting, before anything has run, for a path that folder() is going to refuse."""
+    """Raises InvalidSetting for a path that folder() would refuse. It is called before anything runs."""
     nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
     if not nearest.is_dir():
         raise InvalidSetting(f"out is {path}, and {nearest} is a file: name a folder")
@@ -33,8 +33,8 @@ def check_folder(path: Path) -> None:
 
 
 def check_file(path: Path, name: str) -> None:
-    """Raises InvalidSetting, before anything has run, for what replace_named() is going to refuse. name: the setting
-    that chose the path."""
+    """Raises InvalidSetting for a path that replace_named() would refuse. It is called before anything runs. name: the
+    setting that chose the path."""
     said = f"{name} is {path}"
     if path.is_dir():
         raise InvalidSetting(f"{said}, which is a folder: name a file")
@@ -47,7 +47,7 @@ def check_file(path: Path, name: str) -> None:
 
 
 def replace_named(path: Path, name: str, content: bytes) -> None:
-    """replace(), with an error that names the setting that chose the path."""
+    """The same as replace(), but raises InvalidSetting, whose message names the setting that chose the path."""
     try:
         replace(path, content)
     except OSError as error:
@@ -56,14 +56,14 @@ def replace_named(path: Path, name: str, content: bytes) -> None:
 
 
 def unused(path: Path) -> Path:
-    """The path, or the first of path-2, path-3, ... that is not there."""
+    """The path, or the first of path-2, path-3, ... that doesn't exist."""
     names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
     return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 def append(path: Path, row: dict[str, Any], sync: bool = True) -> None:
-    """Append one whole JSON line. It is on the disk before this returns; without sync it is in the system's hands.
-    Where it can't be written whole nothing of it is left."""
+    """Append one JSON line. With sync it is on the disk before this returns; without sync the system writes it later. A
+    line that can't be written completely is removed again."""
     line = json.dumps(row).encode() + b"\n"
     with path.open("ab", buffering=0) as file:
         start = file.tell()
@@ -79,8 +79,8 @@ def append(path: Path, row: dict[str, Any], sync: bool = True) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file by way of a temporary one beside it. A reader sees the old or the new content, and where the file
-    can't be written nothing else is left behind."""
+    """Write a file atomically, by way of a temporary file beside it. A reader sees the old or the new content. Where
+    the file can't be written, the temporary file is removed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -95,7 +95,7 @@ def replace(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def all_or_none(*paths: Path) -> Iterator[None]:
-    """New files that belong together: where one can't be written, none is left."""
+    """A context manager around writing new files that belong together. If one can't be written, all are removed."""
     try:
         yield
     except BaseException:

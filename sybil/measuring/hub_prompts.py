@@ -1,7 +1,7 @@
-"""Prompts out of three datasets of the hub, a domain each, by Hugging Face's package `datasets`.
+"""Prompts from three datasets of the hub, one for each domain, by Hugging Face's package `datasets`.
 
-A dataset is streamed, so that its first rows are fetched and nothing else. What the hub answers is a stranger's: rows
-are counted, and their texts are measured and looked at, before a prompt is made of any.
+A dataset is streamed, so that only its first rows are fetched. The hub's answers aren't trusted: the number of rows and
+the lengths and kinds of their texts are checked before prompts are made.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from sybil.measuring.prompts import Prompt
 from sybil.measuring.promptset import COUNT, DOMAINS, PromptSet, shuffled
 
 ROWS = 2_000
-"""Rows of a dataset that are looked at; prompts are drawn of them."""
+"""The first rows of a dataset, from which prompts are drawn."""
 LONGEST = 20_000
-"""Characters of a row's text. A longer article is cut; another longer text is passed over."""
+"""The most characters of a row's text. A longer article is cut; any other longer text is skipped."""
 PATIENCE = 10.0
-"""Seconds in which the hub must say that a dataset is there."""
+"""The seconds in which the hub must confirm that a dataset exists."""
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 INSTEAD = "use the prompts that ship with Sybil"
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a domain's prompts are from.
+    """Where a domain's prompts come from.
 
-    column: the text that a prompt is made of. empty: a column that must be empty, since the text is about what stands
-    there. tokens: how many of the text's are kept, None for all. request: what is put after the text."""
+    column: the column of the text from which a prompt is made. empty: a column that must be empty, because the text
+    would refer to it otherwise. tokens: how many of the text's tokens are kept; None for all. request: added after the
+    text."""
 
     domain: str
     dataset: str
@@ -64,11 +65,11 @@ ORIGINS: Mapping[str, Origin] = {
 
 
 def fetch(tokenizer: Tokenizer, count: int = COUNT, seed: int = 0, domains: Sequence[str] = DOMAINS) -> PromptSet:
-    """At most count prompts of the hub's datasets, as many of each domain. An article is cut to 512 tokens of the
-    tokenizer.
+    """At most `count` prompts of the hub's datasets, equally many of each domain. An article is cut to 512 tokens of
+    the tokenizer.
 
-    Raises PackageMissing without `datasets`, HubUnreachable, and DatasetUnusable where a dataset has other columns or
-    no row that can be used."""
+    Raises PackageMissing where `datasets` isn't installed, HubUnreachable, and DatasetUnusable where a dataset has
+    other columns or no usable row."""
     count, chosen = integer("count", count, least=1), list(dict.fromkeys(domains))
     for domain in chosen:
         if domain not in ORIGINS:
@@ -87,7 +88,7 @@ def _drawn(origin: Origin, tokenizer: Tokenizer, count: int, seed: int) -> list[
 
 
 def _texts(origin: Origin) -> Iterator[tuple[int, str]]:
-    """Of the first rows: the number and the text of each that can be used, no text twice."""
+    """(number, text) of each usable row among the first rows; no text twice."""
     seen = set()
     for number, row in enumerate(_rows(origin)):
         text = _text(row, origin)
@@ -107,19 +108,19 @@ def _rows(origin: Origin) -> Iterator[object]:
             f"the package datasets, which reads {origin.dataset}, isn't installed: pip install datasets, or {INSTEAD}"
         ) from None
     try:
-        commit = dataset_info(origin.dataset, timeout=PATIENCE).sha  # fails at once where load_dataset tries for long
+        commit = dataset_info(origin.dataset, timeout=PATIENCE).sha  # fails at once; load_dataset would retry for long
         rows = load_dataset(
             origin.dataset, origin.configuration, split=origin.split, revision=str(commit), streaming=True
         )
         yield from islice(rows, ROWS)
-    except Exception as error:  # `datasets` and what it reads by have no list of what they raise
+    except Exception as error:  # `datasets` and its libraries may raise anything
         raise HubUnreachable(
             f"the dataset {origin.dataset} can't be had from the hub ({told(error)}): check the network, or {INSTEAD}"
         ) from None
 
 
 def _text(row: object, origin: Origin) -> str:
-    """A row's text, "" where it can't be used; raises DatasetUnusable where the row isn't made as its dataset's are."""
+    """A row's text; "" where it can't be used. Raises DatasetUnusable for a row without the dataset's columns."""
     text, beside = ("" if name is None else _value(row, name, origin.dataset) for name in (origin.column, origin.empty))
     if beside or (len(text) > LONGEST and origin.tokens is None):
         return ""
@@ -138,15 +139,15 @@ def _value(row: object, column: str, dataset: str) -> str:
 
 
 def _prompt(name: str, text: str, origin: Origin, tokenizer: Tokenizer) -> Prompt:
-    """A row's prompt: one message of a user's."""
+    """A row's prompt: one user message."""
     text = (text if origin.tokens is None else cut(text, tokenizer, origin.tokens)) + origin.request
     return Prompt(name, origin.domain, text, (("user", text),))
 
 
 def cut(text: str, tokenizer: Tokenizer, most: int) -> str:
-    """The beginning of a text that is at most so many tokens.
+    """The beginning of a text, of at most `most` tokens.
 
-    What is left may be cut into other tokens than before, and more of them, so it is counted again."""
+    The shortened text may be encoded as other and more tokens than before, so its tokens are counted again."""
     while True:
         tokens = tokenizer.encode(text, add_special_tokens=False)
         if len(tokens.ids) <= most:

@@ -1,8 +1,8 @@
 """The process in which llama.cpp decodes: measuring/peers.py runs this file, which imports neither Sybil nor torch.
 
-A line of JSON each way. First comes {"file", "threads", "context"}, answered by {"ready": its version}; then requests
-{"prompt", "max_new_tokens"}, answered by what llama.cpp says. An {"error"} may stand in an answer's place.
-"""
+Requests and answers are one line of JSON each. The first request is {"file", "threads", "context"}, and its answer is
+{"ready": llama.cpp's version}. Further requests are {"prompt", "max_new_tokens"}, and their answers are llama.cpp's
+own. Any answer may be an {"error"} instead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 
 def start(file: str, threads: int, context: int) -> Any:
-    """llama.cpp's server for a GGUF file, at its defaults but for these; it listens on loopback."""
+    """llama.cpp's server for a GGUF file, at its defaults except for these arguments. It listens on loopback."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -27,7 +27,8 @@ def start(file: str, threads: int, context: int) -> Any:
 
 
 def complete(address: str, prompt: list[int], max_new_tokens: int) -> dict[str, Any]:
-    """Greedy tokens after a prompt, which is read anew. By llama.cpp's own protocol: OpenAI's gives no token ids."""
+    """Greedy tokens after a prompt, without a cache of earlier prompts. The request uses llama.cpp's own protocol,
+    because OpenAI's gives no token ids."""
     request = {"prompt": prompt, "n_predict": max_new_tokens, "temperature": 0, "return_tokens": True}
     connection = HTTPConnection(urlsplit(address).netloc, timeout=600)
     connection.request("POST", "/completion", json.dumps({**request, "cache_prompt": False}))
@@ -37,7 +38,7 @@ def complete(address: str, prompt: list[int], max_new_tokens: int) -> dict[str, 
 
 
 def serve(asked: TextIO, answers: TextIO) -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the input ends."""
 
     def say(answer: dict[str, Any]) -> None:
         answers.write(json.dumps(answer) + "\n")

@@ -12,7 +12,8 @@ import torch
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
-    """Flat and JSON-ready. commit is the checkout's, "-dirty" where it has changes, "" for an installed package."""
+    """The description as a flat dict for JSON. commit: the checkout's, followed by "-dirty" where it has changes; ""
+    for an installed package."""
     return {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
@@ -28,7 +29,7 @@ def describe(device: torch.device) -> dict[str, str | int]:
 
 
 def _installed(distribution: str) -> str:
-    """Its version; "" where it runs from a checkout that nobody has installed."""
+    """A distribution's version; "" where it isn't installed, as in a checkout."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

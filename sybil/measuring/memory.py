@@ -18,10 +18,11 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """with PeakMemory(device, models) as peak: ...; peak.growth is then in bytes above the start, None where unknown.
+    """Measures the work in its block: with PeakMemory(device, models) as peak: ... Afterwards peak.growth is the peak
+    in bytes above the start; None where it is unknown.
 
-    models: those that work. On a GPU the cache that an earlier generation has left them belongs to the growth, and so
-    does the memory of their CUDA graphs, which torch doesn't count."""
+    models: the models that work in the block. On a GPU, a cache that an earlier generation has left them counts as
+    growth, and so does the memory of their CUDA graphs, which torch doesn't count."""
 
     def __init__(self, device: torch.device, models: Sequence[Model] = ()) -> None:
         self._device, self._cuda, self._models = device, device.type == "cuda", models
@@ -47,21 +48,22 @@ class PeakMemory:
 
 
 def idle(models: Sequence[Model]) -> list[Held]:
-    """Bytes that models keep between generations on a GPU: a cache each, with the graphs over it."""
+    """The caches, with their graphs, that models keep between generations on a GPU."""
     found = [getattr(model, "idle", None) for model in models]
     return list({id(each): each for each in found if isinstance(each, Held)}.values())
 
 
 def release() -> None:
-    """Give freed memory back to the system, where the system takes it. Memory that stayed would hide the next
-    growth."""
+    """Return freed memory to the system, where that is possible. Freed memory that the process keeps would hide the
+    next growth."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_peak() -> bool:
-    """Make VmHWM count anew; False where the system has no such thing (see proc(5), clear_refs)."""
+    """Reset VmHWM, the kernel's peak of resident memory. False where the system can't do that (see proc(5),
+    clear_refs)."""
     try:
         _CLEAR.write_text("5")
     except OSError:
@@ -78,5 +80,5 @@ def _resident(field: str) -> int | None:
 
 
 def weight_bytes(decoder: Decoder) -> int:
-    """Bytes of all weights. Those that the draft shares with the target count once."""
+    """The bytes of all weights. Weights that the draft shares with the target count once."""
     return decoder.target.weight_bytes + (0 if decoder.draft is None else decoder.draft.weight_bytes)

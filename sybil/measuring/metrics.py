@@ -1,4 +1,4 @@
-"""What was decoded, as Prometheus reads it: counters of speculation and latencies, by the names that vLLM gives them.
+"""Metrics of decoding for Prometheus: counters of speculation, and latencies, under vLLM's names.
 
 The format is Prometheus' text format 0.0.4. Names and labels are those of vLLM's /metrics, so that a dashboard made for
 vLLM shows Sybil's numbers too."""
@@ -16,7 +16,7 @@ BETWEEN_BOUNDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
     10.0, 20.0, 40.0, 80.0,
 )  # fmt: skip
-"""Seconds. Those of vLLM, and four below them: a round of a small model takes less than 10 ms."""
+"""Seconds. vLLM's bounds, and four smaller ones, because a round of a small model takes less than 10 ms."""
 FIRST_BOUNDS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
     640.0, 2560.0,
@@ -25,7 +25,7 @@ FIRST_BOUNDS = (
 
 
 class _Histogram:
-    """How many values are no larger than each bound. bounds: ascending."""
+    """Counts, for each bound, the values that are no larger than it. bounds: ascending."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds, self.counts, self.total = tuple(bounds), [0] * (len(bounds) + 1), 0.0
@@ -47,7 +47,7 @@ class Metrics:
         self._first, self._between = _Histogram(FIRST_BOUNDS), _Histogram(BETWEEN_BOUNDS)
 
     def observe(self, steps: Iterable[Step]) -> None:
-        """Count one generation's rounds, from its first one on. Each row of a batch is a request of its own."""
+        """Count the rounds of one generation, from the first one on. Each row of a batch counts as a request."""
         elapsed = 0.0
         begun: set[int] = set()
         for step in steps:
@@ -75,7 +75,7 @@ class Metrics:
             self._by_position[position] += 1
 
     def text(self) -> str:
-        """The whole exposition, its last line ended."""
+        """All metrics in Prometheus' text format. The last line ends with a newline."""
         return "".join(f"{line}\n" for line in self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -125,15 +125,15 @@ def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
 
 
 def escaped(text: str) -> str:
-    """A label's value as it stands between quotes."""
+    """A label's value, escaped for use between quotes."""
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 class MetricsFile:
-    """A file that tells Prometheus what was decoded. It is replaced whole after each generation.
+    """A file with the metrics for Prometheus. It is replaced atomically after each generation.
 
-    path: None where nobody asked for a file, and nothing is done then. Raises InvalidSetting, before anything has run,
-    where the file can't be written."""
+    path: None where no file is wanted; nothing is written then. Raises InvalidSetting, before anything runs, where the
+    file can't be written."""
 
     def __init__(self, path: Path | None, model: str) -> None:
         self._path, self._metrics = path, Metrics(model)
@@ -141,7 +141,7 @@ class MetricsFile:
             files.check_file(path, "metrics_file")
 
     def add(self, steps: Iterable[Step]) -> None:
-        """Count one more generation, and write. Raises InvalidSetting where that fails."""
+        """Count one more generation, and write the file. Raises InvalidSetting where writing fails."""
         if self._path is not None:
             self._metrics.observe(steps)
             content = self._metrics.text().encode("utf-8", "backslashreplace")

@@ -1,6 +1,6 @@
-"""Other systems that decode the same file, each in a process of its own that sleeps while others are timed.
+"""Other systems that decode the same file. Each runs in a process of its own, which sleeps while others are timed.
 
-In one process llama.cpp and torch would wait for each other's threads, and take three times as long.
+In one process the threads of llama.cpp and torch would wait for each other, and both would take three times as long.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from sybil.measuring.contenders import LLAMA_CPP, Contender, PromptResult
 
 STARTING, ANSWERING = 120.0, 600.0  # seconds
 CONTEXT = 4096
-"""Tokens of the longest text that a peer makes room for. Sybil's caches are as long as each text needs."""
+"""The longest text, in tokens, for which a peer reserves a cache. Sybil's caches are as long as each text needs."""
 
 
 def peers(
     file: Path | None, context: int, eos_token_ids: frozenset[int]
 ) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Peers that can decode a GGUF file greedily on this CPU; and why each peer that is installed can't, if so."""
+    """(the peers that can decode a GGUF file greedily on this CPU, the reason for each installed peer that can't)."""
     if file is None or find_spec("xllamacpp") is None:
         return {}, {}
     try:
@@ -39,15 +39,15 @@ def peers(
 
 
 class LlamaCpp:
-    """llama.cpp by the package xllamacpp, with as many threads as torch has. It rounds activations to 8 bits.
+    """llama.cpp by the package xllamacpp, with as many threads as torch has. llama.cpp rounds activations to 8 bits.
 
     Raises PeerFailed."""
 
     def __init__(self, file: Path, context: int, eos_token_ids: frozenset[int]) -> None:
         self.weight_bytes, self._ends = file.stat().st_size, sorted(eos_token_ids)
-        command = [sys.executable, "-P", llamacpp.__file__]  # -P: the files beside it are no standard library
+        command = [sys.executable, "-P", llamacpp.__file__]  # -P keeps the files beside it from hiding standard modules
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        # a session of its own: Ctrl-C is for us to take
+        # a session of its own, so that Ctrl-C reaches this process only
         self._process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
         settings = {"file": str(file), "threads": torch.get_num_threads(), "context": context}
         self.version = self._asked(settings, STARTING)["ready"]
@@ -69,7 +69,7 @@ class LlamaCpp:
         return PromptResult(tokens, seconds, first, len(tokens), ms_after_first=own)
 
     def _asked(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Send one line and read one line back."""
+        """Send one line, and read the answer's line within so many seconds."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -86,6 +86,6 @@ class LlamaCpp:
         return answer
 
     def close(self) -> None:
-        """End its process."""
+        """End llama.cpp's process."""
         self._process.kill()
         self._process.wait()

@@ -42,7 +42,7 @@ from sybil.transfer import integers
 DRAFT_STEP, VERIFIED = "draft step", (1, 2, 4, 6, 9, 17)
 PARTS = ("draft forwards", "target forward", "sampling and rule", "everything else")
 NEW_TOKENS, DEPTH = 64, 128
-TEXT_TOKENS = 256  # of the text whose rounds are told one by one
+TEXT_TOKENS = 256  # new tokens of the text whose rounds are shown one by one
 
 
 def verification(tokens: int) -> str:
@@ -52,8 +52,8 @@ def verification(tokens: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ProfiledDecoder:
-    """A decoder and the prompts over which it is profiled. title: a name for people; prompts: (n,) each, some for the
-    rounds."""
+    """A decoder and the prompts over which it is profiled. title: a readable name. prompts: (n,) each; the rounds are
+    measured over them."""
 
     title: str
     decoder: Decoder
@@ -62,8 +62,8 @@ class ProfiledDecoder:
 
 
 def of_pair(title: str, decoder: Decoder, prompts: list[Prompt] | None = None) -> ProfiledDecoder:
-    """A loaded pair over some prompts, the shipped ones of stdlib where none are given, cut to half its context at
-    most."""
+    """A loaded pair over some prompts; stdlib's shipped prompts where none are given. Prompts are cut to half of the
+    model's context at most."""
     most = min(DEPTH, decoder.target.context // 2)
     chosen = texts.spread(texts.load() if prompts is None else prompts, 9)
     encoded = [texts.encode(prompt, decoder)[:most] for prompt in chosen]
@@ -93,7 +93,7 @@ def of_workload(
 
 
 class _Timed:
-    """A model whose forwards are timed. On a GPU events time them, so that nothing waits for the clock."""
+    """A model whose forwards are timed. On a GPU CUDA events time them, so that the work doesn't wait for the clock."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -114,7 +114,7 @@ class _Timed:
         return logits
 
     def seconds(self) -> float:
-        """Of all forwards since the last call."""
+        """The seconds of all forwards since the last call of this method."""
         synchronise(self.device)
         seconds: float = self._seconds + sum(began.elapsed_time(ended) for began, ended in self._events) / 1000
         self._seconds, self._events = 0.0, []
@@ -122,8 +122,8 @@ class _Timed:
 
 
 class _TimedRounds:
-    """Decodes the prompts again and again. The first and the last round of a text are left out, because they do other
-    work than most: in the first the draft reads the prompt, and in the last less is proposed."""
+    """Decodes the prompts again and again. The first and the last round of a text are left out, because their work is
+    unusual: in the first the draft reads the prompt, and in the last fewer tokens are proposed."""
 
     def __init__(self, subject: ProfiledDecoder, draft: DrafterFactory | None, settings: Mapping[str, Any]) -> None:
         self._prompts, self._settings = subject.prompts, settings
@@ -136,10 +136,10 @@ class _TimedRounds:
         self._texts = itertools.cycle(self._prompts)
 
     def __call__(self) -> dict[str, float]:
-        """A whole round's parts, in milliseconds: the mean over the next text."""
+        """The parts of a whole round in milliseconds, as means over the next text."""
         for _ in self._prompts:
             rounds = unrecorded(self._text)
-            if rounds:  # the text didn't end at once
+            if rounds:  # empty where the text ended at once
                 return {part: fmean(each[part] for each in rounds) for part in PARTS}
         raise InvalidSetting(f"no text of {len(self._prompts)} prompts lasts two rounds: give a pair that says more")
 
@@ -157,12 +157,12 @@ class _TimedRounds:
             yield step, {part: 1e3 * each for part, each in zip(PARTS, seconds, strict=True)}
 
     def _seconds(self) -> tuple[float, float]:
-        """The drafts' and the target's forwards since the last call."""
+        """(the seconds of the draft's forwards, those of the target's) since the last call of this method."""
         return sum(each.seconds() for each in self._drafts), self._target.seconds()
 
 
 class Profile:
-    """The cases of one subject, measured a pass at a time. sampling, rule: how the rounds' tokens are chosen."""
+    """The cases of one subject, measured pass by pass. sampling, rule: how the rounds' tokens are chosen."""
 
     def __init__(self, subject: ProfiledDecoder, gamma: int, sampling: Sampling = GREEDY, rule: str = "token") -> None:
         target, draft = subject.decoder.target, subject.decoder.draft
@@ -195,16 +195,16 @@ class Profile:
         self._settings = {**settings, "max_new_tokens": min(most, context - len(self._prompt))}
 
     def text(self) -> list[Step]:
-        """One text's rounds, from the first to the last, as the loop's own clock tells them."""
+        """All rounds of one text, with the times of the decoding loop's own clock."""
         return unrecorded(lambda: list(self._decoder.stream([self._prompt], **self._settings)))
 
     def passes(self, count: int) -> Iterator[dict[str, float]]:
-        """Every case once and a round's parts, in milliseconds, count times."""
+        """Measure `count` passes. A pass has every case once and a round's parts, in milliseconds."""
         for sample in interleave(self._cases, count, self.device):
             yield sample | self._rounds()
 
     def kernels(self, trace: Path) -> dict[str, float]:
-        """On a GPU: milliseconds a text of the ten kernels that take most; trace: a file for Perfetto."""
+        """On a GPU: the milliseconds of a text's ten costliest kernels. trace: the file to write for Perfetto."""
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
@@ -217,7 +217,8 @@ class Profile:
 
 
 def _memory(decoder: Decoder, prompt: Tensor, settings: Mapping[str, Any]) -> dict[str, int | None]:
-    """Bytes by part; peak: of weights, caches and all else in a generation, None where the system doesn't say."""
+    """Bytes by part. "peak" is that of weights, caches and everything else in a generation; None where the system
+    doesn't tell it."""
     target, capacity = decoder.target, len(prompt) + settings["max_new_tokens"] + settings["gamma"] + 1
     release()
     with PeakMemory(target.device, decoder.models) as peak:
@@ -225,15 +226,15 @@ def _memory(decoder: Decoder, prompt: Tensor, settings: Mapping[str, Any]) -> di
     held: dict[str, int | None] = {}
     for whose, model in zip(("target's", "draft's"), decoder.models, strict=False):
         held[f"{whose} weights"] = model.weight_bytes
-        if model is target or not isinstance(decoder.draft, DraftSelf):  # which has no cache of its own
+        if model is target or not isinstance(decoder.draft, DraftSelf):  # a DraftSelf has no cache of its own
             # None: transformers' caches grow
             held[f"{whose} cache"] = getattr(model.new_cache(1, capacity), "nbytes", None)
     return {**held, "peak": None if peak.growth is None else weight_bytes(decoder) + peak.growth}
 
 
 def precision(model: Model) -> Storage | None:
-    """What the products' weights are kept in, int8 where they are rounded to few bits for a draft; None where it can't
-    be told, or where they are in blocks."""
+    """The storage of the products' weights; int8 where they are rounded to few bits for a draft. None where it isn't
+    known, and where the weights are in blocks."""
     ours: Kept | None = getattr(model, "storage", None)
     words: dict[object, Storage] = {kept.dtype: word for word, kept in FORMATS.items()}
     if isinstance(ours, Rounding):
@@ -244,7 +245,8 @@ def precision(model: Model) -> Storage | None:
 
 
 def _told(model: Model) -> str | None:
-    """precision() in words. The blocks of a GGUF file may be of several kinds; "int8" are 8 bits and no fewer."""
+    """precision() in words. Weights in blocks and rounded weights are told more exactly: a GGUF file may have blocks of
+    several kinds, and "int8" stands for 8 bits only."""
     kept: Kept | None = getattr(model, "storage", None)
     if isinstance(kept, Rounding):
         return f"{kept.bits} bits" if kept.bits < 8 else "int8"
@@ -252,8 +254,8 @@ def _told(model: Model) -> str | None:
 
 
 def bytes_read(model: Model) -> int:
-    """The bytes of weights that a step has to read: every product's once, norms and looked-up rows left out. For a
-    foreign model all weights."""
+    """The bytes of weights that a step reads: the weights of every product, once, without norms and without the
+    looked-up rows of the embedding. For a model that runs by transformers, all weights."""
     shape, storage, kept = getattr(model, "shape", None), precision(model), getattr(model, "storage", None)
     if shape is None or storage is None:
         return model.weight_bytes
@@ -270,7 +272,8 @@ def bytes_read(model: Model) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ForwardSpeed:
-    """ms: the median; bandwidth: bytes of weights a second; share: of the streaming bandwidth in the same run."""
+    """A forward's speed. ms: the median. bandwidth: bytes of weights a second. share: the bandwidth as a share of the
+    streaming bandwidth in the same run."""
 
     name: str
     ms: float
@@ -280,8 +283,8 @@ class ForwardSpeed:
 
 @dataclass(frozen=True, slots=True)
 class ProfileReport:
-    """Medians over the passes. parts: a round's, in ms; streaming: bytes a second; overhead: the share of a round
-    that is neither model's forward."""
+    """Medians over the passes. parts: of a round, in ms. streaming: the memory's bandwidth in bytes a second. overhead:
+    the share of a round that is spent outside the models' forwards."""
 
     forwards: list[ForwardSpeed]
     parts: dict[str, float]
@@ -295,7 +298,7 @@ class ProfileReport:
 
 
 def summarise(samples: Sequence[dict[str, float]], bytes_read: dict[str, int]) -> ProfileReport:
-    """samples: at least one, of Profile.passes; bytes_read: a Profile's."""
+    """The report of a profile. samples: one or more passes, by Profile.passes(). bytes_read: that of the Profile."""
     ms = {name: median(sample[name] for sample in samples) for name in samples[0]}
     streaming = STREAM_BYTES / ms[STREAM] * 1e3
     bandwidths = {name: count / ms[name] * 1e3 for name, count in bytes_read.items()}

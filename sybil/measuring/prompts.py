@@ -25,10 +25,13 @@ LARGEST = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """domain: "code", "prose" or "structured" for those of stdlib; "code", "conversation", "summarization" or
-    "editing" for the English ones, the last of which give a file to be repeated with one change, each one that SmolLM2
-    does repeat. messages: role and content of each, for a model that has a chat template; text: for a model that has
-    none."""
+    """One prompt.
+
+    - domain: "code", "prose" or "structured" for the prompts of stdlib; "code", "conversation", "summarization" or
+      "editing" for the English ones. An "editing" prompt gives a file to repeat with one change; SmolLM2 does repeat
+      each of these files.
+    - messages: role and content of each message, for a model with a chat template.
+    - text: for a model without one."""
 
     id: str
     domain: str
@@ -37,10 +40,11 @@ class Prompt:
 
 
 def load(path: Path | None = None, shipped: str = SHIPPED, domain: str | None = None) -> list[Prompt]:
-    """The prompts of a JSONL file whose rows have text or messages, and may have id and domain, or of a .txt file, in
-    which each line is a prompt; where there is none, those of an embedded file.
+    """The prompts of a file, or those of the embedded file `shipped` where path is None. In a .txt file each line is a
+    prompt. In a JSONL file each row has text or messages, and may have id and domain.
 
-    domain: that of rows without one, "own" where it is None; where it is said, it is in their ids too."""
+    domain: of rows that name none; "own" where it is None. If it is given, the prompts' ids have it, too. Raises
+    InvalidSetting."""
     path = path or embedded_folder(shipped)
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(_lines(path), start=1):
@@ -59,7 +63,7 @@ def load(path: Path | None = None, shipped: str = SHIPPED, domain: str | None = 
 
 
 def _lines(path: Path) -> list[str]:
-    """Raises InvalidSetting where the file can't be read, is larger than LARGEST, or is no text."""
+    """The lines of a file. Raises InvalidSetting where it can't be read, is larger than LARGEST or isn't text."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
@@ -116,19 +120,20 @@ def messages_of(said: object, where: str) -> tuple[tuple[str, str], ...]:
 
 
 class PromptReader(Protocol):
-    """Anything that knows a model's tokens, such as a Decoder, and so can encode a prompt."""
+    """Anything that can encode prompts for a model, such as a Decoder."""
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Text to token ids."""
+        """The tokenizer that encodes text; None where there is none."""
 
     @property
     def chat_template(self) -> ChatTemplate | None:
-        """Messages to text, where the model has one."""
+        """The model's chat template, which turns messages into text; None where the model has none."""
 
 
 def encode(prompt: Prompt, reader: PromptReader) -> list[int]:
-    """A prompt's token ids: its messages by the model's chat template where both are there, else its text."""
+    """A prompt's token ids. Its messages are encoded by the model's chat template where it has messages and the model
+    has a template; otherwise its text is encoded."""
     assert reader.tokenizer is not None
     if prompt.messages and reader.chat_template is not None:
         said = [{"role": role, "content": content} for role, content in prompt.messages]
@@ -140,7 +145,7 @@ def encode(prompt: Prompt, reader: PromptReader) -> list[int]:
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
-    """At most count prompts, as many from each domain, domains taking turns."""
+    """At most `count` prompts, equally many from each domain, with the domains taking turns."""
     by_domain: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in prompts:
         by_domain[prompt.domain].append(prompt)

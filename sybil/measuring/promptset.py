@@ -1,4 +1,4 @@
-"""A set of prompts by domain: those that ship with Sybil, those of a user's files, or a sample of either."""
+"""Sets of prompts by domain: the prompts that ship with Sybil, those of a user's files, or a sample of either."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from sybil.measuring.prompts import Prompt, load, spread
 SHIPPED = "prompts/domains.jsonl"
 DOMAINS = ("code", "conversation", "summarization")
 COUNT, TINY = 150, 15
-"""How many prompts a whole set of the three domains has, and a tiny one."""
+"""How many prompts a whole set of the three domains has, and how many a tiny set has."""
 
 Named = TypeVar("Named", str, Prompt)
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """The lengths of a domain's n prompts in tokens: the shortest, the mean, and the longest."""
+    """The lengths of a domain's n prompts in tokens: the least, the mean and the greatest."""
 
     n: int
     min: int
@@ -37,16 +37,16 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Prompts in an order, no two with the same id."""
+    """An ordered set of prompts. No two prompts have the same id."""
 
     prompts: tuple[Prompt, ...]
 
     @classmethod
     def load(cls, *paths: Path | str) -> PromptSet:
-        """The prompts of files, or those that ship with Sybil where no file is named.
+        """The prompts of files, or the prompts that ship with Sybil where no file is named.
 
-        A file is a domain by its name: "mails.txt" is "mails". Each line of a .txt file is a prompt; every other file
-        is JSONL, whose rows may have a domain of their own. Raises InvalidSetting."""
+        A file's name gives its prompts' domain: "mails.txt" has the domain "mails". Each line of a .txt file is a
+        prompt. Every other file is JSONL, whose rows may name their own domain. Raises InvalidSetting."""
         if not paths:
             return cls(tuple(load(shipped=SHIPPED)))
         prompts = [prompt for path in map(Path, paths) for prompt in load(path, domain=path.stem)]
@@ -58,7 +58,7 @@ class PromptSet:
         return cls(tuple(prompts))
 
     def save(self, path: Path | str) -> None:
-        """Write the prompts as JSONL, in the place of what was there; raises InvalidSetting."""
+        """Write the prompts as JSONL. A file that exists is replaced. Raises InvalidSetting."""
         lines = [json.dumps(_row(prompt), ensure_ascii=False) + "\n" for prompt in self.prompts]
         try:
             files.replace(Path(path), "".join(lines).encode())
@@ -66,14 +66,14 @@ class PromptSet:
             raise InvalidSetting(f"{path} can't be written to ({error.strerror}): name another file") from None
 
     def by_domain(self) -> dict[str, tuple[Prompt, ...]]:
-        """The prompts of each domain; domains in the order in which they first occur."""
+        """The prompts of each domain. The domains are in the order in which they first occur."""
         found: dict[str, list[Prompt]] = defaultdict(list)
         for prompt in self.prompts:
             found[prompt.domain].append(prompt)
         return {domain: tuple(prompts) for domain, prompts in found.items()}
 
     def only(self, domains: Sequence[str]) -> PromptSet:
-        """The prompts of these domains; raises InvalidSetting where one of them isn't there."""
+        """The prompts of these domains. Raises InvalidSetting where the set lacks one of the domains."""
         there = self.by_domain()
         for domain in domains:
             if domain not in there:
@@ -81,20 +81,22 @@ class PromptSet:
         return PromptSet(tuple(prompt for prompt in self.prompts if prompt.domain in domains))
 
     def sample(self, count: int, seed: int = 0) -> PromptSet:
-        """At most count prompts, as many of each domain, domains taking turns. Which ones follows from the seed and the
-        prompts' ids; a smaller sample is the beginning of a larger one. Raises InvalidSetting."""
+        """At most `count` prompts, equally many from each domain, with the domains taking turns. The seed and the
+        prompts' ids determine the choice, and a smaller sample is the beginning of a larger one. Raises
+        InvalidSetting."""
         count = integer("count", count, least=1)
         ordered = [prompt for prompts in self.by_domain().values() for prompt in shuffled(prompts, seed)]
         return PromptSet(tuple(spread(ordered, count)))
 
     def lengths(self, tokenizer: Tokenizer) -> dict[str, Lengths]:
-        """By domain, in tokens of the prompts' texts: without special tokens, and without a chat template's words."""
+        """The lengths of the prompts' texts in tokens, by domain. Special tokens and the words of a chat template don't
+        count."""
         return {domain: _lengths(prompts, tokenizer) for domain, prompts in self.by_domain().items()}
 
 
 def shuffled(named: Iterable[Named], seed: int) -> list[Named]:
-    """Prompts, or ids, in an order that follows from the seed and the ids alone: that of the digests of both. So the
-    order is the same in every version of Python, and a new prompt doesn't change that of the others."""
+    """Prompts, or ids, sorted by a digest of the seed and the id. So the order is the same in every version of Python,
+    and a new prompt doesn't change the order of the others."""
 
     def place(each: str | Prompt) -> bytes:
         name = each if isinstance(each, str) else each.id
@@ -104,7 +106,7 @@ def shuffled(named: Iterable[Named], seed: int) -> list[Named]:
 
 
 def _row(prompt: Prompt) -> Mapping[str, object]:
-    """A prompt as a line of a file holds it."""
+    """A prompt as a row of a JSONL file."""
     named = {"id": prompt.id, "domain": prompt.domain}
     if not prompt.messages:
         return named | {"text": prompt.text}

@@ -18,7 +18,8 @@ def ms_per_token(row: Row) -> float:
 
 
 def ms_after_first(row: Row) -> float:
-    """Milliseconds for each token but the first, by the contender's own clock where it has one; NaN of one token."""
+    """Milliseconds for each token except the first, by the contender's own clock where it has one; NaN where there is
+    only one token."""
     own, later = row.get("ms_after_first"), len(row["tokens"]) - 1
     if own is not None:
         return float(own)
@@ -27,7 +28,7 @@ def ms_after_first(row: Row) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One contender over all prompts. Times in ms; medians over prompts; None where it doesn't apply."""
+    """One contender over all prompts. Times are medians over prompts, in ms. A field that doesn't apply is None."""
 
     contender: str
     ms_per_token: float
@@ -44,7 +45,8 @@ class Summary:
 
 
 def summarise(rows: list[Row], contenders: Sequence[str], plain: str = AUTOREGRESSIVE) -> list[Summary]:
-    """A Summary a contender, over the prompts that all of them have finished. plain: Sybil's without a draft."""
+    """A Summary for each contender, over the prompts that all contenders have finished. plain: the name of Sybil
+    without a draft."""
     by_contender = {name: {row["prompt"]: row for row in rows if row["contender"] == name} for name in contenders}
     common = sorted(set.intersection(*(set(group) for group in by_contender.values())))
     if not common:
@@ -76,8 +78,8 @@ def summarise(rows: list[Row], contenders: Sequence[str], plain: str = AUTOREGRE
 
 
 def by_domain(rows: Sequence[Row], contenders: Sequence[str], plain: str) -> dict[str, dict[str, Interval]]:
-    """How many times as fast as plain each contender is, by kind of prompt and contender, over the prompts of that kind
-    that both have finished."""
+    """The speed-up of each contender over `plain`, by domain and contender, over the prompts of the domain that both
+    have finished."""
     ms = {(row["contender"], row["prompt"]): ms_per_token(row) for row in rows}
     prompts = {row["prompt"]: row["domain"] for row in rows}
     found: dict[str, dict[str, Interval]] = {}

@@ -24,13 +24,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """The settings that rows must share to be comparable. The defaults are those of rows that don't say.
+    """The settings that rows must share to be comparable. The defaults apply to older rows, which lack some settings.
 
-    draft_dtype: what Sybil keeps the draft's weights in, None where it has none. temperature: 0 is greedy. seed: the
-    n-th prompt, from 0, is decoded with seed + n. prompts: their digest. dtype: torch's name, IN_BLOCKS, or a name of
-    few bits. transformers has the weights of IN_BLOCKS in float32, and the file's own beside few bits. drafters and
-    gammas: what --drafters compares, lists with commas, "" for the one draft; a row's gamma is then its own. revision,
-    adapter: of the target."""
+    - draft_dtype: the storage of the draft's weights in Sybil; None where there is no draft model.
+    - temperature: 0 is greedy.
+    - seed: the n-th prompt, from 0, is decoded with seed + n.
+    - prompts: their digest.
+    - dtype: torch's name, IN_BLOCKS, or the name of a quantised storage. transformers has the weights of IN_BLOCKS in
+      float32; beside a quantised storage it has the file's own weights.
+    - drafters, gammas: what --drafters compares, as comma-separated lists; "" where one draft is compared. With several
+      drafters each row has its own gamma.
+    - revision, adapter: of the target."""
 
     target: str
     draft: str | None
@@ -58,7 +62,7 @@ class Task:
 
     @property
     def computed(self) -> torch.dtype:
-        """What transformers has the target in."""
+        """The dtype in which transformers has the target."""
         return _computed(self.dtype)
 
     @property
@@ -72,17 +76,17 @@ class Task:
         return {"gamma": self.gamma, "rule": self.rule, "window": self.window, **self.sampling.keywords}
 
     def seed_of(self, number: int) -> int:
-        """The seed of the prompt of that number; torch takes no larger ones."""
+        """The seed of the prompt of that number, within torch's range."""
         return (self.seed + number) % 2**63
 
     @property
     def usual_draft_dtype(self) -> str | None:
-        """The default of draft_dtype."""
+        """The default of draft_dtype for this task."""
         return usual_draft_dtype(self.draft, self.dtype, self.device)
 
     @property
     def ways(self) -> dict[str, Way]:
-        """What --drafters compares, by the names of rows."""
+        """The drafters and gammas that --drafters compares, by the names of rows."""
         if not self.drafters:
             return {}
         found = ways(drafters_named(self.drafters, self.draft), gammas_named(self.gammas))
@@ -101,30 +105,30 @@ class Task:
 
     @property
     def ours(self) -> tuple[str, ...]:
-        """The contenders that are Sybil."""
+        """The names of Sybil's contenders."""
         return tuple(name for name in self.contenders if name in (*OURS, *self.ways))
 
     @property
     def reference(self) -> str | None:
-        """The contender whose tokens the others must give; None where each draws its own.
+        """The contender whose tokens the others must give; None where each contender draws its own.
 
-        Where all are greedy it is transformers beside one draft, and Sybil without a draft beside several. Where the
-        coupled rule draws it is Sybil without a draft, because for one seed that rule gives the same tokens with any
-        draft."""
+        When all decode greedily, it is transformers where one draft is compared, and Sybil without a draft where
+        several are. When sampling by the rule `coupled`, it is Sybil without a draft, because for one seed that rule
+        gives the same tokens with any draft."""
         if self.sampling.greedy:
             return NONE if self.drafters else TRANSFORMERS
         return self.plain if self.rule == "coupled" and (self.drafters or self.draft is not None) else None
 
     @property
     def bound(self) -> tuple[str, ...]:
-        """The contenders that must give the reference's tokens: all of them where all are greedy, Sybil's where tokens
-        are drawn."""
+        """The contenders that must give the reference's tokens: all contenders in greedy decoding, Sybil's own when
+        sampling."""
         who = self.contenders if self.sampling.greedy else self.ours
         return tuple(name for name in who if name != self.reference) if self.reference else ()
 
 
 def usual_draft_dtype(draft: str | None, dtype: str, device: str) -> str | None:
-    """A Task's draft_dtype where nothing is said."""
+    """The draft_dtype of a Task that names none."""
     if draft is None or not is_model(draft):
         return None
     return str(default_draft_dtype(_computed(dtype), torch.device(device))).removeprefix("torch.")
@@ -135,8 +139,9 @@ def _computed(dtype: str) -> torch.dtype:
 
 
 def read(path: Path, task: Task) -> list[Row]:
-    """The rows of a run to be resumed. A last line cut short is dropped, from the file too, once the rest has shown
-    itself to be this task's; raises ResultsMismatch where it is another's or no such file, which is left alone."""
+    """The rows of a run to be resumed. An incomplete last line is removed from the file, once the other rows are known
+    to be of this task. Raises ResultsMismatch for a file of another task or of another kind, which is left
+    unchanged."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -166,7 +171,7 @@ def read(path: Path, task: Task) -> list[Row]:
 
 
 def _task_of(row: Row, task: Task) -> Task:
-    """A row's own task; what an older row doesn't say is what was done then."""
+    """The task of a row. A setting that an older row lacks has the value that was used then."""
     said = {each.name: row[each.name] for each in fields(Task) if each.name in row}
     if said.get("drafters"):
         said["gamma"] = task.gamma  # a row has its own
@@ -175,7 +180,7 @@ def _task_of(row: Row, task: Task) -> Task:
 
 
 def _is_whole(row: Row) -> bool:
-    """Whether a row holds what is made of it."""
+    """Whether a row has all the fields that summaries need."""
     tokens, times = row["tokens"], (row["seconds"], row["time_to_first_token"], row["rounds"], row["weight_bytes"])
     counters, own = (row["proposed"], row["accepted"], row["memory_growth"]), row.get("ms_after_first")
     return (
@@ -191,7 +196,7 @@ def _is_whole(row: Row) -> bool:
 
 
 def _at_odds(theirs: Task, task: Task) -> str:
-    """The settings that differ, with both values."""
+    """The settings that differ between two tasks, with both values, for a message."""
     one, other = asdict(theirs), asdict(task)
     names = [name for name in one if one[name] != other[name]]
     had, wanted = (", ".join(f"{name}={each[name]!r}" for name in names) for each in (one, other))

@@ -1,7 +1,7 @@
-"""One text's rounds on a timeline: when the draft, the target and the sampling worked, and what came of it.
+"""One text's rounds on a timeline: when the draft, the target and the sampling worked, and which tokens were accepted.
 
-Begins and ends are the sums of the loop's own seconds by phase (sybil/clock.py), so spans follow each other without a
-gap, and what a caller does between two rounds is left out."""
+The times are sums of the decoding loop's own seconds by phase (sybil/clock.py). So spans follow each other without
+gaps, and the time that a caller spends between two rounds is left out."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sybil.text import TextStream
 
 TARGET, DRAFT, SAMPLING = "target", "draft", "sampling"
 TRACKS = {"prefill": TARGET, "draft": DRAFT, "verify": TARGET, "sample": SAMPLING, "other": SAMPLING}
-"""Whose work a phase is, in the order in which a round has them. other: committing tokens and telling the drafter."""
+"""The track of each phase, in the order of a round. The phase "other" commits tokens and informs the drafter."""
 WAITING = {TARGET: (DRAFT,), DRAFT: (TARGET,), SAMPLING: (TARGET, DRAFT)}
-"""Who waits while a track works. The loop does one thing at a time."""
+"""The tracks that wait while a track works. The loop does one thing at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round of one row. place: of its first token in the new text; tokens: what the row gained, of which the first
-    `accepted` are the draft's; text: theirs, '' where no tokenizer is known."""
+    """One round of one row. place: the place of the round's first token among the new tokens. tokens: the row's new
+    tokens, of which the first `accepted` are the draft's. text: the tokens' text, '' where no tokenizer is known."""
 
     number: int
     place: int
@@ -61,8 +61,8 @@ class Round:
 
     @property
     def rejected(self) -> bool:
-        """Whether the target's own token stands where the draft proposed another. A text that ends within the accepted
-        tokens tells nothing of those after them."""
+        """Whether the target replaced a proposed token. Where a text ends within the accepted tokens, it isn't known
+        whether later tokens would have been rejected."""
         return self.accepted < min(self.proposed, len(self.tokens))
 
 
@@ -88,7 +88,7 @@ def rounds_of(steps: Iterable[Step], tokenizer: Tokenizer | None = None) -> list
 
 
 def waits(rounds: Iterable[Round]) -> dict[str, float]:
-    """Seconds of a text, by who waits for whom."""
+    """The seconds of a text, by which track waits for which."""
     found = dict.fromkeys((DRAFT, TARGET, SAMPLING), 0.0)
     for span in (span for each in rounds for span in each.spans):
         found[span.track] += span.seconds
@@ -100,8 +100,8 @@ def waits(rounds: Iterable[Round]) -> dict[str, float]:
 
 
 def trace(rounds: Sequence[Round], title: str) -> dict[str, Any]:
-    """The timeline in the Trace Event Format, as ui.perfetto.dev and chrome://tracing open it: a complete event a span,
-    in microseconds, on a thread a track."""
+    """The timeline in the Trace Event Format, which ui.perfetto.dev and chrome://tracing open. Each span is a complete
+    event, in microseconds, and each track is a thread."""
     threads = {track: number for number, track in enumerate((TARGET, DRAFT, SAMPLING), start=1)}
     events: list[dict[str, Any]] = [_named("process_name", 0, name=f"sybil: {title}")]
     for track, thread in threads.items():
@@ -122,5 +122,5 @@ def trace(rounds: Sequence[Round], title: str) -> dict[str, Any]:
 
 
 def _named(what: str, thread: int, **args: Any) -> dict[str, Any]:
-    """What a process or a thread is called, or where it stands: an event without a time."""
+    """A metadata event: the name or the position of a process or a thread."""
     return {"name": what, "ph": "M", "pid": 1, "tid": thread, "args": args}

@@ -43,8 +43,8 @@ def unrecorded(measure: Callable[[], Found]) -> Found:
 def interleave(
     cases: Mapping[str, Callable[[], object]], passes: int, device: torch.device
 ) -> Iterator[dict[str, float]]:
-    """Milliseconds of every case, a pass at a time. Each pass has an order of its own, so that no case always finds the
-    processor's caches as one other case left them. A pass before the first warms up and isn't reported."""
+    """The milliseconds of every case, pass by pass. Each pass runs the cases in another order, so that no case always
+    finds the processor's caches as the same other case left them. A first pass warms up and isn't reported."""
     order, generator = list(cases), random.Random(0)
     for count in range(passes + 1):
         generator.shuffle(order)
@@ -60,7 +60,7 @@ def interleave(
 
 
 def forward_case(model: Model, tokens: int, depth: int) -> Callable[[], Tensor]:
-    """A forward of some tokens after depth others that are in the cache."""
+    """A case: a forward over `tokens` tokens with `depth` tokens in the cache before them."""
     ids = count_to(depth + tokens)[None] % model.vocab_size
     cache, lengths = model.new_cache(1, depth + tokens), integers([depth])
     model.prefill(ids[:, :depth], cache)
@@ -70,13 +70,13 @@ def forward_case(model: Model, tokens: int, depth: int) -> Callable[[], Tensor]:
         return model.forward(ids[:, depth:], cache)
 
     if model.device.type == "cuda":
-        for _ in range(USES):  # the last of which records a graph
+        for _ in range(USES):  # the last one records a graph
             run()
     return run
 
 
 def stream_case(device: torch.device) -> Callable[[], Tensor]:
-    """A read of STREAM_BYTES from memory: what the machine's bandwidth is taken from."""
+    """A case: a read of STREAM_BYTES from memory, which measures the machine's bandwidth."""
     return torch.ones(STREAM_BYTES // 4, dtype=torch.float32, device=device).sum
 
 
@@ -90,8 +90,8 @@ class Interval:
 
 
 def speed_up(baseline: Sequence[float], other: Sequence[float]) -> Interval:
-    """The median over prompts of baseline / other (seconds or ms a token, paired by prompt), with a
-    percentile bootstrap over prompts (9,999 resamples, fixed seed)."""
+    """The median over prompts of baseline / other, and its 95 % interval by a percentile bootstrap over prompts (9,999
+    resamples, fixed seed). baseline, other: seconds or ms for each token, paired by prompt."""
     ratios = np.asarray(baseline, dtype=float) / np.asarray(other, dtype=float)
     median = float(np.median(ratios))
     if len(ratios) < 2 or np.ptp(ratios) == 0:

@@ -1,8 +1,8 @@
 """Models of published shapes with random weights, and a draft that replays the target's tokens.
 
-A step's cost depends on a model's shape and not on what it has learnt. So these models stand for published ones whose
-weights can't be had. Every forward is real, the draft's too. Random models can't give a draft that agrees with its
-target. ReplayDrafter supplies that agreement at a chosen rate, and everything measured with it is called a replay."""
+A step's cost depends on a model's shape and not on its training. So these models stand for published ones whose weights
+aren't available. Every forward is real, the draft's too. But a random draft doesn't agree with a random target.
+ReplayDrafter supplies the agreement at a chosen rate, and everything measured with it is called a replay."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RandomModel:
-    """A transformers config with seeded random weights: normal, of standard deviation 1 / sqrt(width), around 1 for
-    a norm's gain and 0 elsewhere. The name is the seed: the same name and config are the same weights."""
+    """A transformers config with seeded random weights. They are normal with standard deviation 1 / sqrt(width), around
+    1 for a norm's gain and around 0 elsewhere. The name is the seed: the same name and config give the same weights."""
 
     name: str
     config: Mapping[str, Any]
 
     def build(self, dtype: torch.dtype, device: torch.device, kept: Kept | None = None) -> Model:
-        """In Sybil; dtype may be int8. kept: a copy of the weights of dtype that is kept so. No more than a tensor is
-        in memory beside the model."""
+        """The model in Sybil. dtype may be int8. kept: the storage of a copy that is made from the weights in dtype. At
+        most one tensor is in memory in addition to the model."""
         return build(self.shape, self.weights(dtype, device), kept or storage_of(dtype), device)
 
     def weights(self, dtype: torch.dtype, device: torch.device) -> Mapping[str, Tensor]:
-        """Under Sybil's names, each made when it is asked for: in dtype, float32 for int8."""
+        """The weights by Sybil's names, each made when it is asked for, in dtype (in float32 where dtype is int8)."""
         return _SeededWeights(self, dtype, device)
 
     def twin(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-        """The very same weights in transformers; no token ends a text."""
+        """A transformers model with the same weights. It has no end tokens."""
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -65,7 +65,7 @@ class RandomModel:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the weights are."""
+        """The number of parameters."""
         return sum(math.prod(source.size) for source in self._sources().values())
 
     @property
@@ -82,7 +82,7 @@ class RandomModel:
         return dict(family.sources(self.config, shape, prefix, prefix + family.embedding, family.head[0]))
 
     def _stored(self, ours: str, theirs: str, size: tuple[int, ...]) -> Tensor:
-        """One tensor as a checkpoint would store it, float32 on the CPU."""
+        """One tensor in the form in which a checkpoint would store it, float32 on the CPU."""
         digest = hashlib.sha256(f"{self.name}/{theirs}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
         around = 1.0 if ours.endswith("_norm.weight") else 0.0
@@ -92,7 +92,8 @@ class RandomModel:
 
 
 class _SeededWeights(Mapping[str, Tensor]):
-    """A RandomModel's weights under Sybil's names, each made when it is asked for: in dtype, float32 for int8."""
+    """A RandomModel's weights by Sybil's names, each made when it is asked for, in dtype (in float32 where dtype is
+    int8)."""
 
     def __init__(self, model: RandomModel, dtype: torch.dtype, device: torch.device) -> None:
         self._model, self._device, self._sources = model, device, model._sources()
@@ -106,7 +107,7 @@ class _SeededWeights(Mapping[str, Tensor]):
         return whole.to(self._device, dtype).contiguous()
 
     def __contains__(self, name: object) -> bool:
-        return name in self._sources  # Mapping's own would make the tensor
+        return name in self._sources  # the method of Mapping would make the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
@@ -134,7 +135,8 @@ SHAPES: Mapping[str, RandomModel] = {
         _opt("opt-1.3b", 24, 2048, 32),
     )
 }
-"""The published shapes; what a config leaves out is its family's default: GPT-2's and OPT's own vocabulary, context."""
+"""The published shapes. Settings that a config leaves out, such as vocabulary and context, are its family's
+defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +170,8 @@ def workload(name: str) -> RandomPair:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A target's own tokens, and the tokens that are proposed at their places: tokens and proposed, (n,) each, prompt
-    included."""
+    """A text to replay. tokens: the target's own tokens, (n,), prompt included. proposed: the tokens that are proposed
+    at the same places, (n,)."""
 
     tokens: Tensor
     proposed: Tensor
@@ -191,12 +193,12 @@ def token_rate(acceptance_rate: float, gamma: int) -> float:
 def record(
     target: Model, prompts: Sequence[Tensor], new_tokens: int, acceptance_rate: float, gamma: int
 ) -> tuple[Script, ...]:
-    """Decode each prompt greedily without a draft, and corrupt the text: each position's token is replaced by another
-    with probability 1 - token_rate(acceptance_rate, gamma), independently. No prompt may begin another. A position is
-    judged once at most, so the judgements are independent too.
+    """Decode each prompt greedily without a draft, and make a corrupted copy of the text: each position's token is
+    independently replaced by another one with probability 1 - token_rate(acceptance_rate, gamma). No prompt may be the
+    beginning of another. A position is judged at most once, so the judgements are independent, too.
 
-    In a short text chance alone would miss the rate. So 100 corruptions are tried, and the one is taken whose rounds of
-    gamma come nearest to the rate."""
+    In a short text the rate would often be missed by chance. So 100 corruptions are tried, and the one whose rounds of
+    gamma tokens come nearest to the rate is used."""
     decoder, rate = Decoder(target), token_rate(acceptance_rate, gamma)
     scripts = []
     for prompt in prompts:
@@ -210,7 +212,8 @@ def record(
 
 
 def _acceptance_rate(spoilt: list[bool], gamma: int) -> float:
-    """accepted / proposed of the rounds over new tokens of which some are proposed wrongly."""
+    """accepted / proposed in rounds of gamma over the new tokens. spoilt: for each new token, whether the proposal is
+    wrong."""
     place = accepted = proposed = 0
     while place < len(spoilt):
         block = spoilt[place : min(place + gamma, len(spoilt) - 1)]
@@ -221,7 +224,7 @@ def _acceptance_rate(spoilt: list[bool], gamma: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Replay(DraftModel):
-    """Makes a ReplayDrafter for each generation; scripts: see record(), in any order."""
+    """Makes a ReplayDrafter for each generation. scripts: those that record() made, in any order."""
 
     scripts: tuple[Script, ...]
 
@@ -232,9 +235,9 @@ class Replay(DraftModel):
 
 
 class ReplayDrafter(ModelDrafter):
-    """Runs its model as ModelDrafter does, then proposes the tokens of the scripts in place of the model's own.
+    """Runs its model as ModelDrafter does, then proposes the scripts' tokens in place of the model's own.
 
-    The model's own are proposed beyond a script's end, and for a row that begins like no script."""
+    The model's own tokens are proposed after a script's end, and for a row that no script begins like."""
 
     def __init__(self, replay: Replay, generating: Generating) -> None:
         super().__init__(replay.model, generating)
@@ -262,11 +265,11 @@ class ReplayDrafter(ModelDrafter):
 
 @dataclass(frozen=True, slots=True)
 class SelfReplay(Replay):
-    """A Replay whose model is a copy of the target, and drafts in the target's cache."""
+    """A Replay whose model is a copy of the target and drafts in the target's cache."""
 
     def __call__(self, generating: Generating) -> Drafter:
         return SelfReplayDrafter(self, generating)
 
 
 class SelfReplayDrafter(ReplayDrafter, SelfDrafter):
-    """Costs what a SelfDrafter costs, and proposes what a ReplayDrafter does."""
+    """A drafter with the costs of a SelfDrafter and the proposals of a ReplayDrafter."""

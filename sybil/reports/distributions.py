@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def charts(cells: Sequence[MeasuredCell]) -> Iterator[Chart]:
-    """All of them that the cells can fill."""
+    """The charts for which the cells have data."""
     proposing = [cell for cell in cells if cell.measured.proposed]
     yield from _by_domain(proposing)
     yield from _by_place(proposing)
@@ -79,7 +79,7 @@ def _domain_figure(chosen: Sequence[Panel], cells: Sequence[MeasuredCell], title
 
 
 def _by_place(proposing: Sequence[MeasuredCell]) -> Iterator[Chart]:
-    """Survival: how often a block was kept up to each place, at the largest gamma."""
+    """Survival: the share of proposals that were kept up to each place, at the largest gamma."""
     title = "Survival by place in the block"
     caption = (
         "Of the rounds that proposed so many tokens, the share that kept all up to this one; at the largest number of "
@@ -98,7 +98,8 @@ def _by_place(proposing: Sequence[MeasuredCell]) -> Iterator[Chart]:
 
 
 def _farthest(cells: Sequence[MeasuredCell]) -> list[MeasuredCell]:
-    """Of cells that differ in gamma alone, the one of the largest number; auto where there is no number."""
+    """Among cells that differ in gamma only, the cell of the largest number; that of auto where no gamma is a
+    number."""
     found: dict[tuple[object, ...], MeasuredCell] = {}
     for cell in cells:
         key = tuple(value for name, value in cell.config if name != "gamma")
@@ -136,7 +137,7 @@ def _place_figure(chosen: Sequence[Panel], cells: Sequence[MeasuredCell], title:
 
 
 def _latencies(cells: Sequence[MeasuredCell]) -> Iterator[Chart]:
-    """Cumulative distributions of milliseconds a token, and to the first."""
+    """Cumulative distributions of the milliseconds for a token, and of those to the first token."""
     for name, title, label, quantiles in (
         ("latency-token", "Latency of a token", "milliseconds a token", _per_token),
         ("latency-first-token", "Time to the first token", "milliseconds to the first token", _to_first),
@@ -193,6 +194,6 @@ def _latency_figure(
 
 
 def _scale(axes: Axes, found: Sequence[Quantiles]) -> None:
-    """From 0 on; where the slowest hundredth is far away, up to the 99th of a hundred."""
+    """Make an axis begin at 0. Where the slowest 1 % is far away, the axis ends at the 99 % quantile."""
     farthest, most = max(each.at[-1] for each in found), max(each.p99 for each in found)
     axes.set_xlim(0, 1.05 * (most if farthest > 3 * most > 0 else farthest) or 1)

@@ -47,7 +47,8 @@ COLOURS = {
 
 
 def comparison(summaries: Sequence[Summary], rows: Sequence[Row], caption: str, path: Path) -> None:
-    """Milliseconds a token by contender, a dot a prompt; and by domain the speed-up of Sybil's last."""
+    """Left: milliseconds for a token by contender, with a dot for each prompt. Right: the speed-up of Sybil's last
+    contender by domain."""
     plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), layout="constrained")
     farthest = 0.0
@@ -90,9 +91,10 @@ def drafters(
     caption: str,
     path: Path,
 ) -> None:
-    """Tokens a second by drafter, other systems first; and by kind of prompt how many times as fast as none."""
+    """Tokens a second by drafter, other systems first; and each drafter's speed-up over decoding without a draft, by
+    kind of prompt."""
     plt = pyplot()
-    rows = sorted(summaries, key=lambda summary: summary.contender in ways)  # which keeps their order else
+    rows = sorted(summaries, key=lambda summary: summary.contender in ways)  # stable: the order is kept otherwise
     ours = [name for name in ways if name != NONE and any(name in each for each in domains.values())] or [NONE]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.6 + 0.34 * len(rows)), layout="constrained")
     for place, summary in enumerate(rows):
@@ -125,7 +127,7 @@ def drafters(
 
 
 def profile(report: ProfileReport, caption: str, path: Path) -> None:
-    """A round's parts, stacked; and what a verification costs by the tokens in it."""
+    """A round's parts as stacked bars, and the cost of a verification by its number of tokens."""
     plt = pyplot()
     figure, (above, below) = plt.subplots(2, 1, figsize=(11, 5), height_ratios=(1, 2), layout="constrained")
     start = 0.0
@@ -152,7 +154,8 @@ def profile(report: ProfileReport, caption: str, path: Path) -> None:
 
 
 def losslessness(report: Judgement, caption: str, path: Path) -> None:
-    """How u is spread, with the band that chance leaves it in; and how pairs of tokens hang together."""
+    """The histogram of u with the band in which chance leaves it, and maps of the dependence between pairs of
+    tokens."""
     plt = pyplot()
     figure = plt.figure(figsize=(11, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(11, 10), height_ratios=(1, 12))
@@ -169,7 +172,7 @@ def losslessness(report: Judgement, caption: str, path: Path) -> None:
 
 
 def _spread(report: Judgement, axes: Axes, bins: int = 20) -> None:
-    """The histogram of u. Of a lossless decoder's bars all but one in a thousand end within the band."""
+    """The histogram of u. For a lossless decoder, all but one bar in a thousand end within the band."""
     from scipy import stats
 
     axes.spines[["top", "right"]].set_visible(False)
@@ -195,7 +198,7 @@ def _spread(report: Judgement, axes: Axes, bins: int = 20) -> None:
 
 
 def _pairs(checks: Sequence[Check], figure: SubFigure) -> None:
-    """A small map a check of pairs, in standard deviations."""
+    """A small map for each check of pairs, in standard deviations."""
     from sybil.losslessness.chisquare import is_shown
 
     if not checks:
@@ -221,7 +224,7 @@ def _pairs(checks: Sequence[Check], figure: SubFigure) -> None:
 
 
 def _slant(axes: Axes) -> None:
-    """Names of kinds of prompts below the axes, so that long ones don't touch."""
+    """Slant the names of domains below the axes, so that long names don't overlap."""
     for label in axes.get_xticklabels():
         label.set(rotation=20, ha="right")
 

@@ -1,4 +1,4 @@
-"""Which cells belong into one panel, what a panel and a series are called, and which gamma stands for a drafter."""
+"""Groups cells into panels, names panels and series, and chooses the gamma that represents a drafter."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ FIELDS = tuple(RunConfig.model_fields)
 OF_DRAFTS = ("drafter", "rule", "gamma", "window", "draft_dtype")
 """The settings that plain decoding doesn't have."""
 HUES = ("drafter", "domain", "temperature", "rule", "pair")
-"""The settings that may be a panel's series, the first that varies."""
+"""The settings by which a panel's series may differ. The first of them that varies is used."""
 PLAIN = "no draft"
 PANELS = 6
-"""The most panels of a figure: what is left over goes into the next."""
+"""The most panels of a figure. Further panels go into the next figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """series: its cells by the setting that they differ in; told: the settings that axes and legend tell; title: what
-    its cells share and other panels of the figure don't, once pages() has put figures together."""
+    """One panel. series: its cells, by the setting in which they differ. told: the settings that axes and legend show.
+    title: what its cells share and the figure's other panels don't; pages() sets it."""
 
     series: Mapping[str, tuple[MeasuredCell, ...]]
     told: frozenset[str]
@@ -36,7 +36,8 @@ class Panel:
 
 
 def word(field: str, config: RunConfig) -> str:
-    """A setting as a reader says it: "K4", "greedy", "T 0.8", "batch 4"; "" where plain decoding has none of it."""
+    """A setting in a reader's words: "K4", "greedy", "T 0.8", "batch 4"; "" for plain decoding where it lacks the
+    setting."""
     value = getattr(config, field)
     if isinstance(value, str):
         value = one_line(value, 80)
@@ -50,7 +51,7 @@ def word(field: str, config: RunConfig) -> str:
         case "gamma":
             said = "K\u00a0auto" if value == "auto" else f"K{value}"
         case "temperature":
-            said = f"T\u00a0{value:g}" if value else "greedy"  # one word: no line ends within it
+            said = f"T\u00a0{value:g}" if value else "greedy"  # no line break within it
         case "domain":
             said = "all domains" if value == "all" else value
         case "rule" | "window":
@@ -65,7 +66,7 @@ def word(field: str, config: RunConfig) -> str:
 
 
 def varying(cells: Iterable[MeasuredCell]) -> list[str]:
-    """The settings that not all cells share; those of drafts among the cells that have one."""
+    """The settings in which cells differ. Settings of drafts are compared among the cells that have a draft."""
     every = list(cells)
     drafted = [cell for cell in every if not cell.is_plain]
     chosen = {field: drafted if field in OF_DRAFTS else every for field in FIELDS}
@@ -81,9 +82,9 @@ def about(cells: Sequence[MeasuredCell], *apart: str) -> str:
 
 
 def at_best(cells: Sequence[MeasuredCell]) -> list[MeasuredCell]:
-    """Of cells that differ in gamma and domain alone, those of one gamma: of those measured in the most domains, the
-    one with the most tokens a second (the geometric mean). It stands for a drafter where gamma has no axis. Plain
-    decoding stays."""
+    """Keeps one gamma among cells that differ in gamma and domain only. Among the gammas measured in the most domains
+    it is the one with the most tokens a second (the geometric mean). It represents a drafter in charts without an axis
+    for gamma. The cells of plain decoding are kept."""
     kept = [cell for cell in cells if cell.is_plain]
     for group in split([cell for cell in cells if not cell.is_plain], "gamma", "domain").values():
         by_gamma: dict[int | str, list[float]] = {}
@@ -95,7 +96,7 @@ def at_best(cells: Sequence[MeasuredCell]) -> list[MeasuredCell]:
 
 
 def split(cells: Iterable[MeasuredCell], *apart: str) -> dict[tuple[object, ...], list[MeasuredCell]]:
-    """The cells by all their settings but those."""
+    """The cells grouped by all settings except those in `apart`."""
     found: dict[tuple[object, ...], list[MeasuredCell]] = {}
     for cell in cells:
         found.setdefault(tuple(getattr(cell.config, field) for field in FIELDS if field not in apart), []).append(cell)
@@ -103,9 +104,9 @@ def split(cells: Iterable[MeasuredCell], *apart: str) -> dict[tuple[object, ...]
 
 
 def panels(cells: Sequence[MeasuredCell], *apart: str, hues: Sequence[str] = HUES, gamma: bool = False) -> list[Panel]:
-    """The cells by panel: `apart` are the settings on the panel's axes; the first of hues that varies makes its series.
-    gamma: whether a series is called by its gamma, too. Plain decoding is a series of
-    every panel whose texts it decodes."""
+    """The cells by panel. apart: the settings on the panel's axes. hues: the first of these settings that varies makes
+    the panel's series. gamma: whether a series' name has its gamma, too. Plain decoding is a series of every panel
+    whose texts it decodes."""
     drafted = [cell for cell in cells if not cell.is_plain]
     plain = split((cell for cell in cells if cell.is_plain), *OF_DRAFTS, *apart)
     different = [field for field in varying(drafted or cells) if field not in apart]
@@ -115,7 +116,7 @@ def panels(cells: Sequence[MeasuredCell], *apart: str, hues: Sequence[str] = HUE
     for group in split(drafted or cells, *apart, *(field for field in series_by if field)).values():
         series: dict[str, list[MeasuredCell]] = {}
         if drafted:
-            # the baselines of a panel decode its texts; where texts are the series, they would be as many again
+            # baselines decode the panel's texts; where texts make the series, they would double their number
             own = {key for each in group for key in split([each], *OF_DRAFTS, *apart)}
             base = [cell for key, each in plain.items() if key in own for cell in each]
             if base and hue in (None, *OF_DRAFTS):
@@ -133,13 +134,13 @@ def panels(cells: Sequence[MeasuredCell], *apart: str, hues: Sequence[str] = HUE
 
 
 def _rank(hue: str | None, cell: MeasuredCell) -> float:
-    """Numbers rise; names keep the order of the file."""
+    """A sort key: numbers ascend, and names keep the order of the file."""
     value = getattr(cell.config, hue) if hue else None
     return float(value) if isinstance(value, int | float) else 0.0
 
 
 def pages(found: Sequence[Panel], most: int = PANELS) -> Iterator[tuple[str, list[Panel]]]:
-    """The panels by figure, with their titles, and what is added to the figure's name: "", "-2", "-3"."""
+    """For each figure, (the suffix of its name: "", "-2", "-3"; its panels with their titles)."""
     for number, start in enumerate(range(0, len(found), most), start=1):
         chosen = found[start : start + most]
         different = varying(cell for panel in chosen for cell in panel.cells)

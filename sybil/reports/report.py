@@ -17,12 +17,12 @@ PAGE = "index.html"
 
 
 def charts(results: Results) -> list[Chart]:
-    """Those that the rows can fill, in the order of the page."""
+    """The charts for which the rows have data, in the order of the page."""
     return [chart for kind in (speeds, distributions, resources) for chart in kind.charts(results.cells)]
 
 
 def formats_named(names: str) -> tuple[str, ...]:
-    """Formats in a comma-separated list; raises InvalidSetting."""
+    """The formats in a comma-separated list. Raises InvalidSetting."""
     chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
     if wrong := [name for name in chosen if name not in FORMATS]:
         raise InvalidSetting(f"formats has {one_line(wrong[0])!r}: use some of {','.join(FORMATS)}")
@@ -36,8 +36,8 @@ def write(
     command: str = "",
     drawn: Callable[[Chart, int], None] | None = None,
 ) -> list[Path]:
-    """Write every chart in these formats into the folder, and the page; gives the files, the page first. Each file is
-    written whole or not at all. drawn: called before each chart, with how many there are."""
+    """Write every chart in these formats, and the page, into the folder. Returns the files, the page first. Each file
+    is written completely or not at all. drawn: called before each chart with the number of charts."""
     files.folder(folder)
     wanted, found = charts(results), []
     inline: list[tuple[Chart, bytes]] = []
@@ -58,7 +58,7 @@ def _title(results: Results) -> str:
 
 
 def _about(results: Results, command: str) -> list[str]:
-    """What the page says first."""
+    """The page's introduction."""
     finished = sorted(one_line(row.finished, 40) for row in results.rows)
     counts = f"{len(results.cells)} cells were measured and {len(results.failed)} failed"
     told = [

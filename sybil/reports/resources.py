@@ -1,4 +1,4 @@
-"""A sweep's charts of what cells spend: time by phase, and memory."""
+"""A sweep's charts of the time that cells take by phase, and of their memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BARS = 14
 
 
 def charts(cells: Sequence[MeasuredCell]) -> Iterator[Chart]:
-    """Both, a bar a cell, at each drafter's best gamma."""
+    """Both charts, with a bar for each cell, at each drafter's best gamma."""
     told = [field for field in varying(cells) if field not in ("drafter", "gamma")]
     ordered = sorted(at_best(cells), key=lambda cell: [str(getattr(cell.config, field)) for field in told])
     for start in range(0, len(ordered), BARS):
@@ -40,7 +40,7 @@ def _label(cell: MeasuredCell, told: Sequence[str]) -> str:
 
 
 def _look(colour: str, place: int) -> dict[str, Any]:
-    """Of a part's bars: colour and hatch together, so that neither alone tells it."""
+    """The look of a part's bars: colour and hatch together, so that a reader needs only one of them."""
     return {"color": colour, "hatch": style.HATCHES[place], "edgecolor": style.PAPER, "linewidth": 0.4}
 
 

@@ -1,4 +1,4 @@
-"""The rows of a sweep's file, checked, and each beside the plain decoding that its speed-up is measured against."""
+"""The checked rows of a sweep's file, each with the plain decoding that its speed-up is measured against."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sybil.sweeping.summary import over_baseline
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCell:
-    """A cell that was measured. plain: its baseline, None where the file has none; speed_up: over it, with the 95 %
-    interval over texts, None without a baseline and of a baseline itself."""
+    """A cell that was measured. plain: its baseline; None where the file has none. speed_up: over the baseline, with
+    the 95 % interval over texts; None without a baseline, and for a baseline itself."""
 
     row: RunResult
     measured: Measured
@@ -31,14 +31,14 @@ class MeasuredCell:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is what others are measured against. Plain decoding without a cache is, and has a speed-up of its
-        own, over plain decoding with one: it counts among those that speculate."""
+        """Whether the cell is a baseline only. Plain decoding without a cache counts among the cells that speculate: it
+        is a baseline, too, but has a speed-up of its own over plain decoding with a cache."""
         return self.config.drafter == NONE
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A results file. rows: one a cell, the latest of each; torn: whether a broken last line was left out."""
+    """A results file. rows: the latest row of each cell. torn: whether an incomplete last line was left out."""
 
     path: Path
     rows: tuple[RunResult, ...]
@@ -56,13 +56,13 @@ class Results:
 
     @property
     def unpaired(self) -> tuple[MeasuredCell, ...]:
-        """The cells that speculate and have no baseline to be compared with."""
+        """The cells that speculate and have no baseline in the file."""
         return tuple(cell for cell in self.drafted if cell.speed_up is None)
 
 
 def read(path: Path) -> Results:
-    """The rows of the file, which is left as it is; raises ResultsMismatch where it isn't a sweep's, or a row is at
-    odds with itself. A last line that is cut short, which a killed sweep was writing, is left out."""
+    """The rows of the file, which isn't changed. An incomplete last line, which a killed sweep was writing, is left
+    out. Raises ResultsMismatch for a file that isn't a sweep's, and for a row that contradicts itself."""
     rows: dict[str, RunResult] = {}
     for row in kept.read(path):
         if wrong := _wrong(row):
@@ -83,7 +83,7 @@ def _is_torn(path: Path) -> bool:
 
 
 def _wrong(row: RunResult) -> str:
-    """What is at odds within a row, or ""."""
+    """The contradiction within a row, in words; "" where there is none."""
     found, config = row.measured, row.config
     if found is None:
         return ""

@@ -1,5 +1,5 @@
-"""A sweep's charts of speed: over plain decoding by gamma, temperature, pair, domain and drafter; beside the theory;
-tokens a second by the rows of a batch. Charts that the rows can't fill aren't made."""
+"""A sweep's charts of speed: the speed-up over plain decoding by gamma, temperature, pair, domain and drafter; measured
+speed-ups beside predicted ones; tokens a second by the number of rows in a batch. Charts without data aren't made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INTERVAL = ("speed_up", "low", "high")
 
 
 def settings(cell: MeasuredCell) -> tuple[Value, ...]:
-    """SETTINGS of a cell, as its chart's numbers name it."""
+    """The values of SETTINGS of a cell, by which a chart's table names the cell."""
     return tuple(getattr(cell.config, field) for field in SETTINGS)
 
 
@@ -34,7 +34,7 @@ def _interval(cell: MeasuredCell) -> tuple[Value, ...]:
 
 
 def charts(cells: Sequence[MeasuredCell]) -> Iterator[Chart]:
-    """All of them that the cells can fill."""
+    """The charts for which the cells have data."""
     known = [cell for cell in cells if cell.speed_up and cell.speed_up.value > 0]
     yield from _maps(known)
     yield from _by_gamma(known)
@@ -71,7 +71,7 @@ def _spans(panel: Panel, *fields: str) -> bool:
 
 
 def _map(name: str, title: str, caption: str, down: tuple[str, ...], across: str, chosen: Sequence[Panel]) -> Chart:
-    """A heatmap a panel; down, across: the settings of its rows and of its columns."""
+    """A heatmap for each panel. down: the settings of its rows. across: the setting of its columns."""
     cells = [cell for panel in chosen for cell in panel.cells]
 
     def row_of(cell: MeasuredCell) -> str:
@@ -112,12 +112,12 @@ def _map(name: str, title: str, caption: str, down: tuple[str, ...], across: str
 
 
 def _order(value: object) -> tuple[int, float]:
-    """Numbers rise; words keep their order, behind them."""
+    """A sort key: numbers ascend, and words follow in their own order."""
     return (0, float(value)) if isinstance(value, int | float) else (1, 0.0)
 
 
 def _by_gamma(known: Sequence[MeasuredCell]) -> Iterator[Chart]:
-    """Speed-up by gamma, measured and as the theory has it."""
+    """The speed-up by gamma, measured and predicted by theory."""
     title = "Speed-up by proposed tokens, measured and by the theory"
     caption = (
         "Dots: the median over texts, with its 95 % interval. Dashed: what the formula of docs/theory.md gives at the "
@@ -198,7 +198,7 @@ def _gamma_figure(chosen: Sequence[Panel], title: str) -> Any:
 
 
 def _by_drafter(known: Sequence[MeasuredCell]) -> Iterator[Chart]:
-    """A bar a drafter, at its best gamma."""
+    """A bar for each drafter, at its best gamma."""
     title = "Speed-up by drafter"
     caption = (
         "A bar is the median over texts, at the number of proposed tokens (K) that was fastest for the drafter. The "
@@ -295,7 +295,7 @@ def _beside_theory(known: Sequence[MeasuredCell]) -> Iterator[Chart]:
 
 
 def _by_batch(cells: Sequence[MeasuredCell]) -> Iterator[Chart]:
-    """Tokens a second of all rows together, by the rows of a batch."""
+    """Tokens a second of all rows together, by the number of rows in a batch."""
     title = "Tokens a second by rows decoded together"
     caption = (
         "All rows of a batch together, at the number of proposed tokens (K) that was fastest for the drafter and batch."

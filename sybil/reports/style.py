@@ -1,4 +1,5 @@
-"""How charts look: colours that the colour-blind tell apart, a paper's widths and letters, and the file formats."""
+"""The look of charts: colours that colour-blind readers can tell apart, a paper's widths and font sizes, and
+formats."""
 
 from __future__ import annotations
 
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMN, PAGE = 89 / 25.4, 183 / 25.4
-"""Inches: one column of a paper, and both."""
+"""The widths of one column and of both columns of a paper, in inches."""
 INK, PAPER, FAINT = "#1a1a1a", "#ffffff", "#8a8f98"
 ON_DARK, ON_LIGHT = "#fefefe", "#010101"
-"""Letters on coloured fields, whatever the page's own colours. An SVG doesn't say that black is black."""
+"""Colours of letters on coloured fields, whatever the page's own colours. Pure black isn't written into an SVG."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7f5539")  # Okabe and Ito's; brown
 MARKERS, LINES = (
     ("o", "s", "^", "D", "v", "P", "X"),
@@ -29,9 +30,9 @@ HATCHES = ("", "//", "..", "xx", "\\\\")
 SERIES = len(COLOURS)
 """The most series of a panel."""
 SMALL, TITLE = 8, 9
-"""Points, at the printed size."""
+"""Font sizes in points, at the printed size."""
 LETTERS = 15.5
-"""Letters of SMALL to an inch, a little fewer than there are on average."""
+"""Letters of the size SMALL in an inch, a little fewer than on average."""
 DPI = 200
 FORMATS = ("svg", "png", "csv")
 Value = str | float | int | None
@@ -39,7 +40,7 @@ Value = str | float | int | None
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart, and the numbers that it shows. name: of its files; caption: how to read it; draw: makes the figure."""
+    """A chart and the numbers that it shows. name: of its files. caption: how to read it. draw: makes the figure."""
 
     name: str
     title: str
@@ -64,14 +65,14 @@ class Chart:
 
     @contextmanager
     def drawn(self) -> Iterator[Figure]:
-        """The figure, laid out; closed at the end."""
+        """A context manager that gives the figure, laid out, and closes it at the end."""
         plt = pyplot()
         with plt.rc_context(_RULES), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is drawn as a box
             warnings.filterwarnings("ignore", "vert: bool was deprecated")  # seaborn's, in matplotlib 3.11
             figure: Figure = self.draw()
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # which each format would ask anew
+            figure.set_layout_engine("none")  # otherwise each format would lay it out again
             yield figure
             plt.close(figure)
 
@@ -84,12 +85,12 @@ class Chart:
 
 
 def _guarded(value: Value) -> Value:
-    """A text that a spreadsheet would take for a formula gets a quote before it."""
+    """The value, with a quote before a text that a spreadsheet would take for a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def pyplot() -> Any:
-    """matplotlib's, imported when a chart is made. Names are drawn as they are: no $ begins a formula."""
+    """matplotlib's pyplot, imported when a chart is made. Names are drawn unchanged: a $ begins no formula."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -109,8 +110,9 @@ def panels(
     legend: Sequence[str] = (),
     width: float | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of a paper's width with a panel a title, each `height` inches high, under a title and a line about it
-    all; a single panel is a column wide where nothing is said. legend: what key() is going to name below them."""
+    """A figure of a paper's width, with a panel for each of titles, each `height` inches high. Above the panels are the
+    title and the line `about`. A single panel is one column wide by default. legend: the names that key() will show
+    below the panels."""
     columns = min(columns, len(titles))
     width = width or (COLUMN if len(titles) == 1 else PAGE)
     head, below = textwrap.fill(title, letters(width, TITLE + 1)), textwrap.fill(about, letters(width))
@@ -133,33 +135,33 @@ def panels(
 
 
 def _lines(texts: Sequence[str]) -> int:
-    """Of the longest text."""
+    """The number of lines of the longest text."""
     return max((text.count("\n") + 1 for text in texts), default=1)
 
 
 def _columns(labels: Sequence[str], width: float) -> int:
-    """Of a legend."""
+    """The number of columns of a legend with these labels."""
     longest = max(len(label) for label in labels) + 7
     return max(1, min(len(labels), letters(width) // longest))
 
 
 def letters(inches: float, points: int = SMALL) -> int:
-    """How many letters fit a width."""
+    """How many letters fit into a width."""
     return max(int(inches * LETTERS * SMALL / points), 8)
 
 
 def wrapped(text: str, inches: float) -> str:
-    """A text on as many lines as it takes in that width."""
+    """A text broken into lines of that width."""
     return textwrap.fill(text, letters(inches))
 
 
 def rows_high(labels: Sequence[str], least: float = 0.25) -> float:
-    """Inches that so many rows take, each as high as the label with the most lines."""
+    """The height of the rows in inches, each as high as the label with the most lines."""
     return len(labels) * max(least, 0.15 * _lines(labels) + 0.05)
 
 
 def series(place: int) -> dict[str, Any]:
-    """The look of a series: colour, marker and line together, so that none of them alone tells it."""
+    """The look of a series: colour, marker and line together, so that a reader needs only one of them."""
     return {
         "color": COLOURS[place % SERIES],
         "marker": MARKERS[place % SERIES],

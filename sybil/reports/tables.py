@@ -1,4 +1,4 @@
-"""What a report says in tables: cells, the theory beside them, the best drafter of each domain, failures, machines."""
+"""A report's tables: cells, theory beside measurement, the best drafter of each domain, failures, and machines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALWAYS = ("pair", "drafter", "gamma", "temperature", "domain")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """name: its place on the page; rows: as many values as headings, None where nothing is known."""
+    """A table. name: its anchor on the page. rows: each with as many values as there are headings; None for unknown."""
 
     name: str
     title: str
@@ -29,7 +29,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Fastest:
-    """The fastest way of a pair's domain. against: how many ways were measured there."""
+    """The fastest cell of a pair's domain. against: how many cells were measured there."""
 
     pair: str
     domain: str
@@ -39,7 +39,7 @@ class Fastest:
 
 @dataclass(frozen=True, slots=True)
 class Agreeing:
-    """How many cells the theory was asked about, and of how many it is within theory.BAND."""
+    """For how many cells the theory predicts a speed-up, and for how many it is within theory.BAND."""
 
     cells: int
     within: int
@@ -50,7 +50,7 @@ class Agreeing:
 
 
 def best(results: Results) -> list[Fastest]:
-    """By pair and domain, the cell with the largest speed-up."""
+    """The cell with the largest speed-up for each pair and domain."""
     known = [cell for cell in results.drafted if cell.speed_up and not cell.config.plain]
     apart = [field for field in FIELDS if field not in ("pair", "domain")]
     return [
@@ -64,19 +64,19 @@ def _value(cell: MeasuredCell) -> float:
 
 
 def agreement(results: Results) -> Agreeing:
-    """Of the theory with what was measured."""
+    """The agreement of the theory with the measurements."""
     told = [found for cell in results.drafted if (found := theory.predict(cell))]
     return Agreeing(len(told), sum(found.agrees for found in told))
 
 
 def tables(results: Results) -> list[Table]:
-    """Those that have rows."""
+    """The tables that have rows."""
     found = [_best(results), _cells(results), _theory(results), _failed(results), _environments(results)]
     return [table for table in found if table.rows]
 
 
 def _shown(cells: Sequence[MeasuredCell]) -> list[str]:
-    """The settings that tell cells apart, and those that a reader looks for."""
+    """The settings in which cells differ, and those that a reader expects."""
     different = varying(cells)
     return [field for field in FIELDS if field in different or field in ALWAYS]
 
@@ -149,7 +149,7 @@ def _numbers(cell: MeasuredCell) -> tuple[Value, ...]:
 
 
 def _round(value: float | None, digits: int = 4) -> float | None:
-    """To so many digits that count."""
+    """The value rounded to so many significant digits."""
     if value is None or not value:
         return value
     return round(value, max(digits - 1 - math.floor(math.log10(abs(value))), 0))
@@ -190,7 +190,7 @@ def _failed(results: Results) -> Table:
 
 
 def _environments(results: Results) -> Table:
-    """A column a machine, by what it says of itself."""
+    """A table with a column for each machine, from the machine's description."""
     kinds: list[dict[str, str | int]] = []
     for row in results.rows:
         if row.environment not in kinds:

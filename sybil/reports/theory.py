@@ -1,7 +1,7 @@
-"""What the formula of docs/theory.md says of a cell, beside what was measured. Pure.
+"""The speed-up that the formula of docs/theory.md predicts for a cell, beside the measured one. Pure.
 
-A round emits 1 + s_1 + ... + s_K tokens and costs d(K) + v(K + 1), so it is that many times as fast as plain decoding:
-S = (1 + s_1 + ... + s_K) / (d(K) + v(K + 1)), with costs in forwards of plain decoding."""
+A round emits 1 + s_1 + ... + s_K tokens and costs d(K) + v(K + 1), in forwards of plain decoding. So the speed-up over
+plain decoding is S = (1 + s_1 + ... + s_K) / (d(K) + v(K + 1))."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from sybil.reports.rows import MeasuredCell
 from sybil.sweeping.run import Measured, Phases
 
 BAND = 0.15
-"""How far off a prediction may be, as a share of what was measured."""
+"""How far a prediction may be off, as a share of the measured speed-up."""
 AGREES, ROUND, PROMPT, TEXTS = "", "sampling and the rest of a round", "reading prompts", "how texts differ"
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Of one cell. formula: by drafting and verifying alone; rounds: with all that a round takes; whole: with the
-    reading of prompts, and the tokens that really came: the quotient of both tokens a second; measured: the median
-    over texts."""
+    """Speed-ups of one cell. formula: by the costs of drafting and verifying alone. rounds: by all costs of a round.
+    whole: with the reading of prompts and the tokens that were really emitted, the quotient of both tokens a second.
+    measured: the median over texts."""
 
     formula: float
     rounds: float
@@ -31,7 +31,7 @@ class Prediction:
 
     @property
     def off(self) -> float:
-        """How far the formula is off, as a share of what was measured."""
+        """How far the formula is off, as a share of the measured speed-up."""
         return self.formula / self.measured - 1
 
     @property
@@ -40,7 +40,7 @@ class Prediction:
 
     @property
     def reason(self) -> str:
-        """Where the formula is off, the step between it and the measured number that changes most."""
+        """Why the formula is off: the step between it and the measured number that changes the speed-up most."""
         if self.agrees:
             return AGREES
         steps = {ROUND: self.rounds / self.formula, PROMPT: self.whole / self.rounds, TEXTS: self.measured / self.whole}
@@ -49,7 +49,7 @@ class Prediction:
 
 
 def predict(cell: MeasuredCell) -> Prediction | None:
-    """None of a cell without a draft or a baseline, and of rows whose phases weren't measured."""
+    """The prediction for a cell. None without a draft or a baseline, and where phases weren't measured."""
     plain, found = cell.plain, cell.measured
     if (
         cell.config.plain
@@ -71,9 +71,9 @@ def predict(cell: MeasuredCell) -> Prediction | None:
 
 
 def curve(cells: Sequence[MeasuredCell]) -> list[float]:
-    """S by the number of proposed tokens, from 0 on: of cells that differ in gamma alone, each a number. Survival is
-    that of the largest gamma; costs are lines through what was measured at each: so what is predicted for the others
-    is no copy of their own numbers. [] without baselines or phases."""
+    """S by the number of proposed tokens, from 0 on. The cells differ in gamma only, and each gamma is a number.
+    Survival is taken from the largest gamma, and costs are lines fitted to the measurements of all gammas. So the
+    predictions for the other gammas aren't copies of their own measurements. [] without baselines or phases."""
     known = [(int(cell.config.gamma), cell.measured, cell.plain) for cell in cells if cell.config.gamma != "auto"]
     usable = [(k, found, plain) for k, found, plain in known if plain and _judging(found.phases)]
     if not usable or not (base := _verified(usable[0][2])):
@@ -88,17 +88,17 @@ def curve(cells: Sequence[MeasuredCell]) -> list[float]:
 
 
 def _judging(phases: Phases) -> float:
-    """Seconds of drafting and verifying."""
+    """The seconds of drafting and verifying."""
     return phases.draft + phases.verify
 
 
 def _round(phases: Phases) -> float:
-    """Seconds of whole rounds."""
+    """The seconds of whole rounds."""
     return phases.draft + phases.verify + phases.sample + phases.other
 
 
 def _verified(found: Measured | None) -> float:
-    """Seconds of a round's verification."""
+    """The seconds of a round's verification."""
     return found.phases.verify / found.rounds if found else 0.0
 
 

@@ -1,4 +1,5 @@
-"""The picture of a text's rounds: who worked when, and how many of the draft's tokens were accepted along the text."""
+"""The picture of a text's rounds: when draft and target worked, and how many proposed tokens were accepted along the
+text."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN, AVERAGED = 10, 8
-"""Rounds whose spans are drawn; rounds that the moving average is taken over."""
+"""The number of rounds whose spans are drawn, and the number of rounds in the moving average."""
 TALLEST = 0.8
 COLOURS = {
     "draft": PART_COLOURS[0],
@@ -27,7 +28,8 @@ LANES = (TARGET, DRAFT, SAMPLING)
 
 
 def timeline(rounds: Sequence[Round], caption: str, path: Path) -> None:
-    """Above, the first rounds' spans; below, where a draft proposed tokens, those accepted by place in the text."""
+    """Above: the spans of the first rounds. Below, if a draft proposed tokens: the accepted tokens by place in the
+    text."""
     if any(each.proposed for each in rounds):
         figure, (above, below) = pyplot().subplots(2, 1, figsize=(11, 6), height_ratios=(4, 5), layout="constrained")
         _spans(rounds[:SHOWN], above, LANES)
@@ -39,7 +41,8 @@ def timeline(rounds: Sequence[Round], caption: str, path: Path) -> None:
 
 
 def _spans(rounds: Sequence[Round], axes: Axes, lanes: Sequence[str]) -> None:
-    """Time begins with the first draft: reading the prompt, which comes before, takes far longer than a round."""
+    """The spans of rounds. Time begins with the first draft, because reading the prompt takes far longer than a
+    round."""
     axes.spines[["top", "right"]].set_visible(False)
     spans = [span for each in rounds for span in each.spans if span.phase != "prefill"]
     start = spans[0].begin
@@ -47,7 +50,7 @@ def _spans(rounds: Sequence[Round], axes: Axes, lanes: Sequence[str]) -> None:
         bars = [(1e3 * (span.begin - start), 1e3 * span.seconds) for span in spans if span.phase == phase]
         if TRACKS[phase] in lanes:
             bottom = lanes.index(TRACKS[phase]) - TALLEST / 2
-            # an edge, so that the shortest is seen
+            # an edge, so that the shortest span is visible
             axes.broken_barh(bars, (bottom, TALLEST), facecolors=colour, edgecolors=colour, linewidth=0.6, label=phase)
     for each in rounds:
         begin = next(span.begin for span in each.spans if span.phase != "prefill")
@@ -65,7 +68,7 @@ def _spans(rounds: Sequence[Round], axes: Axes, lanes: Sequence[str]) -> None:
 
 
 def _acceptance(rounds: Sequence[Round], axes: Axes) -> None:
-    """A bar a round, as wide as its tokens; a mark where the target rejected a proposed token."""
+    """A bar for each round, as wide as its number of tokens, with a mark where the target rejected a proposed token."""
     axes.spines[["top", "right"]].set_visible(False)
     places = [each.place for each in rounds]
     accepted = [each.accepted for each in rounds]

@@ -29,13 +29,14 @@ LOOKS: Mapping[Family, tuple[str, str, str]] = {
     "topk": ("#56b4e9", "P", "topk:K"),
     "quantised": ("#d55e00", "X", "target in few bits"),
 }
-"""Of a family: colour (Okabe and Ito's, told apart by the colour-blind), marker, and what it is called."""
+"""For each family: its colour (Okabe and Ito's, which colour-blind readers can tell apart), its marker, and its
+name."""
 RADII, ANGLES = (11, 17, 25, 35, 47, 61, 77), range(0, 360, 30)
-"""Where a label may stand about its point: points of a typographer, degrees."""
+"""The distances, in typographic points, and the angles, in degrees, that a label may have from its point."""
 FAR = 30
-"""From where on, in points of a typographer, a line leads from a label to its point."""
+"""The distance, in typographic points, from which a line leads from a label to its point."""
 Box = tuple[float, float, float, float]
-"""Left, bottom, right, top, in pixels."""
+"""(left, bottom, right, top) in pixels."""
 
 
 def pareto(points: Sequence[TradeoffPoint], caption: str, path: Path) -> None:
@@ -49,8 +50,9 @@ def pareto(points: Sequence[TradeoffPoint], caption: str, path: Path) -> None:
 
 
 def draw(points: Sequence[TradeoffPoint], caption: str) -> Figure:
-    """A mark a candidate, at its speed and its drift's size, with the drift's interval; those of a rule joined by a
-    line, and a line along the front. A label is a candidate's name within its family."""
+    """A figure with a mark for each candidate, at its speed and its drift's absolute value, with the drift's interval.
+    A line joins the candidates of a rule, and another one runs along the front. A label is a candidate's name within
+    its family."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(11, 6.6), layout="constrained")
     for family, (colour, marker, name) in LOOKS.items():
@@ -81,13 +83,13 @@ def draw(points: Sequence[TradeoffPoint], caption: str) -> Figure:
     above.set_xlabel("times plain decoding", fontsize=9)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(textwrap.fill(caption, 130), fontsize=9)
-    figure.canvas.draw()  # which says how large everything is
+    figure.canvas.draw()  # this computes all sizes
     _label(axes, points)
     return figure  # type: ignore[no-any-return]  # pyplot is untyped here
 
 
 def _reach(point: TradeoffPoint) -> tuple[float, float]:
-    """How far the interval reaches below and above the drift's size, no further down than zero."""
+    """How far the interval reaches below and above the drift's absolute value; not below zero."""
     half = (point.drift.high - point.drift.low) / 2
     return min(half, abs(point.drift.value)), half
 
@@ -97,8 +99,8 @@ def _top(point: TradeoffPoint) -> float:
 
 
 def _label(axes: Axes, points: Sequence[TradeoffPoint]) -> None:
-    """Each point's name where it covers no mark and no other name, as near as there is room. figure.canvas has been
-    drawn, so that places are known."""
+    """Write each point's name as near to the point as possible without covering a mark or another name. figure.canvas
+    must have been drawn, so that sizes are known."""
     from matplotlib.text import Text
 
     figure = axes.figure
@@ -120,7 +122,7 @@ def _label(axes: Axes, points: Sequence[TradeoffPoint]) -> None:
         half = size.width / 2 + 1.5 * scale, size.height / 2 + 1.0 * scale
         best = (math.inf, (0.0, 0.0), (0.0, 0.0, 0.0, 0.0))
         for radius, angle in itertools.product(RADII, ANGLES):
-            # a name is wider than high: to its sides it stands further off
+            # a name is wider than high, so it needs more distance at its sides
             right = math.cos(math.radians(angle)) * (radius * scale + half[0] - half[1])
             up = math.sin(math.radians(angle)) * radius * scale
             box = (x + right - half[0], y + up - half[1], x + right + half[0], y + up + half[1])
@@ -132,7 +134,7 @@ def _label(axes: Axes, points: Sequence[TradeoffPoint]) -> None:
                 break
         text.set_position(best[1])
         if text.arrow_patch is not None:
-            text.arrow_patch.set_visible(math.hypot(*best[1]) > FAR)  # a short one reads as a minus
+            text.arrow_patch.set_visible(math.hypot(*best[1]) > FAR)  # a short line would look like a minus sign
         taken.append(best[2])
 
 
@@ -151,7 +153,7 @@ COLUMNS = (
 
 
 def records(points: Sequence[TradeoffPoint]) -> list[dict[str, Any]]:
-    """COLUMNS of each point; numbers, but for the first four."""
+    """For each point a dict with COLUMNS; all values except the first four are numbers."""
     best = front(points)
     return [
         dict(
@@ -173,7 +175,7 @@ def records(points: Sequence[TradeoffPoint]) -> list[dict[str, Any]]:
 
 
 def table(points: Sequence[TradeoffPoint], path: Path) -> None:
-    """The same as a CSV file."""
+    """Write records() as a CSV file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

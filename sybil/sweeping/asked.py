@@ -1,4 +1,4 @@
-"""What a sweep's file asks for, each value checked by itself before any model is read."""
+"""Reads what a sweep's file asks for. Each value is checked by itself before any model is read."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from sybil.sweeping.sheet import Place, Sheet
 from sybil.verification import rule_named
 
 PAIR, ALL = "pair", "all"
-"""The pair's own draft; every domain of the pair's prompts."""
+"""PAIR stands for the pair's own draft, ALL for every domain of the pair's prompts."""
 MOST = 10_000
-"""Cells of a sweep."""
+"""The most cells of a sweep."""
 GAMMAS = 64
 
 Some = Annotated[list[str], Field(min_length=1)]
@@ -61,15 +61,15 @@ class SweepConfig(BaseModel):
 
     @property
     def lists(self) -> tuple[list[Any], ...]:
-        """Those that are multiplied, the last one fastest."""
+        """The lists whose product gives the cells; the last list varies fastest."""
         models = self.pairs, self.drafters
         return (*models, self.rules, self.gammas, self.temperatures, self.domains, self.batches)
 
 
 def asked(sheet: Sheet, elsewhere: bool) -> SweepConfig:
-    """What the sheet asks for. elsewhere: whether the cells are run on a machine whose devices aren't known here.
+    """What the sheet asks for. elsewhere: whether the cells run on another machine, whose devices aren't known here.
 
-    Raises InvalidSetting, which names the line and the key."""
+    Raises InvalidSetting; the message names the line and the key."""
     found = _validated(sheet)
     checks: dict[str, Callable[[Any], object]] = {
         "pairs": pair,
@@ -119,7 +119,7 @@ def _validated(sheet: Sheet) -> SweepConfig:
 
 
 def _entries(key: str, value: Any) -> Iterator[tuple[Place, Any, list[Any]]]:
-    """A key's values: where each stands, and those before it in its list."""
+    """For each value of a key: (its place in the file, the value, the values before it in its list)."""
     if isinstance(value, list):
         yield from (((key, number), each, value[:number]) for number, each in enumerate(value))
     else:
@@ -127,7 +127,7 @@ def _entries(key: str, value: Any) -> Iterator[tuple[Place, Any, list[Any]]]:
 
 
 def _check_together(sheet: Sheet, found: SweepConfig) -> None:
-    """Raises InvalidSetting for values of which one makes another impossible."""
+    """Raises InvalidSetting for values that exclude each other."""
     count = 1
     for values in found.lists:
         count *= len(values)
@@ -146,7 +146,7 @@ def _check_together(sheet: Sheet, found: SweepConfig) -> None:
 
 
 def _check_drafter(name: str) -> None:
-    """Raises InvalidSetting for a draft's name that means nothing."""
+    """Raises InvalidSetting for a draft's name that no grammar rule of drafts.py matches."""
     if name in (NONE, PAIR, UNCACHED, UNCACHED_PLAIN):
         return
     try:
@@ -163,7 +163,7 @@ def _check_drafter(name: str) -> None:
 
 
 def _source(draft: Draft) -> str | None:
-    """The model within a draft, where it has a second one."""
+    """The source of the second model in a draft; None where the draft has none."""
     if isinstance(draft, Hybrid):
         return _source(draft.other)
     if isinstance(draft, Cascade):
@@ -177,6 +177,6 @@ def _check_batch(batch: int, prompts: int) -> None:
 
 
 def _check_word(device: str) -> None:
-    """Raises InvalidSetting for a word that is no device."""
+    """Raises InvalidSetting for a word that names no device."""
     if device.partition(":")[0] not in (AUTO, "cpu", "cuda", "mps"):
         raise InvalidSetting(f"device is {described(device)}: use 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'")

@@ -34,8 +34,8 @@ from sybil.transfer import integers
 
 @dataclass(frozen=True, slots=True)
 class ReadyCell:
-    """A cell that is ready to be measured. batches: token ids, (n,) each. stream: decodes a batch by a seed, a Step a
-    round. models: those that may keep a cache between generations."""
+    """A cell that is ready to be measured. batches: lists of texts, token ids (n,) each. stream: decodes a batch with a
+    seed, and yields a Step for each round. models: those that may keep a cache between generations."""
 
     config: RunConfig
     batches: list[list[Tensor]]
@@ -45,12 +45,12 @@ class ReadyCell:
     device: torch.device
 
     def warm_up(self) -> None:
-        """Decode the first batch, for nobody to count."""
+        """Decode the first batch without measuring it."""
         for _ in self.stream(self.batches[0], self._seed(0)):
             pass
 
     def measure(self) -> Pass:
-        """Decode all texts once. A repeat draws the same tokens again: it differs from the last in nothing but time."""
+        """Decode all texts once. A repeat draws the same tokens again, so repeats differ in their times only."""
         release()
         with Energy(self.device) as energy:
             runs = [
@@ -70,12 +70,12 @@ class ReadyCell:
         )
 
     def _seed(self, number: int) -> int:
-        """A batch's: the cell's own, and the number of its first text."""
+        """The seed of a batch: the cell's seed plus the number of the batch's first text."""
         return (self.config.seed + number * self.config.batch) % 2**63
 
     def _run(self, texts: list[Tensor], seed: int) -> _TimedBatch:
-        """Decode a batch. What looks at the memory stands before the first round and after it, and isn't timed."""
-        with PeakMemory(self.device, self.models) as decode:  # whose peak is counted anew after the first round
+        """Decode a batch. Memory is read before the first round and after it, outside the timed parts."""
+        with PeakMemory(self.device, self.models) as decode:  # its peak is reset after the first round
             with PeakMemory(self.device, self.models) as prefill:
                 began = time.perf_counter()
                 stream = self.stream(texts, seed)
@@ -90,7 +90,7 @@ class ReadyCell:
 
 @dataclass(frozen=True, slots=True)
 class _TimedBatch:
-    """A batch's rounds, its seconds, those to its first tokens, and by how many bytes memory grew."""
+    """A batch's rounds, its seconds, the seconds to its first tokens, and the growth of memory in bytes."""
 
     steps: list[Step]
     seconds: float
@@ -100,9 +100,9 @@ class _TimedBatch:
 
 
 class TargetBench:
-    """The models of one target: a draft, a copy, a loop is made when a cell first asks for it, and kept.
+    """The models of one target. Each draft, copy or uncached loop is made when a cell first needs it, and is kept.
 
-    any_cell: one of those that are going to be asked for. Raises the errors of sybil.load."""
+    any_cell: one of the target's cells. Raises the errors of sybil.load."""
 
     def __init__(self, any_cell: RunConfig) -> None:
         from transformers.utils import logging
@@ -119,7 +119,7 @@ class TargetBench:
         self._loops: dict[str, Uncached] = {}
 
     def cell(self, config: RunConfig) -> ReadyCell:
-        """A cell of this target, made ready; raises the errors of sybil.errors."""
+        """Make a cell of this target ready. Raises the errors of sybil.errors."""
         batches, tokens = self._batches(config), config.new_tokens
         sampling = Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
         if config.drafter in (UNCACHED, UNCACHED_PLAIN):
@@ -130,7 +130,7 @@ class TargetBench:
                 return loop.stream(texts, max_new_tokens=tokens, gamma=gamma, sampling=sampling, seed=seed)
 
             return ReadyCell(config, batches, whole, (), loop.weight_bytes, self.device)
-        # a decoder a cell, for each learns its own costs
+        # each cell has its own decoder, because a decoder learns its costs
         decoder = self._target.without_draft()
         if config.drafter != NONE:
             decoder = decoder.with_draft(self._draft(draft_of(config), config.draft_dtype))
@@ -160,7 +160,8 @@ class TargetBench:
         return self._loops[config.drafter]
 
     def _draft(self, name: str, dtype: str | None) -> DrafterFactory:
-        """The draft of a name. The maker keeps it, and what several drafts share, such as a copy of the target."""
+        """The draft of that name. The maker keeps it, and also what several drafts share, such as a copy of the
+        target."""
         if dtype not in self._makers:
             computed = dtype_chosen(self._source, self._dtype, self.device)
             asked = dtype_named(dtype, draft=True)

@@ -1,4 +1,4 @@
-"""One pass of a cell over its texts, and several of them folded into what the cell's row says. Pure."""
+"""One pass of a cell over its texts, and the combination of several passes into the cell's row. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sybil.verification import RULES
 
 Milliseconds = Annotated[float, Field(ge=0)]
 Round = tuple[Milliseconds, Count, Count, Count]
-"""Of one text: milliseconds without the prompt's, tokens, how many were proposed, how many of those were accepted."""
+"""A round of one text: (milliseconds without the prompt's, new tokens, proposed tokens, accepted tokens)."""
 
 
 class Pass(BaseModel):
@@ -46,7 +46,7 @@ class Pass(BaseModel):
 
 
 def rounds_of(steps: Sequence[Step], batch: int) -> tuple[tuple[Round, ...], ...]:
-    """The rounds of each of a batch's texts, as long as it went on."""
+    """The rounds of each text of a batch, until the text ended."""
     found: list[list[Round]] = [[] for _ in range(batch)]
     for step in steps:
         milliseconds = 1e3 * max(step.timings.total - step.timings.prefill, 0.0)
@@ -64,7 +64,7 @@ def phases_of(steps: Iterable[Step]) -> Phases:
 
 
 def folded(config: RunConfig, passes: Sequence[Pass]) -> Measured:
-    """All passes together."""
+    """All passes of a cell combined."""
     texts = [text for each in passes for text in each.rounds]
     rounds = list(chain.from_iterable(texts))
     proposed, accepted = [each[2] for each in rounds], [each[3] for each in rounds]
@@ -99,7 +99,7 @@ def folded(config: RunConfig, passes: Sequence[Pass]) -> Measured:
 
 
 def largest(sizes: Iterable[int | None]) -> int | None:
-    """The largest of those that are known."""
+    """The largest of the known sizes; None where none is known."""
     return max((size for size in sizes if size is not None), default=None)
 
 

@@ -1,4 +1,4 @@
-"""From a sweep's file to its cells: a product of lists, with the baseline of each cell."""
+"""Makes a sweep's cells from its file: the product of its lists, with the baseline of each cell."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ FILE = ".yaml"
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """name: the file's, without its ending. cells: those asked for and their baselines, each once, in the order of the
-    file, a baseline before the first cell that needs it. left_out: combinations that can't be, and why."""
+    """A sweep's cells. name: the file's name without its ending. cells: the cells asked for and their baselines, each
+    once, in the order of the file; a baseline comes before the first cell that needs it. left_out: the impossible
+    combinations, and why."""
 
     name: str
     cells: tuple[RunConfig, ...]
@@ -34,7 +35,7 @@ class SweepPlan:
 
     @property
     def groups(self) -> tuple[tuple[RunConfig, ...], ...]:
-        """The cells of each target, which are measured in turn while it is loaded."""
+        """The cells grouped by target. A target's cells are measured in turn while it is loaded."""
         found: dict[str, list[RunConfig]] = {}
         for cell in self.cells:
             found.setdefault(cell.pair, []).append(cell)
@@ -42,19 +43,19 @@ class SweepPlan:
 
     @property
     def texts(self) -> int:
-        """How many are decoded, warm-ups left out."""
+        """How many texts are decoded, without warm-ups."""
         return sum(cell.prompts * cell.repeats for cell in self.cells)
 
 
 def shipped() -> dict[str, Path]:
-    """The files that come with Sybil, by name."""
+    """The sweep files that ship with Sybil, by name."""
     folder = Path(str(resources.files("sybil.sweeping"))) / "configs"
     return {path.stem: path for path in sorted(folder.glob(f"*{FILE}"))}
 
 
 def plan(source: str | Path, *, elsewhere: bool = False) -> SweepPlan:
-    """The cells of a file, or of a shipped one by its name. elsewhere: whether they are run on another machine, whose
-    devices aren't known here. Raises InvalidSetting, which names the line and the key."""
+    """The cells of a file, or of a shipped file given by its name. elsewhere: whether the cells run on another machine,
+    whose devices aren't known here. Raises InvalidSetting; the message names the line and the key."""
     path = shipped().get(str(source)) or Path(source)
     if not path.suffix and not path.exists():
         raise InvalidSetting(f"there is no sweep {str(source)!r}: name a YAML file, or one of {', '.join(shipped())}")
@@ -65,8 +66,8 @@ def plan(source: str | Path, *, elsewhere: bool = False) -> SweepPlan:
 
 
 def prompts_of(config: RunConfig) -> list[Prompt]:
-    """The texts that a cell decodes: of its pair's own prompts, or of the English ones where these lack its domain.
-    Raises InvalidSetting where there are too few."""
+    """The prompts that a cell decodes. They are the pair's own, or the English ones where the pair's own lack the
+    domain. Raises InvalidSetting where there are too few."""
     own, english = load(shipped=pair(config.pair).prompts), load(shipped=ENGLISH)
     found = own if config.domain == ALL else [each for each in own if each.domain == config.domain]
     found = found or [each for each in english if each.domain == config.domain]
@@ -80,7 +81,7 @@ def prompts_of(config: RunConfig) -> list[Prompt]:
 
 
 def draft_of(config: RunConfig) -> str:
-    """The name of a cell's draft as sybil.load takes it; raises InvalidSetting where its pair has none."""
+    """The name of a cell's draft as sybil.load takes it. Raises InvalidSetting where the pair has no draft."""
     if config.drafter not in (PAIR, UNCACHED):
         return config.drafter
     chosen = pair(config.pair)
@@ -93,11 +94,11 @@ def draft_of(config: RunConfig) -> str:
 
 
 def _possible(sheet: Sheet, wanted: SweepConfig) -> tuple[tuple[RunConfig, ...], tuple[str, ...]]:
-    """The cells and their baselines; and what was left out, since one pair can't have a drafter that another can. A
-    drafter that no pair can have is refused."""
+    """(the cells and their baselines, the combinations left out and why). A drafter that some pairs can't have is left
+    out for those pairs. Raises InvalidSetting for a drafter that no pair can have."""
     found: dict[RunConfig, None] = {}
     lacking: dict[tuple[str, str], InvalidSetting] = {}
-    whole = set[tuple[str, str]]()  # pairs and domains with prompts enough
+    whole = set[tuple[str, str]]()  # pairs and domains that have enough prompts
     for cell in _product(wanted):
         try:
             cell = _settled(cell)
@@ -131,7 +132,7 @@ def _product(wanted: SweepConfig) -> Iterator[RunConfig]:
 
 
 def _settled(cell: RunConfig) -> RunConfig:
-    """The cell without what it has no use for; raises InvalidSetting where its pair lacks what it needs."""
+    """The cell without settings that have no effect in it. Raises InvalidSetting where its pair lacks what it needs."""
     if cell.plain:
         return cell.baseline.model_copy(update={"drafter": cell.drafter})
     draft = draft_of(cell)
@@ -152,6 +153,6 @@ def _check_prompts(sheet: Sheet, wanted: SweepConfig, cell: RunConfig) -> None:
 
 
 def _word(dtype: str | None) -> str | None:
-    """A dtype's own name, for one of its short forms."""
+    """The full name of a dtype that is given by a short form."""
     found = dtype_named(dtype)
     return None if found is None else word_of(found)

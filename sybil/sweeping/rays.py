@@ -17,11 +17,11 @@ from sybil.sweeping.run import RunConfig, RunResult
 from sybil.sweeping.sweep import Swept, Tell, begin, failed, measured, told_of
 
 RETRIES = 3
-"""How often a cell is given to another worker when its own dies."""
+"""How often a cell is given to another worker when its worker dies."""
 PATIENCE = 10.0
-"""Seconds until a cluster that doesn't answer isn't there."""
+"""Seconds after which a cluster that doesn't answer counts as unreachable."""
 LOCAL = "local"
-"""The address of a cluster that is started for this sweep, on this machine."""
+"""The address that stands for a cluster started on this machine for this sweep."""
 
 
 def ray_sweep(
@@ -55,7 +55,7 @@ def ray_sweep(
 
 
 def _gather(ray: Any, left: dict[str, RunConfig], warm_ups: int, rows: SweepFile, tell: Any) -> None:
-    """A row for each cell, as they come; each is taken off what is left."""
+    """Write a row for each cell as its result arrives, and remove the cell from `left`."""
     threads = torch.get_num_threads()
     tasks = {
         ray.remote(measured_by_worker)
@@ -77,11 +77,11 @@ def _gather(ray: Any, left: dict[str, RunConfig], warm_ups: int, rows: SweepFile
 
 
 _kept: dict[tuple[str, str | None, str], TargetBench] = {}
-"""A worker's models: of one target."""
+"""The models that a worker keeps: those of one target."""
 
 
 def measured_by_worker(asked: dict[str, Any], warm_ups: int, threads: int) -> dict[str, Any]:
-    """The row of a cell, in a worker's process, as JSON has it."""
+    """Measure a cell in a worker's process, and return its row as a dict for JSON."""
     torch.set_num_threads(threads)
     config = RunConfig.model_validate(asked)
     key = config.pair, config.dtype, config.device
@@ -90,7 +90,7 @@ def measured_by_worker(asked: dict[str, Any], warm_ups: int, threads: int) -> di
             _kept.clear()
             _kept[key] = TargetBench(config)
         return measured(config, _kept[key], warm_ups).model_dump(mode="json")
-    except Exception as error:  # whatever a model's files make of loading them
+    except Exception as error:  # loading a model's files may raise anything
         return failed(config, error, {}).model_dump(mode="json")
 
 
@@ -107,7 +107,8 @@ def _connect(ray: Any, address: str, processors: int | None) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Raises InvalidSetting where nobody listens at HOST:PORT or ray://HOST:PORT, for which Ray would wait long."""
+    """Raises InvalidSetting where nothing listens at HOST:PORT or ray://HOST:PORT. Ray itself would wait long for
+    it."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         return

@@ -1,4 +1,4 @@
-"""A sweep's file, a row a cell, and the journal beside it that holds the passes of cells which aren't done."""
+"""A sweep's file, with one row for each cell, and the journal beside it, with the passes of unfinished cells."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sybil.sweeping.passes import Pass
 from sybil.sweeping.run import VERSION, RunResult
 
 LONGEST = 1 << 26
-"""Bytes of a line."""
+"""The most bytes of a line."""
 JOURNAL = ".passes"
-"""What the journal's name ends in, after the file's own."""
+"""The journal's name is the file's name followed by this."""
 ROW, KEPT = b'{"version": ', b'{"hash": '
-"""How each line of the two begins."""
+"""How each line of the file, and of the journal, begins."""
 
 Line = TypeVar("Line", bound=BaseModel)
 
@@ -45,8 +45,8 @@ class _Versioned(BaseModel):
 
 
 def read(path: Path) -> list[RunResult]:
-    """The rows of a sweep's file, in their order; a last line that is cut short is left out. Raises ResultsMismatch for
-    a file that is none, for a row that isn't whole or of a later version."""
+    """The rows of a sweep's file, in order, without an incomplete last line. Raises ResultsMismatch for a file that
+    isn't a sweep's, for an incomplete row and for a row of a later version."""
     return _read(path, _row, ROW)[0]
 
 
@@ -85,29 +85,29 @@ class SweepFile:
         self._lock.close()
 
     def add(self, row: RunResult) -> None:
-        """A cell is done: its row is on the disk before this returns."""
+        """Add the row of a finished cell. It is on the disk before this returns."""
         self._append(self.path, row)
         self.rows[row.hash] = row
         self.passes.pop(row.hash, None)
 
     def keep(self, kept: KeptPass) -> None:
-        """A pass is done, of a cell that isn't."""
+        """Keep a finished pass of an unfinished cell in the journal."""
         self._append(self._journal, kept)
         self.passes.setdefault(kept.hash, []).append(kept)
 
     def forget(self, hashes: Collection[str]) -> None:
-        """Take rows off the file, for their cells to be measured again."""
+        """Remove rows from the file, so that their cells are measured again."""
         if not hashes:
             return
         left = {each: row for each, row in self.rows.items() if each not in hashes}
         with _telling(self.path):
             files.replace(self.path, b"".join(_line(row) for row in left.values()))
-            before, self._lock = self._lock, _locked(self.path)  # that of the new file, while the old one's is held
+            before, self._lock = self._lock, _locked(self.path)  # the new file is locked while the old lock is held
             before.close()
         self.rows = left
 
     def tidy(self) -> None:
-        """Take off the journal what the rows have; all of it, where nothing else is in it."""
+        """Remove from the journal the passes of cells that have a row. An empty journal is deleted."""
         left = [each for kept in self.passes.values() for each in kept if each.hash not in self.rows]
         with _telling(self._journal):
             if left:
@@ -121,13 +121,13 @@ class SweepFile:
 
 
 def _line(model: BaseModel) -> bytes:
-    """As files.append() writes it."""
+    """A model's line as files.append() writes it."""
     return json.dumps(model.model_dump(mode="json")).encode() + b"\n"
 
 
 @contextlib.contextmanager
 def _telling(path: Path) -> Iterator[None]:
-    """What the system says of a file, as ResultsUnwritable."""
+    """A context manager that turns the system's errors about a file into ResultsUnwritable."""
     try:
         yield
     except ResultsUnwritable:
@@ -140,13 +140,14 @@ def _telling(path: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    """The file, open and locked for as long as it stays open; raises ResultsUnwritable where another process has it."""
+    """Open the file and lock it for as long as it stays open. Raises ResultsUnwritable where another process has locked
+    it."""
     file = path.open("ab")
     try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = os.fstat(file.fileno()).st_ino == path.stat().st_ino  # else it was replaced meanwhile
+        held = os.fstat(file.fileno()).st_ino == path.stat().st_ino  # False where the file was replaced meanwhile
     except ImportError:  # Windows has other locks, and sweeps go unlocked there
         held = True
     except BlockingIOError:
@@ -158,7 +159,7 @@ def _locked(path: Path) -> IO[bytes]:
 
 
 def _cut(path: Path, whole: int) -> bool:
-    """Drop what comes after so many bytes; gives whether there was anything."""
+    """Cut the file after `whole` bytes. Returns whether anything was cut off."""
     if not path.exists() or path.stat().st_size == whole:
         return False
     with _telling(path):
@@ -167,8 +168,8 @@ def _cut(path: Path, whole: int) -> bool:
 
 
 def _read(path: Path, line_of: Callable[[Path, int, bytes], Line], begun: bytes) -> tuple[list[Line], int]:
-    """The lines of a file, and how many bytes those that are whole take. A last line that is cut short begins as all
-    do, or it is none of ours."""
+    """(the lines of a file, the bytes that its complete lines take). An incomplete last line must begin as all lines
+    do; otherwise the file isn't a sweep's."""
     found, whole = list[Line](), 0
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""A sweep's YAML file, read as the stranger's text that it may be: values, and the line that each stands in."""
+"""Reads a sweep's YAML file as untrusted text: its values, and the line of each value."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import yaml
 from sybil.errors import InvalidSetting, one_line, told
 
 LARGEST = 1 << 16
-"""Bytes of a file."""
+"""The most bytes of a file."""
 DEEPEST = 8
-"""Lists and mappings within each other. A sweep's file has two."""
+"""The most levels of nested lists and mappings. A sweep's file has two levels."""
 
 Place = tuple[str | int, ...]
-"""Where a value stands: a key, and the number of an entry in its list, from 0."""
+"""The place of a value: its key, and the number of an entry in the key's list, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """values: of the file's keys. lines: by place, from 1."""
+    """A sweep's file. values: by key. lines: the line of each value by its place, counted from 1."""
 
     name: str
     values: dict[str, Any]
@@ -36,8 +36,8 @@ class Sheet:
 
 
 def read(path: Path) -> Sheet:
-    """The file's keys and values, of YAML's plain kinds. Raises InvalidSetting for what can't be read, is too large or
-    too deep, has aliases, a key twice or a tag of its own."""
+    """The file's keys and values, of YAML's plain kinds. Raises InvalidSetting for a file that can't be read, is too
+    large or too deeply nested, or has aliases, duplicate keys or tags."""
     name, text = path.name, _text(path)
     try:
         _check(name, text)
@@ -70,7 +70,7 @@ def _text(path: Path) -> str:
 
 
 def _check(name: str, text: str) -> None:
-    """Raises InvalidSetting for what would grow where it is composed: aliases and depth."""
+    """Raises InvalidSetting for aliases and for deep nesting, which could make the parsed file grow without bound."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = 1 if event.start_mark is None else event.start_mark.line + 1

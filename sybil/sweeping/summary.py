@@ -1,4 +1,4 @@
-"""A sweep's rows as a table: each beside its baseline. Pure."""
+"""A sweep's rows as a table, each row compared with its baseline. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sybil.measuring.timing import Interval, speed_up
 from sybil.sweeping.run import Measured, RunConfig, RunResult
 
 MACHINE = ("processor", "cores", "threads", "torch")
-"""What two rows of an environment must share to be set beside each other."""
+"""The fields of the environment that two rows must share to be comparable."""
 
 
 def over_baseline(row: RunResult, rows: Mapping[str, RunResult]) -> Interval | None:
-    """How many times as fast as its baseline a row is, by milliseconds a token, texts paired: the median over texts,
-    and its interval. None for a baseline itself, and where one of the two wasn't measured, or on another machine.
-    rows: by hash."""
+    """The speed-up of a row over its baseline in milliseconds for each token, paired by text: the median over texts and
+    its interval. None for a baseline itself, and where one of the two wasn't measured or was measured on another
+    machine. rows: by hash."""
     base = rows.get(row.config.baseline.hash)
     if base is None or base is row or base.measured is None or row.measured is None:
         return None
@@ -27,14 +27,14 @@ def over_baseline(row: RunResult, rows: Mapping[str, RunResult]) -> Interval | N
 
 
 def _by_text(config: RunConfig, measured: Measured) -> list[float]:
-    """Seconds a token of each prompt, all repeats together."""
+    """The seconds for each token of each prompt, over all repeats."""
     shape = (config.repeats, config.prompts)
     seconds, tokens = (np.reshape(each, shape).sum(0) for each in (measured.text_seconds, measured.text_tokens))
     return list(map(float, seconds / tokens))
 
 
 def table(rows: Iterable[RunResult]) -> list[dict[str, Any]]:
-    """What is shown of each row."""
+    """The shown values of each row."""
     known = {row.hash: row for row in rows}
     return [_line(row, known) for row in known.values()]
 

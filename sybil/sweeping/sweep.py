@@ -1,4 +1,4 @@
-"""The cells of a plan measured in turn, into the rows of a file that a killed sweep goes on with."""
+"""Measures the cells of a plan, and writes their rows to a file. A sweep that was killed continues with that file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sybil.sweeping.run import RunConfig, RunResult
 
 Environment = dict[str, str | int]
 Tell = Callable[[str, int, int], None]
-"""What is being done, how many repeats of cells are done, and how many there are."""
+"""Called with what is being done, the number of finished repeats of cells, and the number of all repeats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """rows: of the plan's cells, in its order. known: how many cells the file had already. dropped: whether the file
-    had a last line that was cut short."""
+    """A sweep's result. rows: of the plan's cells, in the plan's order. known: how many cells the file had already.
+    dropped: whether the file had an incomplete last line."""
 
     rows: tuple[RunResult, ...]
     known: int
@@ -37,11 +37,11 @@ class Swept:
 
 
 def sweep(plan: SweepPlan, path: Path, tell: Tell = lambda *_: None, *, again: bool = False) -> Swept:
-    """Measure what the file doesn't have. again: cells that failed, too.
+    """Measure the cells that the file doesn't have. again: whether cells that failed are measured again.
 
-    The cells of one target are interleaved: each pass goes through all of them in an order of its own, drawn by the
-    plan's seed, so that a machine which slows down does so for all. A cell's row is written when its last repeat is
-    done. Its earlier repeats lie in a journal beside the file. A cell that fails becomes a row with its error. Raises
+    The cells of one target are interleaved. Each pass goes through all of them in another order, drawn by the plan's
+    seed, so that a machine that slows down does so for all cells. A cell's row is written when its last repeat is done;
+    its earlier repeats are kept in a journal beside the file. A cell that fails gets a row with its error. Raises
     ResultsMismatch and ResultsUnwritable."""
     with SweepFile(path) as rows:
         known = begin(plan, rows, again)
@@ -54,7 +54,7 @@ def sweep(plan: SweepPlan, path: Path, tell: Tell = lambda *_: None, *, again: b
 
 
 def begin(plan: SweepPlan, rows: SweepFile, again: bool) -> int:
-    """Forget the failed rows that are asked for again; how many of the plan's cells the file has then."""
+    """Remove the failed rows if `again` is set. Returns how many of the plan's cells the file has then."""
     wanted = {cell.hash for cell in plan.cells}
     if again:
         rows.forget({each for each, row in rows.rows.items() if each in wanted and row.error is not None})
@@ -62,7 +62,7 @@ def begin(plan: SweepPlan, rows: SweepFile, again: bool) -> int:
 
 
 class _Progress:
-    """Repeats of cells that are done; those of a row are all done."""
+    """Counts finished repeats of cells. A cell with a row has all repeats finished."""
 
     def __init__(self, tell: Tell, plan: SweepPlan, rows: SweepFile) -> None:
         self._tell, self._plan, self._rows = tell, plan, rows
@@ -79,14 +79,14 @@ class _Progress:
 def _measure(
     group: Sequence[RunConfig], order: random.Random, warm_ups: int, rows: SweepFile, state: _Progress
 ) -> None:
-    """The cells of one target, in turn. Its models are gone when this returns."""
+    """Measure the cells of one target in turn. The target's models are freed when this returns."""
     left = [cell for cell in group if cell.hash not in rows.rows]
     if not left:
         return
     state(f"{left[0].pair}: loading")
     try:
         bench = TargetBench(left[0])
-    except Exception as error:  # whatever a model's files make of loading them
+    except Exception as error:  # loading a model's files may raise anything
         for cell in left:
             rows.add(failed(cell, error, {}))
         state(f"{left[0].pair}: failed")
@@ -114,7 +114,8 @@ def _measure(
 
 
 def _usable(kept: Sequence[KeptPass], cell: RunConfig, environment: Environment) -> list[KeptPass]:
-    """The passes that were measured as this process measures, each repeat once and in order, all but the last."""
+    """The kept passes of the cell that were measured in this environment: each repeat once, in order, and without the
+    cell's last repeat."""
     found = {each.repeat: each for each in kept if each.environment == environment}
     return [found[repeat] for repeat in range(cell.repeats - 1) if repeat in found]
 
@@ -127,7 +128,7 @@ def _pass(
     warm_ups: int,
     environment: Environment,
 ) -> KeptPass | RunResult:
-    """A pass, or the row of a cell that failed."""
+    """Measure one pass. Returns the pass, or the row of a cell that failed."""
     try:
         if config.hash not in ready:
             cell = ready[config.hash] = bench.cell(config)
@@ -135,12 +136,12 @@ def _pass(
                 cell.warm_up()
         measured = ready[config.hash].measure()
         return KeptPass(hash=config.hash, repeat=repeat, environment=environment, measured=measured)
-    except Exception as error:  # whatever a model makes of a text: the other cells go on
+    except Exception as error:  # a model may raise anything; the other cells go on
         return failed(config, error, environment)
 
 
 def measured(config: RunConfig, bench: TargetBench, warm_ups: int) -> RunResult:
-    """One cell from its first repeat to its last: a row, whatever happens."""
+    """Measure one cell from its first repeat to its last. Returns its row, also where it fails."""
     environment, ready, passes = dict(bench.environment), dict[str, ReadyCell](), list[KeptPass]()
     for repeat in range(config.repeats):
         found = _pass(bench, config, ready, repeat, warm_ups, environment)
@@ -162,7 +163,7 @@ def _done(config: RunConfig, passes: Sequence[KeptPass], environment: Environmen
 
 
 def failed(config: RunConfig, error: BaseException, environment: Environment) -> RunResult:
-    """The row of a cell that can't be measured."""
+    """The row of a cell that failed."""
     said = one_line(str(error), 500) if isinstance(error, SybilError) else f"{type(error).__name__}: {told(error)}"
     return RunResult(
         hash=config.hash, label=config.label, config=config, error=said, environment=environment, finished=_now()

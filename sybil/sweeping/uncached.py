@@ -1,6 +1,6 @@
-"""The first prototype's loop, to be measured beside Sybil's: transformers' forward over the whole text, round after
-round, of both models, since no keys and values are kept. Its speed-up over plain decoding of the same kind is large,
-for a round reads the whole text once where plain decoding reads it once a token; with a cache there is less to save."""
+"""The first prototype's loop, to be measured beside Sybil's. It has no KV cache, so in every round both models run
+transformers' forward over the whole text. Its speed-up over plain decoding without a cache is large, because a round
+reads the whole text once where plain decoding reads it once for each token. With a cache there is less to save."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Uncached:
-    """transformers' models of a target and a draft, None for plain decoding, of which each forward reads the whole
-    text. Raises the errors of sybil.load.
+    """Decodes by transformers' models of a target and a draft without a cache: each forward reads the whole text. The
+    draft is None for plain decoding. Raises the errors of sybil.load.
 
-    end_tokens: those that end a text."""
+    end_tokens: the tokens that end a text."""
 
     def __init__(
         self, target: str, draft: str | None, dtype: str | None, device: torch.device, end_tokens: frozenset[int]
@@ -41,16 +41,16 @@ class Uncached:
 
     @property
     def weight_bytes(self) -> int:
-        """Those of both models."""
+        """The bytes of both models' weights."""
         models = (self.target,) if self.draft is None else (self.target, self.draft)
         return sum(tensor.nbytes for model in models for tensor in model.parameters())
 
     def stream(
         self, prompts: Sequence[Tensor], *, max_new_tokens: int, gamma: int, sampling: Sampling, seed: int
     ) -> Iterator[Step]:
-        """Decode one text, a round at a time, as Decoder.stream does. gamma: 0 for plain decoding.
+        """Decode one text, and yield a Step for each round, as Decoder.stream does. gamma: 0 for plain decoding.
 
-        prompts: one tensor, (n,). Raises InvalidSetting for several."""
+        prompts: one tensor (n,). Raises InvalidSetting for several prompts."""
         if len(prompts) != 1:
             raise InvalidSetting(f"batch is {len(prompts)}: the loop without a cache decodes one text at a time")
         text, noise, left = prompts[0].tolist(), Noise(seed), max_new_tokens
@@ -68,12 +68,12 @@ class Uncached:
 
     @property
     def models(self) -> tuple[()]:
-        """Those of sybil.models that may keep something between generations: none."""
+        """The models of sybil.models that may keep a cache between generations: none."""
         return ()
 
     @torch.inference_mode()
     def _round(self, text: list[int], count: int, sampling: Sampling, noise: Noise) -> tuple[list[int], int, Timings]:
-        """What the text gains, how much of it was drafted, and the seconds of each phase."""
+        """(the text's new tokens, how many of them were drafted, the seconds of each phase)."""
         began = time.perf_counter()
         proposed, draft_probs = self._drafted(text, count, sampling, noise)
         drafted = time.perf_counter()
@@ -90,7 +90,8 @@ class Uncached:
     def _drafted(
         self, text: list[int], count: int, sampling: Sampling, noise: Noise
     ) -> tuple[list[int], Tensor | None]:
-        """Tokens that the draft draws one after another, and what each was drawn from, (1, count, vocab)."""
+        """(the tokens that the draft draws one after another, the distributions that they were drawn from, (1, count,
+        vocab))."""
         if self.draft is None or not count:
             return [], None
         uniforms = noise.uniforms(integers([0]), integers([len(text)]), count, Noise.PROPOSE)[0]
@@ -103,6 +104,7 @@ class Uncached:
 
 
 def _logits(model: PreTrainedModel, text: list[int], last: int) -> Tensor:
-    """After each of the last tokens of a text, (last, vocab). The prototype computed those of all tokens."""
+    """The logits (last, vocab) after each of the last `last` tokens of a text. (The prototype computed the logits after
+    all tokens.)"""
     logits: Tensor = model(input_ids=integers([text]).to(model.device), use_cache=False).logits
     return logits[0, -last:]

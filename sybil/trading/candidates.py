@@ -1,4 +1,4 @@
-"""Who is held against the float target: their names, and how each is made."""
+"""The candidates that are compared with the float target: their names, and how each is made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STRENGTHS: Mapping[Family, tuple[str, ...]] = {
     "threshold": ("0.5", "0.1", "0.01"),
     "topk": ("2", "5", "20"),
 }
-"""Of each lossy rule, as lossy.py names them; the later one keeps more of what is proposed."""
+"""The strengths of each lossy rule, as lossy.py names them. A later strength keeps more of the proposed tokens."""
 PLAIN = "plain"
 WHOLE = 256
 """Inputs of a block of q5_k and q4_k."""
@@ -24,10 +24,10 @@ WHOLE = 256
 
 @dataclass(frozen=True, slots=True)
 class TradeoffCandidate:
-    """A way to decode. drafter: as `sybil compare --drafters` names it; dtype: what the target is kept in.
+    """A way to decode. drafter: as `sybil compare --drafters` names it. dtype: the storage of the target's weights.
 
-    lossless: whether its output's distribution is the float target's. A target in few bits is decoded without loss,
-    but it is another model."""
+    lossless: whether the output's distribution is the float target's. A quantised target is decoded losslessly, but it
+    is another model."""
 
     name: str
     family: Family
@@ -41,14 +41,14 @@ class TradeoffCandidate:
 
     @property
     def label(self) -> str:
-        """Its name within its family."""
+        """The candidate's name within its family."""
         return self.name.removeprefix(f"{self.family}:")
 
 
 def candidates(draft: str | None, width: int) -> tuple[TradeoffCandidate, ...]:
-    """All of them, in the order of a table, plain decoding of the float target first. draft: the pair's own, None
-    where it has none: the lossy rules judge the target's own copy then. width: the target's, which says what blocks of
-    few bits it can be kept in."""
+    """All candidates in the order of the table, autoregressive decoding of the float target first. draft: the pair's
+    own; None where it has none, and then the lossy rules judge a copy of the target. width: the target's, on which the
+    possible block types depend."""
     drafters = [*([] if draft is None else [DRAFT]), SELF, LOOKUP]
     found = [TradeoffCandidate(PLAIN, "plain"), *(TradeoffCandidate(name, "lossless", name) for name in drafters)]
     for family, strengths in STRENGTHS.items():

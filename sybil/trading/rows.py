@@ -1,4 +1,4 @@
-"""One text of one candidate, as a row of a JSONL file; and the rows of an earlier run that are to be gone on with."""
+"""One text of one candidate as a row of a JSONL file, and the rows of an earlier run to be resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Mode = Literal["greedy", "sampled"]
 GREEDY: Mode = "greedy"
 SAMPLED: Mode = "sampled"
 LARGEST = 1 << 30
-"""Bytes of a file that is read."""
+"""The largest file that is read, in bytes."""
 Count = Annotated[int, Field(ge=0, le=1 << 31)]
 Nats = Annotated[float, Field(ge=-1e9, le=1e9)]
 
@@ -35,7 +35,7 @@ class Trade(_StrictRow):
     seed: int = 0
 
     def seed_of(self, number: int) -> int:
-        """The seed of the prompt of that number."""
+        """The seed for the prompt of that number."""
         return (self.seed + number) % 2**63
 
 
@@ -84,8 +84,8 @@ class TradeoffRow(_StrictRow):
 
 
 def read(path: Path, trade: Trade) -> list[TradeoffRow]:
-    """The rows of a run to be resumed. A last line cut short is dropped, from the file too, once the rest has shown
-    itself to be this run's; raises ResultsMismatch where it is another's or no such file, which is left alone."""
+    """The rows of a run to be resumed. An incomplete last line is removed from the file, once the other rows are known
+    to be of this run. Raises ResultsMismatch for a file of another run or of another kind, which is left unchanged."""
     remedy = "name the JSONL file of an earlier run"
     try:
         if path.stat().st_size > LARGEST:
@@ -113,7 +113,7 @@ def read(path: Path, trade: Trade) -> list[TradeoffRow]:
 
 
 def _at_odds(theirs: Trade, trade: Trade) -> str:
-    """The settings that differ, as both have them."""
+    """The settings that differ between two runs, with both values, for a message."""
     one, other = theirs.model_dump(), trade.model_dump()
     names = [name for name in one if one[name] != other[name]]
     had, wanted = (", ".join(f"{name}={each[name]!r}" for name in names) for each in (one, other))

@@ -1,4 +1,4 @@
-"""Every candidate over the same prompts, greedily and sampled at temperature 1, interleaved, in one process."""
+"""Runs every candidate over the same prompts, greedily and sampled at temperature 1, interleaved in one process."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from sybil.trading.rows import GREEDY, SAMPLED, Mode, Said, Trade, TradeoffRow
 from sybil.transfer import integers
 
 FLOAT = "float32"
-"""What the float target is computed in, by Sybil and by transformers."""
+"""The dtype in which the float target is computed, by Sybil and by transformers."""
 MODES: Mapping[Mode, Sampling] = {GREEDY: CERTAIN, SAMPLED: Sampling(temperature=1.0)}
 
 
 class Tradeoff:
-    """The models of a trade, loaded once each way, and the loop over prompts. left_out: candidates that can't be had,
-    and why. Raises the errors of sybil.errors where the float target itself can't."""
+    """The models of a trade, each loaded once, and the loop over prompts. left_out: the candidates that can't be made,
+    and why. Raises the errors of sybil.errors where the float target itself can't be loaded."""
 
     def __init__(self, trade: Trade) -> None:
         self.trade = trade
@@ -57,7 +57,7 @@ class Tradeoff:
             self._enter(each)
 
     def _enter(self, candidate: TradeoffCandidate) -> None:
-        """Let a candidate take part, or leave it out."""
+        """Add a candidate, or leave it out where it can't be made."""
         try:
             decoder = self._decoder(candidate)
         except SybilError as error:
@@ -71,7 +71,7 @@ class Tradeoff:
             self._contenders[candidate.name, mode] = SybilContender(decoder, **settings)
 
     def _decoder(self, candidate: TradeoffCandidate) -> Decoder:
-        """Raises the errors of sybil.errors."""
+        """The decoder of a candidate. Raises the errors of sybil.errors."""
         if candidate.dtype == FLOAT:
             return self._drafters.by(candidate.drafter)
         return load(self.trade.target, dtype=candidate.dtype, device=self.device, progress=False)
@@ -83,7 +83,7 @@ class Tradeoff:
     def rows(
         self, prompts: Sequence[Prompt], done: frozenset[tuple[str, str, str]] = frozenset()
     ) -> Iterator[TradeoffRow]:
-        """Measure every prompt with every candidate in both modes, but for the keys of rows done already. Candidates
+        """Measure every prompt with every candidate in both modes. done: the keys of rows to be left out. Candidates
         take turns in alternating order, so that a machine that slows down does so for all."""
         encoded = [integers(encode(prompt, self.decoder)) for prompt in prompts]
         self._check(prompts, encoded)
@@ -116,7 +116,7 @@ class Tradeoff:
 
     @torch.inference_mode()
     def _said(self, prompt: Tensor, tokens: Sequence[int], index: int) -> Said:
-        """What the float target says of a sampled text, by transformers' forward, once the clock has stopped."""
+        """The float target's judgement of a sampled text, by transformers' forward, after the time was measured."""
         sample, noise = Sample(tuple(prompt.tolist()), tuple(tokens)), np.random.default_rng(index)
         evidence = sampled(self.reference, sample, index, MODES[SAMPLED], noise, FLOAT32)
         return Said(
@@ -127,7 +127,7 @@ class Tradeoff:
         )
 
     def _check(self, prompts: Sequence[Prompt], encoded: Sequence[Tensor]) -> None:
-        """Raises PromptTooLong, before anything is measured."""
+        """Raises PromptTooLong before anything is measured."""
         context = min(self.decoder.target.context, self.reference.context)
         for prompt, ids in zip(prompts, encoded, strict=True):
             if len(ids) + self.trade.max_new_tokens > context:

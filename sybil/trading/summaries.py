@@ -1,4 +1,4 @@
-"""What the rows of a tradeoff come to: a point a candidate, and the front of those that nothing beats."""
+"""Summarises the rows of a tradeoff: a point for each candidate, and the Pareto front of the points."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from sybil.trading.rows import GREEDY, SAMPLED, Mode, TradeoffRow
 class TradeoffPoint:
     """One candidate over all prompts.
 
-    Of sampled texts, at temperature 1: tokens_per_second, the median over prompts, and over_plain, how many times
-    plain decoding's; drift in nats a token and perplexity, both under the float target; distinct and repetition as
-    metrics.py has them; acceptance_rate, None without a draft. Of greedy ones: greedy_tokens_per_second,
-    greedy_over_plain, and agreement and same_texts, how far and how often its text is plain decoding's."""
+    For texts sampled at temperature 1: tokens_per_second, the median over prompts, and over_plain, its ratio to plain
+    decoding; drift in nats a token and perplexity, both under the float target; distinct and repetition, see
+    metrics.py; acceptance_rate, None without a draft. For greedy texts: greedy_tokens_per_second and greedy_over_plain;
+    agreement, the share of tokens before a text's first difference from plain decoding's; same_texts, how many texts
+    are the same."""
 
     candidate: TradeoffCandidate
     prompts: int
@@ -40,13 +41,14 @@ class TradeoffPoint:
 
     @property
     def distance(self) -> float:
-        """How far from the float target its output stands, in nats a token: the drift's size. A lossless decoder's is
-        0: that is proved, and what is measured of it is chance."""
+        """The distance of the output from the float target's distribution, in nats a token: the absolute value of the
+        drift. For a lossless decoder it is 0, because that is proved and a measured drift is chance."""
         return 0.0 if self.candidate.lossless else abs(self.drift.value)
 
 
 def summarise(rows: Sequence[TradeoffRow], candidates: Mapping[str, TradeoffCandidate]) -> list[TradeoffPoint]:
-    """A TradeoffPoint a candidate, in their order, over the prompts that all of them have finished in both modes."""
+    """A TradeoffPoint for each candidate, in the candidates' order, over the prompts that all candidates have finished
+    in both modes."""
     found = {(row.candidate, row.mode, row.prompt): row for row in rows}
     prompts = [
         prompt
@@ -92,8 +94,8 @@ def summarise(rows: Sequence[TradeoffRow], candidates: Mapping[str, TradeoffCand
 
 
 def front(points: Sequence[TradeoffPoint]) -> list[TradeoffPoint]:
-    """The Pareto front, fastest first: those that no other one beats in speed (sampled) without being farther from the
-    float target, or in distance without being slower."""
+    """The Pareto front, fastest first: the points for which no other point is faster (sampled) without being farther
+    from the float target, or nearer without being slower."""
     best: list[TradeoffPoint] = []
     for point in sorted(points, key=lambda each: (-each.tokens_per_second, each.distance)):
         if not best or point.distance < best[-1].distance:

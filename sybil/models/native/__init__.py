@@ -5,6 +5,6 @@ from sybil.models.native.transformer import NativeTransformer
 from sybil.models.storage import Storage
 
 STORAGES: tuple[Storage, ...] = ("float32", "bfloat16")
-"""The storages in which it takes any weights."""
+"""The storages in which the C forward takes any weights."""
 
 __all__ = ["STORAGES", "NativeTransformer", "library"]

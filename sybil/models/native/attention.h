@@ -7,7 +7,7 @@
 #include "lanes.h"
 #include "stages.h"
 
-/* sum of (x - mean)^2, in lanes; the last, incomplete lanes are filled with the mean. */
+/* The sum of (x - mean)^2, by lanes. The last vector, where it is incomplete, is filled up with the mean. */
 static float squares(const float *x, int32_t size, float mean) {
     Lanes total = all(0.0f);
     int32_t at = 0;
@@ -39,7 +39,7 @@ static void normalise(const Model *m, Norm norm, const float *x, float *out, int
         for (int32_t at = 0; at < size; at++) out[at] = (x[at] - mean) * factor * weight[at];
 }
 
-/* Halves of the first rotary_size numbers of a head, rotated against each other. */
+/* Rotary embedding: rotates the first rotary_size numbers of a head, each of the first half with one of the second. */
 static void rotate(const Block *block, float *head, int64_t position) {
     int32_t half = block->rotary_size / 2;
     const float *cosines = block->cosines.at + position * half, *sines = block->sines.at + position * half;
@@ -50,7 +50,8 @@ static void rotate(const Block *block, float *head, int64_t position) {
     }
 }
 
-/* scores of so many vectors of keys: query . keys * scale. Each key's sum is its own, vectors only share the queries. */
+/* The scores query . keys * scale for several vectors of keys. Each key has its own sum; the vectors share only the
+   loads of the query. */
 static inline __attribute__((always_inline)) void score(const float *query, const float *keys, int64_t places,
                                                         int32_t head_size, float scale, const int vectors, float *scores) {
     Lanes total[vectors];
@@ -60,7 +61,7 @@ static inline __attribute__((always_inline)) void score(const float *query, cons
     for (int at = 0; at < vectors; at++) store(scores + at * LANES, total[at] * all(scale));
 }
 
-/* out = shares . values, for so many vectors of a head. */
+/* out = shares . values, for several vectors of a head. */
 static inline __attribute__((always_inline)) void mix(const float *shares, const float *values, int32_t stride,
                                                       int32_t from, int32_t last, float factor, const int vectors, float *out) {
     Lanes total[vectors];
@@ -71,7 +72,8 @@ static inline __attribute__((always_inline)) void mix(const float *shares, const
 }
 
 /* softmax(cap(query . keys * scale)) . values over the keys from..last. keys: (head size, places), so that a vector holds
-   as many keys and nothing is summed across one; values: (places, head stride); out: one head, in whole lanes. */
+   one number of several keys and no sum runs across a vector. values: (places, head stride). out: one head, in whole
+   lanes. */
 static void attend(const float *query, const float *keys, const float *values, int64_t places, int32_t from, int32_t last,
                    int32_t head_size, float scale, float cap, float *scores, float *out) {
     const int32_t stride = whole(head_size, LANES), start = from / LANES * LANES, end = whole(last + 1, LANES);
@@ -100,8 +102,8 @@ static void attend(const float *query, const float *keys, const float *values, i
     for (; at < stride; at += LANES) mix(scores, values + at, stride, from, last, factor, 1, out + at);
 }
 
-/* Prepares one token for one head of keys and values and the group of queries that it serves. Queries and key are
-   rotated in place, and key and value are written into the cache. */
+/* Prepares one token for one head of keys and values and for the group of queries that use this head. Queries and key
+   are rotated in place, and key and value are written into the cache. */
 static void enter(const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row, int32_t kv_head,
                   int64_t place, float *heads) {
     const int32_t size = m->head_size, stride = whole(size, LANES), group = m->heads / m->kv_heads;
@@ -117,8 +119,8 @@ static void enter(const Model *m, const Block *block, const Cache *cache, int64_
     }
 }
 
-/* The attention of one token's query over its row of the cache. It is stored if it may be published. own: memory to
-   work in. */
+/* The attention of one token's query over its row of the cache. The result is stored if it may be published. own: the
+   thread's working memory. */
 static void attention(Share *share, const Model *m, const Block *block, const Cache *cache, int64_t layer, int32_t row,
                       int32_t head, int64_t place, const float *query, float *out, float *own) {
     const int32_t size = m->head_size, stride = whole(size, LANES), kv_head = head / (m->heads / m->kv_heads);

@@ -1,4 +1,4 @@
-"""Keys and values as the C forward reads them, and its working memory."""
+"""The KV cache of the C forward, and the forward's working memory."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from sybil.transfer import CPU
 
 
 class NativeCache:
-    """Keys (layers, batch, heads, head size, places) and values (..., places, head size), and working memory.
+    """Keys (layers, batch, heads, head size, places) and values (layers, batch, heads, places, head size) in float32,
+    and the C forward's working memory.
 
-    capacity: how many tokens a row may have. Vectors are stored whole, so places (the capacity) and the head's size
-    are in whole lanes: numbers for addresses, which differ from one processor to another.
+    capacity: the most tokens of a row. Vectors are stored whole, so `places` is the capacity rounded up to whole lanes,
+    and the head size is rounded up likewise. The rounded numbers are used for addresses only, and differ between
+    processors.
     """
 
     def __init__(self, shape: Shape, batch: int, capacity: int, lanes: int) -> None:
-        """Raises OutOfMemory, or InvalidSetting for numbers that the C forward doesn't take."""
+        """lanes: floats in a vector. Raises OutOfMemory, and InvalidSetting for numbers out of the C forward's
+        range."""
         if batch < 1 or capacity < 0:
             raise InvalidSetting(f"a cache of {batch} rows of {capacity} tokens: ask for one row or more")
         places, head_size = (-(-size // lanes) * lanes for size in (capacity, shape.head_size))
         size = (shape.layers, batch, shape.kv_heads)
         self.nbytes = 8 * shape.layers * batch * shape.kv_heads * places * head_size
         with taking(self.nbytes, f"a cache of {batch} rows of {capacity} tokens", CPU):
-            # torch.zeros would wake OpenMP threads, which wait for work for milliseconds and take cores from workers
+            # torch.zeros would start OpenMP threads, which spin for milliseconds and take cores from the workers
             self.keys = torch.from_numpy(np.zeros((*size, head_size, places), dtype=np.float32))
             self.values = torch.from_numpy(np.zeros((*size, places, head_size), dtype=np.float32))
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=CPU)
@@ -47,7 +50,8 @@ class NativeCache:
         self.scratch_address, self.floats, self.rows = 0, 0, 0
 
     def make_room(self, rows: int, floats: int) -> None:
-        """Working memory for calls of so many rows; raises OutOfMemory."""
+        """Make the working memory large enough for a call of `rows` rows, which takes `floats` floats. Raises
+        OutOfMemory."""
         with taking(4 * floats, f"a forward of {rows} tokens", CPU):
             self.scratch = torch.empty(floats, dtype=torch.float32, device=CPU)
         self.scratch_address, self.floats, self.rows = self.scratch.data_ptr(), floats, rows
@@ -60,7 +64,7 @@ class NativeCache:
         self.lengths = other.lengths
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle of it holds: addresses and working memory are its own."""
+        """The state of a copy or a pickle, without addresses and working memory."""
         names = ("keys", "values", "lengths", "batch", "capacity", "nbytes")
         return {name: getattr(self, name) for name in names}
 

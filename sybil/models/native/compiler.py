@@ -1,4 +1,4 @@
-"""Builds a library of forward.c with the machine's own compiler, for the machine's own processor."""
+"""Builds forward.c as a library with the machine's own C compiler, for the machine's own processor."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("forward.c")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
 FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native")
-"""Compilers for x86 know the first. Compilers for other processors know one of the two, or neither."""
+"""Compilers for x86 know the first flag. Compilers for other processors know one of the two, or neither."""
 SECONDS = 120
-"""What a compiler has for it."""
+"""The time that a compiler may take."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRecipe:
-    """One way to build the library. key: what it depends on, hashed."""
+    """One way to build the library. key: the hash of everything that the library depends on."""
 
     command: tuple[str, ...]
     flags: tuple[str, ...]
@@ -32,7 +32,7 @@ class BuildRecipe:
     key: str
 
     def build(self, folder: Path) -> Path:
-        """The library, made in the folder. Raises OSError or SubprocessError."""
+        """Build the library in the folder, and return its path. Raises OSError or SubprocessError."""
         made = folder / "native.so"
         _run([*self.command, *self.flags, "-o", str(made), str(SOURCE), *self.libraries], folder)
         if not made.is_file():
@@ -41,15 +41,17 @@ class BuildRecipe:
 
 
 def command() -> tuple[str, ...]:
-    """The C compiler: CC, or whichever there is. Raises ValueError where CC is no command line."""
+    """The C compiler's command: the variable CC, or a compiler that is installed. Raises ValueError where CC is no
+    command line."""
     given = tuple(shlex.split(os.environ.get("CC", "")))
     return given or (shutil.which("cc") or shutil.which("gcc") or "clang",)
 
 
 def recipe(lanes: int | None) -> BuildRecipe:
-    """How the library is built here, with vectors of so many floats (None: the processor's). SYBIL_CFLAGS adds flags.
+    """How the library is built on this machine. lanes: floats in a vector; None for as many as the processor has. The
+    variable SYBIL_CFLAGS adds flags.
 
-    Raises OSError, SubprocessError, or ValueError where a variable is no command line."""
+    Raises OSError or SubprocessError, and ValueError where a variable is no command line."""
     compiler = command()
     width = () if lanes is None else (f"-DLANES={lanes}",)
     flags = (*FLAGS, *_native(compiler), *width, *shlex.split(os.environ.get("SYBIL_CFLAGS", "")))
@@ -62,7 +64,8 @@ def recipe(lanes: int | None) -> BuildRecipe:
 
 
 def _run(arguments: list[str], folder: Path | None = None) -> bytes:
-    """What a command prints. Nothing of it goes on when this ends, and its temporary files go into the folder.
+    """Run a command and return what it prints. No process of it survives this call, and its temporary files go into the
+    folder.
 
     Raises OSError or SubprocessError."""
     environment = {**os.environ, "LC_ALL": "C"} | ({"TMPDIR": str(folder)} if folder else {})
@@ -76,7 +79,7 @@ def _run(arguments: list[str], folder: Path | None = None) -> bytes:
     ) as process:
         try:
             printed, errors = process.communicate(timeout=SECONDS)
-        except BaseException as error:  # a compiler's own children would outlive it
+        except BaseException as error:  # a compiler's child processes would outlive it
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
@@ -88,7 +91,7 @@ def _run(arguments: list[str], folder: Path | None = None) -> bytes:
 
 
 def _native(compiler: tuple[str, ...]) -> tuple[str, ...]:
-    """The flag by which the compiler makes use of all that this processor has."""
+    """The flag by which the compiler uses all instructions of this processor; () where it knows none."""
     if platform.machine() in ("x86_64", "i686", "AMD64"):
         return FOR_THIS_PROCESSOR[:1]
     for flag in FOR_THIS_PROCESSOR:
@@ -99,7 +102,7 @@ def _native(compiler: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _processor() -> str:
-    """What the flag for this processor depends on."""
+    """A description of this processor, on which the result of that flag depends."""
     try:
         text = Path("/proc/cpuinfo").read_text("utf-8", "surrogateescape")
     except OSError:

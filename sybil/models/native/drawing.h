@@ -1,8 +1,8 @@
-/* Logits into the distributions that are sampled from, and tokens drawn from them: see drawing.py, and filters.py beside
-   it, which does the same by numpy.
+/* Turns logits into the distributions to sample from, and draws tokens from them: see drawing.py. sybil/filters.py does
+   the same by numpy.
 
-   A row's numbers depend on that row alone. Sums are of one row in one fixed order; those of runs of tokens
-   are added in double precision. */
+   A row's result depends on that row alone. Each sum is over one row, in one fixed order. Sums of runs of tokens are
+   added in double precision. */
 
 #pragma once
 
@@ -11,11 +11,11 @@
 
 #include "lanes.h"
 
-#define RUN 512 /* tokens whose weights are summed, and searched, together */
+#define RUN 512 /* tokens whose weights are summed and searched together */
 
 typedef double Doubles __attribute__((vector_size(8 * LANES), aligned(8), may_alias));
 
-/* The Lanes at a place. Places beyond the row's end are filled with the filling. */
+/* The vector of logits at a place. Places beyond the row's end get the value `filling`. */
 static inline Lanes lanes_at(const float *row, int64_t at, int64_t vocab, float filling) {
     if (at + LANES <= vocab) return load(row + at);
     float rest[LANES];
@@ -56,9 +56,9 @@ static inline double sum_doubles(Doubles lanes) {
     return half[0];
 }
 
-/* ---- which tokens stay ---- */
+/* ---- which tokens are kept ---- */
 
-/* Of equal logits, that of the later token counts as the larger one. */
+/* A token and its weight. Between equal logits, the later token's counts as the larger one. */
 typedef struct {
     float logit, weight;
     int32_t token;
@@ -73,8 +73,8 @@ static Candidate median(Candidate a, Candidate b, Candidate c) {
     return exceeds(c, a) ? a : exceeds(c, b) ? c : b;
 }
 
-/* Moves the largest candidates to the front by quickselect: all those for which the candidates above them weigh less
-   than the wanted weight. Returns how many they are. The last of them is the least. */
+/* Moves the largest candidates to the front by quickselect: every candidate for which the candidates above it weigh less
+   than `wanted` in total. Returns their number. The last of them is the smallest. */
 static int64_t to_front(Candidate *some, int64_t count, double wanted) {
     int64_t kept = 0;
     double above = 0;
@@ -105,7 +105,7 @@ static int64_t to_front(Candidate *some, int64_t count, double wanted) {
     return kept + count;
 }
 
-/* The k-th largest logit. Runs of tokens are ordered by their largest ones first: only the k first runs are looked at. */
+/* The k-th largest logit. Runs of tokens are ordered by their largest logits, and only the first k runs are searched. */
 static float kth_largest(const float *logits, int64_t vocab, int64_t k, Candidate *some) {
     enum { SHORT = 64 };
     int64_t runs = 0, count = 0;
@@ -125,19 +125,19 @@ static float kth_largest(const float *logits, int64_t vocab, int64_t k, Candidat
     return tokens[to_front(tokens, count, (double)k) - 1].logit;
 }
 
-/* How a row's logits become weights: e^((logit - most) / temperature), and 0 below a least logit. */
+/* How a row's logits become weights: e^((logit - most) / temperature), and 0 below the logit `least`. */
 typedef struct {
     const float *logits;
     int64_t vocab;
-    float most, least, factor, rest; /* factor + rest: 1 / temperature, as near as a division by it */
+    float most, least, factor, rest; /* factor + rest: 1 / temperature, as exact as a division */
 } Row;
 
-/* The likeliest token has the weight 1, so every row has a token of that weight. */
+/* The least weight of a share of the whole. It is at most 1, the weight of the likeliest token. */
 static float floor_of(double share, double whole) { return (float)fmin(share * fmax(whole, 1), 1); }
 
-#define LIGHTEST 1e-38f /* no token weighs less, but 0 */
+#define LIGHTEST 1e-38f /* no weight is less, except 0 */
 
-/* The weights of a run; their sum, and a vector of which one is the largest. */
+/* Computes the weights of a run. Returns their sum; the largest weight is in one of the lanes of `largest`. */
 static double weigh(const Row *row, int64_t first, float *weights, Lanes *largest) {
     const Lanes most = all(row->most), least = all(row->least), factor = all(row->factor), rest = all(row->rest);
     const int64_t count = row->vocab - first < RUN ? row->vocab - first : RUN;
@@ -145,7 +145,7 @@ static double weigh(const Row *row, int64_t first, float *weights, Lanes *larges
     for (int64_t at = 0; at < count; at += LANES) {
         const Lanes logit = lanes_at(row->logits + first, at, count, -INFINITY), away = logit - most;
         const Lanes power = away * factor + away * rest; /* infinity - infinity is NaN */
-        const Ints stays = (logit >= least) & (power >= all(-87.0f)); /* a smaller weight counts as 0 */
+        const Ints stays = (logit >= least) & (power >= all(-87.0f)); /* weights below e^-87 count as 0 */
         const Lanes weight = choose(stays, exponential(power), all(0));
         put_lanes(weights, at, count, weight);
         heaviest = choose(weight > heaviest, weight, heaviest);
@@ -155,7 +155,7 @@ static double weigh(const Row *row, int64_t first, float *weights, Lanes *larges
     return sum(mass);
 }
 
-/* The tokens that weigh at least `least`, and at least a share of the whole; their own weight, and the whole. */
+/* Finds the tokens that weigh at least `least` and a share of the whole. gathered: their weight; whole: all tokens'. */
 static int64_t gather(const Row *row, double share, float least, double *gathered, double *whole, Candidate *found) {
     int64_t count = 0, kept = 0;
     *whole = *gathered = 0;
@@ -163,12 +163,12 @@ static int64_t gather(const Row *row, double share, float least, double *gathere
         float weights[RUN];
         Lanes largest;
         *whole += weigh(row, first, weights, &largest);
-        const float floor = fmaxf(least, floor_of(share, *whole)); /* a part of the sum is known */
+        const float floor = fmaxf(least, floor_of(share, *whole)); /* the sum so far is a lower bound */
         if (!any(largest >= all(floor))) continue;
         const int64_t here = row->vocab - first < RUN ? row->vocab - first : RUN;
         for (int64_t at = 0; at < here; at += LANES) {
             if (!any(lanes_at(weights, at, here, -1) >= all(floor))) continue;
-            for (int64_t each = at; each < at + LANES && each < here; each++) { /* the next one overwrites it unless it counts */
+            for (int64_t each = at; each < at + LANES && each < here; each++) { /* the next one overwrites this one unless it counts */
                 found[count] = (Candidate){row->logits[first + each], weights[each], (int32_t)(first + each)};
                 count += weights[each] >= floor;
             }
@@ -184,8 +184,8 @@ static int64_t gather(const Row *row, double share, float least, double *gathere
     return kept;
 }
 
-/* Moves the candidates that top-p keeps to the front. Returns how many they are. Sums over buckets of logits say which
-   bucket holds the last one. */
+/* Moves the candidates that top-p keeps to the front. Returns their number. Sums over buckets of logits tell which
+   bucket has the last candidate. */
 static int64_t nucleus(const Row *row, Candidate *some, int64_t count, double wanted) {
     enum { BUCKETS = 1024, A_NAT = 16 };
     double sums[BUCKETS] = {0}, above = 0;
@@ -193,7 +193,7 @@ static int64_t nucleus(const Row *row, Candidate *some, int64_t count, double wa
 #define BUCKET_OF(each) (int64_t) fminf((row->most - (each).logit) * row->factor * A_NAT, BUCKETS - 1)
     for (int64_t each = 0; each < count; each++) sums[BUCKET_OF(some[each])] += some[each].weight;
     while (bucket < BUCKETS - 1 && above + sums[bucket] < wanted) above += sums[bucket++];
-    for (int64_t each = 0; each < count; each++) { /* those before the bucket, then those in it */
+    for (int64_t each = 0; each < count; each++) { /* candidates before the bucket, then those in it */
         const Candidate here = some[each];
         const int64_t its = BUCKET_OF(here);
         some[each] = some[border];
@@ -206,9 +206,9 @@ static int64_t nucleus(const Row *row, Candidate *some, int64_t count, double wa
     return kept + to_front(some + kept, border - kept, wanted - above);
 }
 
-/* The tokens that the filters keep, as candidates at the front, and their number. Tokens that each weigh less than (1 -
-   top_p) / vocab of the whole weigh less than 1 - top_p together, so none of them stays. Usually no token stays that
-   weighs less than 16 times as much. */
+/* Puts the tokens that the filters keep at the front, as candidates, and returns their number. Tokens that each weigh
+   less than (1 - top_p) / vocab of the whole weigh less than 1 - top_p of it together, so none of them is kept. Usually
+   16 times that limit can be used, and fewer tokens are looked at. */
 static int64_t filtered(const Row *row, double top_p, float min_p, Candidate *some) {
     int64_t count = 0, kept = 0;
     double whole, gathered;
@@ -223,7 +223,7 @@ static int64_t filtered(const Row *row, double top_p, float min_p, Candidate *so
     return kept;
 }
 
-/* One row. */
+/* sybil_distribute() for one row. */
 static void distribute(const float *logits, int64_t vocab, float temperature, int64_t top_k, double top_p, float min_p,
                        float *probs, Candidate *some) {
     Lanes largest = all(-INFINITY);
@@ -253,19 +253,19 @@ static void distribute(const float *logits, int64_t vocab, float temperature, in
         put_lanes(probs, at, vocab, lanes_at(probs, at, vocab, 0) * all((float)(1.0 / whole)));
 }
 
-/* logits (rows, vocab) -> probs (rows, vocab); some: room for a candidate a token, and one for every 64
-   tokens. temperature is above 0; top_k 0, top_p 1 and
-   min_p 0 switch a filter off. A row with NaN, +inf or nothing finite becomes NaN. */
+/* logits (rows, vocab) -> probs (rows, vocab). some: room for one candidate for each token and one for every 64 tokens.
+   temperature is above 0; top_k 0, top_p 1 and min_p 0 switch their filters off. A row with NaN, with +inf or without a
+   finite entry becomes NaN. */
 void sybil_distribute(const float *logits, int64_t rows, int64_t vocab, float temperature, int64_t top_k, double top_p,
                       float min_p, float *probs, void *some) {
     for (int64_t row = 0; row < rows; row++, logits += vocab, probs += vocab)
         distribute(logits, vocab, temperature, top_k < vocab ? top_k : 0, top_p, min_p, probs, some);
 }
 
-/* ---- what is drawn ---- */
+/* ---- draws ---- */
 
-/* max(weight * target - draft, 0). draft: NULL for none; a value that isn't above 0, NaN included, subtracts nothing.
-   without: a token that gets 0, or -1 for none. */
+/* The residual max(weight * target - draft, 0) of one row. draft: NULL for none; a value that isn't above 0, NaN
+   included, subtracts nothing. without: a token that gets 0, or -1 for none. */
 typedef struct {
     const float *target, *draft;
     float weight;
@@ -295,7 +295,7 @@ static double rest_sum(const Rest *of) {
     return sum;
 }
 
-/* By the inverse of the distribution function: the sums of runs say in which of them the token is. */
+/* Draws by the inverse of the cumulative distribution. The sums of runs tell which run has the token. */
 static int64_t drawn(const Rest *of, double sum, double uniform) {
     const double point = uniform * sum;
     double below = 0;
@@ -312,14 +312,14 @@ static int64_t drawn(const Rest *of, double sum, double uniform) {
                     if (below > point) return last;
                 }
             }
-        if (last >= 0) return last; /* only by rounding was the run's sum larger */
+        if (last >= 0) return last; /* the run's sum was larger by rounding only */
         below = above;
     }
     return -1;
 }
 
-/* The residual of each row: targets[at[row]] less drafts[drafted[row]] (rows of vocab). at: NULL for every row in turn;
-   drafted: -1 for no draft. */
+/* The residual of one row: weights[row] * targets[at[row]] minus drafts[drafted[row]], which are rows of vocab numbers.
+   at: NULL for all rows in order. drafted: -1 for no draft. */
 static Rest rest_of(int64_t row, int64_t vocab, const float *targets, const int64_t *at, const float *drafts,
                     const int64_t *drafted, const int64_t *without, const float *weights) {
     const float *draft = drafts && drafted[row] >= 0 ? drafts + drafted[row] * vocab : NULL;
@@ -335,8 +335,8 @@ void sybil_rest(int64_t rows, int64_t vocab, const float *targets, const int64_t
     }
 }
 
-/* tokens (rows,) from norm(max(weight * target - draft, 0)) by uniforms in [0, 1); from the target where nothing is left, and
-   -1 where that makes no distribution. */
+/* Draws tokens (rows,) from norm(max(weight * target - draft, 0)) by uniforms in [0, 1). Where the residual is zero, the
+   token is drawn from the target; it is -1 where the target is no distribution either. */
 void sybil_draw(int64_t rows, int64_t vocab, const float *targets, const int64_t *at, const float *drafts,
                 const int64_t *drafted, const int64_t *without, const float *weights, const double *uniforms, int64_t *tokens) {
     for (int64_t row = 0; row < rows; row++) {

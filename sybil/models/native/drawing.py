@@ -1,5 +1,5 @@
-"""Distributions and draws in C, for float32 rows on a CPU: a pass or two over a row. numpy makes a dozen passes, and
-after each forward its code and copies are no longer in the caches."""
+"""Distributions and draws in C, for float32 rows on a CPU. The C code makes one or two passes over a row. numpy makes a
+dozen, and after each forward its code and its copies of the row are no longer in the processor's caches."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sybil.noise import COLUMN, Exponentials
 
 Array = np.ndarray
 CANDIDATE = 12
-"""Bytes of a Candidate of drawing.h."""
+"""The size of drawing.h's struct Candidate, in bytes."""
 A_COLUMN = 12
-"""Bytes that racing.h wants for a column."""
+"""The bytes of working memory that racing.h needs for a column."""
 RUN = 64
-"""Tokens in a run of its kth_largest(), which has a candidate a run beside those of the tokens."""
+"""Tokens in a run of drawing.h's kth_largest(), which needs a candidate for each run beside those of the tokens."""
 
 
 def does(rows: Tensor) -> bool:
-    """Whether the C library is there and takes these rows."""
+    """Whether the C library is available and takes these rows."""
     return rows.dtype is torch.float32 and rows.is_cpu and library.load() is not None
 
 
@@ -34,8 +34,8 @@ def _built() -> ctypes.CDLL:
 
 
 def distributions(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """filters.filtered() and filters.softmax(), (..., vocab) -> (..., vocab). What weighs less than e^-87 of the row's
-    likeliest token weighs nothing."""
+    """The same as filters.filtered() and filters.softmax(), (..., vocab) -> (..., vocab). A token whose probability is
+    less than e^-87 times the likeliest token's gets 0."""
     logits = logits.contiguous()
     probs, vocab = torch.empty_like(logits), logits.shape[-1]
     if logits.numel():
@@ -47,7 +47,7 @@ def distributions(logits: Tensor, temperature: float, top_k: int, top_p: float, 
 
 
 def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """sampling.draw(): rows (..., vocab), uniforms (...) in [0, 1) -> (...)"""
+    """The same as sampling.draw(): probs (..., vocab), uniforms (...) in [0, 1) -> tokens (...)."""
     probs, uniforms = probs.contiguous(), uniforms.to(torch.float64).contiguous()
     tokens = torch.empty_like(uniforms, dtype=torch.int64)
     sizes, nothing = (uniforms.numel(), probs.shape[-1]), (None,) * 5
@@ -56,7 +56,7 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def race(probs: Tensor, exponentials: Exponentials) -> Tensor:
-    """exponentials.first(probs): rows (..., vocab) -> (...)"""
+    """The same as exponentials.first(probs): probs (..., vocab) -> tokens (...)."""
     vocab, tokens = probs.shape[-1], torch.empty_like(exponentials.rows, memory_format=torch.contiguous_format)
     room = np.empty(A_COLUMN * -(-vocab // COLUMN), np.uint8)
     probs, rows, positions = (each.contiguous() for each in (probs, exponentials.rows, exponentials.positions))
@@ -69,10 +69,11 @@ def race(probs: Tensor, exponentials: Exponentials) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """max(weight * target - draft, 0), (n, vocab), of rows that lie one after the other in targets and drafts.
+    """The residuals max(weight * target - draft, 0), (n, vocab). targets and drafts are arrays of rows of vocab
+    numbers.
 
-    at: (n,), which of the targets. drafted: (n,), which of the drafts, -1 for none. without: (n,), a token of which
-    nothing is left, -1 for none. weights: (n,)."""
+    at: (n,), the number of the row in targets. drafted: (n,), the number of the row in drafts, -1 for none. without:
+    (n,), a token whose residual is 0, -1 for none. weights: (n,)."""
 
     targets: Array
     at: Array
@@ -82,13 +83,14 @@ class Rest:
     weights: Array
 
     def sums(self) -> Array:
-        """(n,), float64"""
+        """The sum of each residual, (n,) float64."""
         found = np.empty(len(self.at))
         self._call("sybil_rest", found)
         return found
 
     def draw(self, uniforms: Array) -> Array:
-        """Tokens (n,) by uniforms (n,) in [0, 1); the target's own where nothing is left, -1 where it is NaN or 0."""
+        """Tokens (n,) drawn from the residuals by uniforms (n,) in [0, 1). Where a residual is zero, the token is drawn
+        from the target; it is -1 where the target is NaN or 0 too."""
         tokens = np.empty(len(self.at), np.int64)
         self._call("sybil_draw", uniforms.astype(np.float64), tokens)
         return tokens

@@ -7,11 +7,11 @@
 
 #include "formats.h"
 
-typedef struct { /* numbers of a block, `count` of `size` bytes: where they lie in it, and in a record */
+typedef struct { /* a field: `count` numbers of `size` bytes; from: its place in a block; to: in a record */
     int32_t from, to, size, count, packed;
 } Field;
 
-/* Scale or minimum `number` of Q4_K's 8 and 8, six bits each. */
+/* One of Q4_K's 8 scales and 8 minima, of six bits each, by its number. */
 static uint8_t six_bits(const uint8_t *from, int32_t number) {
     const uint8_t *low = from + number / 8 * 4, *high = from + 8;
     const int32_t at = number % 8;
@@ -19,7 +19,7 @@ static uint8_t six_bits(const uint8_t *from, int32_t number) {
     return (number < 8 ? high[at - 4] & 15 : high[at - 4] >> 4) | low[at - 4] >> 6 << 4;
 }
 
-/* numbers (outputs, blocks of so many bytes) into records of panels of so many outputs, which are zeros before. */
+/* Packs numbers (outputs, blocks * block_bytes) into the records of panels. The records must be zeros before. */
 void sybil_fill(uint8_t *records, const uint8_t *numbers, int64_t outputs, int64_t blocks, int32_t block_bytes,
                 int32_t record_bytes, int32_t panel, const Field *fields, int32_t field_count) {
     const int64_t row = blocks * block_bytes;
@@ -41,7 +41,7 @@ void sybil_fill(uint8_t *records, const uint8_t *numbers, int64_t outputs, int64
     }
 }
 
-/* Panels of that storage back to rows: out (outputs, inputs), inputs in whole blocks. */
+/* Unpacks the panels of a storage into rows: out (outputs, inputs) in float32. The inputs are whole blocks. */
 void sybil_unpack(const uint8_t *records, int32_t storage, int64_t outputs, int64_t inputs, float *out) {
     const Record record = record_of(storage);
     const int64_t panel_bytes = inputs / record.inputs * record.bytes;

@@ -1,8 +1,8 @@
-/* How a weight lies in memory, and how it becomes float32.
+/* How a weight is arranged in memory, and how it becomes float32.
 
-   A weight lies in panels of PANEL outputs, a panel in records of so many inputs. A record has the scales of all its
-   outputs first, padded to a whole vector, and then their numbers; each kind of number is a row of PANEL, so that
-   a vector holds the same number of LANES outputs. What a file's block has in 4 bytes is a word here, unchanged. */
+   A weight is divided into panels of PANEL outputs, and a panel into records of some inputs. A record has first the
+   scales of all its outputs, padded to a whole vector, and then their numbers. Each kind of number is a row of PANEL, so
+   that a vector holds the same number of LANES outputs. Four bytes of a file's block are one word here, unchanged. */
 
 #pragma once
 
@@ -15,10 +15,10 @@
 #define WIDE 3               /* vectors of outputs computed together: */
 #define PANEL (WIDE * LANES) /* so many outputs */
 #define RUN 32               /* inputs taken to float32 together */
-#define DIRECT 3             /* up to so many rows, weights that convert quickly stay in registers */
-#define AHEAD (1 << 13)      /* bytes: memory this far ahead is fetched meanwhile */
+#define DIRECT 3             /* for up to so many rows, weights that are quick to convert stay in registers */
+#define AHEAD (1 << 13)      /* bytes: how far ahead memory is prefetched */
 
-typedef struct { /* of a panel; bytes: scales included */
+typedef struct { /* the record of a panel; bytes: scales included */
     int32_t inputs, scales, bytes;
 } Record;
 
@@ -36,7 +36,7 @@ static inline Record record_of(int32_t storage) {
 
 static inline Ints ints(const void *from) { return *(const Ints *)from; }
 
-/* As many small integers from memory; compilers find the instruction for 4 lanes alone. */
+/* LANES small integers from memory as Ints. Compilers find the instruction by themselves for 4 lanes only. */
 #if LANES == 16 && defined(__AVX512F__)
 #define WIDENED(kind, size, from) (Ints)_mm512_cvtep##kind##_epi32(LOADED_##size(from))
 #define LOADED_1(from) _mm_loadu_si128((const __m128i *)(from))
@@ -63,7 +63,7 @@ static inline Ints signed_bytes(const uint8_t *from) { return WIDENED(i8, 1, fro
 static inline Ints halves(const uint8_t *from) { return WIDENED(u16, 2, from); }
 static inline Lanes as_float(Ints integer) { return __builtin_convertvector(integer, Lanes); }
 
-/* float16 to float32, exact: no step of it has a denormal float32, which a processor may be told to take for zero. */
+/* float16 to float32, exactly. No step makes a denormal float32, which a processor may be set to treat as zero. */
 static inline Lanes from_float16(const uint8_t *from) {
 #if LANES == 16 && defined(__AVX512F__)
     return (Lanes)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
@@ -85,7 +85,7 @@ static const float LESS_16[] = {-16, -15, -14, -13, -12, -11, -10, -9, -8, -7, -
 static const float OF_IQ4_NL[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const float OF_MXFP4[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-/* What the lowest four bits of each lane stand for. */
+/* The numbers that the lowest four bits of each lane stand for. */
 static inline __attribute__((always_inline)) Lanes of_four_bits(Ints bits, const int storage) {
     const float *table = storage == IQ4_NL ? OF_IQ4_NL : storage == MXFP4 ? OF_MXFP4 : storage == Q4_0 ? LESS_8 : COUNTED;
 #if LANES == 16 && defined(__AVX512F__)
@@ -104,7 +104,7 @@ static inline __attribute__((always_inline)) Lanes of_four_bits(Ints bits, const
 #endif
 }
 
-/* The same of five bits. */
+/* The numbers that the lowest five bits of each lane stand for. */
 static inline __attribute__((always_inline)) Lanes of_five_bits(Ints bits, const int storage) {
 #if LANES == 16 && defined(__AVX512F__)
     const float *table = storage == Q5_0 ? LESS_16 : COUNTED;
@@ -114,9 +114,9 @@ static inline __attribute__((always_inline)) Lanes of_five_bits(Ints bits, const
 #endif
 }
 
-/* A weight is number * factor + offset, in float32 as the format's reference rounds it: once, where the offset is added;
-   up to there all products are exact. A run has a factor for each half; MXFP4's is a product of two, none of which is
-   denormal. */
+/* A weight is number * factor + offset in float32, rounded as the format's reference rounds it: once, where the offset is
+   added, because all products before that are exact. A run has a factor for each half. MXFP4's factor is a product of
+   two factors, neither of which is denormal. */
 typedef struct {
     Lanes factor[2], offset;
 } Scales;
@@ -141,7 +141,7 @@ static inline __attribute__((always_inline)) Scales scales_of(const uint8_t *rec
     return scales;
 }
 
-/* Four inputs of a run, a byte of a word each: in its lowest bits, but that the fifth bits of Q5_0 and Q5_1 are `fifth`. */
+/* Four inputs of a run, each in the lowest bits of one byte of a word. The fifth bits of Q5_0 and Q5_1 are in `fifth`. */
 typedef struct {
     Ints word, fifth;
 } Four;
@@ -183,14 +183,14 @@ static inline __attribute__((always_inline)) Lanes weight_of(const uint8_t *numb
     return weight;
 }
 
-/* A part of the run that comes AHEAD bytes later. */
+/* Prefetches a part of the run that is AHEAD bytes later. */
 static inline __attribute__((always_inline)) void fetch(const uint8_t *record, int32_t run, int group, const int storage) {
     const int runs = record_of(storage).inputs / RUN, bytes = record_of(storage).bytes / runs / 8;
     const uint8_t *from = record + (run * 8 + group) * bytes + AHEAD;
     for (int at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 1);
 }
 
-/* A run out of a record: out (RUN, PANEL), or where there is none, sums += x (RUN) @ it. */
+/* Converts a run of a record into out (RUN, PANEL). Where out is NULL, it computes sums += x (RUN) @ run instead. */
 static inline __attribute__((always_inline)) void take_apart(const uint8_t *record, int32_t run, float *out,
                                                              const float *x, Lanes sums[WIDE], const int storage) {
     const uint8_t *numbers = record + record_of(storage).scales;
@@ -216,19 +216,19 @@ static inline __attribute__((always_inline)) void take_apart(const uint8_t *reco
         for (int at = 0; at < WIDE; at++) sums[at] = total[at];
 }
 
-/* An input's weights of the outputs from this one on, as many as a vector holds. */
+/* The weights of one input for a vector of outputs, from `output` on. */
 static inline Lanes of_row(const uint8_t *row, int output, const int storage) {
     if (storage == F16) return from_float16(row + 2 * output);
     return (Lanes)(halves(row + 2 * output) << 16);
 }
 
-/* So many inputs of a panel in float32: out (inputs, PANEL). */
+/* Converts `inputs` inputs of a panel to float32: out (inputs, PANEL). */
 static inline __attribute__((always_inline)) void widen(const uint8_t *row, int32_t inputs, float *out, const int storage) {
     for (int32_t input = 0; input < inputs; input++, row += record_of(storage).bytes)
         for (int at = 0; at < WIDE; at++) store(out + input * PANEL + at * LANES, of_row(row, at * LANES, storage));
 }
 
-/* sums[row] += x[row] @ so many inputs of a panel. rows is a constant wherever this is inlined. */
+/* sums[row] += x[row] @ `inputs` inputs of a panel. rows is a constant wherever this is inlined. */
 static inline __attribute__((always_inline)) void multiply_widened(const uint8_t *panel, int32_t inputs, const float *x,
                                                                    int64_t row_size, const int rows, Lanes (*sums)[WIDE],
                                                                    const int storage) {
@@ -256,8 +256,8 @@ static inline __attribute__((always_inline)) void multiply_widened(const uint8_t
 #define BLOCKS(CASE)                                                                                                   \
     CASE(Q8_0) CASE(Q4_0) CASE(Q4_1) CASE(Q5_0) CASE(Q5_1) CASE(Q4_K) CASE(Q5_K) CASE(Q6_K) CASE(IQ4_NL) CASE(MXFP4)
 
-/* So many inputs of a panel in float32 (inputs, PANEL): where they lie, or in the room for them. first is a multiple
-   of RUN. */
+/* The inputs of a panel from `first` on, in float32 (inputs, PANEL): the panel's own memory where it is float32, or else
+   `room`, into which they are converted. first is a multiple of RUN. */
 static const float *in_float32(const uint8_t *panel, int32_t first, int32_t inputs, int32_t storage, float *room) {
     const Record record = record_of(storage);
     Lanes *const sums = NULL;
@@ -271,8 +271,8 @@ static const float *in_float32(const uint8_t *panel, int32_t first, int32_t inpu
     return room;
 }
 
-/* sums (rows, WIDE) += x (rows, inputs) @ a panel that isn't in float32, for a few rows: their weights stay in registers.
-   0, and nothing done, where there are too many rows for that. */
+/* sums (rows, WIDE) += x (rows, inputs) @ a panel that isn't in float32, for a few rows; converted weights stay in
+   registers. Returns 0, with nothing done, where there are too many rows for that. */
 static int multiply_directly(const uint8_t *panel, int32_t inputs, int32_t storage, const float *x, int32_t rows,
                              Lanes (*all_sums)[WIDE]) {
     const Record record = record_of(storage);

@@ -1,10 +1,10 @@
 /* The decoder-only forward of operators/transformer.py on a CPU, in one call: see transformer.py beside this file.
 
-   Every sum below is taken in one fixed order, which depends on nothing but the row's own numbers: not on how
-   many rows are computed together, nor where a token stands among them, nor on threads or the cache's capacity.
-   So a token's logits have the same bits whatever is verified beside it.
+   Every sum below is computed in one fixed order, which depends on the row's own numbers only. It doesn't depend on how
+   many rows are computed together, on a token's place among them, on threads or on the cache's capacity. So a token's
+   logits have the same bits whatever is verified beside it.
 
-   Rows: the batch * count tokens of a call. Everything computed is float32, whatever the weights are stored in. */
+   "Rows" are the batch * count tokens of a call. All arithmetic is float32, whatever the weights are stored in. */
 
 #include "attention.h"
 #include "drawing.h"
@@ -25,7 +25,7 @@ const int64_t *sybil_sizes(void) {
     return sizes;
 }
 
-/* Why a model can't be run, or NULL. Called once, before the first forward. */
+/* Returns why a model can't be run, or NULL where it can. It is called once, before the first forward. */
 const char *sybil_refusal(Model *m) {
     const char *refusal = model_refusal(m);
     m->sound = !refusal;
@@ -38,15 +38,15 @@ const char *sybil_refusal(Model *m) {
         EACH(panel, panels_of(which, gated),                                                                 \
              product(share, which, panel, &given, to, residual, rows, activation, gated))                    \
     }
-#define ALONE(item, items, ...) EACH(item, items, if (publish(share)) __VA_ARGS__) /* what is quickly done */
+#define ALONE(item, items, ...) EACH(item, items, if (publish(share)) __VA_ARGS__) /* for short work */
 
-/* A call, and its working memory that threads share. */
+/* A call, and the working memory that its threads share. */
 typedef struct {
     const Model *m;
     Cache cache;
     float *logits, *x, *mixed, *aside, *heads, *inner;
     int32_t count;
-    int64_t numbers[]; /* each row's length, and then the tokens */
+    int64_t numbers[]; /* the rows' lengths, and then the tokens */
 } Forward;
 
 static int64_t call_bytes(int64_t rows) { return whole(sizeof(Forward) + 16 * rows, 64); }
@@ -60,25 +60,25 @@ static int64_t roundings(const Model *m, int64_t rows) {
     return whole(rounded_floats(rows, widest(m) > m->inner ? widest(m) : m->inner), 16);
 }
 
-/* Floats that each thread has for itself: rounded rows of any product; normalised rows; a head; scores. */
+/* How many floats each thread has for itself: for a product's rounded rows, normalised rows, a head, and scores. */
 static int64_t private(const Model *m, int64_t rows, int64_t capacity) {
     return whole(roundings(m, rows) + rows * m->width + whole(m->head_size, LANES) + capacity + 2 * LANES, 16);
 }
 
-/* How many floats a forward of so many rows needs to work in; 0 where the numbers are out of range. */
+/* How many floats of working memory a forward of `rows` rows needs; 0 where the arguments are out of range. */
 int64_t sybil_scratch(const Model *m, int64_t rows, int64_t capacity) {
     if (!m->sound || !within(rows, 1, MOST_WIDE) || !within(capacity, 0, MOST_LONG)) return 0;
     int64_t heads = m->heads + 2 * m->kv_heads;
     return 16 + call_bytes(rows) / 4 + rows * (3 * widest(m) + heads * m->head_size + m->inner) + private(m, rows, capacity);
 }
 
-/* Each thread makes its own copy for the product that follows. That is cheaper than waiting for others to share the
-   work. */
+/* Normalises rows. Each thread computes all rows for itself, for the product that follows. That is cheaper than sharing
+   the work and waiting for other threads. */
 static void norm_rows(const Model *m, Norm norm, const float *x, float *out, int32_t rows) {
     for (int64_t row = 0; row < rows; row++) normalise(m, norm, x + row * m->width, out + row * m->width, m->width);
 }
 
-/* x + the output of attention or of the MLP. The output is normalised first where the norm is one of outputs. */
+/* Adds the output of attention or of the MLP to x. Where the model normalises outputs, the output is normalised first. */
 static void add_row(const Model *m, Norm norm, float *given, float *x) {
     if (m->normed == OF_OUTPUT || m->normed == OF_BOTH) normalise(m, norm, given, given, m->width);
     for (int32_t at = 0; at < m->width; at++) x[at] += given[at] * m->residual_scale;
@@ -105,7 +105,7 @@ static const char *call_refusal(const Model *m, const Cache *cache, const int64_
     return tokens_refusal(m, cache, tokens, lengths, count);
 }
 
-/* One thread's part in a call. */
+/* The work of one thread in a call. */
 static void compute(const void *job, void *own, Share *share) {
     const Forward *call = job;
     const Model *m = call->m;
@@ -114,8 +114,8 @@ static void compute(const void *job, void *own, Share *share) {
     const int32_t count = call->count, rows = cache->batch * count, width = m->width, size = m->head_size;
     const int64_t embedded = m->token_embedding.inputs, queries = (int64_t)m->heads * size;
     const int64_t keys = (int64_t)m->kv_heads * size, joined = queries + 2 * keys;
-    const int in = m->normed == OF_INPUT || m->normed == OF_BOTH; /* norms before attention and the MLP */
-    const int apart = m->normed == OF_OUTPUT || m->normed == OF_BOTH || m->residual_scale != 1; /* their outputs aren't added yet */
+    const int in = m->normed == OF_INPUT || m->normed == OF_BOTH; /* norms come before attention and the MLP */
+    const int apart = m->normed == OF_OUTPUT || m->normed == OF_BOTH || m->residual_scale != 1; /* outputs need work before they are added */
     float *x = call->x, *mixed = call->mixed, *aside = call->aside, *heads = call->heads, *inner = call->inner;
     float *rounded = own, *normed = rounded + roundings(m, rows), *rest = normed + (int64_t)rows * width;
 
@@ -179,9 +179,9 @@ static void compute(const void *job, void *own, Share *share) {
     }
 }
 
-/* Writes tokens (batch, count) at each row's length and computes logits (batch * count, vocab), or NULL for a prefill.
-   Returns NULL, or why the call is refused; then nothing has been done. If sybil_late() is true afterwards, a worker
-   may still read the model, the cache and the scratch. */
+/* Writes tokens (batch, count) at each row's length and computes logits (batch * count, vocab); logits is NULL for a
+   prefill. Returns NULL, or the reason why the call is refused; then nothing has been done. If sybil_late() is true
+   afterwards, a worker may still read the model, the cache and the scratch. */
 const char *sybil_forward(const Model *m, const Cache *cache, const int64_t *tokens, const int64_t *lengths, int32_t count,
                           float *logits, float *scratch, int64_t floats, int32_t threads) {
     const char *refusal = call_refusal(m, cache, tokens, lengths, count, scratch, floats, threads);

@@ -1,9 +1,9 @@
-/* Products by integers, for drafts: weights rounded as rounding.py says, inputs rounded to 8 bits a block.
+/* Integer products, for drafts. Weights are rounded as in rounding.py, and inputs are rounded to 8 bits by blocks.
 
-   A block of 32 inputs x is s r, its scale s = max |x| / 127 a float32 and r integers from -127 to 127. The block's part
-   of an output is d (s (q . r)) + m (s (1 . r)), d, m and q being the weight's. Both sums of integers are exact, so they
-   are the same whatever instructions a processor has for them. The rest is float32, in one order: block by block,
-   the part of d before that of m. */
+   A block of 32 inputs x is approximated by s r. The scale s = max |x| / 127 is a float32, and r are integers from -127
+   to 127. The block's part of an output is d (s (q . r)) + m (s (1 . r)), where d, m and q are the weight's. Both sums
+   of integers are exact, so they are the same by every processor's instructions. The rest is float32 in one order: block
+   by block, the part with d before the part with m. */
 
 #pragma once
 
@@ -16,14 +16,14 @@
 #endif
 
 #define BLOCK 32 /* inputs of a block */
-#define LEAST 0x1p-100f /* below this a block counts as zeros, so that its scale is never a denormal number */
+#define LEAST 0x1p-100f /* a block whose largest |x| is below this counts as zeros, so that no scale is denormal */
 #if defined(__AVX512F__) || defined(__aarch64__)
-#define SHARED 6 /* rows that share the loads of weights, as far as registers go */
+#define SHARED 6 /* rows that share the loads of weights; no more than registers hold */
 #else
 #define SHARED 3
 #endif
 
-typedef struct { /* rows of inputs, whole blocks each: (rows, 32 blocks), (rows, blocks), (rows, blocks) */
+typedef struct { /* rows of inputs in whole blocks: numbers (rows, 32 * blocks), scales and sums (rows, blocks) */
     int8_t *numbers;
     float *scales, *sums; /* sums: s (1 . r) */
     int64_t blocks;
@@ -33,7 +33,7 @@ static inline int is_rounded(int32_t storage) { return storage >= R4 && storage 
 
 static inline int64_t blocks_of(int64_t inputs) { return whole(inputs, BLOCK) / BLOCK; }
 
-/* Floats that so many rounded rows take. */
+/* The size of `rows` rounded rows, in floats. */
 static inline int64_t rounded_floats(int64_t rows, int64_t inputs) { return rows * blocks_of(inputs) * (BLOCK / 4 + 2); }
 
 static inline Rounded rounded_in(float *memory, int64_t rows, int64_t inputs) {
@@ -42,12 +42,12 @@ static inline Rounded rounded_in(float *memory, int64_t rows, int64_t inputs) {
     return (Rounded){(int8_t *)memory, scales, scales + rows * blocks, blocks};
 }
 
-/* One block. Where an input is NaN or infinite, so is the scale NaN, and with it every output. */
+/* Rounds one block. Where an input is NaN or infinite, the scale becomes NaN, and so does every output. */
 static void round_block(const float *x, int8_t *numbers, float *scale, float *of_sum) {
     int32_t bits[BLOCK], most = 0, sum = 0;
     memcpy(bits, x, sizeof(bits));
     for (int at = 0; at < BLOCK; at++) {
-        const int32_t magnitude = bits[at] & 0x7fffffff; /* in the order of the numbers, and NaN beyond them all */
+        const int32_t magnitude = bits[at] & 0x7fffffff; /* bits are ordered as numbers, NaN above all */
         most = magnitude > most ? magnitude : most;
     }
     float largest;
@@ -84,7 +84,7 @@ typedef __m512i Register;
 typedef __m256i Register;
 #endif
 
-/* sums += four unsigned bytes of each lane times four signed ones. */
+/* sums += the dot product of each lane's four unsigned bytes with four signed bytes. */
 static inline __attribute__((always_inline)) Ints dot(Ints sums, Ints weights, int32_t four, const int storage) {
 #if LANES == 16 && defined(__AVX512VNNI__)
     return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, _mm512_set1_epi32(four));
@@ -93,14 +93,15 @@ static inline __attribute__((always_inline)) Ints dot(Ints sums, Ints weights, i
 #elif LANES == 8 && defined(__AVXVNNI__)
     return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)weights, _mm256_set1_epi32(four));
 #elif (LANES == 16 && defined(__AVX512BW__)) || (LANES == 8 && defined(__AVX2__))
-    /* Two products are added in 16 bits, which saturate: of 8 bits the highest goes by itself, as 64 and doubled. */
+    /* Two products are added in 16 bits, which can saturate. So for 8 bits the highest bit is multiplied separately, as
+       64, and doubled. */
     const Register inputs = OF(set1_epi32)(four), ones = OF(set1_epi16)(1), twos = OF(set1_epi16)(2);
     if (storage != R8) return sums + (Ints)OF(madd_epi16)(OF(maddubs_epi16)((Register)weights, inputs), ones);
     const Register low = (Register)(weights & 0x7f7f7f7f), high = (Register)(weights >> 1 & 0x40404040);
     return sums + (Ints)OF(madd_epi16)(OF(maddubs_epi16)(low, inputs), ones)
            + (Ints)OF(madd_epi16)(OF(maddubs_epi16)(high, inputs), twos);
 #elif defined(__ARM_FEATURE_DOTPROD)
-    /* Both are signed there: 8 bits go in less 128, and 128 times the inputs are added. */
+    /* The instruction takes signed bytes only: 8-bit weights go in minus 128, and 128 times the inputs are added. */
     const int8x16_t inputs = vreinterpretq_s8_s32(vdupq_n_s32(four));
     int32x4_t products[LANES / 4];
     if (storage == R8) {
@@ -118,7 +119,8 @@ static inline __attribute__((always_inline)) Ints dot(Ints sums, Ints weights, i
 #endif
 }
 
-/* The q of inputs 4 group to 4 group + 3 of the outputs from `at` on, a byte each. words: of a record, behind scales. */
+/* The integers q of the inputs 4 group to 4 group + 3, for the outputs from `at` on, a byte each. words: a record's words
+   after its scales. */
 static inline __attribute__((always_inline)) Ints q_of(const uint8_t *words, int group, int at, const int storage) {
     const int row = 4 * PANEL, above = storage == R5 ? 1 : storage == R6 ? 2 : 0, place = group * above;
     words += 4 * at;
@@ -129,7 +131,7 @@ static inline __attribute__((always_inline)) Ints q_of(const uint8_t *words, int
     return q | ((place % 8 < 4 ? high << (4 - place % 8) : high >> (place % 8 - 4)) & mask);
 }
 
-/* sums[row] += rows of inputs, from that of x on, times a panel. rows is a constant wherever this is inlined. */
+/* sums[row] += the rounded rows of inputs from `row` on, times a panel. rows is a constant wherever this is inlined. */
 static inline __attribute__((always_inline)) void multiply_rounded(const uint8_t *record, const Rounded *x, int64_t row,
                                                                    const int rows, Lanes (*sums)[WIDE], const int storage) {
     const Record size = record_of(storage);
@@ -165,7 +167,7 @@ static inline __attribute__((always_inline)) void multiply_rounded(const uint8_t
 
 #define OF_ROUNDED(CASE) CASE(R4) CASE(R5) CASE(R6) CASE(R8)
 
-/* sums (rows) = rows of inputs, from that of x on, times a panel of that storage. */
+/* sums = `rows` rounded rows of inputs from `row` on, times a panel of that storage. */
 static void rounded_sums(const uint8_t *panel, int32_t storage, const Rounded *x, int64_t row, int32_t rows,
                          Lanes (*sums)[WIDE]) {
     const int32_t tiles = (rows + SHARED - 1) / SHARED, tile = (rows + tiles - 1) / tiles;
@@ -184,7 +186,7 @@ static void rounded_sums(const uint8_t *panel, int32_t storage, const Rounded *x
     }
 }
 
-/* So many inputs of the output at a place of its panel, in float32 as rounding.py decodes them. */
+/* `inputs` weights of one output, at a place of its panel, in float32 as rounding.py decodes them. */
 static void unpack_rounded(const uint8_t *record, int32_t storage, int32_t place, int32_t inputs, float *out) {
     const int lane = place % LANES, at = place - lane;
     const Record size = record_of(storage);

@@ -1,4 +1,4 @@
-/* A vector of floats, as wide as the processor has them, and functions of one. */
+/* A vector of floats, as wide as the processor's, and functions of such vectors. */
 
 #pragma once
 
@@ -23,8 +23,8 @@ static inline int64_t whole(int64_t count, int64_t unit) { return (count + unit 
 static inline int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline Lanes load(const float *from) { return *(const Lanes *)from; }
 static inline void store(float *to, Lanes lanes) { *(Lanes *)to = lanes; }
-/* a * b + c, rounded once where the processor can. Compilers fuse by themselves; where two products could be fused, as in
-   a * b - c * d, which one they choose differs between processors. */
+/* a * b + c, rounded once where the processor can do that. Compilers fuse products by themselves too. In a * b - c * d
+   either product could be fused, and which one a compiler chooses differs between processors; so it is written here. */
 static inline float fused(float a, float b, float c) {
 #if defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__ARM_FEATURE_FMA)
     return __builtin_fmaf(a, b, c);
@@ -32,7 +32,7 @@ static inline float fused(float a, float b, float c) {
     return a * b + c;
 #endif
 }
-static inline Lanes all(float value) { return value - (Lanes){0}; } /* - 0: what a compiler may leave out */
+static inline Lanes all(float value) { return value - (Lanes){0}; } /* a compiler may drop "- 0" */
 static inline float sum(Lanes lanes) {
     float half[LANES];
     store(half, lanes);
@@ -45,8 +45,9 @@ static inline float sum(Lanes lanes) {
 
 static inline Lanes choose(Ints mask, Lanes yes, Lanes no) { return (Lanes)((mask & (Ints)yes) | (~mask & (Ints)no)); }
 
-/* e^x = 2^n * e^r, |r| <= ln(2) / 2, e^r by its Taylor series to r^7 (relative error below 2e-7); infinite from 88.4 on,
-   where n is 128, and no less than e^-87. NaN stays NaN: it fails both comparisons, and the last product. */
+/* e^x = 2^n * e^r with |r| <= ln(2) / 2; e^r by its Taylor series to r^7 (relative error below 2e-7). The result is
+   infinite from 88.4 on, where n is 128, and never less than e^-87. NaN stays NaN: both comparisons are false for it, and
+   the last product keeps it. */
 static inline Lanes exponential(Lanes x) {
     x = choose(x < all(-87.0f), all(-87.0f), x);
     x = choose(x > all(89.0f), all(89.0f), x);
@@ -64,8 +65,8 @@ static inline Lanes exponential(Lanes x) {
     return series * (Lanes)(((Ints)shifted - (Ints)all(12582912.0f) + 127) << 23); /* 2^n: its exponent alone */
 }
 
-/* 1 - 2 / (e^2x + 1), and near 0, where that cancels, its Taylor series to x^9 (relative error below 1e-7 there, 3e-7
-   else). NaN stays NaN. */
+/* tanh(x) = 1 - 2 / (e^2x + 1). Near 0, where that loses digits by cancellation, its Taylor series to x^9. The relative
+   error is below 1e-7 near 0 and below 3e-7 elsewhere. NaN stays NaN. */
 static inline Lanes hyperbolic_tangent(Lanes x) {
     Lanes square = x * x;
     Lanes series = all(62.0f / 2835);

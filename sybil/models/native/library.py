@@ -1,4 +1,5 @@
-"""The C forward as a library: built once, kept where only its user can write, checked when it is opened."""
+"""The C forward as a library. It is built once, kept in a folder where only its user can write, and checked when it is
+opened."""
 
 from __future__ import annotations
 
@@ -18,17 +19,17 @@ from sybil.errors import InvalidSetting
 from sybil.models.native import compiler, structs
 
 WIDTHS = (4, 8, 16)
-"""Floats in a vector that the C forward can be built with."""
+"""The numbers of floats in a vector for which the C forward can be built."""
 DIGEST = 32
-"""Bytes at the end of a kept library: the SHA-256 of those before."""
+"""The last bytes of a kept library, which are the SHA-256 of all bytes before them."""
 
 
 @functools.cache
 def load(lanes: int | None = None) -> ctypes.CDLL | None:
-    """The compiled forward.c, or None where SYBIL_NATIVE=0 or no compiler will have it (a warning says why).
+    """The compiled forward.c. None where SYBIL_NATIVE=0, and where it can't be built; a warning says why.
 
-    lanes: floats in a vector, 4, 8 or 16, by the compiler where the processor has none so wide; None is
-    SYBIL_LANES, and where that isn't set what the processor has. Raises InvalidSetting for another number."""
+    lanes: floats in a vector, 4, 8 or 16; where the processor's vectors are narrower, the compiler uses several. None
+    is SYBIL_LANES, or the processor's own width where that isn't set. Raises InvalidSetting for another number."""
     if os.environ.get("SYBIL_NATIVE") == "0":
         return None
     lanes = lanes or _forced_lanes()
@@ -56,15 +57,16 @@ def _forced_lanes() -> int | None:
 
 
 def _reason(error: Exception) -> str:
-    """The last line that a compiler printed, or the error's own."""
+    """The reason of a failed build: the last line that the compiler printed, or the error's own message."""
     printed = (getattr(error, "stderr", None) or b"").decode("utf-8", "replace").strip()
     lines = (printed or str(error) or type(error).__name__).splitlines()
     return "".join(letter if letter.isprintable() else "?" for letter in lines[-1])[:300]
 
 
 def _opened(recipe: compiler.BuildRecipe, lanes: int | None) -> ctypes.CDLL:
-    """The recipe's library: the one that is kept; else built and kept; else, where it can't be kept or run from there,
-    opened out of a folder that is gone when this returns. Raises OSError or SubprocessError."""
+    """The recipe's library. A kept library is opened; otherwise the library is built and kept. Where it can't be kept,
+    or can't be run from where it is kept, it is opened from a temporary folder that is deleted before this returns.
+    Raises OSError or SubprocessError."""
     kept = keeping_folder()
     path = kept and kept / f"native-{recipe.key}.so"
     if path:
@@ -83,7 +85,7 @@ def _opened(recipe: compiler.BuildRecipe, lanes: int | None) -> ctypes.CDLL:
 
 
 def _open(path: Path, lanes: int | None) -> ctypes.CDLL:
-    """The library in a file that this user or root has written, whole. Raises OSError."""
+    """Open the library in a file, which must be complete and written by this user or root. Raises OSError."""
     if not _is_trusted(path.lstat(), stat.S_ISREG):
         raise OSError(f"{path} may have been written by others")
     content = path.read_bytes()
@@ -101,7 +103,8 @@ def _open(path: Path, lanes: int | None) -> ctypes.CDLL:
 
 
 def _declare(built: ctypes.CDLL) -> None:
-    """What forward.c's functions take and return; a char * is what they refuse, or None."""
+    """Declare the arguments and results of forward.c's functions. A result of char * is the reason of a refusal, or
+    None."""
     address, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     single, double = ctypes.c_float, ctypes.c_double
     built.sybil_sizes.restype = ctypes.POINTER(long)
@@ -126,7 +129,8 @@ def _declare(built: ctypes.CDLL) -> None:
 
 
 def _put(content: bytes, path: Path) -> None:
-    """Write a file whole or not at all, for this user alone, whoever writes it at the same time. Raises OSError."""
+    """Write a file atomically, readable for this user only, even if others write it at the same time. Raises
+    OSError."""
     descriptor, name = tempfile.mkstemp(prefix=".native-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -138,8 +142,8 @@ def _put(content: bytes, path: Path) -> None:
 
 
 def keeping_folder() -> Path | None:
-    """Where libraries are kept, made where it isn't there; None where others than this user and root could write in
-    it, or put another in its place."""
+    """The folder in which libraries are kept; it is made if it doesn't exist. None where users other than this one and
+    root could write to it, or could replace it."""
     try:
         said = Path(os.environ.get("XDG_CACHE_HOME", ""))
         folder = (said if said.is_absolute() else Path.home() / ".cache") / "sybil"
@@ -154,7 +158,7 @@ def keeping_folder() -> Path | None:
                 folder.chmod(0o700)
         if _is_trusted(folder.stat(), stat.S_ISDIR) and all(map(_is_a_way, folder.parents)):
             return folder
-    except (OSError, RuntimeError, ValueError):  # no home, or no place in it
+    except (OSError, RuntimeError, ValueError):  # there is no home folder, or it can't be written to
         pass
     return None
 
@@ -164,11 +168,11 @@ def _owners() -> set[int]:
 
 
 def _is_trusted(status: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
-    """Whether it is of that kind, and nobody else than this user and root can have written it."""
+    """Whether a file or folder is of that kind and can have been written by this user and root only."""
     return is_kind(status.st_mode) and status.st_uid in _owners() and not status.st_mode & 0o022
 
 
 def _is_a_way(folder: Path) -> bool:
-    """Whether the files in the folder are safe from other users."""
+    """Whether other users can't replace the files in the folder."""
     status = folder.stat()
     return status.st_uid in _owners() and (not status.st_mode & 0o002 or bool(status.st_mode & stat.S_ISVTX))

@@ -1,4 +1,4 @@
-"""Weights rounded in C, and a file's weights by name in float32."""
+"""Rounds weights in C, and gives a file's weights in float32 by name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sybil.models.storage import Bits, StoredWeights
 
 
 def rounded(weight: Tensor, bits: Bits, importance: Tensor | None = None) -> Tensor:
-    """rounding.rounded() in C: the same bytes."""
+    """The same as rounding.rounded(), computed in C, with the same bytes."""
     built = library.load()
-    assert built is not None  # whoever packs has it
+    assert built is not None  # a caller that packs weights has the library
     outputs, inputs = weight.shape
     weight = weight.detach().to("cpu", torch.float32).contiguous()
     numbers = torch.empty(outputs, row_bytes(bits, inputs), dtype=torch.uint8, device="cpu")
@@ -33,7 +33,7 @@ def rounded(weight: Tensor, bits: Bits, importance: Tensor | None = None) -> Ten
 
 
 class InFloat32(Mapping[str, Tensor]):
-    """A file's weights by name. Those that lie in blocks are made float32 in C."""
+    """A file's weights by name. Weights in blocks are converted to float32 in C."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = weights
@@ -49,7 +49,7 @@ class InFloat32(Mapping[str, Tensor]):
 
 
 def in_float32(weights: Mapping[str, Tensor] | StoredWeights, name: str) -> Tensor:
-    """A weight by its name, in float32 where it lies in blocks. Raises KeyError."""
+    """A weight by its name; one that is stored in blocks is converted to float32. Raises KeyError."""
     blocks = getattr(weights, "blocks", lambda name: None)(name)
     if blocks is None:
         return weights[name]

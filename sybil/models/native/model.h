@@ -1,4 +1,4 @@
-/* What the forward is given: the structs that structs.py mirrors. */
+/* The forward's arguments: the structs that structs.py mirrors. */
 
 #pragma once
 
@@ -11,12 +11,12 @@ enum { LAYER, RMS, NORMS };
 enum { OF_INPUT, OF_OUTPUT, OF_BOTH, OF_SUM, NORMED }; /* x + f(norm(x)), x + norm(f(x)), both, norm(x + f(x)) */
 enum { UNNORMED, HEAD, WHOLE, QUERY_KEY_NORMS };       /* queries and keys: each head by itself, all heads as one */
 
-typedef struct { /* so many floats lie there; NULL: none */
+typedef struct { /* an array of `count` floats; NULL: none */
     const float *at;
     int64_t count;
 } Floats;
 
-typedef struct { /* x @ weight.T + bias; the bias may be none, and is padded to whole panels */
+typedef struct { /* x @ weight.T + bias; there may be no bias; it is padded to whole panels */
     const void *weight;
     int64_t bytes; /* of the weight */
     Floats bias;
@@ -25,13 +25,13 @@ typedef struct { /* x @ weight.T + bias; the bias may be none, and is padded to 
 
 enum { PARTS = 3 };
 
-typedef struct { /* the outputs of its parts, one after the other; those that it hasn't are zeros, and come last */
+typedef struct { /* its outputs are those of its parts in order; unused parts are zeros and come last */
     Part parts[PARTS];
-    int32_t inputs, outputs; /* all parts' outputs; 0: there is no such product */
+    int32_t inputs, outputs; /* outputs of all parts; 0: the model has no such product */
 } Product;
 
 typedef struct {
-    Floats weight, bias; /* no weight: no norm; no bias: it adds none */
+    Floats weight, bias; /* without a weight there is no norm; without a bias none is added */
 } Norm;
 
 typedef struct {
@@ -44,16 +44,16 @@ typedef struct {
 typedef struct {
     int32_t vocab_size, context, layers, heads, kv_heads, head_size, width, inner;
     int32_t activation, gated, norm, normed, parallel, query_key_norm, position_offset;
-    int32_t sound; /* whether sybil_refusal() has accepted it */
+    int32_t sound; /* whether sybil_refusal() has accepted the model */
     float epsilon, attention_scale, attention_cap, embedding_scale, residual_scale, logit_divisor, logit_cap;
     const Block *blocks;
-    int64_t block_count; /* as many as layers, or fewer: a draft leaves some out */
+    int64_t block_count; /* the layers' number, or less for a draft that leaves layers out */
     Norm final_norm;
-    Product token_embedding, head, project_in, project_out; /* the last two: no outputs where there is none */
+    Product token_embedding, head, project_in, project_out; /* the last two may be absent: 0 outputs */
     Floats positions; /* (context + offset, width) or none */
 } Model;
 
-typedef struct { /* capacity: tokens a row; places: capacity in whole lanes, for addresses; head stride likewise */
+typedef struct { /* capacity: tokens of a row; places, head stride: capacity and head size in whole lanes */
     float *keys;    /* (layers, batch, kv_heads, head stride, places) */
     float *values;  /* (layers, batch, kv_heads, places, head stride) */
     int64_t floats; /* of each */

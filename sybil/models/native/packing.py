@@ -1,4 +1,4 @@
-"""Weights as the C forward reads them: in panels, front to back, in memory of huge pages."""
+"""Packs weights for the C forward: in panels, in the order in which it reads them, in memory of huge pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from sybil.models.storage import FORMATS, Bits, Blocks, Storage
 
 
 class Arena:
-    """Memory for weights in huge pages, where the system has them: a product reads through megabytes in one go."""
+    """Memory for weights. It has huge pages where the system offers them, because a product reads megabytes in
+    order."""
 
     CHUNK = 64 << 20
 
@@ -30,10 +31,10 @@ class Arena:
         self.used = 0
 
     def room(self, nbytes: int) -> Tensor:
-        """So many bytes, zeros, aligned to 64."""
+        """A uint8 tensor of `nbytes` zeros, aligned to 64 bytes."""
         size = -(-nbytes // 64) * 64
         if size > len(self._free):
-            if hasattr(mmap, "MADV_HUGEPAGE"):  # for private memory only
+            if hasattr(mmap, "MADV_HUGEPAGE"):  # it works for private memory only
                 chunk = mmap.mmap(-1, max(size, self.CHUNK), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                 with contextlib.suppress(OSError):
                     chunk.madvise(mmap.MADV_HUGEPAGE)
@@ -45,14 +46,14 @@ class Arena:
         return place
 
     def take(self, source: Tensor) -> Tensor:
-        """A copy of the tensor, contiguous."""
+        """A contiguous copy of the tensor in this memory."""
         return self.room(source.nbytes).view(source.dtype).view(source.shape).copy_(source.detach())
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some outputs of a product before they are packed. numbers: (outputs, bytes of a row) uint8, as the storage's
-    records take them."""
+    """Some outputs of a product before they are packed. numbers: (outputs, bytes of a row) uint8, in the form that the
+    storage's records take."""
 
     storage: Word
     numbers: Tensor
@@ -60,21 +61,22 @@ class Piece:
 
     @classmethod
     def kept(cls, weight: Tensor, storage: Storage) -> Piece:
-        """A weight (outputs, inputs) as that storage keeps it. Raises WeightsMismatch."""
+        """A weight (outputs, inputs) converted to that storage. Raises WeightsMismatch."""
         _check_sides(weight)
-        word = cast(Word, storage)  # building.py asks for no other
+        word = cast(Word, storage)  # building.py asks for no other storage
         numbers = weight.detach().to(FORMATS[storage].dtype).contiguous()
         return cls(word, numbers.view(torch.uint8), weight.shape[1])
 
     @classmethod
     def in_bits(cls, weight: Tensor, bits: Bits, importance: Tensor | None = None) -> Piece:
-        """A weight (outputs, inputs) in blocks of so many bits; importance: see rounding. Raises WeightsMismatch."""
+        """A weight (outputs, inputs) rounded to blocks of `bits` bits. importance: see rounding.py. Raises
+        WeightsMismatch."""
         _check_sides(weight)
         return cls(ROUNDED[bits], rounded(weight, bits, importance), weight.shape[1])
 
     @classmethod
     def lying(cls, blocks: Blocks) -> Piece:
-        """A weight as its file has it."""
+        """A weight in the blocks of its file."""
         return cls(SAME.get(blocks.storage, blocks.storage), blocks.numbers, blocks.inputs)
 
     def rows(self, first: int, last: int) -> Piece:
@@ -88,7 +90,8 @@ def _check_sides(weight: Tensor) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PackedPart:
-    """Outputs of a product in panels. weight: bytes; bias: (outputs in whole panels,) float32, or None."""
+    """Some outputs of a product, packed in panels. weight: the panels' bytes. bias: (outputs in whole panels,) float32,
+    or None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -102,7 +105,7 @@ class PackedPart:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A product's weight (outputs, inputs), part by part."""
+    """A product's packed weight (outputs, inputs), as a list of parts."""
 
     parts: tuple[PackedPart, ...]
     inputs: int
@@ -112,7 +115,7 @@ class Packed:
         return tuple(tensor for part in self.parts for tensor in part.tensors)
 
     def copied(self, copy: Callable[[Tensor], Tensor]) -> Packed:
-        """The same with each tensor as copy() gives it back."""
+        """The same product with each tensor replaced by what copy() returns for it."""
         parts = (
             replace(part, weight=copy(part.weight), bias=None if part.bias is None else copy(part.bias))
             for part in self.parts
@@ -120,7 +123,7 @@ class Packed:
         return Packed(tuple(parts), self.inputs)
 
     def struct(self) -> ProductStruct:
-        """As model.h has it: addresses, good as long as this lives."""
+        """The product as a struct of model.h. Its addresses are valid as long as this object lives."""
         product = ProductStruct(inputs=self.inputs, outputs=sum(part.outputs for part in self.parts))
         for place, part in enumerate(self.parts):
             product.parts[place] = PartStruct(
@@ -134,9 +137,10 @@ class Packed:
 
 
 def pack(pieces: Sequence[Piece], bias: Tensor | None, lanes: int, gated: bool, arena: Arena) -> Packed:
-    """A product as forward.c reads it. Raises WeightsMismatch.
+    """Pack a product for forward.c. Raises WeightsMismatch.
 
-    gated: the first half of the outputs are gates, the second what they open, and each half is a part."""
+    gated: whether the first half of the outputs are gates and the second half the values that they multiply; each half
+    becomes a part then."""
     outputs, inputs = sum(len(piece.numbers) for piece in pieces), pieces[0].inputs
     parts: list[Piece] = []
     if all(piece.inputs == inputs and _is_whole(piece) for piece in pieces):
@@ -156,7 +160,7 @@ def pack(pieces: Sequence[Piece], bias: Tensor | None, lanes: int, gated: bool, 
 
 
 def _is_whole(piece: Piece) -> bool:
-    """Whether a row is as many whole blocks as its inputs take."""
+    """Whether a row has exactly the whole blocks that its inputs need."""
     layout = LAYOUTS[piece.storage]
     blocks, rest = divmod(piece.inputs, layout.inputs)
     if piece.storage in ROUNDED.values():
@@ -165,14 +169,15 @@ def _is_whole(piece: Piece) -> bool:
 
 
 def _halves(pieces: Sequence[Piece], outputs: int) -> list[Piece]:
-    """The gates and what they open; [] where the pieces don't divide into such halves."""
+    """The gates and the values that they multiply; [] where the pieces don't divide into such halves."""
     half = outputs // 2
     halves = [pieces[0].rows(0, half), pieces[0].rows(half, outputs)] if len(pieces) == 1 else [*pieces]
     return halves if [len(piece.numbers) for piece in halves] == [half, half] else []
 
 
 def _merged(pieces: Sequence[Piece]) -> list[Piece]:
-    """Pieces with neighbours of the same storage joined; [] where more are left than a product may have."""
+    """The pieces with neighbours of the same storage joined; [] where more pieces remain than a product may have
+    parts."""
     merged = []
     for _, group in groupby(pieces, lambda piece: piece.storage):
         first, *more = group
@@ -192,5 +197,5 @@ def _pack(piece: Piece, bias: Tensor | None, lanes: int, arena: Arena) -> Packed
 
 
 def floats(tensor: Tensor | None) -> FloatsStruct:
-    """A float32 tensor, or none, as model.h has it."""
+    """A float32 tensor, or None, as the struct Floats of model.h."""
     return FloatsStruct() if tensor is None else FloatsStruct(tensor.data_ptr(), tensor.numel())

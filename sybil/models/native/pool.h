@@ -1,6 +1,6 @@
-/* The forward's workers: threads that start when they are first needed, and sleep while nothing is computed. One
-   forward at a time uses them. If another begins meanwhile, its own thread alone computes it, beside them on the same
-   cores. No forward waits for a worker that wakes too late or can't be started: see stages.h. */
+/* The forward's workers: threads that start when they are first needed and sleep while nothing is computed. One forward
+   at a time uses them. If another forward begins meanwhile, only its calling thread computes it, and shares the cores
+   with the workers. No forward waits for a worker that wakes too late or can't be started: see stages.h. */
 
 #pragma once
 
@@ -12,12 +12,12 @@
 
 #include "stages.h"
 
-#define STACK (1 << 20)  /* bytes: some systems give less than products need */
+#define STACK (1 << 20)  /* bytes; some systems' default is less than products need */
 #define AWAKE 1000000    /* nanoseconds that a worker waits for the next forward before it sleeps */
-#define LEAVING 10000    /* nanoseconds that a forward's end waits for workers on their way out */
+#define LEAVING 10000    /* nanoseconds that a forward waits at its end for workers to leave */
 
-/* A forward as all its threads see it. job: so many bytes, which a worker copies; own: bytes that each works in;
-   floating: whether the caller takes denormal numbers for zero, and how it rounds. */
+/* A forward as all its threads see it. job: `bytes` bytes that every worker copies. own: the bytes of each thread's
+   working memory. floating: the caller's floating-point mode (denormals as zero, rounding). */
 typedef struct {
     void (*work)(const void *job, void *own, Share *share);
     const void *job;
@@ -28,7 +28,7 @@ typedef struct {
 } Job;
 
 typedef struct {
-    _Alignas(64) _Atomic uint64_t inside; /* the number of the job that it looks at; 0: none */
+    _Alignas(64) _Atomic uint64_t inside; /* the number of the job that the worker looks at; 0: none */
     atomic_int asleep;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
@@ -59,7 +59,7 @@ static void await(Worker *me, uint64_t seen) {
     pthread_mutex_unlock(&me->mutex);
 }
 
-/* A worker reads a job while it is open; what it has copied counts only if the job is still open then. */
+/* A worker's loop. It copies a job while the job is open, and uses the copy only if the job is still open afterwards. */
 static void *serve(void *given) {
     Worker *me = given;
     char *memory = NULL;
@@ -88,7 +88,7 @@ static void *serve(void *given) {
     return NULL;
 }
 
-/* A forked process has none of its parent's threads, and no forward is running in it. */
+/* Called in a forked process, which has none of its parent's threads and runs no forward. */
 static void forget(void) {
     for (int32_t each = 0; each < pool.workers; each++) atomic_store(&pool.worker[each].inside, 0);
     pool.workers = 0;
@@ -96,7 +96,8 @@ static void forget(void) {
     atomic_store(&pool.used, 0);
 }
 
-/* Starts workers until there are so many, or no more are to be had. They leave signals to the program's threads. */
+/* Starts workers until there are `wanted`, or until the system starts no more. They block all signals, which are left to
+   the program's own threads. */
 static void start(int32_t wanted) {
     static int told;
     sigset_t every, before;
@@ -119,21 +120,21 @@ static void start(int32_t wanted) {
     pthread_attr_destroy(&attributes);
 }
 
-/* A worker that can't be woken at once is about to sleep or to wake. It may miss this job. */
+/* Wakes a worker. One that can't be woken at once is about to sleep or to wake; it may miss this job. */
 static void wake(Worker *worker) {
     if (!atomic_load(&worker->asleep) || pthread_mutex_trylock(&worker->mutex)) return;
     pthread_cond_signal(&worker->wake);
     pthread_mutex_unlock(&worker->mutex);
 }
 
-/* Whether a worker may still read a job's memory. That memory must stay where it is as long as this is true. */
+/* Whether a worker may still read a job's memory. The memory must stay in place as long as this is true. */
 int32_t sybil_late(void) {
     for (int32_t each = 0; each < pool.workers; each++)
         if (atomic_load(&pool.worker[each].inside)) return 1;
     return 0;
 }
 
-/* Computes a job by this thread, whose own memory is given, and by others where they can be had. */
+/* Computes a job by this thread and by those workers that are available. own: this thread's working memory. */
 static void share_out(const Job *job, void *own) {
     Share alone = {.threads = 1};
     if (job->threads == 1 || atomic_exchange(&pool.used, 1)) {

@@ -1,4 +1,4 @@
-/* Products of a few rows with weights that lie in panels. */
+/* Products of a few rows with weights that are stored in panels. */
 
 #pragma once
 
@@ -8,15 +8,15 @@
 #include "stages.h"
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-#define TILE 6 /* rows of inputs computed together, as far as registers go: enough sums to hide each other's delay */
+#define TILE 6 /* rows of inputs computed together: enough sums to hide latencies, and no more than registers hold */
 #else
 #define TILE 3
 #endif
-#define STRETCH (2 * RUN) /* inputs that every row is multiplied by before the next come: they stay in the first cache */
-#define MOST_ROWS 128     /* whose sums are kept while a panel is gone through */
+#define STRETCH (2 * RUN) /* inputs that are multiplied for every row before the next: they stay in the L1 cache */
+#define MOST_ROWS 128     /* rows whose sums are kept during one pass over a panel */
 
-/* sums[row] += x[row] @ weights (inputs, PANEL), while a byte of `ahead` in every `stride` is fetched. rows is a constant
-   wherever this is inlined. */
+/* sums[row] += x[row] @ weights (inputs, PANEL). Meanwhile one byte in every `stride` of `ahead` is prefetched. rows is a
+   constant wherever this is inlined. */
 static inline __attribute__((always_inline)) void multiply(const float *weights, const float *x, int64_t row_size,
                                                            int32_t inputs, const char *ahead, int32_t stride,
                                                            const int rows, Lanes sums[TILE][WIDE]) {
@@ -24,7 +24,7 @@ static inline __attribute__((always_inline)) void multiply(const float *weights,
     for (int row = 0; row < rows; row++)
         for (int at = 0; at < WIDE; at++) total[row][at] = sums[row][at];
     for (int64_t input = 0; input < inputs; input++, weights += PANEL, ahead += stride) {
-        Lanes weight[WIDE]; /* volatile: read once, and not again from the cache for every row */
+        Lanes weight[WIDE]; /* volatile, so that weights are loaded once and not again for every row */
         for (int at = 0; at < WIDE; at++) weight[at] = (Lanes)*(const volatile Ints *)(weights + at * LANES);
         __builtin_prefetch(ahead, 0, 1);
 #pragma GCC unroll 6
@@ -57,13 +57,13 @@ static inline int64_t panel_bytes(const Part *part, int64_t inputs) {
     return whole(inputs, record.inputs) / record.inputs * record.bytes;
 }
 
-/* Rows of inputs as a product finds them: in float32, and rounded where a part of it asks for that. */
+/* A product's rows of inputs: in float32, and also rounded where a part of the product needs that. */
 typedef struct {
     const float *x; /* (rows, inputs) */
     Rounded rounded;
 } Inputs;
 
-/* sums (rows) = rows of x (rows, inputs), from that row on, @ one panel. */
+/* sums (rows, PANEL) = `rows` rows of the inputs, from `row` on, @ one panel. */
 static void panel_sums(const Part *part, int32_t panel, const Inputs *given, int64_t row, int32_t inputs, int32_t rows,
                        Lanes (*sums)[WIDE]) {
     const int32_t tiles = (rows + TILE - 1) / TILE, tile = (rows + tiles - 1) / tiles;
@@ -93,8 +93,8 @@ static inline Lanes finish(const Part *part, int32_t panel, int32_t at, Lanes va
     return value;
 }
 
-/* A product's inputs for its panels, rounded into memory of the thread's own. That is cheaper than waiting for others
-   to share the work. */
+/* The inputs for a product's panels, rounded into the thread's own memory where that is needed. Each thread rounds all
+   of them. That is cheaper than sharing the work and waiting for other threads. */
 static Inputs inputs_of(const Product *p, const float *x, int32_t rows, float *own) {
     Inputs given = {x, rounded_in(own, rows, p->inputs)};
     int asked = 0;
@@ -103,15 +103,15 @@ static Inputs inputs_of(const Product *p, const float *x, int32_t rows, float *o
     return given;
 }
 
-/* How many panels of outputs there are to compute: those of all parts, or of the gates. */
+/* How many panels of outputs are to be computed: those of all parts, or, for a gated product, those of the gates. */
 static int32_t panels_of(const Product *p, int32_t gated) {
     int32_t panels = 0;
     for (int part = 0; part < (gated ? 1 : PARTS); part++) panels += whole(p->parts[part].outputs, PANEL) / PANEL;
     return panels;
 }
 
-/* out (rows, outputs) = activation(x @ weight.T + bias) + residual, one panel of it, stored if it may be published.
-   gated: out (rows, outputs / 2) = activation(gate) * value, gates being the first part and values the second. */
+/* One panel of out (rows, outputs) = activation(x @ weight.T + bias) + residual. It is stored if it may be published.
+   gated: out (rows, outputs / 2) = activation(gate) * value; the gates are the first part, the values the second. */
 static void product(Share *share, const Product *p, int32_t panel, const Inputs *x, float *out, const float *residual,
                     int32_t rows, int32_t activation, int32_t gated) {
     const Part *part = p->parts;
@@ -142,7 +142,7 @@ static void product(Share *share, const Product *p, int32_t panel, const Inputs 
     }
 }
 
-/* One output's weights: a token's embedding, taken out of its panel. The product has one part. */
+/* One output's weights, which are a token's embedding, from its panel. The product has one part. */
 static void unpack(const Product *p, int64_t output, float *out) {
     const Part *part = p->parts;
     const Record record = record_of(part->storage);

@@ -1,12 +1,12 @@
-/* Draws tokens by exponential races: of a row, the token whose exponential / probability is least wins. The
-   exponentials are those that noise.py computes by numpy, but for the last bit of a logarithm. */
+/* Draws tokens by exponential races: the token of a row whose exponential / probability is least wins. The exponentials
+   equal those that noise.py computes by numpy, except perhaps the last bit of a logarithm. */
 
 #pragma once
 
 #include "drawing.h"
 
 #define COLUMN 64 /* tokens in a column of a row: c, c + width, c + 2 width, ... */
-#define RACE 2    /* what sets these numbers apart from others of the same key */
+#define RACE 2    /* the use of these numbers, see Noise.RACE */
 
 static inline uint64_t hashed(uint64_t x) {
     x += 0x9E3779B97F4A7C15u;
@@ -15,7 +15,7 @@ static inline uint64_t hashed(uint64_t x) {
     return x ^ x >> 31;
 }
 
-/* What a position's noise is hashed from. */
+/* The hash key of a position's noise. */
 static inline uint64_t key_of(uint64_t seed, int64_t row, int64_t position) {
     return hashed(hashed(seed ^ hashed((uint64_t)row + 1)) ^ hashed((uint64_t)position + 1));
 }
@@ -26,7 +26,7 @@ static inline uint64_t bits_at(uint64_t key, int64_t index) {
 
 static inline double exponential_of(uint64_t bits) { return -log(((double)(bits >> 12) + 0.5) * 0x1p-52); }
 
-/* The largest probability of each column. 0 where the row holds NaN. */
+/* Computes the largest probability of each column. Returns 0 where the row has NaN. */
 static int largest_by_column(const float *row, int64_t vocab, int64_t width, float *largest) {
     Ints broken = {0};
     memset(largest, 0, width * sizeof(float));
@@ -46,8 +46,8 @@ typedef struct {
     int64_t token;
 } First;
 
-/* The winner of a column, or the winner before. The column's least exponential is drawn first, and which token has it.
-   Every other token's exponential is that one plus one of its own. */
+/* The better one of the column's winner and the winner so far. First the column's least exponential is drawn, and the
+   token that has it. Every other token's exponential is the least one plus an exponential of its own. */
 static First first_of_column(const float *row, int64_t vocab, int64_t width, uint64_t key, int64_t column, First first) {
     const uint64_t bits = bits_at(key, vocab + column);
     const double least = exponential_of(bits) / COLUMN;
@@ -62,8 +62,8 @@ static First first_of_column(const float *row, int64_t vocab, int64_t width, uin
     return first;
 }
 
-/* The token of one row, or -1 where its numbers make no distribution. A column is searched only where its least
-   exponential and its largest probability together could win. */
+/* The winning token of one row, or -1 where its numbers are no distribution. A column is searched only where its least
+   exponential, with the column's largest probability, could win. */
 static int64_t winner(const float *row, int64_t vocab, uint64_t key, double *bounds, float *largest) {
     const int64_t width = (vocab + COLUMN - 1) / COLUMN;
     int64_t best = 0;
@@ -81,8 +81,8 @@ static int64_t winner(const float *row, int64_t vocab, uint64_t key, double *bou
     return first.token;
 }
 
-/* tokens (count,) of probs (count, vocab) and the noise of a seed, hashed, at rows (count,) and positions (count,). room: 12
-   bytes a column. */
+/* tokens (count,): the winners for probs (count, vocab), with the noise of the hashed seed at rows (count,) and positions
+   (count,). room: working memory of 12 bytes for each column. */
 void sybil_race(int64_t count, int64_t vocab, const float *probs, uint64_t seed, const int64_t *rows,
                 const int64_t *positions, int64_t *tokens, void *room) {
     double *bounds = room;

@@ -1,5 +1,5 @@
-"""A weight's numbers in the order of formats.h: panels of records. In a record each kind of number is a row, a number
-for each output of the panel."""
+"""Arranges a weight's numbers in the order of formats.h: in panels of records. In a record each kind of number is a row
+with one number for each output of the panel."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ WORDS: tuple[Word, ...] = (
     *("float32", "bfloat16", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"),
     *("q4_k", "q5_k", "q6_k", "iq4_nl", "mxfp4", "r4", "r5", "r6", "r8"),
 )
-"""Storages, in model.h's order."""
+"""The storages, in the order of model.h's enumeration."""
 WIDE = 3
-"""Vectors of outputs in a panel."""
+"""The number of vectors of outputs in a panel."""
 ROUNDED: Mapping[Bits, RoundedWord] = {4: "r4", 5: "r5", 6: "r6", 8: "r8"}
-"""The word for a weight that is rounded to so many bits. Its last block may be filled up."""
+"""The word for a weight that is rounded to so many bits. The last block of a row may be padded."""
 SAME: Mapping[BlockStorage, Word] = {"f32": "float32", "bf16": "bfloat16"}
-"""Other words for the same storage."""
+"""The words for storages that files call by other words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Numbers of a block: `count` of `size` bytes each, from the byte `at` on. packed: 8 scales and 8 minima
-    of six bits. They take 12 bytes in the block and a byte each in a record."""
+    """Numbers of a block: `count` numbers of `size` bytes each, from the byte `at` on. packed: whether they are 8
+    scales and 8 minima of six bits, which take 12 bytes in the block and a byte each in a record."""
 
     at: int
     size: int
@@ -44,7 +44,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class RecordLayout:
-    """The block of a storage, and the order of its fields in a record."""
+    """The block of a storage, and the order of the block's fields in a record."""
 
     inputs: int
     nbytes: int
@@ -94,13 +94,14 @@ LAYOUTS: Mapping[Word, RecordLayout] = {
 
 
 def panel_bytes(word: Word, inputs: int, lanes: int) -> int:
-    """The bytes of a panel of a weight of so many inputs."""
+    """The bytes of one panel of a weight with `inputs` inputs."""
     layout = LAYOUTS[word]
     return -(-inputs // layout.inputs) * layout.record_bytes(lanes)
 
 
 def fill(records: Tensor, word: Word, numbers: Tensor, lanes: int) -> None:
-    """Write numbers (outputs, bytes of a row) uint8 into records, the bytes of whole panels, which are zeros before."""
+    """Write numbers (outputs, bytes of a row) uint8 into records: the bytes of whole panels, which must be zeros
+    before."""
     built = library.load()
     assert built is not None  # whoever packs has it
     layout, panel, (outputs, row_bytes) = LAYOUTS[word], WIDE * lanes, numbers.shape
@@ -123,7 +124,7 @@ def fill(records: Tensor, word: Word, numbers: Tensor, lanes: int) -> None:
 
 
 def unpacked(blocks: Blocks) -> Tensor:
-    """The weight (outputs, inputs) in float32: storage.dequantised(), by way of panels."""
+    """The weight (outputs, inputs) in float32: the same as storage.dequantised(), computed in C by way of panels."""
     built = library.load()
     assert built is not None
     word, rows, inputs = SAME.get(blocks.storage, blocks.storage), len(blocks.numbers), blocks.inputs

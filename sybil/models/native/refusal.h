@@ -1,5 +1,4 @@
-/* What the forward refuses: every call and model that would make it read or write outside the memory that it is given.
-   */
+/* The checks by which the forward refuses every call and model that would make it read or write outside its memory. */
 
 #pragma once
 
@@ -10,13 +9,13 @@
 #define MOST_WIDE (1 << 24) /* numbers of a row; rows of a call */
 #define MOST_LONG (1 << 30) /* tokens of a vocabulary, a context, a cache's row; items that threads share */
 
-/* For a function that returns NULL, or why it refuses its arguments: returns the condition where it doesn't hold. */
+/* For functions that return NULL or the reason of a refusal: returns the condition's text where it doesn't hold. */
 #define NEED(condition) \
     if (!(condition)) return #condition
 
 static int within(int64_t value, int64_t least, int64_t most) { return least <= value && value <= most; }
 
-/* The product of counts, or a number above every limit where it is too large. */
+/* The product of two counts, or a number above every limit where the product is too large. */
 static int64_t times(int64_t a, int64_t b) {
     int64_t product;
     return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
@@ -42,7 +41,7 @@ static int is_no_part(const Part *part) {
     return !part->weight && !part->bytes && !part->bias.at && !part->outputs;
 }
 
-/* gated: two parts of as many outputs each, the gates and the values that they multiply. */
+/* gated: the product has two parts with equally many outputs, the gates and the values that they multiply. */
 static int is_product(const Product *p, int64_t inputs, int64_t outputs, int gated) {
     int64_t found = 0;
     int parts = 0;
@@ -68,7 +67,7 @@ static const char *model_refusal(const Model *m) {
     NEED(within(m->norm, 0, NORMS - 1));
     NEED(within(m->gated, 0, 1) && within(m->normed, 0, NORMED - 1) && within(m->parallel, 0, 1));
     NEED(within(m->query_key_norm, 0, QUERY_KEY_NORMS - 1));
-    NEED(!m->parallel || (m->normed == OF_INPUT && m->residual_scale == 1)); /* both use the same spare rows */
+    NEED(!m->parallel || (m->normed == OF_INPUT && m->residual_scale == 1)); /* otherwise both would use the same spare rows */
     NEED(within(m->position_offset, 0, MOST_LONG));
     NEED(is_scale(m->epsilon, 0) && is_scale(m->attention_cap, 0) && is_scale(m->logit_cap, 0));
     NEED(isfinite(m->attention_scale) && isfinite(m->embedding_scale) && isfinite(m->residual_scale));
@@ -96,7 +95,7 @@ static const char *model_refusal(const Model *m) {
     }
     NEED(!m->final_norm.weight.at || is_norm(m->final_norm, width));
     NEED(within(embedded, 1, MOST_WIDE) && is_product(&m->token_embedding, embedded, m->vocab_size, 0));
-    NEED(is_no_part(&m->token_embedding.parts[1])); /* unpack() looks into the first */
+    NEED(is_no_part(&m->token_embedding.parts[1])); /* unpack() reads the first part only */
     NEED(is_product(&m->head, m->project_out.outputs ? embedded : width, m->vocab_size, 0));
     NEED(m->project_in.outputs ? is_product(&m->project_in, embedded, width, 0) : embedded == width);
     NEED(!m->project_out.outputs || is_product(&m->project_out, width, embedded, 0));
@@ -104,7 +103,7 @@ static const char *model_refusal(const Model *m) {
     return NULL;
 }
 
-/* Rows of a call, and the cache that they go into. */
+/* Checks the rows of a call and the cache that they are written to. */
 static const char *cache_refusal(const Model *m, const Cache *cache, int64_t count) {
     NEED(cache && cache->keys && cache->values);
     NEED(within(cache->batch, 1, MOST_WIDE) && within(count, 1, MOST_WIDE / cache->batch));

@@ -1,7 +1,7 @@
-/* Weights in blocks of few bits, made as rounding.py makes them: the same bytes. Its comments say what is computed.
+/* Rounds weights to blocks of few bits, with the same bytes as rounding.py. Its comments say what is computed.
 
-   Sums are in double precision, of products that it has exactly, so that it doesn't matter which of them a compiler fuses
-   with an addition; apart() keeps the others from it. */
+   Sums are in double precision, and most of their products are exact in it, so it doesn't matter which of them a compiler
+   fuses with an addition. apart() keeps compilers from fusing the other products. */
 
 #pragma once
 
@@ -25,13 +25,13 @@ static float of_half(uint16_t half) {
     return value;
 }
 
-/* The nearest float16 number, of two the even one. */
+/* The nearest float16 number; halfway between two, the even one. */
 static uint16_t to_half(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof(bits));
     const uint32_t magnitude = bits & 0x7fffffff, sign = bits >> 16 & 0x8000;
     if (magnitude > 0x7f800000) return sign | 0x7e00;
-    if (magnitude >= 0x477ff000) return sign | 0x7c00; /* halfway from the largest to the next, or more */
+    if (magnitude >= 0x477ff000) return sign | 0x7c00; /* halfway from the largest number to the next one, or more */
     if (magnitude < 0x38800000) return sign | (uint16_t)lrint(fabs((double)value) * 0x1p24);
     return sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - (112 << 23)) >> 13);
 }
@@ -57,7 +57,7 @@ static __attribute__((noinline)) void nearest(const float *weight, uint16_t scal
     }
 }
 
-/* The sum of 32: of two halves' numbers, pair by pair, and so on. */
+/* The sum of 32 numbers. The second half is added to the first, pair by pair, and so on with the sums. */
 static __attribute__((noinline)) double halved(double *terms) {
 #pragma GCC unroll 5
     for (int half = BLOCK / 2; half; half /= 2)
@@ -141,7 +141,7 @@ static __attribute__((noinline)) void one_block(const float *weight, int32_t bit
     put_bits(q, bits, out + 4);
 }
 
-/* weight (outputs, inputs) -> blocks (outputs, whole blocks); counting (inputs in whole blocks,), or NULL. */
+/* weight (outputs, inputs) -> blocks (outputs, whole blocks). counting: (inputs in whole blocks,), or NULL. */
 void sybil_round(const float *weight, int64_t outputs, int64_t inputs, int32_t bits, const double *counting, uint8_t *blocks) {
     for (int64_t output = 0; output < outputs; output++, weight += inputs)
         for (int64_t first = 0; first < inputs; first += BLOCK, blocks += 4 + 4 * bits) {

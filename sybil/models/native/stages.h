@@ -1,9 +1,11 @@
-/* How threads share a forward. A forward is a row of stages, and the items of a stage are computed in parts. A thread
-   takes the next part when it is ready for one. An item is computed in the thread's own memory and then published: one
-   thread wins the right to store it, and the items of a part are stored in order. No thread waits for one that the
-   system has put aside. A thread that finds no part left, and sees one stand still, computes that part's next items
-   itself. When the thread that was put aside goes on, its inputs may have been overwritten by later stages. What it
-   computes from them is never stored, because it can't publish an item that another thread has published. */
+/* How threads share a forward. A forward is a sequence of stages. The items of a stage are computed in parts, and a
+   thread takes the next part when it is ready for one. An item is computed in the thread's own memory and then
+   published: one thread wins the right to store it, and the items of a part are stored in order.
+
+   No thread waits for a thread that the system has preempted. If a thread finds no part left and sees that a part makes
+   no progress, it computes that part's next items itself. When the preempted thread goes on, later stages may have
+   overwritten its inputs. What it computes from them is never stored, because it can't publish an item that another
+   thread has published. */
 
 #pragma once
 
@@ -15,25 +17,26 @@
 #define PARTS_EACH 4     /* of a stage, for each thread */
 #define MOST_PARTS 1024  /* of a stage */
 #define MOST_THREADS (1 << 10)
-#define PATIENCE 50000   /* nanoseconds that a part may stand still before others take it up */
+#define PATIENCE 50000   /* nanoseconds that a part may make no progress before others take it over */
 
-typedef struct { /* a stage's number in the upper 32 bits, a count of that stage in the lower */
-    _Alignas(128) _Atomic uint64_t at; /* two lines of the cache: processors fetch them in pairs */
+typedef struct { /* a stage's number in the upper 32 bits, a count in that stage in the lower 32 */
+    _Alignas(128) _Atomic uint64_t at; /* two cache lines, because processors fetch them in pairs */
 } Count;
 
-/* Of the forward that the pool computes. taken: of each thread's own parts, which it takes first, so that their counts
-   stay in its cache. parts: items stored, doubled, and 1 more while the next is being stored. */
+/* The state of the forward that the pool computes. taken: for each thread, how many of its own parts have been taken; a
+   thread takes its own parts first, so that their counts stay in its cache. parts: for each part, twice the number of
+   stored items, and 1 more while the next item is being stored. */
 static struct {
     Count done, taken[MOST_THREADS], parts[MOST_PARTS];
 } board;
 
-typedef struct { /* what one thread has in hand */
-    int32_t threads; /* how many compute the forward; 1: no other thread shares it, and the board isn't used */
+typedef struct { /* what one thread works on */
+    int32_t threads; /* how many compute the forward; with 1 thread the board isn't used */
     int32_t self;    /* this thread's number among them */
     uint32_t stage;
     int64_t items, parts, part, item;
-    int64_t found; /* the part's count when the item was taken up */
-    int64_t finished; /* parts that aren't counted as done yet */
+    int64_t found; /* the part's count when this thread began the item */
+    int64_t finished; /* finished parts that aren't counted yet */
     int storing;
 } Share;
 
@@ -53,7 +56,7 @@ static inline void relax(void) {
 
 static inline uint64_t counted(uint32_t stage, int64_t count) { return ((uint64_t)stage << 32) + (uint64_t)count; }
 
-/* The count of a stage; below 0 while an earlier stage is counted, above 2^31 when a later one is. */
+/* The count of a stage. It is below 0 while an earlier stage is counted, and above 2^31 when a later one is. */
 static inline int64_t reached(Count *count, uint32_t stage) {
     return (int64_t)(atomic_load_explicit(&count->at, memory_order_acquire) - counted(stage, 0));
 }
@@ -63,8 +66,9 @@ static inline int advance(Count *count, uint32_t stage, int64_t from, int64_t to
     return atomic_compare_exchange_strong(&count->at, &expected, counted(stage, to));
 }
 
-/* Adds to a count, and gives what it was before; -1 where it was `most` already. The exchange guesses 0. A wrong guess
-   fetches the count for writing, where a read would fetch the count once and the write once more. */
+/* Adds to a count, and returns what it was before; -1 where it was `most` already. The first exchange guesses that the
+   count is 0. Even a wrong guess fetches the cache line for writing; a read first would fetch it once, and the write a
+   second time. */
 static int64_t add(Count *count, uint32_t stage, int64_t many, int64_t most) {
     uint64_t found = counted(stage, 0);
     for (;;) {
@@ -74,7 +78,7 @@ static int64_t add(Count *count, uint32_t stage, int64_t many, int64_t most) {
     }
 }
 
-/* A forward begins with this stage: counts of earlier stages are outdated. */
+/* Prepares the board for a forward that begins with this stage; counts of earlier stages become outdated. */
 static void clear_board(uint32_t stage, int32_t threads) {
     atomic_store(&board.done.at, counted(stage, 0));
     for (int32_t thread = 0; thread < threads; thread++) atomic_store(&board.taken[thread].at, counted(stage, 0));
@@ -84,7 +88,7 @@ static void clear_board(uint32_t stage, int32_t threads) {
 
 static inline int64_t first_of(const Share *share, int64_t part) { return share->items * part / share->parts; }
 
-/* A part that stands still; -1 when all parts are done. Whoever reads another thread's counts slows that thread down, so
+/* A part that makes no progress; -1 when all parts are done. Reading another thread's counts slows that thread down, so
    they are read only when the stage has taken long. */
 static int64_t late_part(Share *share) {
     if (share->finished) add(&board.done, share->stage, share->finished, share->parts);
@@ -106,7 +110,7 @@ static int64_t late_part(Share *share) {
     return -1;
 }
 
-/* A part that nobody has taken yet, this thread's own first; -1 when there is none. */
+/* A part that no thread has taken yet, this thread's own parts first; -1 when there is none. */
 static int64_t take(const Share *share) {
     for (int32_t each = 0; each < share->threads; each++) {
         const int64_t owner = (share->self + each) % share->threads;
@@ -127,7 +131,7 @@ static void begin_stage(Share *share, int64_t items) {
     share->stage++;
 }
 
-/* Says that the item which this thread has published is stored. */
+/* Marks the item that this thread has published as stored. */
 static void end_item(Share *share) {
     share->storing = 0;
     Count *count = &board.parts[share->part];
@@ -136,7 +140,7 @@ static void end_item(Share *share) {
     if (share->item + 1 == first_of(share, share->part + 1)) share->finished++;
 }
 
-/* The item that this thread computes next; -1 when the stage's are all stored. */
+/* The item that this thread computes next; -1 when all items of the stage are stored. */
 static int64_t next_item(Share *share) {
     if (share->threads == 1) return ++share->item < share->items ? share->item : -1;
     if (share->storing) end_item(share);
@@ -153,14 +157,14 @@ static int64_t next_item(Share *share) {
     }
 }
 
-/* Whether this thread may store its item. Only one thread gets true. */
+/* Whether this thread may store its item. Only one thread gets true for an item. */
 static inline int publish(Share *share) {
     if (share->threads == 1) return 1;
     int64_t stored = share->found < 0 ? 0 : share->found;
     return share->storing = advance(&board.parts[share->part], share->stage, share->found, stored + 1);
 }
 
-/* The items of a stage. Its body computes one and stores it if it may publish() it. */
+/* A loop over the items of a stage. Its body computes one item, and stores it if publish() allows that. */
 #define EACH(item, all_items, ...)                                                            \
     {                                                                                        \
         begin_stage(share, all_items);                                                        \

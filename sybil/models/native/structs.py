@@ -1,4 +1,4 @@
-"""The structs of model.h as Python fills them. Every number is checked here: ctypes would cut it to its 32 bits."""
+"""The structs of model.h as Python fills them. Every number is checked here, because ctypes would cut it to 32 bits."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SCALES = (
 PARTS = 3
 """The most parts of a product."""
 LARGEST = (2 - 2.0**-23) * 2.0**127
-"""Of float32."""
+"""The largest float32."""
 
 
 class Struct(ctypes.Structure):
-    """A struct that refuses numbers which its C type doesn't hold, by UnsupportedModel."""
+    """A struct that raises UnsupportedModel for a number that the field's C type can't hold."""
 
     def __setattr__(self, name: str, value: object) -> None:
         kind = dict(self._fields_).get(name)  # type: ignore[arg-type]

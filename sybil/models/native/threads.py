@@ -1,5 +1,5 @@
-"""Threads that don't wait for each other. torch's threads wait at the end of each operator. Where other processes
-compute too, that wait takes longer than the work."""
+"""Threads that don't wait for each other. torch's own threads wait for each other at the end of each operator. Where
+other processes compute too, that wait takes longer than the work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 AT_ONCE = 1 << 19
-"""Weights that a thread takes together."""
+"""The number of weights that a thread takes at once."""
 
 Thing = TypeVar("Thing")
 Made = TypeVar("Made")
@@ -21,7 +21,7 @@ _threads: ContextVar[int | None] = ContextVar("threads", default=None)
 
 @contextlib.contextmanager
 def torch_alone() -> Iterator[None]:
-    """Within it torch's operators run by one thread, and by_rows() by as many as torch had before."""
+    """A context manager in which torch's operators use one thread, and by_rows() as many as torch had before."""
     before = torch.get_num_threads()
     token = _threads.set(_threads.get() or before)
     torch.set_num_threads(1)
@@ -33,7 +33,8 @@ def torch_alone() -> Iterator[None]:
 
 
 def by_rows(work: Callable[[int, int], object], rows: int, inputs: int, unit: int = 1) -> None:
-    """work(first, last) for all the rows, a multiple of unit at a time, by as many threads as torch has."""
+    """Call work(first, last) for ranges that cover all rows, by as many threads as torch has. A range has a multiple of
+    `unit` rows; inputs: the weights of a row."""
     some = -(-max(1, AT_ONCE // inputs) // unit) * unit
     firsts, threads = range(0, rows, some), _threads.get() or torch.get_num_threads()
     if threads == 1 or len(firsts) == 1:
@@ -51,8 +52,9 @@ def made_of_each(
     done: Callable[[int], None] = lambda count: None,
     most: int | None = None,
 ) -> list[Made]:
-    """work(thing) of each thing, in order, by as many threads as torch has, or most of them, each with torch's
-    operators to itself. done: told after each how many there are."""
+    """The results of work(thing) for all things, in order. As many threads as torch has work, or `most` of them at
+    most; in each thread torch's operators use that thread only. done: called after each result with the number of
+    results."""
     made, threads = list[Made](), min(most or _threads.get() or torch.get_num_threads(), len(things))
     with contextlib.ExitStack() as stack:
         results: Iterator[Made] = map(work, things)

@@ -1,10 +1,9 @@
-"""The forward in one call on a CPU: forward.c, built once by the machine's C compiler and kept.
+"""The forward in one call on a CPU, by forward.c, which the machine's C compiler builds once.
 
-A step of a small model is 12 operators a layer, each found cold in the caches after the weights have streamed
-through them; together they cost more than the weights. In C they cost nothing, the weights run at the memory's
-bandwidth, and the order of every sum is ours: a token's logits have the same bits whatever is verified beside it.
-Without a compiler everything goes through Transformer instead.
-"""
+By torch, a step of a small model runs 12 operators in each layer. Reading the weights has pushed the operators' code
+out of the processor's caches, so together they take longer than reading the weights. In C this cost is gone, and
+weights are read at the memory's bandwidth. The order of every sum is fixed, so a token's logits have the same bits
+whatever is verified beside it. Without a compiler, Transformer computes everything instead."""
 
 from __future__ import annotations
 
@@ -51,12 +50,15 @@ _WHOLE = ("token_embedding", "head", "project_in", "project_out")
 class NativeTransformer:
     """Transformer's contract and arguments, computed in float32 by forward.c.
 
-    storage: what the products' weights are kept in: float32 or bfloat16; "stored", or the name of blocks: each in the
-    blocks that weights.blocks() gives (float32 where it gives none); a Rounding: few bits, for drafts, whose inputs
-    are rounded as well. A model of another storage, or of fewer layers, may go on in this one's cache.
-    threads: how many compute; None is torch's number at each call, or one for a model so small that two would wait for
-    each other.
-    lanes: floats in a vector; None is what library.load() chooses. Copies and pickles of it keep the lanes.
+    storage: what the products' weights are kept in. It is float32 or bfloat16; "stored" or the name of a block type,
+    for the blocks that weights.blocks() gives (float32 where it gives none); or a Rounding to few bits, for drafts,
+    whose products round their inputs as well. A model with another storage, or with fewer layers, may continue in this
+    one's cache.
+
+    threads: how many threads compute. None is torch's number at each call, or one for a model so small that two threads
+    would mostly wait for each other.
+
+    lanes: floats in a vector; None is what library.load() chooses. Copies and pickles of the model keep the lanes.
     """
 
     dtype = torch.float32
@@ -70,8 +72,8 @@ class NativeTransformer:
         threads: int | None = None,
         lanes: int | None = None,
     ) -> None:
-        """Raises UnsupportedModel where there is no compiler, or forward.c refuses the shape or its weights; KeyError
-        for a weight that the shape asks for and that isn't there."""
+        """Raises UnsupportedModel where there is no compiler, or where forward.c refuses the shape or its weights, and
+        KeyError where a weight of the shape is missing."""
         self._open(shape, storage, threads, lanes, range(shape.layers))
         self._products: dict[str, Packed] = {}
         self._floats: dict[str, Tensor] = {}
@@ -89,7 +91,7 @@ class NativeTransformer:
         self._lanes, self.layers = built.sybil_lanes(), tuple(layers)
 
     def _take(self, weights: Mapping[str, Tensor] | StoredWeights) -> None:
-        """Packs each weight of the shape."""
+        """Pack each weight of the shape."""
         arena, shape = Arena(), self.shape
 
         def take_product(name: str, stored: str) -> None:
@@ -101,7 +103,7 @@ class NativeTransformer:
             if tensor is not None:
                 self._floats[name] = arena.take(tensor.float())
 
-        take_product("token_embedding", "token_embedding")  # the largest first, while little else is in memory
+        take_product("token_embedding", "token_embedding")  # the largest weight first, while little else is in memory
         for name in _products(shape):
             take_product(name, f"{name}.weight")
         for name in _norms(shape):
@@ -111,8 +113,9 @@ class NativeTransformer:
             take_floats("positions", weights["position_embedding"])
 
     def with_layers(self, layers: Sequence[int]) -> NativeTransformer:
-        """A model of this one's memory that runs only those layers, numbered from 0 and in their order. Its caches are
-        this one's: each layer writes its keys and values where it writes them here. Raises InvalidSetting."""
+        """A model that shares this one's weights and runs only those layers. layers: numbers from 0, ascending. It can
+        use this model's caches: each layer writes its keys and values to the same place as here. Raises
+        InvalidSetting."""
         check_layers(layers, self.layers)
         left_out = tuple(f"{layer}." for layer in set(self.layers) - set(layers))
         model = object.__new__(NativeTransformer)
@@ -124,7 +127,7 @@ class NativeTransformer:
         return model
 
     def _bind(self) -> None:
-        """The structs that forward.c reads, of the shape and the tensors that are kept."""
+        """Make the structs that forward.c reads, from the shape and the tensors that this model keeps."""
         shape, count = self.shape, len(self.layers)
         with taking(ctypes.sizeof(BlockStruct) * count, f"a model of {count} layers", CPU):
             self._blocks = (BlockStruct * count)()
@@ -162,7 +165,7 @@ class NativeTransformer:
 
     @property
     def threads(self) -> int:
-        """How many threads compute the next call."""
+        """How many threads will compute the next call."""
         small = self.weight_bytes < ONE_THREAD_BYTES
         return min(max(self._asked_threads or (1 if small else torch.get_num_threads()), 1), MOST_THREADS)
 
@@ -178,13 +181,14 @@ class NativeTransformer:
         return NativeCache(self.shape, batch, capacity, self._lanes)
 
     def forward(self, tokens: Tensor, cache: NativeCache) -> Tensor:
-        """tokens (B, n) -> logits (B, n, vocab) float32; writes the tokens at each row's length, advances it by n."""
+        """tokens (B, n) -> logits (B, n, vocab) float32. Writes the tokens at each row's length, and advances it by
+        n."""
         logits = torch.empty(*tokens.shape, self.vocab_size, dtype=torch.float32, device=CPU)
         self._run(tokens, cache, logits.data_ptr())
         return logits
 
     def prefill(self, tokens: Tensor, cache: NativeCache) -> None:
-        """forward() without the logits, some tokens at a time."""
+        """The same as forward() without the logits, in parts of the tokens."""
         for part in torch.split(tokens, max(1, PREFILL_ROWS // len(tokens)), 1):
             self._run(part, cache, None)
 
@@ -224,7 +228,7 @@ class NativeTransformer:
         cache.lengths = lengths + count
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle of it holds: the weights as they lie, without the memory around them."""
+        """The state of a pickle: the packed weights, without the rest of the memory that they are in."""
         return {
             "opened": (self.shape, self.storage, self._asked_threads, self._lanes, self.layers),
             "products": {name: packed.copied(torch.clone) for name, packed in self._products.items()},
@@ -246,8 +250,8 @@ class NativeTransformer:
 
 
 def _pieces(weights: Mapping[str, Tensor] | StoredWeights, product: str, name: str, storage: Kept) -> list[Piece]:
-    """What a product is packed of, its weight being stored under that name: its blocks, or its weight in a storage,
-    float32 where none is said."""
+    """The pieces from which a product is packed: its stored blocks, or its weight converted to the storage. name: under
+    which its weight is stored."""
     if isinstance(storage, Rounding):
         return [Piece.in_bits(in_float32(weights, name), storage.bits_of(product), storage.importance.get(product))]
     if storage in FORMATS:
@@ -257,7 +261,7 @@ def _pieces(weights: Mapping[str, Tensor] | StoredWeights, product: str, name: s
 
 
 def _products(shape: Shape) -> list[str]:
-    """The products of a shape, but for its token embedding."""
+    """The names of a shape's products, without the token embedding."""
     whole = [] if shape.tied_head else ["head"]
     whole += ["project_in", "project_out"] if shape.embedding_width != shape.width else []
     return [*whole, *(f"{layer}.{name}" for layer in range(shape.layers) for name in BLOCK_PRODUCTS)]

@@ -1,8 +1,8 @@
-"""Memory that the C forward's workers may still read when a call has ended.
+"""Keeps the memory that the C forward's workers may still read after a call has ended.
 
-A call doesn't wait for a worker that the system has put aside. When that worker is back it reads on from the model, the
-cache and the working memory of its call, finds that others have done its work, and leaves. That memory must stay until
-then.
+A call doesn't wait for a worker that the system has preempted. When such a worker runs again, it goes on reading the
+model, the cache and the working memory of its call, finds that others have done its work, and leaves. The memory must
+stay until then.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import ctypes
 import time
 
 _kept: dict[object, tuple[ctypes.CDLL, tuple[object, ...]]] = {}
-"""What calls have left, by a key of each."""
+"""(the library, the memory) of each call that a worker may still read, by a key for each call."""
 SECONDS = 5.0
-"""How long a program's end waits for workers."""
+"""How long a program waits for workers at its end."""
 
 
 def keep(library: ctypes.CDLL, *memory: object) -> None:
-    """After a call of the library that has used this memory: it is kept while a worker may read it."""
+    """Keep the memory that a call of the library has used, as long as a worker may read it. It is called after the
+    call."""
     before = tuple(_kept.items())
     if library.sybil_late():
         _kept[object()] = library, memory

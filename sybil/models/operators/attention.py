@@ -1,4 +1,4 @@
-"""Attention over a cache's keys and values, in shapes that GPUs' own kernels take.
+"""Attention over a cache's keys and values, in shapes that GPUs' attention kernels accept.
 
 Shapes: batch B, tokens in the call n, keys so far K, heads H, heads of keys and values G, head size D.
 """
@@ -13,10 +13,12 @@ from sybil.models.shape import Shape
 
 
 def attend(shape: Shape, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """query (B, H, n, D), keys and values (B, G, K, D), mask (B, 1, n * H / G, K) to be added or None -> (B, H, n, D).
+    """query (B, H, n, D), keys and values (B, G, K, D), mask (B, 1, n * H / G, K) or None -> (B, H, n, D). The mask is
+    added to the scores.
 
-    The queries that share keys go in as more queries of one head. So keys and values are read as they lie; asked to
-    share heads, torch copies them for each query where there is a mask, in its slowest way to attend."""
+    Query heads that share a head of keys are passed as more queries of one head. So keys and values are read in place.
+    If torch itself shares the heads, it copies keys and values for each query head where there is a mask, by its
+    slowest kernel."""
     grouped = query.reshape(len(query), shape.kv_heads, -1, shape.head_size)
     if shape.attention_cap:
         out = _capped_attention(shape, grouped, keys, values, mask)
@@ -34,5 +36,5 @@ def _capped_attention(shape: Shape, query: Tensor, keys: Tensor, values: Tensor,
 
 
 def capped(x: Tensor, cap: float) -> Tensor:
-    """cap * tanh(x / cap); 0: no cap."""
+    """cap * tanh(x / cap); x unchanged where cap is 0."""
     return (x / cap).tanh() * cap if cap else x

@@ -1,4 +1,4 @@
-"""One layer's weights, and how they are made of a mapping of weights."""
+"""One layer's weights, and how they are made from a mapping of weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from sybil.models.operators.linear import Linear, Way, WideLinear, is_half, line
 from sybil.models.shape import Activation, Shape
 
 Observe = Callable[[str, Tensor], None]
-"""Told a product's name, and its inputs each time that it computes."""
+"""A function that is called with a product's name and inputs each time the product computes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Layer normalisation over the last dimension, or root mean square normalisation (rms); in the weight's dtype."""
+    """Layer normalisation over the last dimension, or root mean square normalisation (rms). The result has the weight's
+    dtype."""
 
     weight: Tensor
     bias: Tensor | None
@@ -35,20 +36,20 @@ class Block:
     """One layer's weights."""
 
     norms: Mapping[str, Norm]
-    """By the names that Shape.norms() has."""
+    """The layer's norms, by the names that Shape.norms() gives."""
     query_key_value: Linear
     attention_out: Linear
     mlp_in: Linear
-    """With its activation."""
+    """The MLP's first product, with its activation."""
     mlp_up: Linear | None
-    """What the activation of a gated layer is multiplied by."""
+    """In a gated layer, the product whose outputs the activations are multiplied by; None elsewhere."""
     mlp_out: Linear
 
 
 class BlockMaker:
-    """Makes products, norms and blocks of weights by name, and counts the bytes that they take.
+    """Makes products, norms and blocks from weights by name, and counts the bytes that they take.
 
-    way: of the products, see operators.linear. observe: what is told the inputs of each product."""
+    way: how products are computed, see operators.linear. observe: called with each product's inputs, or None."""
 
     def __init__(
         self, shape: Shape, weights: Mapping[str, Tensor], way: Way | None = None, observe: Observe | None = None
@@ -76,7 +77,7 @@ class BlockMaker:
         return self._observed(name, linear(weight, bias, activation, self.way))
 
     def head(self, name: str, weight: Tensor) -> Linear:
-        """The product that gives logits. They are float32 at least, but for a draft's in few bits."""
+        """The product that gives the logits. They are float32 or wider, except those of a draft in few bits."""
         self.weight_bytes += nbytes(weight, self.way)
         bias, is_plain = (self.bias(name) if name == "head" else None), self.way in (None, "packed", "plain")
         if is_plain and is_half(weight):
@@ -103,12 +104,12 @@ class BlockMaker:
         gate, up = self.weights[f"{name}.weight"].chunk(2)
         biases = self.bias(name)
         gate_bias, up_bias = (None, None) if biases is None else biases.chunk(2)
-        self.weight_bytes += nbytes(up, self.way)  # its inputs are the gate's
+        self.weight_bytes += nbytes(up, self.way)  # it has the gate's inputs
         return self.linear(name, gate, gate_bias, self.shape.activation), linear(up, up_bias, way=self.way)
 
 
 class Passing(Mapping[int, Block]):
-    """A model's blocks, each made when it is asked for and not kept: for one pass over a model as large as memory."""
+    """A model's blocks, each made when it is needed and then dropped: for one pass over a model as large as memory."""
 
     def __init__(self, maker: BlockMaker) -> None:
         self._maker = maker
@@ -125,7 +126,7 @@ class Passing(Mapping[int, Block]):
 
 @dataclass(frozen=True, slots=True)
 class _Observed:
-    """A product that tells what it is given."""
+    """A product that passes its inputs to an Observe function."""
 
     product: Linear
     name: str

@@ -1,8 +1,7 @@
-"""Preallocated keys and values whose lengths are the state.
+"""A preallocated KV cache whose only state is its lengths.
 
-A token's place is its row's length. What lies beyond a row's length is garbage: never read, and
-overwritten next time. So rolling back is assigning a smaller length, and rows may differ.
-"""
+A token is written at its row's length. What is beyond a row's length is garbage: it is never read, and is overwritten
+by the next tokens. So a row is rolled back by assigning a smaller length, and rows may have different lengths."""
 
 from __future__ import annotations
 
@@ -17,22 +16,23 @@ from sybil.allocation import taking
 from sybil.transfer import CPU, count_to, upload
 
 WHOLE = 16
-"""A mask's rows lie a multiple of so many numbers apart: GPUs' attention copies every other mask, layer by layer."""
+"""The rows of a mask are a multiple of so many numbers apart in memory. GPUs' attention copies any other mask in each
+layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """How a model's masks are made, once a forward for all layers. dtype: the model's. windows: those of its layers,
-    each once. shared: how many queries' heads share a head of keys; attention takes them as so many times more queries
-    (operators.attention), so that a mask stands in them that often."""
+    """Makes a model's attention masks, once in a forward for all layers. dtype: the model's. windows: the layers'
+    window sizes, each once. shared: how many query heads share a head of keys. Attention takes them as so many times
+    more queries (operators.attention), so each mask is repeated that often."""
 
     dtype: torch.dtype
     windows: Collection[int | None] = (None,)
     shared: int = 1
 
     def mask(self, positions: Tensor, end: int, window: int | None) -> Tensor:
-        """(batch, 1, shared * count, end), to be added to scores: 0 where the token at a position (batch, count) may
-        look, and the least number there is elsewhere."""
+        """The mask (batch, 1, shared * count, end) that is added to scores: 0 where the token at a position may see a
+        key, and the dtype's least number elsewhere. positions: (batch, count)."""
         seen = _mask(positions, -(-end // WHOLE) * WHOLE, window).repeat(1, 1, self.shared, 1)
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=positions.device)
         return mask.masked_fill_(~seen, torch.finfo(self.dtype).min)[..., :end]
@@ -54,7 +54,7 @@ class KVCache:
         """Raises OutOfMemory."""
         shape = (layers, batch, kv_heads, capacity, head_size)
         self.nbytes = 2 * math.prod(shape) * dtype.itemsize
-        # no inference tensors, which nobody may write to outside of that mode: a later generation may be outside
+        # inference tensors can't be written to outside inference mode, where a later generation may run
         with taking(self.nbytes, f"a cache of {batch} rows of {capacity} tokens", device), torch.inference_mode(False):
             self.keys = torch.zeros(shape, dtype=dtype, device=device)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -62,7 +62,8 @@ class KVCache:
         self.capacity = capacity
 
     def write(self, layer: int, keys: Tensor, values: Tensor, layout: CacheLayout) -> tuple[Tensor, Tensor]:
-        """Write (batch, kv_heads, count, head size) at the layout's places; the layer's keys and values so far."""
+        """Write a layer's keys and values (batch, kv_heads, count, head size) at the layout's places. Returns the
+        layer's keys and values so far."""
         all_keys, all_values = self.keys[layer], self.values[layer]
         if layout.even:
             places = slice(layout.start, layout.end)
@@ -74,7 +75,7 @@ class KVCache:
         return all_keys[:, :, : layout.end], all_values[:, :, : layout.end]
 
     def clear(self) -> None:
-        """Zeros in all places."""
+        """Fill all places with zeros."""
         self.keys.zero_()
         self.values.zero_()
 
@@ -84,22 +85,23 @@ class KVCache:
         self.lengths = other.lengths
 
     def copy(self, other: KVCache, count: int) -> None:
-        """Copies another cache's keys and values of the first count places."""
+        """Copy the first `count` places of another cache's keys and values."""
         self.keys[..., :count, :] = other.keys[..., :count, :]
         self.values[..., :count, :] = other.values[..., :count, :]
 
 
 def check_fit(held: int, count: int, capacity: int) -> None:
-    """Raises IndexError where count tokens after those held find no place: torch drops a single one without a word."""
+    """Raises IndexError where `count` tokens after the `held` ones exceed the capacity. torch itself would drop a
+    single token silently."""
     if held + count > capacity:
         raise IndexError(f"{count} tokens after {held} others don't fit a cache of {capacity}")
 
 
 class CacheLayout:
-    """Where the next count tokens of each row go, and which keys each of them sees.
+    """The places of each row's next `count` tokens, and the keys that each of them sees.
 
-    positions: (batch, count); masks: for each of the windows (None: no window) what Masks.mask() makes, or None where
-    every token may look everywhere."""
+    positions: (batch, count). masks: for each window size (None for no window) the mask by Masks.mask(), or None where
+    every token may see all keys."""
 
     def __init__(self, lengths: Tensor, count: int, device: torch.device, masks: Masks) -> None:
         counts = lengths.tolist()
@@ -115,8 +117,8 @@ class CacheLayout:
 
     @classmethod
     def static(cls, lengths: Tensor, count: int, end: int, masks: Masks) -> CacheLayout:
-        """A layout whose shapes depend on count and end only, lengths (batch,) being read where they are: on the
-        device, which may be a GPU that replays what follows with other lengths."""
+        """A layout whose shapes depend on count and end only. lengths (batch,) are read on the device. So a GPU can
+        replay the following work with other lengths."""
         layout = cls.__new__(cls)
         layout.even, layout.start, layout.end = False, 0, end
         layout.positions = lengths[:, None] + torch.arange(count, dtype=torch.int64, device=lengths.device)
@@ -126,7 +128,7 @@ class CacheLayout:
 
 
 def _mask(positions: Tensor, end: int, window: int | None) -> Tensor:
-    """(batch, 1, count, end), True where the token at a position may look."""
+    """(batch, 1, count, end), True where the token at a position may see a key."""
     keys, at = torch.arange(end, dtype=torch.int64, device=positions.device), positions[..., None]
     seen = keys <= at
     if window is not None:

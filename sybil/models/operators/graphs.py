@@ -1,4 +1,4 @@
-"""CUDA graphs: what a GPU was asked to compute once, launched again by one call."""
+"""CUDA graphs: work that was recorded on a GPU once and is launched again by one call."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from sybil.errors import one_line
 
 
 class Graphs:
-    """Records what a GPU computes. All graphs of one object share memory, and each writes over what others left there:
-    whatever is to stay has to be written elsewhere.
+    """Records a GPU's work as graphs. All graphs of one object share memory, and each overwrites what others have left
+    there. So results that must stay have to be written elsewhere.
 
-    recorded: how many graphs this process has recorded. What is measured while that grows took longer for it."""
+    recorded: how many graphs this process has recorded. A measurement during which this number grows includes the time
+    of recording."""
 
     recorded: ClassVar[int] = 0
 
@@ -26,16 +27,17 @@ class Graphs:
 
     @property
     def nbytes(self) -> int:
-        """What the graphs hold of the GPU's memory and torch.cuda.memory_allocated() leaves out."""
+        """The bytes of GPU memory that the graphs hold and torch.cuda.memory_allocated() doesn't count."""
         segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
         ours = [each for each in segments if each.get("segment_pool_id") == self._pool]
         return int(sum(each["total_size"] - each["allocated_size"] for each in ours))
 
     def record(self, run: Callable[[], object]) -> Callable[[], None] | None:
-        """What launches run() again, over the numbers that then lie where they lie now. Recording computes nothing.
+        """Record run(). Returns a function that launches the same work again on the same memory, with the numbers that
+        are there then. Recording itself computes nothing.
 
-        None where it can't be recorded: for lack of memory, or for an operator that no graph takes. The latter is said
-        by a UserWarning, and nothing more is recorded."""
+        None where run() can't be recorded: for lack of memory, or because of an operator that graphs don't support. In
+        the latter case a UserWarning says so, and nothing is recorded any more."""
         if self._is_given_up:
             return None
         graph = torch.cuda.CUDAGraph()
@@ -44,13 +46,13 @@ class Graphs:
             try:
                 self._stream.wait_stream(before)
                 with torch.cuda.stream(self._stream):
-                    run()  # libraries make their workspaces
+                    run()  # so that libraries allocate their workspaces
                 before.wait_stream(self._stream)
                 with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     run()
             except torch.cuda.OutOfMemoryError:
                 return None
-            except RuntimeError as error:  # run() raises it again, where the reason is its own
+            except RuntimeError as error:  # if the fault is run()'s own, its next call raises it
                 self._is_given_up = True
                 reason = one_line(str(error))
                 warnings.warn(
@@ -61,11 +63,11 @@ class Graphs:
                 )
                 return None
             finally:
-                torch.cuda.set_stream(before)  # torch.cuda.graph leaves its own stream current where recording fails
+                torch.cuda.set_stream(before)  # torch.cuda.graph leaves its own stream current after a failed recording
         Graphs.recorded += 1
         return graph.replay
 
 
 def graphs_on(device: torch.device) -> Graphs | None:
-    """What records on the device; None where there are no graphs."""
+    """The recorder of graphs on the device; None where the device has no graphs."""
     return Graphs(device) if device.type == "cuda" else None

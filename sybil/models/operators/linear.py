@@ -1,8 +1,7 @@
-"""One way to multiply by a weight: prepacked for the processor where torch can, plainly elsewhere.
+"""Products with a weight: prepacked for the processor where torch can do that, and by F.linear elsewhere.
 
-The packed products are the ones torch's own compiler emits for CPUs. They are underscored, so they are
-wrapped here and nowhere else; with few rows they run at the memory's bandwidth where F.linear does not.
-"""
+The packed products are those that torch's own compiler emits for CPUs. Their names begin with an underscore, so they
+are wrapped here and used nowhere else. With few rows they run at the memory's bandwidth, and F.linear doesn't."""
 
 from __future__ import annotations
 
@@ -28,11 +27,12 @@ _POSTFIX: dict[Activation, tuple[str, str]] = {
     "gelu": ("gelu", "none"),
     "silu": ("swish", ""),
 }
-"""What oneDNN computes with a product. Its relu is left out: it gives 0 for NaN."""
+"""The activations that oneDNN computes with a product. Its relu isn't used, because it gives 0 for NaN."""
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether this torch has oneDNN's packed product for the weight (CPU; float32, or bfloat16 where it is fast)."""
+    """Whether this torch has oneDNN's packed product for the weight: on a CPU, in float32, or in bfloat16 where that is
+    fast."""
     return (
         weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -47,10 +47,10 @@ def can_pack(weight: Tensor) -> bool:
 def linear(
     weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", way: Way | None = None
 ) -> Linear:
-    """x (..., inputs) -> activation(x @ weight.T + bias), weight being (outputs, inputs).
+    """The product x (..., inputs) -> activation(x @ weight.T + bias), where weight is (outputs, inputs).
 
-    way: None is packed where it can be done, and plain elsewhere. int8 rounds weights (a scale an output) and inputs
-    (a scale a row): for drafts, whose output decides nothing."""
+    way: None is packed where that is possible, and plain elsewhere. int8 rounds weights (one scale for each output) and
+    inputs (one scale for each row). It is for drafts, because the text's distribution doesn't depend on them."""
     if isinstance(way, Packaged):
         return PackagedLinear(weight, bias, activation, way)
     way = way or ("packed" if can_pack(weight) else "plain")
@@ -60,7 +60,7 @@ def linear(
 
 
 def nbytes(weight: Tensor, way: Way | None) -> int:
-    """What a weight takes as it is multiplied by."""
+    """The bytes that a weight takes in the form in which products use it."""
     if isinstance(way, Packaged):
         return way.nbytes(weight)
     return FORMATS["int8"].nbytes(*weight.shape) if way == "int8" else weight.nbytes
@@ -88,7 +88,7 @@ class PlainLinear:
 
 
 class PackedLinear:
-    """oneDNN's product with a weight in its own order."""
+    """oneDNN's product with a weight in oneDNN's own order."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
@@ -102,24 +102,24 @@ class PackedLinear:
         return activate(out, self._left)
 
     def __reduce__(self) -> tuple[type[PackedLinear], tuple[Tensor, Tensor | None, Activation]]:
-        """A copy or a pickle is packed anew: oneDNN's order is no tensor that torch could write down."""
+        """A copy or a pickle is packed again, because torch can't save a weight in oneDNN's order."""
         return PackedLinear, (self.packed.to_dense(), self.bias, self.activation)
 
 
 AT_ONCE = 4096
-"""Outputs of a weight that are widened at once."""
+"""The number of a weight's outputs that are converted to float32 at once."""
 
 
 def is_half(weight: Tensor) -> bool:
-    """Whether it is in half precision."""
+    """Whether the weight is in half precision."""
     return weight.dtype in (torch.float16, torch.bfloat16)
 
 
 class WideLinear:
-    """The product with a weight in half precision, its output float32.
+    """The product with a weight in half precision, with float32 output.
 
-    A logit of 64 to 128 would be rounded to the next sixteenth in float16, to the next half in bfloat16, and the two
-    best are often nearer than that."""
+    In half precision a logit of 64 to 128 would be rounded to a sixteenth (float16) or to a half (bfloat16). The two
+    largest logits are often nearer to each other than that."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, None if bias is None else bias.float()
@@ -130,8 +130,8 @@ class WideLinear:
 
 
 def _in_float32(x: Tensor, weight: Tensor) -> Tensor:
-    """x (rows, inputs) @ weight.T (inputs, outputs), both in half precision, as float32: in one product where torch has
-    it (GPUs, from torch 2.8), by parts of the weight elsewhere."""
+    """x (rows, inputs) @ weight.T (inputs, outputs) in float32, for x and weight in half precision. It is one product
+    where torch has that (on GPUs, from torch 2.8), and is computed by parts of the weight elsewhere."""
     if x.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
         product: Tensor = torch.ops.aten.mm.dtype(x, weight.T, torch.float32)
         return product
@@ -139,7 +139,7 @@ def _in_float32(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class PackagedLinear:
-    """A library's product, and the activation behind it."""
+    """A library's product, followed by the activation."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation, way: Packaged) -> None:
         self.product, self.activation = way.make(weight, bias), activation
@@ -149,17 +149,17 @@ class PackagedLinear:
 
 
 class Int8Linear:
-    """torch's quantised product, each row rounded by its own largest number.
+    """torch's quantised product, with each row of inputs rounded by the row's own largest number.
 
-    By itself torch rounds all rows of a call alike: a token's logits would depend on the tokens and rows beside it, and
-    in a cascade on what the helper draws with the noise that the draft itself draws with. So rows are brought to one
-    size, and a row of ones and one of minus ones say how far numbers go."""
+    By itself torch rounds all rows of a call by one scale. A token's logits would then depend on the tokens and rows
+    beside it; in a cascade they would depend on what the helper draws, with the same noise as the draft. So rows are
+    scaled to one size. A row of ones and a row of minus ones fix the range of numbers."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
         scales, rounded = quantise(weight)
         zeros = torch.zeros(len(scales), dtype=torch.int64, device=scales.device)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # its making is deprecated, its product isn't
+            warnings.simplefilter("ignore", UserWarning)  # the weight's packing is deprecated, the product isn't
             quantised = torch._make_per_channel_quantized_tensor(rounded, scales, zeros, 0)
             self.packed = torch.ops.quantized.linear_prepack(quantised, None)
         self.bias, self.activation = None if bias is None else bias.float(), activation

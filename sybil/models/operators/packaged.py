@@ -1,4 +1,4 @@
-"""Products in few bits by a library that is installed, for GPUs: torchao's or bitsandbytes'."""
+"""Products in few bits on GPUs, by an installed library: torchao or bitsandbytes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ INT4_GROUP = 32
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """A library's way to keep a weight. bits: 4 or 8, what it is kept in; make: from weight and bias to the product."""
+    """A library's way to keep a weight. bits: 4 or 8, of a kept weight. make: makes the product from weight and
+    bias."""
 
     bits: int
     make: Callable[[Tensor, Tensor | None], nn.Module]
 
     def nbytes(self, weight: Tensor) -> int:
-        """What a weight takes, scales left out."""
+        """The bytes that a weight takes, without its scales."""
         return weight.numel() * self.bits // 8
 
 
 def packaged(bits: Bits, dtype: torch.dtype, draft: str) -> Packaged:
-    """The way to keep weights in 4 bits, or in 8 for any more, beside a target of that dtype; draft: what it is for.
-    Raises PackageMissing where no library that does it is installed."""
+    """The way to keep a draft's weights in 4 bits, or in 8 bits for any larger number, beside a target of that dtype.
+    draft: the draft's name, for the message. Raises PackageMissing where no library that can do this is installed."""
     ways: list[tuple[str, int, Callable[[Tensor, Tensor | None], nn.Module]]]
     if bits == 4:
         ways = [("bitsandbytes", 4, _bitsandbytes_4)]
-        ways += [("torchao", 4, _torchao_4)] * (dtype == torch.bfloat16)  # its product takes no other
+        ways += [("torchao", 4, _torchao_4)] * (dtype == torch.bfloat16)  # its product takes no other dtype
     else:
         ways = [("torchao", 8, _torchao_8), ("bitsandbytes", 8, _bitsandbytes_8)]
     for library, kept, make in ways:
@@ -70,7 +71,7 @@ def _torchao_8(weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 
 def _torchao_4(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """In 8 bits where a row is no whole groups."""
+    """torchao's product in 4 bits; in 8 bits where a row doesn't divide into whole groups."""
     from torchao.quantization import Int4WeightOnlyConfig
 
     if weight.shape[1] % INT4_GROUP:
@@ -82,7 +83,7 @@ def _bitsandbytes(linear: Any, weight: Any, bias: Tensor | None, device: torch.d
     linear.weight = weight
     if bias is not None:
         linear.bias = nn.Parameter(bias, requires_grad=False)
-    made: nn.Module = linear.to(device)  # it rounds as it moves
+    made: nn.Module = linear.to(device)  # moving it rounds the weight
     return made
 
 

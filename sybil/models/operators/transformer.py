@@ -1,4 +1,4 @@
-"""A decoder-only forward over a preallocated cache: one for every family that models.shape can describe.
+"""A decoder-only forward over a preallocated cache, for every family that models.shape can describe.
 
 Shapes: batch B, tokens in the call n, keys so far K, heads H, heads of keys and values G, head size D, width W.
 """
@@ -25,7 +25,7 @@ from sybil.models.storage import Storage, storage_of
 from sybil.transfer import drawn_at, upload
 
 PROMPT = 512
-"""Tokens a row that prefill() computes at once."""
+"""The tokens of each row that prefill() computes at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ class Call:
 class Transformer:
     """A causal language model with the forward of the protocol models.Model: forward(tokens, cache) -> logits.
 
-    weights: name -> tensor, (outputs, inputs) for a product; each is asked for once, and `in` says whether a product
-    has a bias, so that a mapping may read them one at a time. The names, {layer} from 0, those in brackets where
-    the shape has them: token_embedding, [position_embedding], [project_in.weight], [project_out.weight],
-    {layer}.{norm} for each of Shape.norms(), {layer}.query_key_value (all queries' rows, then keys', then values',
-    heads in order), {layer}.attention_out, {layer}.mlp_in (gated: the gate's rows, then those it multiplies),
-    {layer}.mlp_out, [final_norm], [head.weight]."""
+    weights: a mapping from names to tensors; a product's weight is (outputs, inputs). Each weight is asked for once,
+    and `in` tells whether a product has a bias, so a mapping may read weights one at a time. {layer} counts from 0, and
+    names in brackets are needed only where the shape has them. The names are token_embedding, [position_embedding],
+    [project_in.weight], [project_out.weight], {layer}.{norm} for each of Shape.norms(), {layer}.query_key_value (all
+    queries' rows, then keys', then values', heads in order), {layer}.attention_out, {layer}.mlp_in (if gated: the
+    gate's rows, then the rows that it multiplies), {layer}.mlp_out, [final_norm] and [head.weight]."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class Transformer:
         static: bool | None = None,
         observe: Observe | None = None,
     ) -> None:
-        """way: of the products, see operators.linear; static: fixed shapes, see operators.static; None is on a GPU.
-        observe: what is told the inputs of each product. The model is then for one pass: it reads a layer's weights as
-        it comes to them, and drops them."""
+        """way: how products are computed, see operators.linear. static: whether shapes are fixed, see operators.static;
+        None fixes them on a GPU. observe: called with the inputs of each product. A model with observe is for one pass
+        only: it reads a layer's weights when it comes to the layer, and drops them."""
         self.shape = shape
         self.vocab_size, self.context = shape.vocab_size, shape.context
         maker = BlockMaker(shape, weights, way, observe)
@@ -90,7 +90,7 @@ class Transformer:
             before = maker.weight_bytes
             self.head = maker.head("token_embedding", self.token_embedding)
             if not few and (way == "plain" or is_half(self.token_embedding) or not can_pack(self.token_embedding)):
-                maker.weight_bytes = before  # it is the one that is looked up in, and no copy beside it
+                maker.weight_bytes = before  # the tied head is the embedding itself, no copy
         else:
             self.head = maker.head("head", maker.weights["head.weight"])
         self.weight_bytes = maker.weight_bytes
@@ -99,12 +99,12 @@ class Transformer:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Those that it runs, numbered from 0."""
+        """The layers that the model runs, numbered from 0."""
         return tuple(self.blocks)
 
     def with_layers(self, layers: Sequence[int]) -> Transformer:
-        """A model of this one's memory that runs only those layers, numbered from 0 and in their order. Its caches are
-        this one's. Raises InvalidSetting."""
+        """A model that shares this one's weights and runs only those layers. layers: numbers from 0, ascending. It can
+        use this model's caches. Raises InvalidSetting."""
         check_layers(layers, self.layers)
         model = copy.copy(self)
         model.blocks = {layer: self.blocks[layer] for layer in layers}
@@ -121,12 +121,12 @@ class Transformer:
 
     @property
     def idle(self) -> Held | None:
-        """The cache that its next generation may have, with the graphs over it."""
+        """The idle cache, with its graphs, that the next generation may get; None where there is none."""
         return self._static.idle if self._static else None
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: KVCache | StaticCache) -> Tensor:
-        """tokens (B, n) -> logits (B, n, vocab); writes the tokens at each row's length, advances it by n."""
+        """tokens (B, n) -> logits (B, n, vocab). Writes the tokens at each row's length, and advances it by n."""
         if isinstance(cache, StaticCache) and tokens.shape[1] <= LONGEST:
             logits = cache.forward(self, self._logits, tokens, self._masks)
             cache.lengths = cache.lengths + tokens.shape[1]
@@ -135,7 +135,8 @@ class Transformer:
 
     @torch.inference_mode()
     def prefill(self, tokens: Tensor, cache: KVCache | StaticCache) -> None:
-        """forward() without the logits, PROMPT tokens at a time: their masks and activations take memory."""
+        """The same as forward() without the logits, PROMPT tokens at a time, because masks and activations take
+        memory."""
         check_fit(int(cache.lengths.max()), tokens.shape[1], cache.capacity)
         for part in torch.split(tokens, PROMPT, 1):
             self._at_lengths(part, cache)
@@ -161,7 +162,7 @@ class Transformer:
         return capped(logits, self.shape.logit_cap)
 
     def _hidden(self, tokens: Tensor, store: KVCache, layout: CacheLayout) -> Tensor:
-        # a padded row may run past the context: what is computed there is never read
+        # a padded row may run past the context, but what is computed there is never read
         positions = layout.positions.clamp(max=self.context - 1)
         call = Call(
             store,
@@ -199,7 +200,7 @@ class Transformer:
         return x + self._out(norms, "mlp", _mlp(block, _in(norms, "mlp", x)))
 
     def _out(self, norms: Mapping[str, Norm], name: str, x: Tensor) -> Tensor:
-        """The output of attention or the MLP as it is added: normalised and scaled, where the shape says so."""
+        """The output of attention or the MLP, normalised and scaled where the shape says so, ready to be added."""
         norm = norms.get(f"{name}_out_norm")
         x = x if norm is None else norm(x)
         return x if self.shape.residual_scale == 1 else x * self.shape.residual_scale
@@ -224,13 +225,14 @@ class Transformer:
 
 
 def _in(norms: Mapping[str, Norm], name: str, x: Tensor) -> Tensor:
-    """The input of attention or the MLP: normalised, where the shape says so."""
+    """The input of attention or the MLP, normalised where the shape says so."""
     norm = norms.get(f"{name}_norm")
     return x if norm is None else norm(x)
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """x (B, heads, n, D): its first dimensions rotated in the planes (i, i + size / 2), the others as they are."""
+    """x (B, heads, n, D) with its first `size` dimensions rotated in the planes (i, i + size / 2), and the others
+    unchanged."""
     half = cosines.shape[-1]
     first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], -1)
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines, rest], -1)
