@@ -1,4 +1,4 @@
-"""Writes results to the disk, whole or not at all."""
+"""Reads texts of a bounded size, and writes results to the disk, whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from sybil.errors import InvalidSetting
+
+
+def bounded_text(path: Path, most: int, *, unread: str, too_large: str, no_text: str) -> str:
+    """A UTF-8 file of at most so many bytes. Raises InvalidSetting, with one of the three remedies."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InvalidSetting(f"{path} can't be read ({error.strerror}): {unread}") from None
+    if len(content) > most:
+        size = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
+        raise InvalidSetting(f"{path} is larger than {size}: {too_large}")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidSetting(f"{path} is no UTF-8 text: {no_text}") from None
 
 
 def folder(path: Path) -> Path:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from sybil.arguments import described
 from sybil.chat import ChatTemplate
 from sybil.errors import InvalidSetting, told
+from sybil.measuring.files import bounded_text
 from sybil.models.folders import embedded_folder
 
 SHIPPED = "stdlib/prompts.jsonl"
@@ -40,10 +41,16 @@ def load(path: Path | None = None, shipped: str = SHIPPED, domain: str | None = 
     """The prompts of a JSONL file whose rows have text or messages, and may have id and domain, or of a .txt file, in
     which each line is a prompt; where there is none, those of an embedded file.
 
-    domain: that of rows without one, "own" where it is None; where it is said, it is in their ids too."""
+    domain: that of rows without one, "own" where it is None; where it is said, it is in their ids too.
+
+    Raises InvalidSetting."""
     path = path or embedded_folder(shipped)
+    content = bounded_text(
+        path, LARGEST, unread="name a .jsonl or .txt file", too_large="name a smaller file of prompts",
+        no_text="name a JSONL file of prompts",
+    )  # fmt: skip
     prompts: dict[str, Prompt] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -56,21 +63,6 @@ def load(path: Path | None = None, shipped: str = SHIPPED, domain: str | None = 
     if not prompts:
         raise InvalidSetting(f"{path} is empty: give a line a prompt, in JSON if its name doesn't end in {TEXT}")
     return list(prompts.values())
-
-
-def _lines(path: Path) -> list[str]:
-    """Raises InvalidSetting where the file can't be read, is larger than LARGEST, or is no text."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError as error:
-        raise InvalidSetting(f"{path} can't be read ({error.strerror}): name a .jsonl or .txt file") from None
-    if len(content) > LARGEST:
-        raise InvalidSetting(f"{path} is larger than {LARGEST >> 20} MiB: name a smaller file of prompts")
-    try:
-        return content.decode("utf-8").split("\n")
-    except UnicodeDecodeError:
-        raise InvalidSetting(f"{path} is no UTF-8 text: name a JSONL file of prompts") from None
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
