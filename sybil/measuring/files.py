@@ -1,4 +1,4 @@
-"""Reads texts of a bounded size, and writes results to the disk, whole or not at all."""
+"""Reads texts of a bounded size and the rows of earlier runs, and writes results to the disk, whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import errno
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sybil.errors import InvalidSetting
+from sybil.errors import InvalidSetting, ResultsMismatch
+
+LARGEST_RUN = 1 << 30
+"""Bytes of the rows of a run that is resumed."""
+Found = TypeVar("Found")
 
 
 def bounded_text(path: Path, most: int, *, unread: str, too_large: str, no_text: str) -> str:
@@ -92,6 +96,50 @@ def append(path: Path, row: dict[str, Any], sync: bool = True) -> None:
             with contextlib.suppress(OSError):  # a device has no length
                 file.truncate(start)
             raise
+
+
+def resumed(
+    path: Path,
+    what: str,
+    settings: Mapping[str, object],
+    row_of: Callable[[str], tuple[Found, Mapping[str, object]] | None],
+) -> list[Found]:
+    """The rows of a JSONL file, each of which must have these settings. what: a word for the run; row_of: a line's row
+    and its settings, None for a line that is no row.
+
+    A last line cut short is dropped, from the file too, once the rest has shown itself to be this run's. Raises
+    ResultsMismatch where the file is another run's or no such file; it is left alone then."""
+    remedy = "name the JSONL file of an earlier run"
+    try:
+        if path.stat().st_size > LARGEST_RUN:
+            raise ResultsMismatch(f"{path} is larger than {LARGEST_RUN >> 20} MiB: {remedy}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ResultsMismatch(f"{path} can't be resumed ({error.strerror}): {remedy}") from None
+    except UnicodeDecodeError:
+        raise ResultsMismatch(f"{path} is no text file: {remedy}") from None
+    *lines, rest = text.split("\n")
+    rows: list[Found] = []
+    for number, line in enumerate(lines, start=1):
+        found = row_of(line)
+        if found is None:
+            raise ResultsMismatch(f"{path}, line {number}, is no row of a {what}: name another file")
+        row, theirs = found
+        if theirs != settings:
+            raise ResultsMismatch(f"{path} was measured with {_at_odds(theirs, settings)}: use the same settings")
+        rows.append(row)
+    if not rows:
+        raise ResultsMismatch(f"{path} holds no whole row of a {what}: name another file, or start anew")
+    if rest:
+        replace(path, text.removesuffix(rest).encode())
+    return rows
+
+
+def _at_odds(theirs: Mapping[str, object], settings: Mapping[str, object]) -> str:
+    """The settings that differ, with both values."""
+    names = [name for name in theirs if theirs[name] != settings[name]]
+    had, wanted = (", ".join(f"{name}={each[name]!r}" for name in names) for each in (theirs, settings))
+    return f"{had}, this run asks for {wanted}"
 
 
 def replace(path: Path, content: bytes) -> None:
