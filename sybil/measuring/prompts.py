@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer
 
 from sybil.arguments import described
 from sybil.chat import ChatTemplate
-from sybil.errors import InvalidSetting, told
+from sybil.errors import InvalidSetting, PromptTooLong, told
 from sybil.measuring.files import bounded_text
 from sybil.models.folders import embedded_folder
 
@@ -129,6 +130,16 @@ def encode(prompt: Prompt, reader: PromptReader) -> list[int]:
         text, special = prompt.text, True
     ids: list[int] = reader.tokenizer.encode(text, add_special_tokens=special).ids
     return ids
+
+
+def check_lengths(prompts: Sequence[Prompt], encoded: Sequence[Sized], max_new_tokens: int, context: int) -> None:
+    """Raises PromptTooLong for a prompt whose token ids and new tokens together are more than the context."""
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) + max_new_tokens > context:
+            raise PromptTooLong(
+                f"prompt {prompt.id} has {len(ids)} tokens and max_new_tokens is {max_new_tokens}, more together than "
+                f"the context of {context}: lower max_new_tokens or leave the prompt out"
+            )
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
