@@ -43,6 +43,7 @@ from sybil.measuring.task import Row, Task
 from sybil.measuring.timing import unrecorded
 from sybil.models.storage import FORMATS
 from sybil.noise import Noise
+from sybil.progress import silence_transformers
 from sybil.sampling import probabilities
 from sybil.transfer import integers
 
@@ -65,12 +66,9 @@ class Comparison:
     """The models of a task, loaded once each way, and the loop over prompts."""
 
     def __init__(self, task: Task) -> None:
-        from transformers.utils import logging
-
         from sybil.models.pretrained import load_transformers
 
-        logging.set_verbosity_error()  # Sybil's own bar is the only one
-        logging.disable_progress_bar()
+        silence_transformers()
         self.task = task
         dtype = None if task.dtype == IN_BLOCKS else task.dtype
         # the usual one is left to load(), which knows whether the draft can be kept so
