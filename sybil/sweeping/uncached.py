@@ -66,11 +66,6 @@ class Uncached:
                 finished = finished or "length"
             yield Step((tuple(block),), (min(accepted, len(block)),), (count,), (finished,), timings)
 
-    @property
-    def models(self) -> tuple[()]:
-        """Those of sybil.models that may keep something between generations: none."""
-        return ()
-
     @torch.inference_mode()
     def _round(self, text: list[int], count: int, sampling: Sampling, noise: Noise) -> tuple[list[int], int, Timings]:
         """What the text gains, how much of it was drafted, and the seconds of each phase."""
