@@ -103,11 +103,18 @@ def looks_up(draft: Draft) -> bool:
     return isinstance(draft, Lookup | Hybrid) or (isinstance(draft, Cascade) and looks_up(draft.helper))
 
 
+def model_of(draft: Draft) -> NamedModel | None:
+    """The second model that is a part of the draft; None where there is none."""
+    if isinstance(draft, Hybrid):
+        return model_of(draft.other)
+    if isinstance(draft, Cascade):
+        return model_of(draft.draft)
+    return draft if isinstance(draft, NamedModel) else None
+
+
 def has_model(draft: Draft) -> bool:
     """Whether a second model is a part of the draft."""
-    if isinstance(draft, Hybrid):
-        return has_model(draft.other)
-    return isinstance(draft, NamedModel) or (isinstance(draft, Cascade) and has_model(draft.draft))
+    return model_of(draft) is not None
 
 
 class _Senseless(Exception):

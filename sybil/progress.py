@@ -49,6 +49,14 @@ def bar(name: str, total: int, progress: bool | None) -> Iterator[Callable[[int]
         yield shown.update
 
 
+def silence_transformers() -> None:
+    """No warnings and no bars of transformers' own from now on: a command that measures shows its own bar alone."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 @contextmanager
 def transformers_bars(progress: bool | None) -> Iterator[None]:
     """A context manager that hides transformers' own bars while it reads a model, where no bars are asked for."""

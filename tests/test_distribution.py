@@ -3,10 +3,10 @@
 Null hypothesis of each test: the sequences that the loop samples have the distribution that transformers' forward and
 processors give them (counting.py), as wholes and place by place. Sequences are independent and seeds fixed. Each
 p-value alarms falsely with probability 1e-9; 1,440 cases with two each, all sessions together, stay under 3e-6.
-With 30,000 sequences over 255 degrees of freedom, which the slow session counts, a case sees, with power 0.99, sequences
-whose probabilities are off by a relative 9.1 % (root mean square); with 9,000, which the quick session counts, by 17 %,
-and so where what drafts is made of what other cases have; with 6,000, where processors make sampling slow, by 21 %;
-with 3,000, where texts are encoded again, by 29 %.
+The slow session counts 30,000 sequences over 255 degrees of freedom. A case then detects, with power 0.99, sequences
+whose probabilities are off by a relative 9.1 % (root mean square). The quick session counts 9,000, and both count 9,000
+for drafters that are made of others: they detect 17 %. With 6,000, where processors make sampling slow, it is 21 %, and
+with 3,000, where texts are encoded again, 29 %.
 """
 
 from __future__ import annotations

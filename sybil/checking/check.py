@@ -14,7 +14,7 @@ from sybil.checking.memory import Extent, MemoryNeed, Placed, Setup, memory, ste
 from sybil.checking.promise import Promise, promise, verified_in
 from sybil.checking.sight import seen
 from sybil.devices import choose_device, dtype_named
-from sybil.drafts import Cascade, Draft, Hybrid, Lookup, NamedModel, Self, has_model, parse
+from sybil.drafts import Draft, Lookup, NamedModel, Self, has_model, model_of, parse
 from sybil.errors import InvalidSetting
 from sybil.loading import check_draft_dtype
 from sybil.models import copies
@@ -80,7 +80,7 @@ def check(
     asked_dtype, asked_draft = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
     check_draft_dtype(draft, asked_draft)
     place = choose_device(device)
-    source = _source(tree)
+    source = None if tree is None else model_of(tree)
     main, is_here = seen(target, tokenizer=source is not None, revision=revision)
     kept, compute = target_kept(main, asked_dtype, place)
     part, helper = Placed(main, kept, compute, place), None
@@ -120,15 +120,6 @@ def _named(target: str, draft: str | None) -> tuple[str, str | None]:
         return pair.source, pair.draft if draft is None else draft
     of_target = next((each.draft for each in PAIRS.values() if each.target == target and each.draft), None)
     return target, of_target if draft is None else draft
-
-
-def _source(tree: Draft | None) -> NamedModel | None:
-    """The model that a draft names."""
-    if isinstance(tree, Hybrid):
-        return _source(tree.other)
-    if isinstance(tree, Cascade):
-        return _source(tree.draft)
-    return tree if isinstance(tree, NamedModel) else None
 
 
 def _check_copies(target: Placed, draft: str | None, tree: Draft | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -118,10 +117,7 @@ def compare(
     if check:
         _check_comparable(task)
     rows = read(resume, task) if resume else []
-    out = options.out_folder(out, "compare")
-    path = resume or files.unused(out / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
-    files.check_folder(out)
-
+    path = options.rows_file(out, resume, "compare")
     with console.status("loading the models"):
         comparison = measuring.Comparison(task)
     files.folder(path.parent)

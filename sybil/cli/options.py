@@ -4,6 +4,7 @@ Where a default is None, each command has its own, and the help says which."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 from sybil.decoding import Decoder
 from sybil.drafting.window import AUTO, WINDOWS
 from sybil.errors import InvalidSetting, SybilError
+from sybil.measuring import files
 from sybil.measuring.prompts import Prompt, load, spread
 from sybil.pairs import PAIRS, REGISTERED, SMOLLM2, STDLIB, default_pair
 from sybil.pairs import pair as registered
@@ -297,3 +299,11 @@ def sampling(temperature: float | None, top_k: int, top_p: float, min_p: float) 
 def out_folder(out: Path | None, command: str) -> Path:
     """The folder for a command's results."""
     return out or Path(f"sybil-{command}")
+
+
+def rows_file(out: Path | None, resume: Path | None, command: str) -> Path:
+    """The file of a command's rows: the one that is resumed, or a new one. Raises InvalidSetting for a folder that
+    can't be written to."""
+    folder = out_folder(out, command)
+    files.check_folder(folder)
+    return resume or files.unused(folder / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl")

@@ -19,7 +19,7 @@ from sybil.sweeping.plan import SweepPlan, plan, shipped
 from sybil.sweeping.rays import LOCAL, ray_sweep
 from sybil.sweeping.run import RunConfig
 from sybil.sweeping.summary import table
-from sybil.sweeping.sweep import Swept, Tell
+from sybil.sweeping.sweep import Swept, Tell, told_of
 from sybil.sweeping.sweep import sweep as measure
 
 HEADINGS = ("drafter", "rule", "gamma", "temperature", "domain", "batch", "tokens/s", "over its baseline", "accepted")
@@ -147,8 +147,7 @@ def _show(planned: SweepPlan, found: Swept, path: Path, as_json: bool) -> None:
     if found.dropped:
         console.print(f"the last line of {path} was cut short, and was taken off", soft_wrap=True)
     for row in found.failed[:5]:
-        about = f"{row.config.pair}, {row.config.drafter}, {row.label}, {row.config.domain}"
-        console.print(f"failed: {about}: {row.error}", soft_wrap=True, style="red", highlight=False)
+        console.print(f"failed: {told_of(row.config)}: {row.error}", soft_wrap=True, style="red", highlight=False)
     console.print(f"{len(cells)} cells, {found.known} of them from an earlier run: {path}", soft_wrap=True)
     if found.failed:
         console.print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,9 +62,7 @@ def tradeoff(
         seed=seed or 0,
     )
     rows = read(resume, trade) if resume else []
-    folder = options.out_folder(out, "tradeoff")
-    path = resume or files.unused(folder / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
-    files.check_folder(folder)
+    path = options.rows_file(out, resume, "tradeoff")
     with console.status("loading the models"):
         run = Tradeoff(trade)
     files.folder(path.parent)

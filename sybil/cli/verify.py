@@ -19,6 +19,7 @@ from sybil.losslessness.child import FORMS, NAMED
 from sybil.measuring import files
 from sybil.measuring.compare import digest
 from sybil.measuring.machine import describe
+from sybil.progress import silence_transformers
 from sybil.reports import figures
 from sybil.servers.deadline import TIMEOUT
 
@@ -169,7 +170,7 @@ def verify(
     )  # fmt: skip
     bench = Bench(models, settings, eos or (), timeout, traceback)
     kept = keeping.kept_in(out, resume, _answers_depend_on(bench, judged, draft_dtype))
-    _only_our_bars()
+    silence_transformers()
     with console.status("loading the models"):
         case = JudgedCase.of(bench, judged, chosen, plan, stated, control)
     _tell_what_is_asked(console, bench, case, draft)
@@ -206,14 +207,6 @@ def _judged(
 def _said(**options: Any) -> Asked:
     """The options that the user gave."""
     return cast("Asked", {name: value for name, value in options.items() if value is not None})
-
-
-def _only_our_bars() -> None:
-    """Silence transformers, so that only Sybil's own bars are shown."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _tell_what_is_asked(console: Console, bench: Bench, case: JudgedCase, draft: str | None) -> None:

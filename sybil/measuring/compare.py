@@ -19,7 +19,7 @@ from torch import Tensor
 from sybil.agreement import FLOAT32, first_difference, lead
 from sybil.decoding import Decoder
 from sybil.drafting.window import AUTO
-from sybil.errors import InvalidSetting, PeerFailed, PromptTooLong, SybilError, VocabularyMismatch
+from sybil.errors import InvalidSetting, PeerFailed, SybilError, VocabularyMismatch
 from sybil.fit import check_assisted, way_of
 from sybil.loading import IN_BLOCKS, load, read
 from sybil.measuring.contenders import (
@@ -38,11 +38,12 @@ from sybil.measuring.machine import describe
 from sybil.measuring.memory import PeakMemory
 from sybil.measuring.peers import peers
 from sybil.measuring.profile import precision
-from sybil.measuring.prompts import Prompt, encode
+from sybil.measuring.prompts import Prompt, check_lengths, encode
 from sybil.measuring.task import Row, Task
 from sybil.measuring.timing import unrecorded
 from sybil.models.storage import FORMATS
 from sybil.noise import Noise
+from sybil.progress import silence_transformers
 from sybil.sampling import probabilities
 from sybil.transfer import integers
 
@@ -66,12 +67,9 @@ class Comparison:
     """The models of a task, loaded once for each system, and the loop over prompts."""
 
     def __init__(self, task: Task) -> None:
-        from transformers.utils import logging
-
         from sybil.models.pretrained import load_transformers
 
-        logging.set_verbosity_error()  # Sybil's own bar is the only one
-        logging.disable_progress_bar()
+        silence_transformers()
         self.task = task
         dtype = None if task.dtype == IN_BLOCKS else task.dtype
         # the default dtype is left to load(), which knows whether the draft can have it
@@ -154,7 +152,8 @@ class Comparison:
         """Measure every prompt with every contender. done: the pairs (prompt's id, contender) to be left out."""
         about: Row = {**self.machine, **asdict(self.task)}
         encoded = [integers(encode(prompt, self.decoder)) for prompt in prompts]
-        self._check(prompts, encoded)
+        # transformers would run past the context: refused before anything is measured
+        check_lengths(prompts, encoded, self.task.max_new_tokens, self.context)
         for name in tuple(self.contenders):
             self._run(name, encoded[0], min(WARM_UP, self.task.max_new_tokens), 0)
         for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
@@ -199,15 +198,6 @@ class Comparison:
         except SybilError as error:
             self._leave_out(name, error)
             return None
-
-    def _check(self, prompts: list[Prompt], encoded: list[Tensor]) -> None:
-        """Refuse texts longer than the context before anything is measured, because transformers would run past it."""
-        for prompt, ids in zip(prompts, encoded, strict=True):
-            if len(ids) + self.task.max_new_tokens > self.context:
-                raise PromptTooLong(
-                    f"prompt {prompt.id} has {len(ids)} tokens and max_new_tokens is {self.task.max_new_tokens}, "
-                    f"more together than the context of {self.context}: lower max_new_tokens or leave the prompt out"
-                )
 
     @torch.inference_mode()
     def gap(self, prompt: Prompt, tokens: list[int], seed: int) -> float:

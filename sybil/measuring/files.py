@@ -1,4 +1,5 @@
-"""Writes results to the disk. A file is written completely or not at all."""
+"""Reads files of a bounded size and the rows of earlier runs. Writes results to the disk: a file is written completely
+or not at all."""
 
 from __future__ import annotations
 
@@ -7,11 +8,32 @@ import errno
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sybil.errors import InvalidSetting
+from sybil.errors import InvalidSetting, ResultsMismatch
+
+LARGEST_RUN = 1 << 30
+"""The most bytes of a file that a run is resumed from."""
+Found = TypeVar("Found")
+
+
+def bounded_text(path: Path, most: int, *, unread: str, too_large: str, no_text: str) -> str:
+    """The text of a UTF-8 file of at most `most` bytes. Raises InvalidSetting. The other arguments are the remedies in
+    its message: for a file that can't be read, is too large, or is no text."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InvalidSetting(f"{path} can't be read ({error.strerror}): {unread}") from None
+    if len(content) > most:
+        size = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
+        raise InvalidSetting(f"{path} is larger than {size}: {too_large}")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidSetting(f"{path} is no UTF-8 text: {no_text}") from None
 
 
 def folder(path: Path) -> Path:
@@ -76,6 +98,50 @@ def append(path: Path, row: dict[str, Any], sync: bool = True) -> None:
             with contextlib.suppress(OSError):  # a device has no length
                 file.truncate(start)
             raise
+
+
+def resumed(
+    path: Path,
+    what: str,
+    settings: Mapping[str, object],
+    row_of: Callable[[str], tuple[Found, Mapping[str, object]] | None],
+) -> list[Found]:
+    """The rows of an earlier run's JSONL file. Every row must have these settings. what: a word for the run, for
+    messages. row_of: gives a line's row and its settings, and None for a line that is no row.
+
+    An incomplete last line is removed from the file, once the other rows are known to be of this run. Raises
+    ResultsMismatch for a file of another run or of another kind, which is left unchanged."""
+    remedy = "name the JSONL file of an earlier run"
+    try:
+        if path.stat().st_size > LARGEST_RUN:
+            raise ResultsMismatch(f"{path} is larger than {LARGEST_RUN >> 20} MiB: {remedy}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ResultsMismatch(f"{path} can't be resumed ({error.strerror}): {remedy}") from None
+    except UnicodeDecodeError:
+        raise ResultsMismatch(f"{path} is no text file: {remedy}") from None
+    *lines, rest = text.split("\n")
+    rows: list[Found] = []
+    for number, line in enumerate(lines, start=1):
+        found = row_of(line)
+        if found is None:
+            raise ResultsMismatch(f"{path}, line {number}, is no row of a {what}: name another file")
+        row, theirs = found
+        if theirs != settings:
+            raise ResultsMismatch(f"{path} was measured with {_at_odds(theirs, settings)}: use the same settings")
+        rows.append(row)
+    if not rows:
+        raise ResultsMismatch(f"{path} holds no whole row of a {what}: name another file, or start anew")
+    if rest:
+        replace(path, text.removesuffix(rest).encode())
+    return rows
+
+
+def _at_odds(theirs: Mapping[str, object], settings: Mapping[str, object]) -> str:
+    """The settings that differ, with both values."""
+    names = [name for name in theirs if theirs[name] != settings[name]]
+    had, wanted = (", ".join(f"{name}={each[name]!r}" for name in names) for each in (theirs, settings))
+    return f"{had}, this run asks for {wanted}"
 
 
 def replace(path: Path, content: bytes) -> None:

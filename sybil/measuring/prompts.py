@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,8 @@ from tokenizers import Tokenizer
 
 from sybil.arguments import described
 from sybil.chat import ChatTemplate
-from sybil.errors import InvalidSetting, told
+from sybil.errors import InvalidSetting, PromptTooLong, told
+from sybil.measuring.files import bounded_text
 from sybil.models.folders import embedded_folder
 
 SHIPPED = "stdlib/prompts.jsonl"
@@ -46,8 +48,12 @@ def load(path: Path | None = None, shipped: str = SHIPPED, domain: str | None = 
     domain: of rows that name none; "own" where it is None. If it is given, the prompts' ids have it, too. Raises
     InvalidSetting."""
     path = path or embedded_folder(shipped)
+    content = bounded_text(
+        path, LARGEST, unread="name a .jsonl or .txt file", too_large="name a smaller file of prompts",
+        no_text="name a JSONL file of prompts",
+    )  # fmt: skip
     prompts: dict[str, Prompt] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -60,21 +66,6 @@ def load(path: Path | None = None, shipped: str = SHIPPED, domain: str | None = 
     if not prompts:
         raise InvalidSetting(f"{path} is empty: give a line a prompt, in JSON if its name doesn't end in {TEXT}")
     return list(prompts.values())
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a file. Raises InvalidSetting where it can't be read, is larger than LARGEST or isn't text."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError as error:
-        raise InvalidSetting(f"{path} can't be read ({error.strerror}): name a .jsonl or .txt file") from None
-    if len(content) > LARGEST:
-        raise InvalidSetting(f"{path} is larger than {LARGEST >> 20} MiB: name a smaller file of prompts")
-    try:
-        return content.decode("utf-8").split("\n")
-    except UnicodeDecodeError:
-        raise InvalidSetting(f"{path} is no UTF-8 text: name a JSONL file of prompts") from None
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
@@ -142,6 +133,16 @@ def encode(prompt: Prompt, reader: PromptReader) -> list[int]:
         text, special = prompt.text, True
     ids: list[int] = reader.tokenizer.encode(text, add_special_tokens=special).ids
     return ids
+
+
+def check_lengths(prompts: Sequence[Prompt], encoded: Sequence[Sized], max_new_tokens: int, context: int) -> None:
+    """Raises PromptTooLong for a prompt whose token ids and new tokens together are more than the context."""
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) + max_new_tokens > context:
+            raise PromptTooLong(
+                f"prompt {prompt.id} has {len(ids)} tokens and max_new_tokens is {max_new_tokens}, more together than "
+                f"the context of {context}: lower max_new_tokens or leave the prompt out"
+            )
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:

@@ -11,10 +11,9 @@ import torch
 
 from sybil.devices import DTYPES, default_draft_dtype
 from sybil.drafts import is_model
-from sybil.errors import ResultsMismatch
 from sybil.measuring.contenders import AUTOREGRESSIVE, OURS, PEERS, TRANSFORMERS, contenders, theirs
 from sybil.measuring.drafters import NONE, Way, drafters_named, gammas_named, ways
-from sybil.measuring.files import replace
+from sybil.measuring.files import resumed
 from sybil.sampling import Sampling
 from sybil.settings import Settings
 
@@ -139,35 +138,18 @@ def _computed(dtype: str) -> torch.dtype:
 
 
 def read(path: Path, task: Task) -> list[Row]:
-    """The rows of a run to be resumed. An incomplete last line is removed from the file, once the other rows are known
-    to be of this task. Raises ResultsMismatch for a file of another task or of another kind, which is left
-    unchanged."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror
-        raise ResultsMismatch(f"{path} can't be resumed ({reason}): name the JSONL file of an earlier run") from None
-    except UnicodeDecodeError:
-        raise ResultsMismatch(f"{path} is no text file: name the JSONL file of an earlier run") from None
-    *lines, rest = text.split("\n")
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
+    """The rows of a run to be resumed, as resumed() reads them; raises ResultsMismatch."""
+
+    def row_of(line: str) -> tuple[Row, dict[str, Any]] | None:
         try:
             row = json.loads(line)
             theirs = _task_of(row, task)
             whole = row["contender"] in (*theirs.contenders, *PEERS) and _is_whole(row)
         except (ValueError, KeyError, TypeError, RecursionError):
-            whole = False
-        if not whole:
-            raise ResultsMismatch(f"{path}, line {number}, is no row of a comparison: name another file")
-        if theirs != task:
-            raise ResultsMismatch(f"{path} was measured with {_at_odds(theirs, task)}: use the same settings")
-        rows.append(row)
-    if not rows:
-        raise ResultsMismatch(f"{path} holds no whole row of a comparison: name another file, or start anew")
-    if rest:
-        replace(path, text.removesuffix(rest).encode())
-    return rows
+            return None
+        return (row, asdict(theirs)) if whole else None
+
+    return resumed(path, "comparison", asdict(task), row_of)
 
 
 def _task_of(row: Row, task: Task) -> Task:
@@ -193,11 +175,3 @@ def _is_whole(row: Row) -> bool:
         and all(each is None or type(each) is int for each in counters)
         and (own is None or type(own) in (int, float))
     )
-
-
-def _at_odds(theirs: Task, task: Task) -> str:
-    """The settings that differ between two tasks, with both values, for a message."""
-    one, other = asdict(theirs), asdict(task)
-    names = [name for name in one if one[name] != other[name]]
-    had, wanted = (", ".join(f"{name}={each[name]!r}" for name in names) for each in (one, other))
-    return f"{had}, this run asks for {wanted}"

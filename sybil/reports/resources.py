@@ -61,13 +61,7 @@ def _time(end: str, chosen: Sequence[MeasuredCell], told: Sequence[str]) -> Char
         begun = [0.0] * len(chosen)
         for phase, said in enumerate(SAID):
             values = [spent(cell)[phase] for cell in chosen]
-            look: dict[str, Any] = {
-                "color": COLOURS[phase],
-                "hatch": style.HATCHES[phase],
-                "edgecolor": style.PAPER,
-                "linewidth": 0.4,
-            }
-            axes.barh(range(len(chosen)), values, 0.72, begun, label=said, **look)
+            axes.barh(range(len(chosen)), values, 0.72, begun, label=said, **_look(COLOURS[phase], phase))
             begun = [start + value for start, value in zip(begun, values, strict=True)]
         axes.set_yticks(range(len(chosen)), labels)
         axes.set_ylim(len(chosen) - 0.4, -0.6)
@@ -114,13 +108,8 @@ def _memory(end: str, chosen: Sequence[MeasuredCell], told: Sequence[str]) -> Ch
         for part, (_, said) in enumerate(parts):
             bars = [(place + 0.27 * (part - 1), value) for place, which, value in known if which == part]
             if bars:
-                look: dict[str, Any] = {
-                    "color": COLOURS[part + 2],
-                    "hatch": style.HATCHES[part],
-                    "edgecolor": style.PAPER,
-                }
                 places, values = zip(*bars, strict=True)
-                axes.barh(places, values, 0.25, label=said, linewidth=0.4, **look)
+                axes.barh(places, values, 0.25, label=said, **_look(COLOURS[part + 2], part))
         axes.set_yticks(range(len(chosen)), labels)
         axes.set_ylim(len(chosen) - 0.4, -0.6)
         axes.set_xlim(0, 1.12 * max(value for _, _, value in known) or 1)

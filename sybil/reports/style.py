@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 COLUMN, PAGE = 89 / 25.4, 183 / 25.4
 """The widths of one column and of both columns of a paper, in inches."""
-INK, PAPER, FAINT = "#1a1a1a", "#ffffff", "#8a8f98"
+INK, PAPER = "#1a1a1a", "#ffffff"
 ON_DARK, ON_LIGHT = "#fefefe", "#010101"
 """Colours of letters on coloured fields, whatever the page's own colours. Pure black isn't written into an SVG."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7f5539")  # Okabe and Ito's; brown

@@ -97,7 +97,7 @@ def _best(results: Results) -> Table:
             each.pair,
             each.domain,
             word("drafter", each.cell.config),
-            _gamma(each.cell),
+            each.cell.config.gamma,
             *_interval(each.cell),
             each.against,
         )
@@ -109,10 +109,6 @@ def _best(results: Results) -> Table:
         "of many is likely to be a little lucky: where intervals overlap, another may be as good."
     )
     return Table("best", "Best drafter of each domain", told, headings, rows)
-
-
-def _gamma(cell: MeasuredCell) -> Value:
-    return cell.config.gamma
 
 
 def _interval(cell: MeasuredCell) -> tuple[Value, ...]:

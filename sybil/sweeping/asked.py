@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sybil.arguments import described
 from sybil.devices import AUTO, choose_device, dtype_named
 from sybil.drafting.window import window_named
-from sybil.drafts import Cascade, Draft, Hybrid, NamedModel, parse
+from sybil.drafts import model_of, parse
 from sybil.errors import InvalidSetting, SybilError
 from sybil.models.checkpoints.ollama import PREFIX as OLLAMA
 from sybil.models.folders import EMBEDDED, PACKAGED
@@ -150,25 +150,16 @@ def _check_drafter(name: str) -> None:
     if name in (NONE, PAIR, UNCACHED, UNCACHED_PLAIN):
         return
     try:
-        source = _source(parse(name))
+        model = model_of(parse(name))
     except InvalidSetting as error:
         raise InvalidSetting(f'{error}; in a list such a name has quotes: "hybrid:lookup,self"') from None
-    if source is None or "/" in source or source.startswith((EMBEDDED, PACKAGED, OLLAMA)):
+    if model is None or "/" in model.name or model.name.startswith((EMBEDDED, PACKAGED, OLLAMA)):
         return
-    if not source or not Path(source).exists():
+    if not model.name or not Path(model.name).exists():
         raise InvalidSetting(
-            f"there is no drafter {described(source)}: use {NONE}, {PAIR}, self, skip, lookup, a hybrid, a cascade, "
-            f"{UNCACHED}, {UNCACHED_PLAIN}, a hub id (owner/name), a folder or a file"
+            f"there is no drafter {described(model.name)}: use {NONE}, {PAIR}, self, skip, lookup, a hybrid, "
+            f"a cascade, {UNCACHED}, {UNCACHED_PLAIN}, a hub id (owner/name), a folder or a file"
         )
-
-
-def _source(draft: Draft) -> str | None:
-    """The source of the second model in a draft; None where the draft has none."""
-    if isinstance(draft, Hybrid):
-        return _source(draft.other)
-    if isinstance(draft, Cascade):
-        return _source(draft.draft)
-    return draft.name if isinstance(draft, NamedModel) else None
 
 
 def _check_batch(batch: int, prompts: int) -> None:

@@ -23,6 +23,7 @@ from sybil.measuring.prompts import encode
 from sybil.measuring.timing import unrecorded
 from sybil.models import Model
 from sybil.pairs import pair
+from sybil.progress import silence_transformers
 from sybil.results import Step
 from sybil.sampling import Sampling
 from sybil.sweeping.passes import Pass, largest, phases_of, rounds_of
@@ -105,10 +106,7 @@ class TargetBench:
     any_cell: one of the target's cells. Raises the errors of sybil.load."""
 
     def __init__(self, any_cell: RunConfig) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()  # our own bar is the only one
-        logging.disable_progress_bar()
+        silence_transformers()
         self._dtype, self._source = any_cell.dtype, pair(any_cell.pair).source
         target = load(self._source, dtype=self._dtype, device=any_cell.device, progress=False)
         if target.tokenizer is None:

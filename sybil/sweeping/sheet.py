@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from sybil.errors import InvalidSetting, one_line, told
+from sybil.measuring.files import bounded_text
 
 LARGEST = 1 << 16
 """The most bytes of a file."""
@@ -38,7 +39,9 @@ class Sheet:
 def read(path: Path) -> Sheet:
     """The file's keys and values, of YAML's plain kinds. Raises InvalidSetting for a file that can't be read, is too
     large or too deeply nested, or has aliases, duplicate keys or tags."""
-    name, text = path.name, _text(path)
+    name, remedy = path.name, "name a YAML file of a sweep"
+    unread = "name a YAML file, or one of --list"
+    text = bounded_text(path, LARGEST, unread=unread, too_large=remedy, no_text=remedy)
     try:
         _check(name, text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -53,20 +56,6 @@ def read(path: Path) -> Sheet:
         if isinstance(error, InvalidSetting):
             raise
         raise InvalidSetting(f"{name} is no YAML ({told(error)}): mend it") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError as error:
-        raise InvalidSetting(f"{path} can't be read ({error.strerror}): name a YAML file, or one of --list") from None
-    if len(content) > LARGEST:
-        raise InvalidSetting(f"{path} is larger than {LARGEST >> 10} KiB: name a YAML file of a sweep")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise InvalidSetting(f"{path} is no UTF-8 text: name a YAML file of a sweep") from None
 
 
 def _check(name: str, text: str) -> None:

@@ -66,11 +66,6 @@ class Uncached:
                 finished = finished or "length"
             yield Step((tuple(block),), (min(accepted, len(block)),), (count,), (finished,), timings)
 
-    @property
-    def models(self) -> tuple[()]:
-        """The models of sybil.models that may keep a cache between generations: none."""
-        return ()
-
     @torch.inference_mode()
     def _round(self, text: list[int], count: int, sampling: Sampling, noise: Noise) -> tuple[list[int], int, Timings]:
         """(the text's new tokens, how many of them were drafted, the seconds of each phase)."""

@@ -7,14 +7,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sybil.errors import ResultsMismatch
-from sybil.measuring.files import replace
+from sybil.measuring.files import resumed
 
 Mode = Literal["greedy", "sampled"]
 GREEDY: Mode = "greedy"
 SAMPLED: Mode = "sampled"
-LARGEST = 1 << 30
-"""The largest file that is read, in bytes."""
 Count = Annotated[int, Field(ge=0, le=1 << 31)]
 Nats = Annotated[float, Field(ge=-1e9, le=1e9)]
 
@@ -84,37 +81,14 @@ class TradeoffRow(_StrictRow):
 
 
 def read(path: Path, trade: Trade) -> list[TradeoffRow]:
-    """The rows of a run to be resumed. An incomplete last line is removed from the file, once the other rows are known
-    to be of this run. Raises ResultsMismatch for a file of another run or of another kind, which is left unchanged."""
-    remedy = "name the JSONL file of an earlier run"
-    try:
-        if path.stat().st_size > LARGEST:
-            raise ResultsMismatch(f"{path} is larger than {LARGEST >> 20} MiB: {remedy}")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ResultsMismatch(f"{path} can't be resumed ({error.strerror}): {remedy}") from None
-    except UnicodeDecodeError:
-        raise ResultsMismatch(f"{path} is no text file: {remedy}") from None
-    *lines, rest = text.split("\n")
-    rows: dict[tuple[str, str, str], TradeoffRow] = {}
-    for number, line in enumerate(lines, start=1):
+    """The rows of a run to be resumed, as resumed() reads them; raises ResultsMismatch."""
+
+    def row_of(line: str) -> tuple[TradeoffRow, dict[str, object]] | None:
         try:
             row = TradeoffRow.model_validate_json(line)
         except ValidationError:
-            raise ResultsMismatch(f"{path}, line {number}, is no row of a tradeoff: name another file") from None
-        if row.trade != trade:
-            raise ResultsMismatch(f"{path} was measured with {_at_odds(row.trade, trade)}: use the same settings")
-        rows[row.key] = row
-    if not rows:
-        raise ResultsMismatch(f"{path} holds no whole row of a tradeoff: name another file, or start anew")
-    if rest:
-        replace(path, text.removesuffix(rest).encode())
-    return list(rows.values())
+            return None
+        return row, row.trade.model_dump()
 
-
-def _at_odds(theirs: Trade, trade: Trade) -> str:
-    """The settings that differ between two runs, with both values, for a message."""
-    one, other = theirs.model_dump(), trade.model_dump()
-    names = [name for name in one if one[name] != other[name]]
-    had, wanted = (", ".join(f"{name}={each[name]!r}" for name in names) for each in (one, other))
-    return f"{had}, this run asks for {wanted}"
+    rows = resumed(path, "tradeoff", trade.model_dump(), row_of)
+    return list({row.key: row for row in rows}.values())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sybil.agreement import FLOAT32
 from sybil.decoding import Decoder
-from sybil.errors import InvalidSetting, PromptTooLong, SybilError
+from sybil.errors import InvalidSetting, SybilError
 from sybil.judging.original import Original
 from sybil.loading import load
 from sybil.losslessness.evidence import Reference, sampled
@@ -20,7 +20,7 @@ from sybil.measuring.compare import WARM_UP
 from sybil.measuring.contenders import SybilContender
 from sybil.measuring.drafters import Drafters
 from sybil.measuring.machine import describe
-from sybil.measuring.prompts import Prompt, encode
+from sybil.measuring.prompts import Prompt, check_lengths, encode
 from sybil.measuring.timing import unrecorded
 from sybil.progress import transformers_bars
 from sybil.sampling import GREEDY as CERTAIN
@@ -86,7 +86,8 @@ class Tradeoff:
         """Measure every prompt with every candidate in both modes. done: the keys of rows to be left out. Candidates
         take turns in alternating order, so that a machine that slows down does so for all."""
         encoded = [integers(encode(prompt, self.decoder)) for prompt in prompts]
-        self._check(prompts, encoded)
+        context = min(self.decoder.target.context, self.reference.context)
+        check_lengths(prompts, encoded, self.trade.max_new_tokens, context)
         for contender in self._contenders.values():
             contender.run(encoded[0], min(WARM_UP, self.trade.max_new_tokens))
         for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
@@ -125,13 +126,3 @@ class Tradeoff:
             entropy=float(evidence.entropy.sum()),
             variance=float(evidence.variance.sum()),
         )
-
-    def _check(self, prompts: Sequence[Prompt], encoded: Sequence[Tensor]) -> None:
-        """Raises PromptTooLong before anything is measured."""
-        context = min(self.decoder.target.context, self.reference.context)
-        for prompt, ids in zip(prompts, encoded, strict=True):
-            if len(ids) + self.trade.max_new_tokens > context:
-                raise PromptTooLong(
-                    f"prompt {prompt.id} has {len(ids)} tokens and max_new_tokens is {self.trade.max_new_tokens}, "
-                    f"more together than the context of {context}: lower max_new_tokens or leave the prompt out"
-                )
