@@ -43,8 +43,8 @@ class PairFacts:
     target: its name. draft: its name, None for no draft. here: whether all weights are on this machine. free: free
     bytes on the device, None where they are unknown. alternatives: setups that fit; empty where this one fits or free
     is unknown. tokens: how the draft's vocabulary relates to the target's, None without a draft model. share: the share
-    of an English text's tokens that the draft has too, given where tokens is "intersection" or "strings", else None. context: the most tokens that
-    the target takes, None where its config doesn't say."""
+    of an English text's tokens that the draft has too, None unless tokens is "intersection" or "strings". context: the
+    most tokens that the target takes, None where its config doesn't say."""
 
     setup: Setup
     target: str

@@ -37,7 +37,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A model on a device, and how its weights are kept. dtype: of transformers' forward, or of the operators' cache."""
+    """A model on a device, and how its weights are kept. dtype: of transformers' forward or of the operators' cache."""
 
     checkpoint: Checkpoint
     kept: Kept

@@ -22,7 +22,7 @@ float32 first. costs.VERIFIED is the same number for float32. docs/performance.m
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """The speed at an acceptance rate. gamma: the tokens a round that pay most. times: the speed-up over plain decoding."""
+    """The speed at an acceptance rate. gamma: the tokens a round that pay most. times: as fast as plain decoding."""
 
     acceptance: float
     times: float
