@@ -43,8 +43,8 @@ Report = Callable[[str, int, int, str], None]
 @dataclass(frozen=True, slots=True)
 class Distilled:
     """A draft in its folder, and how it was made. known: how many of the target's tokens it knows. covered: the share
-    of those tokens among all that the target says. taught: seconds that the target took. places: the number of places at
-    which the target was asked. parameters: how many the draft has."""
+    of those tokens among all that the target says. taught: seconds that the target took. places: the number of places
+    at which the target was asked. parameters: how many the draft has."""
 
     folder: Path
     recipe: Recipe

@@ -115,7 +115,7 @@ def save(
     folder: Path,
 ) -> None:
     """Writes the draft in float16 to a folder in transformers' format, with the target's tokenizer. tokens: the
-    target's tokens that the draft knows, None for all. Complete files replace those of an earlier run, the weights last."""
+    target's tokens that the draft knows, None for all. Files of an earlier run are replaced whole, the weights last."""
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], torch.float16
     if tokens is None:

@@ -43,7 +43,7 @@ class TrainingText:
 
     @classmethod
     def of(cls, shard: Shard, known: np.ndarray | None, vocab_size: int) -> TrainingText:
-        """The text of a shard. known: the target's tokens that the draft knows, None for all. vocab_size: of the target."""
+        """The text of a shard. known: the target's tokens that the draft knows, None: all. vocab_size: the target's."""
         count = vocab_size if known is None else len(known)
         own = np.full(vocab_size, count, np.int32)
         own[np.arange(vocab_size) if known is None else known] = np.arange(count, dtype=np.int32)
