@@ -1,6 +1,6 @@
-"""A chat template is a stranger's program. It runs in jinja2's sandbox, with what transformers gives templates (5.23).
+"""Renders chat templates, which are untrusted programs, in jinja2's sandbox, with what transformers (5.23) gives them.
 
-The sandbox keeps it from Python, but not from running for ever: a budget of steps and text does."""
+The sandbox keeps a template from Python, but not from running for ever. A budget of steps and text does that."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 BUDGET, STEP = 1 << 26, 256
-"""The most characters and list entries that a template may make, and how many of them a step counts as."""
+"""The most characters and list entries that a template may make, and the number of them that a step costs."""
 LARGEST = 1 << 28
-"""The largest product of the two largest sizes in one operation."""
+"""The largest allowed product of the two largest sizes in one operation."""
 MOST_VALUES = 1 << 18
 SECONDS = 10.0
 GROWING = {"batch", "center", "indent", "join", "replace", "slice", "tojson", "truncate", "urlize", "wordwrap"}
-"""Filters whose result may be as long as the product of two arguments' lengths."""
+"""Filters whose result may be as long as the product of two arguments' sizes."""
 
 
 class RefusedMessages(TemplateError):
@@ -45,9 +45,8 @@ class TooMuch(TemplateError):
 
 
 def render(text: str, variables: Mapping[str, Any]) -> str:
-    """The text that a template makes. variables: plain data (None, strings, numbers, lists and dicts of them).
-
-    Raises RefusedMessages, or any Exception that comes of running a stranger's program."""
+    """The text that a template makes. text: the template. variables: plain data (None, strings, numbers, lists and
+    dicts of them). Raises RefusedMessages, TooMuch, or any Exception that the template causes."""
     with _budget(BUDGET + STEP * _size(variables)):
         return _compiled(text).render(variables)
 
@@ -57,7 +56,7 @@ class _Budget:
         self._left, self._until = most, time.monotonic() + SECONDS
 
     def spend(self, amount: int) -> None:
-        """Raises TooMuch."""
+        """Take amount from the budget. Raises TooMuch where the budget or the time is used up."""
         self._left -= amount
         if self._left < 0 or time.monotonic() > self._until:
             raise TooMuch
@@ -80,7 +79,7 @@ def _spend(amount: int) -> None:
 
 
 def _weigh(*values: Any) -> None:
-    """Raises TooMuch, before anything is made, where values as large as these are to be joined or repeated."""
+    """Raises TooMuch where joining or repeating values of these sizes may make too much. It is called before that."""
     numbers = [abs(each) for each in values if isinstance(each, int)]
     second, first = sorted([1, 1, *numbers, *map(_size, values)])[-2:]
     if first * second > LARGEST:
@@ -88,7 +87,7 @@ def _weigh(*values: Any) -> None:
 
 
 def _size(value: Any) -> int:
-    """About how long a value's text is, lists and dicts with all that they hold. Raises TooMuch."""
+    """The approximate length of a value's text, with all that its lists and dicts hold. Raises TooMuch."""
     total, seen, waiting = 0, 0, [value]
     while waiting:
         each, seen = waiting.pop(), seen + 1
@@ -99,7 +98,7 @@ def _size(value: Any) -> int:
             waiting += each
         elif isinstance(each, Namespace):
             waiting += each._Namespace__attrs.values()
-        if total > LARGEST or seen > MOST_VALUES:  # one list may hold another often
+        if total > LARGEST or seen > MOST_VALUES:  # a list may hold the same list many times
             raise TooMuch
     return total
 
@@ -110,21 +109,21 @@ def _length(value: Any) -> int:
 
 @pass_context
 def _written(context: Any, value: Any) -> Any:
-    """A filter around what is going to be read whole: made text, compared, a key. It takes the context so that jinja2
-    leaves it for the rendering."""
+    """A filter around a value that is read as a whole: one that becomes text, is compared or is a key. It takes the
+    context, so that jinja2 calls it when it renders and not when it compiles."""
     _spend(len(value) if isinstance(value, str) else _size(value))
     return value
 
 
 @pass_context
 def _made(context: Any, value: Any) -> Any:
-    """A filter around what was put together of other values."""
+    """A filter around a value that was made from other values."""
     _spend(_length(value))
     return value
 
 
 class _Counting(NodeTransformer):
-    """Puts these filters into a template."""
+    """Inserts the two filters above into a template."""
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -149,7 +148,7 @@ class _Counting(NodeTransformer):
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        """Lists that hold one another often would be compared for ever, and so would a tuple that is a key."""
+        """Comparing lists that hold one another many times would take for ever, and so would such a tuple as a key."""
         self.generic_visit(node)
         node.expr = _read(node.expr)
         for operand in node.ops:
@@ -157,7 +156,7 @@ class _Counting(NodeTransformer):
         return node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
-        """Every turn is a step, also one that the loop's own test skips."""
+        """Each turn of a loop is a step, also one that the loop's own test skips."""
         self.generic_visit(node)
         node.body.insert(0, nodes.Output([_filtered(nodes.Const(""), "_written")]))
         if node.test is not None:
@@ -174,7 +173,7 @@ def _read(node: nodes.Expr) -> nodes.Expr:
 
 
 class _GenerationTag(Extension):
-    """{% generation %}, by which templates mark what is trained on. Its content is rendered as it is."""
+    """The tag {% generation %}, with which templates mark the text to train on. Its content is rendered as it is."""
 
     tags = {"generation"}  # noqa: RUF012  as jinja2 has it
 
@@ -245,7 +244,7 @@ def _compiled(text: str) -> Template:
 
 
 def _check_format(text: str, *values: Any) -> None:
-    """Raises TooMuch for a format that names large widths, or takes them from its arguments."""
+    """Raises TooMuch for a format string that has large widths, or takes large widths from its arguments."""
     if re.search(r"\{[^{}]*\{", text):
         raise TooMuch
     _weigh(text, *(int(digits) for digits in re.findall(r"\d{1,9}", text)), *values)
@@ -259,7 +258,7 @@ def _counting(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
         values = [*args, *kwargs.values()]
         if name == "format":
             _check_format(*values)
-        elif name == "round":  # by ten to the power of its second
+        elif name == "round":  # it computes ten to the power of its second argument
             _weigh(*(each << 12 for each in values[1:] if isinstance(each, int)))
         elif name in GROWING:
             _weigh(*values)
@@ -284,13 +283,13 @@ def _now(form: str) -> str:
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """Without jinja2's escapes for HTML."""
+    """The filter tojson, without jinja2's escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @pass_environment
 def _sum(environment: Any, values: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
-    """Each sum is a step: of lists they grow."""
+    """The filter sum, in which each addition is a step, because sums of lists grow."""
     read: Callable[[Any], Any] | None = None if attribute is None else make_attrgetter(environment, attribute)
     total = start
     for each in values:
@@ -300,7 +299,7 @@ def _sum(environment: Any, values: Iterable[Any], attribute: Any = None, start: 
 
 
 class _Dict:
-    """dict() as a function: the class would be a way to Python's classes."""
+    """dict() for templates. The class dict itself would give access to Python's classes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -310,7 +309,7 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """Takes no name that begins as Python's own do."""
+    """jinja2's namespace, without names that begin like Python's own."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # a template may have a name `self`
         self, *rest = args

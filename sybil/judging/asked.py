@@ -28,8 +28,8 @@ class Asked(TypedDict, total=False):
     - `greedy`, `stopping`, `widths`: the number of prompts for each of these phases
     - `stop_strings`: whether stop strings are tried
     - `alpha`: the probability that a lossless decoder fails
-    - `resolution`: a drift, in nats a token, that a PASS would have shown
-    - `uniformity`: an unevenness, as Cohen's w, that a PASS would have shown
+    - `resolution`: a drift, in nats a token, that a PASS must be able to detect
+    - `uniformity`: an unevenness, as Cohen's w, that a PASS must be able to detect
     - `seed`
 
     For Sybil's own decoder:

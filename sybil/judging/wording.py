@@ -18,7 +18,7 @@ from sybil.pairs import PAIRS
 
 Ids = tuple[int, ...]
 Prompts = Sequence[Any] | Path | None
-"""A list of texts, message lists ({"role", "content"}) or token id lists; a JSONL file of prompts; None: Sybil's own."""
+"""A list of texts, message lists ({"role", "content"}) or token id lists; a JSONL file of these; None: Sybil's own."""
 
 
 def chosen(given: Prompts, target: object, count: int) -> list[Prompt | Ids]:

@@ -35,8 +35,8 @@ class Plan:
     - `near_tie`: by how much target and decoder may differ through rounding alone
     - `doubtful`: by how much they may differ if the decoder's precision is not known. No verdict is built on a smaller
       difference than that.
-    - `resolution` (nats a token): a drift as large as this shows in a PASS with power 0.9
-    - `uniformity` (Cohen's w): an uneven u as large as this shows in a PASS with power 0.9"""
+    - `resolution` (nats a token): for a PASS there must be enough tokens to detect such a drift with power 0.9
+    - `uniformity` (Cohen's w): for a PASS there must be enough tokens to detect such an uneven u with power 0.9"""
 
     request: Request
     repeats: int = 2
@@ -163,8 +163,8 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A second, plain decoder that was judged beside the first. `report`: its own report. `told`: lines that say which
-    faults only one of the two decoders has."""
+    """A second, plain decoder that was judged beside the first. `report`: its own report. `told`: lines that say
+    whether speculation is to blame for the first decoder's faults."""
 
     report: Report
     told: tuple[str, ...]
