@@ -23,8 +23,8 @@ def checked(timeout: float) -> float:
 
 
 def started(work: Callable[[], T]) -> Future[T]:
-    """Runs work in a daemon thread. A caller whose work reads a pipe or a socket must close it at the deadline, so that the
-    thread ends."""
+    """Runs work in a daemon thread. A caller whose work reads a pipe or a socket must close it at the deadline, so that
+    the thread ends."""
     outcome: Future[T] = Future()
 
     def run() -> None:

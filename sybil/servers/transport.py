@@ -24,7 +24,7 @@ from sybil.servers.deadline import TIMEOUT, checked, started
 @dataclass(frozen=True, slots=True)
 class ServerKind:
     """The words for a kind of server in messages. named: what gave its URL. option: the option for the URL. example:
-    such a URL. what: what has to answer there. key: the environment variable that holds its key, None if no key is sent.
+    such a URL. what: what has to answer there. key: the environment variable of its key, None if no key is sent.
     slow: what helps if the server is slow."""
 
     named: str
