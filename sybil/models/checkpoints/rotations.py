@@ -16,15 +16,17 @@ from sybil.models.shape import Rotary
 def rotary(
     config: Fields, head_size: int, theta: str = "rope_theta", part: str = "", default_part: float = 1.0
 ) -> Rotary | None:
-    """The rotations of a config whose layers all have the same ones. theta: the name of the field with their base, which
-    stands outside the rotations' object. part: the name of the field that says which part of a head is rotated, if the
-    family has one. default_part: that part where the field is left out."""
+    """The rotations of a config whose layers all have the same ones.
+
+    theta: the name of the config's field with their base, which is read where the rotations' own object has none. part:
+    the name of the field that says which part of a head is rotated, if the family has one. default_part: that part
+    where the field is left out."""
     return _of(config, config.part("rope_scaling", "rope_parameters"), head_size, theta, part, default_part)
 
 
 def of_kinds(config: Fields, head_size: int, thetas: Mapping[str, str]) -> dict[str, Rotary | None]:
-    """The rotations of a config in which each kind of layer has its own (Gemma 3), by kind. thetas: the name of the field
-    with each kind's base. In older files rope_scaling belongs to the layers without a window."""
+    """The rotations of a config in which each kind of layer has its own (Gemma 3), by kind. thetas: the name of the
+    field with each kind's base. In older files rope_scaling belongs to the layers without a window."""
     ropes = config.part("rope_parameters")
     if ropes.names() - thetas.keys():
         raise unknown("rope_parameters", sorted(ropes.names()))

@@ -32,7 +32,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
             tokenizer = Tokenizer.from_str(text)
             if not takes_as_it_lies(folder, config, content, tokenizer):
                 tokenizer = _by_transformers(folder, config)
-    elif any(is_there(folder / name) for name in SLOW_TOKENIZERS):  # without any, transformers would make an empty tokenizer
+    elif any(is_there(folder / name) for name in SLOW_TOKENIZERS):  # without any, transformers makes an empty one up
         tokenizer = _by_transformers(folder, config)
     else:
         raise NotAModel(f"{folder} holds no tokenizer.json: save its fast tokenizer beside the weights")
@@ -43,7 +43,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         raise NotAModel(
             f"{path} has a token id {largest}, and allowed is at most {MOST_IDS - 1}: export the model again"
         )
-    with tokenizing(f"{path} is no tokenizer"):  # a panic prints its text, so it should come before the weights are read
+    with tokenizing(f"{path} is no tokenizer"):  # a panic prints its text: better before the weights are read
         tokenizer.decode(_probed(lambda: tokenizer.encode(PROBE).ids) or [])
     return tokenizer
 
@@ -85,8 +85,8 @@ def _probed(encode: Callable[[], list[int]]) -> list[int] | None:
 
 
 def _check_charsmap(part: dict[str, Any]) -> dict[str, Any]:
-    """Checks and returns a part of tokenizer.json. SentencePiece's character map must be as long as its first four bytes
-    say, because its reader allocates that much memory first. Raises ValueError."""
+    """Checks and returns a part of tokenizer.json. SentencePiece's character map must be as long as its first four
+    bytes say, because its reader allocates that much memory first. Raises ValueError."""
     if "precompiled_charsmap" in part:
         value = part["precompiled_charsmap"]
         blob = base64.b64decode(value, validate=True) if isinstance(value, str) else b""

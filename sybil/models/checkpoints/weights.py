@@ -74,7 +74,7 @@ class State:
 
 
 class Watched:
-    """Stored tensors that report the number of bytes read so far, when each tensor is read for the first time."""
+    """Stored tensors that report each tensor's number of bytes when it is read for the first time."""
 
     def __init__(self, stored: Stored, tell: Callable[[int], object]) -> None:
         self._stored, self._tell, self._unread = stored, tell, set(stored.shapes)
