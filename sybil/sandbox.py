@@ -32,7 +32,7 @@ LARGEST = 1 << 28
 MOST_VALUES = 1 << 18
 SECONDS = 10.0
 GROWING = {"batch", "center", "indent", "join", "replace", "slice", "tojson", "truncate", "urlize", "wordwrap"}
-"""Filters whose result may be as long as the product of two arguments' lengths."""
+"""Filters whose result may be as long as the product of two arguments' sizes."""
 
 
 class RefusedMessages(TemplateError):

@@ -1,1 +1,1 @@
-"""What a target and its draft would take and bring, before anything is loaded: `sybil check`."""
+"""`sybil check`: how much memory a target and its draft need, and what speed they promise, before either is loaded."""

@@ -1,4 +1,4 @@
-"""What would fit in place of what doesn't: other storages, other drafts, shorter texts."""
+"""Setups that fit in memory, for a setup that doesn't: other storages, other drafts, shorter texts."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from sybil.drafts import Lookup
 from sybil.models import planning
 
 SHORTEST = 256
-"""Tokens of the shortest rows that are offered."""
+"""The smallest context that is offered, in tokens a row."""
 Changes = list[tuple[tuple[str, ...], Setup]]
-"""What was changed in each, and the setup."""
+"""Each entry: what was changed, in words, and the changed setup."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """What to change, in words, and the memory that it takes then."""
+    """A change to a setup, in words, and the memory that the changed setup needs."""
 
     words: tuple[str, ...]
     memory: MemoryNeed
 
 
 def alternatives(setup: Setup, free: int) -> tuple[Alternative, ...]:
-    """Those that fit in so many bytes: one change each, and of lengths the longest; where none is enough, all three
-    kinds together."""
+    """The alternatives to a setup whose peak fits in `free` bytes.
+
+    Each makes one change. Of the shorter contexts only the longest that fits is given. Where no single change is
+    enough, the storage, the draft and the context are changed together. Raises WeightsMismatch."""
     ones: Changes = [((), setup)]
     found = [*_fitting(_stored(ones), free), *_fitting(_drafted(ones), free), *_fitting(_shortened(ones), free)[:1]]
     if not found:
@@ -39,7 +41,7 @@ def _fitting(changes: Changes, free: int) -> list[Alternative]:
 
 
 def _stored(changes: Changes) -> Changes:
-    """With the target's weights in every other storage."""
+    """Each setup with the target's weights in every other storage."""
     found = []
     for words, setup in changes:
         target = setup.target
@@ -52,7 +54,7 @@ def _stored(changes: Changes) -> Changes:
 
 
 def _drafted(changes: Changes) -> Changes:
-    """With lookup, which takes no memory, in place of a draft, and without any."""
+    """Each setup that has a draft, with lookup (which takes no memory) in its place, and without a draft."""
     others = (("draft lookup", Lookup()), ("no draft", None))
     return [
         ((*words, word), replace(setup, draft=draft, helper=None))
@@ -63,7 +65,7 @@ def _drafted(changes: Changes) -> Changes:
 
 
 def _shortened(changes: Changes) -> Changes:
-    """With half as many tokens a row, a quarter, and so on."""
+    """Each setup with a half, a quarter and so on of its tokens a row, down to SHORTEST."""
     found = []
     for words, setup in changes:
         context = setup.extent.context // 2

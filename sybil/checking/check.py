@@ -1,4 +1,4 @@
-"""Does a target fit, which drafts could serve, and what would they bring? All of it before anything is loaded."""
+"""Whether a target fits in memory, which drafts could serve it, and what speed they promise: all before loading."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sybil.pairs import PAIRS
 from sybil.storages import draft_kept, target_kept
 
 CONTEXT = 2048
-"""Tokens of a row, where nothing is said and the model takes so many."""
+"""Tokens of a row where the caller gives no context. A model that takes fewer has its own limit."""
 MOST_ROWS = 1 << 16
 Tokens = Literal["same", "padded", "intersection", "strings"]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What could draft. memory: of the target and it. promise: None where nobody knows."""
+    """Something that could draft. memory: what it and the target need together. promise: None where it is unknown."""
 
     name: str
     memory: MemoryNeed
@@ -38,11 +38,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class PairFacts:
-    """What is known before anything is loaded.
+    """What is known of a target and its draft before anything is loaded.
 
-    target, draft: their names, None for no draft. here: whether all weights are on this machine. free: bytes on the
-    device, None where nobody knows. tokens: how the draft's tokens stand to the target's, None without a draft model;
-    share: of an English text's tokens, those that the draft has. context: the most tokens that the target takes."""
+    target: its name. draft: its name, None for no draft. here: whether all weights are on this machine. free: free
+    bytes on the device, None where they are unknown. alternatives: setups that fit; empty where this one fits or free
+    is unknown. tokens: how the draft's vocabulary relates to the target's, None without a draft model. share: the share
+    of an English text's tokens that the draft has too, None unless tokens is "intersection" or "strings". context: the
+    most tokens that the target takes, None where its config doesn't say."""
 
     setup: Setup
     target: str
@@ -58,7 +60,7 @@ class PairFacts:
 
     @property
     def fits(self) -> bool | None:
-        """None where nobody knows what is free."""
+        """Whether the memory's peak is at most `free`; None where `free` is unknown."""
         return None if self.free is None else self.memory.peak <= self.free
 
 
@@ -73,8 +75,10 @@ def check(
     context: int | None = None,
     revision: str | None = None,
 ) -> PairFacts:
-    """target, draft, dtype, draft_dtype, device and revision are sybil.load's; batch and context: of what is to be
-    decoded, rows and the tokens of each. Raises the errors of sybil.errors."""
+    """What is known of a target and a draft, without loading their weights.
+
+    target, draft, dtype, draft_dtype, device and revision mean what they mean in sybil.load. batch: the rows that are
+    to be decoded. context: the tokens of each row, prompt included. Raises the errors of sybil.errors."""
     target, draft = _named(target, draft)
     tree = None if draft is None else parse(draft)
     asked_dtype, asked_draft = dtype_named(dtype), dtype_named(draft_dtype, draft=True)
@@ -111,7 +115,8 @@ def check(
 
 
 def _named(target: str, draft: str | None) -> tuple[str, str | None]:
-    """What a pair's name stands for; a target of a registered pair brings that pair's draft. Raises InvalidSetting."""
+    """The target and the draft that the names stand for: a pair's name stands for both of its models, and the target of
+    a registered pair brings that pair's draft where none is given. Raises InvalidSetting for an empty name."""
     for name, value in (("target", target), ("draft", draft)):
         if value == "":
             raise InvalidSetting(f"{name} is '': give a pair's name, a hub id, a folder or a GGUF file")
@@ -123,7 +128,7 @@ def _named(target: str, draft: str | None) -> tuple[str, str | None]:
 
 
 def _check_copies(target: Placed, draft: str | None, tree: Draft | None) -> None:
-    """Raises InvalidSetting for a copy of a target that runs by transformers' forward."""
+    """Raises InvalidSetting where the draft is a copy of the target and transformers' own forward runs the target."""
     if tree is not None and target.checkpoint.known is None and not isinstance(tree, Lookup) and not has_model(tree):
         raise InvalidSetting(
             f"draft is {draft}, and {target.checkpoint.name} runs by transformers' own forward "
@@ -132,7 +137,7 @@ def _check_copies(target: Placed, draft: str | None, tree: Draft | None) -> None
 
 
 def _context(target: Placed) -> int | None:
-    """The most tokens that a target takes."""
+    """The most tokens that a target takes; None where its config doesn't say."""
     shape = target.shape
     if shape is not None:
         return shape.context
@@ -141,7 +146,7 @@ def _context(target: Placed) -> int | None:
 
 
 def _extent(batch: int, context: int | None, most: int | None) -> Extent:
-    """Raises InvalidSetting."""
+    """What is to be decoded. Raises InvalidSetting for a batch or a context that is out of range."""
     if not 1 <= batch <= MOST_ROWS:
         raise InvalidSetting(f"batch is {batch}: use an integer from 1 to {MOST_ROWS}")
     if context is not None and not 2 <= context <= (most or 1 << 24):
@@ -150,7 +155,7 @@ def _extent(batch: int, context: int | None, most: int | None) -> Extent:
 
 
 def _relation(target: Placed, helper: Placed) -> tuple[Tokens, float | None]:
-    """Raises VocabularyMismatch where they share none."""
+    """PairFacts.tokens and PairFacts.share. Raises VocabularyMismatch where the two models share no tokens."""
     found = fit.relation(target.checkpoint, helper.checkpoint)
     if found.way is not None:
         return found.way, found.share
@@ -159,14 +164,14 @@ def _relation(target: Placed, helper: Placed) -> tuple[Tokens, float | None]:
 
 
 def _candidates(setup: Setup, name: str | None) -> Iterator[Candidate]:
-    """The draft that was asked for, the target's copies, and lookup."""
+    """The draft that was asked for, copies of the target in fewer bits, and lookup."""
     trees: dict[str, Draft] = {} if setup.draft is None or name is None else {name: setup.draft}
     target, on_cpu = setup.target, setup.target.device.type == "cpu"
     if target.checkpoint.known is not None:
         best = copies.best_bits(target.checkpoint)
         trees |= {f"self:{bits}": Self(bits) for bits in dict.fromkeys((best, 8 if on_cpu else 4))}
     trees |= {"lookup": Lookup()}
-    places = setup.extent.context // 2  # of a text as it grows, the mean
+    places = setup.extent.context // 2  # the mean length of a row while it grows to the whole context
     for each, draft in trees.items():
         own, promised = replace(setup, draft=draft), None
         if isinstance(draft, NamedModel | Self | Lookup):

@@ -1,4 +1,4 @@
-"""What a target and its draft take in memory together, part by part."""
+"""How much memory a target and its draft need together, part by part."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from sybil.models.shape import Shape
 from sybil.models.storage import Bits, Kept
 
 LIBRARIES = 16 << 20
-"""Code and tables that are read at the first use, by the process and its libraries: what the embedded target took
-beside its other parts, 15 to 20 MB (docs/checking.md)."""
+"""Bytes of code and tables that the process and its libraries read at their first use. The embedded target took 15 to
+20 MB beside its other parts (docs/checking.md)."""
 TOKEN = 400
-"""What a token of a vocabulary takes in a tokenizer."""
+"""Bytes that a tokenizer takes for each token of its vocabulary."""
 HEAP = 64 << 20
-"""What glibc keeps of the memory that is freed once a copy has been fitted: its heap shrinks only where more than twice
-the largest block of at most 32 MiB is free at its end."""
+"""The most bytes that glibc keeps of the memory that is freed once a copy has been fitted. glibc shrinks its heap only
+where the free space at the end is more than twice the largest freed block of at most 32 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much is decoded: rows, and the tokens of each, prompt included; threads that compute."""
+    """How much is decoded. batch: rows. context: tokens of each row, prompt included. threads: of the computation."""
 
     batch: int
     context: int
@@ -37,7 +37,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A model and how its weights are kept. dtype: of transformers' forward, or of the operators' cache."""
+    """A model on a device, and how its weights are kept. dtype: of transformers' forward or of the operators' cache."""
 
     checkpoint: Checkpoint
     kept: Kept
@@ -46,18 +46,18 @@ class Placed:
 
     @property
     def weights(self) -> budget.WeightBytes:
-        """Raises WeightsMismatch."""
+        """The bytes of the weights. Raises WeightsMismatch."""
         return planning.weights(self.checkpoint, self.kept, self.dtype, self.device)
 
     @property
     def shape(self) -> Shape | None:
-        """None where transformers' forward runs it."""
+        """The model's shape; None where transformers' own forward runs the model."""
         return planning.shape_of(self.checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is to be loaded and decoded. draft: what drafts, None for nothing; helper: the model that it names."""
+    """What is to be loaded and decoded. draft: None for no draft. helper: the model that the draft names, if any."""
 
     target: Placed
     draft: Draft | None
@@ -67,25 +67,25 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes. parts: what decoding takes, by what for; loading: the most while the models are loaded, tokenizers and
-    libraries included."""
+    """Bytes of memory. parts: what decoding needs, by purpose. loading: the most that is needed while the models are
+    loaded, tokenizers and libraries included."""
 
     parts: Mapping[str, int]
     loading: int
 
     @property
     def decoding(self) -> int:
-        """The sum of the parts."""
+        """The bytes that decoding needs: the sum of the parts."""
         return sum(self.parts.values())
 
     @property
     def peak(self) -> int:
-        """The most at any time."""
+        """The most bytes that are needed at any time."""
         return max(self.loading, self.decoding)
 
 
 def memory(setup: Setup) -> MemoryNeed:
-    """What all of it takes. Raises WeightsMismatch."""
+    """The memory that a setup needs. Raises WeightsMismatch."""
     target, extent = setup.target, setup.extent
     most = MOST_FOR_NOTHING if isinstance(setup.draft, Lookup | Hybrid) else MOST
     width = 1 if setup.draft is None else most + 1
@@ -116,7 +116,8 @@ def memory(setup: Setup) -> MemoryNeed:
 
 
 def step_bytes(setup: Setup, places: int) -> int:
-    """What the draft, a model or the target's copy, reads for a token: weights, keys and values of so many places."""
+    """The bytes that the draft reads to draft one token: its weights, and the keys and values of `places` tokens. The
+    draft is a model or a copy of the target; any other draft reads 0."""
     if isinstance(setup.draft, NamedModel):
         assert setup.helper is not None
         return setup.helper.weights.step + _cache(setup.helper, 1, places)
@@ -126,12 +127,12 @@ def step_bytes(setup: Setup, places: int) -> int:
 
 
 def target_bytes(setup: Setup, places: int) -> int:
-    """What the target reads for a token."""
+    """The bytes that the target reads for one token: its weights, and the keys and values of `places` tokens."""
     return setup.target.weights.step + _cache(setup.target, 1, places)
 
 
 def _models(draft: Draft | None) -> list[Self | Skip | NamedModel]:
-    """What of a draft has weights."""
+    """The parts of a draft that have weights."""
     if isinstance(draft, Hybrid):
         return _models(draft.other)
     if isinstance(draft, Cascade):
@@ -140,7 +141,7 @@ def _models(draft: Draft | None) -> list[Self | Skip | NamedModel]:
 
 
 def _copy(target: Placed, bits: Bits | None) -> budget.WeightBytes:
-    """The target's copy in few bits."""
+    """The bytes of a copy of the target in few bits."""
     assert target.shape is not None
     kept = copies.rounding(target.shape, bits or copies.best_bits(target.checkpoint), {})
     weights = planning.weights(target.checkpoint, kept, target.dtype, target.device)
@@ -148,8 +149,8 @@ def _copy(target: Placed, bits: Bits | None) -> budget.WeightBytes:
 
 
 def _fitting(target: Placed, bits: Bits | None) -> int:
-    """The most while the copy's weights are chosen: the target is computed in float32 then, a layer at a time. 0 for
-    copies that are rounded without that."""
+    """The most bytes that fitting the weights of a copy needs. Fitting computes the target in float32, one layer at a
+    time. 0 for copies that are rounded without fitting."""
     bits = bits or copies.best_bits(target.checkpoint)
     if bits == 8 or not planning.engine("float32", target.device).lanes:
         return 0
@@ -170,7 +171,8 @@ def _cache(part: Placed, batch: int, places: int) -> int:
 
 
 def _foreign_cache(config: Mapping[str, Any], batch: int, places: int, dtype: torch.dtype) -> int:
-    """Keys and values of transformers' forward, by a config's usual fields; 0 where it has none of them."""
+    """The bytes of the keys and values of transformers' forward, by a config's usual fields; 0 where the config has
+    none of these fields."""
 
     def number(*names: str) -> int:
         return next((config[name] for name in names if type(config.get(name)) is int and config[name] > 0), 0)

@@ -1,4 +1,4 @@
-"""What a local Ollama server has, by its API, and a first try of one of its models.
+"""The models that a local Ollama server has, by its API, and a first try of one of them.
 
 The server is somebody else's: every field of its answers is typed and bounded before it is used."""
 
@@ -35,8 +35,10 @@ COMPLETES = "completion"
 
 @dataclass(frozen=True, slots=True)
 class OllamaModel:
-    """One of the server's models; what it doesn't say is "", 0 or None. known: whether Sybil's own forward knows the
-    architecture; completes: whether it continues texts, as embedding models don't."""
+    """One of the server's models. A field that the server doesn't give is "", 0 or None.
+
+    nbytes: its size. context: the most tokens that it takes. known: whether Sybil's own forward knows the
+    architecture. completes: whether it continues texts, which embedding models don't."""
 
     name: str
     parameters: str
@@ -50,7 +52,7 @@ class OllamaModel:
 
 @dataclass(frozen=True, slots=True)
 class OllamaAnswer:
-    """What a model said. tokens: how many, None where the server doesn't tell; seconds: of the whole request."""
+    """A model's answer. tokens: how many are new, None where the server doesn't tell. seconds: of the whole request."""
 
     model: str
     prompt: str
@@ -60,11 +62,11 @@ class OllamaAnswer:
 
 
 def server(url: str | None = None) -> Server:
-    """The one at url, or that OLLAMA_HOST names as Ollama itself reads it, or the one at Ollama's own place on this
-    machine. Raises EndpointFailed."""
+    """The Ollama server at url. Without a url it is the server that OLLAMA_HOST names, read as Ollama reads it, or else
+    the one at Ollama's default address on this machine. Raises EndpointFailed."""
     given = url or os.environ.get(HOST) or URL
     given = given if "://" in given else f"http://{given}"
-    with contextlib.suppress(ValueError):  # then it is no URL, and is refused as one
+    with contextlib.suppress(ValueError):  # it is no URL then, and Server refuses it
         parts = urlsplit(given)
         host, port = parts.hostname or EVERYWHERE, parts.port
         if parts.scheme == "http" and "@" not in given and not parts.path.strip("/"):
@@ -74,7 +76,7 @@ def server(url: str | None = None) -> Server:
 
 
 def models(asked: Server) -> list[OllamaModel]:
-    """All that the server has, the smallest first. Raises EndpointFailed."""
+    """All models of the server, the smallest first. Raises EndpointFailed."""
     listed = asked.ask("/api/tags").get("models")
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         raise EndpointFailed(f"{asked.url}/api/tags answered no list of models: check that an Ollama server is there")
@@ -85,7 +87,7 @@ def models(asked: Server) -> list[OllamaModel]:
 
 
 def _model(asked: Server, listed: Mapping[str, Any]) -> OllamaModel:
-    """By what /api/tags lists of it and /api/show says."""
+    """A model, by its entry in /api/tags and the answer of /api/show."""
     name = _text(listed, "name")
     try:
         told = asked.ask("/api/show", {"model": name})
@@ -108,7 +110,8 @@ def _model(asked: Server, listed: Mapping[str, Any]) -> OllamaModel:
 
 
 def chosen(found: list[OllamaModel], name: str | None) -> OllamaModel | None:
-    """The model of that name, or the smallest that continues texts; None where there is none. Raises InvalidSetting."""
+    """The model of that name; without a name the smallest that continues texts, None where no model does. Raises
+    InvalidSetting."""
     if name is None:
         return next((model for model in found if model.completes), None)
     wanted = {name, f"{name}:latest"}
@@ -120,7 +123,7 @@ def chosen(found: list[OllamaModel], name: str | None) -> OllamaModel | None:
 
 
 def try_out(asked: Server, model: OllamaModel) -> OllamaAnswer:
-    """Lets the model go on with a text, greedily. Raises EndpointFailed."""
+    """Lets the model continue a text greedily. Raises EndpointFailed."""
     options = {"num_predict": NEW_TOKENS, "temperature": 0, "seed": 0}
     body = {"model": model.name, "prompt": PROMPT, "raw": True, "stream": False, "options": options}
     began = time.monotonic()
@@ -150,7 +153,7 @@ def _number(value: object) -> int | None:
 
 
 def _counted(value: object) -> str:
-    """A number of parameters, in thousand millions or millions."""
+    """A number of parameters, in words: in thousand millions or millions."""
     count = _number(value)
     if count is None:
         return ""

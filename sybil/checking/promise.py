@@ -15,13 +15,14 @@ from sybil.models.storage import QUANTISED, Kept, Rounding
 
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9)
 IN_BFLOAT16, IN_BLOCKS = 0.09, 0.19
-"""What each further token adds to a forward over one, as costs.VERIFIED says it of float32, where weights take work to
-become float32 on a CPU: docs/performance.md has 9 tokens at 1.73 and at 2.3 to 2.7 times one."""
+"""What each further token adds to a forward, in forwards over one token, for weights that a CPU has to convert to
+float32 first. costs.VERIFIED is the same number for float32. docs/performance.md measures forwards over 9 tokens at
+1.73 (bfloat16) and 2.3 to 2.7 (blocks) times a forward over one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """At an acceptance: how many times as fast as plain decoding, drafting as many tokens in a round as pay most."""
+    """The speed at an acceptance rate. gamma: the tokens a round that pay most. times: as fast as plain decoding."""
 
     acceptance: float
     times: float
@@ -30,8 +31,8 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """cost: a drafted token's, in forwards of the target over one token; verified: what each further token of a forward
-    adds, in the same."""
+    """The speeds that a drafter promises, and the costs that they follow from. Both costs are in units of a forward of
+    the target over one token. cost: of drafting one token. verified: what each further token adds to a forward."""
 
     cost: float
     verified: float
@@ -39,25 +40,26 @@ class Promise:
 
 
 def promise(target_bytes: int, step_bytes: int, verified: float, acceptances: Sequence[float] = ACCEPTANCES) -> Promise:
-    """By the bytes that a forward of the target over one token reads, and a drafted token."""
+    """The promise of a drafter, at each acceptance rate. target_bytes: what a forward of the target over one token
+    reads. step_bytes: what drafting one token reads. verified: see Promise."""
     most = MOST if step_bytes else MOST_FOR_NOTHING
     (cost,) = SizedCosts(most, target_bytes, [step_bytes], verified).steps
     return Promise(cost, verified, tuple(_best(cost, verified, most, each) for each in acceptances))
 
 
 def speed_up(cost: float, verified: float, drafted: float, emitted: float) -> float:
-    """How many times as fast as plain decoding rounds are in which so many tokens are drafted and emitted in the mean.
-    cost, verified: see Promise."""
+    """How many times as fast as plain decoding a drafter is: emitted / (1 + (cost + verified) * drafted). drafted,
+    emitted: mean tokens a round. cost, verified: see Promise."""
     return emitted / (1 + (cost + verified) * drafted)
 
 
 def emitted(acceptance: float, gamma: int) -> float:
-    """The tokens of a round that are to be expected."""
+    """The expected number of tokens that a round of gamma drafted tokens emits: 1 + a + ... + a^gamma."""
     return sum(acceptance**place for place in range(gamma + 1))
 
 
 def verified_in(kept: Kept, *, on_cpu: bool) -> float:
-    """What each further token adds to a target's forward, by what its weights are kept in."""
+    """What each further token adds to a forward of the target (see Promise), by how its weights are kept."""
     if not on_cpu:
         return VERIFIED
     in_blocks = kept == "stored" or kept in QUANTISED or isinstance(kept, Rounding)

@@ -1,7 +1,7 @@
-"""A model on the hub, known by its config and the headers of its weights, which are fetched by range.
+"""A model on the hub, known by its config and by the headers of its weights, which are fetched by range requests.
 
-No weight is fetched. A GGUF file's header goes into a file of the whole file's length, whose rest is a hole: so it is
-held to the same bounds as a file that is here."""
+No weight is fetched. The header of a GGUF file is written to a sparse file of the whole file's length. So the reader
+checks the header against the same bounds as that of a local file."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from sybil.models.checkpoints.gguf.header import Contents
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 64 << 20
-"""What is fetched of a GGUF file's header at first; four times as much each time that it is too little, up to this."""
+"""Bytes of a GGUF file that are fetched for its header: FIRST_BYTES at first, and four times as many each time that the
+header is longer, up to MOST_BYTES."""
 MOST_PARTS, MOST_SIDES, MOST_NUMBER, MOST_FILE = 256, 8, 1 << 48, 1 << 48
 SECONDS = 30.0
-"""How long the hub may take for a header's next bytes."""
+"""The longest wait for the next bytes of a header from the hub."""
 CONFIG = ["config.json"]
 TOKENIZER = [*CONFIG, "tokenizer*", "special_tokens_map.json", "added_tokens.json"]
 TOKENIZER += ["vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tekken.json"]
@@ -41,7 +42,7 @@ _RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """Tensors whose names, shapes and dtypes are known, and none of which can be read: see weights.Stored."""
+    """Tensors whose names, shapes and dtypes are known, but which can't be read. See weights.Stored for the fields."""
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype | str]
@@ -58,8 +59,8 @@ class Headers:
 
 
 def read(name: str, *, tokenizer: bool, revision: str | None = None) -> Checkpoint:
-    """The checkpoint of a hub id, or of a GGUF file there as ID/FILE, without its weights. tokenizer: whether a
-    folder's is fetched too; a GGUF file's header holds it.
+    """The checkpoint of a hub id, or of a GGUF file on the hub given as ID/FILE, without its weights. tokenizer:
+    whether a repository's tokenizer is fetched too. The header of a GGUF file always holds its tokenizer.
 
     Raises NotAModel, GatedModel, HubUnreachable, or UnsupportedModel."""
     owner, _, rest = name.partition("/")
@@ -86,7 +87,7 @@ def _of_repository(name: str, with_tokenizer: bool, revision: str | None) -> Che
         theirs = HfApi().get_safetensors_metadata(name, revision=revision)
     except NotASafetensorsRepoError:
         raise NotAModel(f"{name} holds no *.safetensors on the hub: Sybil reads weights from nothing else") from None
-    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of numbers that none are
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # from values that should be numbers
         if isinstance(error, OSError):
             raise
         raise NotAModel(f"{name} has weights with a broken header on the hub ({told(error)}): report it") from None
@@ -102,7 +103,7 @@ def _of_repository(name: str, with_tokenizer: bool, revision: str | None) -> Che
 
 
 def _headers(name: str, theirs: Any) -> Headers:
-    """The headers of safetensors files as huggingface_hub gives them, every number checked."""
+    """The headers of safetensors files, from huggingface_hub's metadata. Every number is checked: raises NotAModel."""
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, torch.dtype | str] = {}
     nbytes = 0
@@ -120,7 +121,7 @@ def _headers(name: str, theirs: Any) -> Headers:
 
 
 def _of_file(repository: str, file: str, revision: str | None) -> Checkpoint:
-    """The checkpoint of a GGUF file on the hub, or of several that are its parts."""
+    """The checkpoint of a GGUF file on the hub. Where the file is one part of several, all parts' headers are read."""
     with tempfile.TemporaryDirectory(prefix="sybil-") as scratch:
         path = Path(scratch) / PurePosixPath(file).name
         try:
@@ -142,9 +143,9 @@ def _of_file(repository: str, file: str, revision: str | None) -> Checkpoint:
 
 
 def _header(repository: str, file: str, revision: str | None, path: Path) -> Contents:
-    """Fetches as much of a GGUF file as its header takes, and the few tensors that a config is made of, into a file of
-    the same length. Raises NotAModel or UnsupportedModel."""
-    from sybil.models.checkpoints.gguf import header  # imports the package gguf, for who has such files
+    """Fetches the header of a GGUF file, and the few tensors that the config is made from, into a sparse file of the
+    same length. Raises NotAModel or UnsupportedModel."""
+    from sybil.models.checkpoints.gguf import header  # imports the package gguf, which only GGUF files need
     from sybil.models.checkpoints.gguf.config import UNREAD
 
     count = FIRST_BYTES
@@ -172,7 +173,7 @@ def _header(repository: str, file: str, revision: str | None, path: Path) -> Con
 
 
 def _range(repository: str, file: str, revision: str | None, start: int, count: int) -> tuple[bytes, int]:
-    """At most count bytes of a file on the hub from start on, and the length of the file. Raises NotAModel."""
+    """At most `count` bytes of a file on the hub, from byte `start` on, and the file's length. Raises NotAModel."""
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 

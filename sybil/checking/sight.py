@@ -1,4 +1,4 @@
-"""What a name stands for, as far as its config and headers tell it."""
+"""The model that a name stands for, as far as its config and the headers of its weights tell."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sybil.models.folders import Checkpoint
 
 
 def seen(source: str, *, tokenizer: bool = False, revision: str | None = None) -> tuple[Checkpoint, bool]:
-    """A model's checkpoint, and whether its weights are on this machine. Of a model on the hub no weight is fetched.
-    tokenizer: whether its tokenizer is to be known; one that is here always is.
+    """A model's checkpoint, and whether its weights are on this machine. No weight is fetched from the hub. tokenizer:
+    whether to fetch the tokenizer of a model on the hub; the tokenizer of a local model is always read.
 
     Raises the errors of sybil.errors."""
     if not _is_file_on_hub(source):
@@ -27,13 +27,13 @@ def seen(source: str, *, tokenizer: bool = False, revision: str | None = None) -
 
 
 def _is_file_on_hub(source: str) -> bool:
-    """Whether it is ID/FILE.gguf, and no file that is here."""
+    """Whether source has the form ID/FILE.gguf and isn't a local file."""
     named = source.endswith(".gguf") and source.count("/") > 1 and not source.startswith((".", "/", "~", "ollama:"))
     return named and not Path(source).exists()
 
 
 def _cached(name: str, revision: str | None) -> Checkpoint | None:
-    """The checkpoint of a hub id, where all of it is in the local cache."""
+    """The checkpoint of a hub id whose files are all in the local cache; None otherwise."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

@@ -1,4 +1,4 @@
-"""A first try of a model whose weights are here: ten tokens."""
+"""A first try of a model whose weights are on this machine: ten tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ PROMPT, NEW_TOKENS = "The quick brown fox", 10
 
 @dataclass(frozen=True, slots=True)
 class Smoke:
-    """What came of it. kept: what the target's weights are in; seconds: loading, and the tokens."""
+    """The result of a first try. kept: the storage of the target's weights. tokens: how many were decoded. loading,
+    seconds: how long loading and decoding took, in seconds."""
 
     kept: str
     dtype: str
@@ -28,7 +29,7 @@ class Smoke:
 
 
 def smoke(found: PairFacts, **settings: Any) -> Smoke:
-    """Loads what was found and decodes greedily; settings: load()'s. Raises the errors of sybil.errors."""
+    """Loads the target and its draft, and decodes greedily. settings: of load(). Raises the errors of sybil.errors."""
     began = time.perf_counter()
     decoder = load(found.target, found.draft, **settings)
     loaded = time.perf_counter()

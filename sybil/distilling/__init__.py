@@ -1,1 +1,1 @@
-"""A small draft for a target of the user's own: trained on what the target says of texts and of its own answers."""
+"""`sybil distill`: trains a small draft model on the target's distributions over texts and over its own answers."""

@@ -1,4 +1,4 @@
-"""What a distilled draft is worth, by decoding with it, and the card that says so."""
+"""Measures a distilled draft by decoding with it, and writes the model card that has the numbers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from sybil.models.checkpoints.gguf import header
 from sybil.models.folders import Checkpoint
 from sybil.results import Stats, Step
 
-GAMMA, MEASURED, LENGTH = 4, 24, 64  # tokens of a proposal, prompts, new tokens of each
-KEPT = 64  # held-out prompts that the folder has
+GAMMA, MEASURED, LENGTH = 4, 24, 64  # tokens of a proposal, measured prompts, new tokens for each prompt
+KEPT = 64  # the most held-out prompts that are written to the folder
 PROMPTS = "prompts.jsonl"
-CARD_BYTES = 1 << 16  # of a target's card that are looked through
+CARD_BYTES = 1 << 16  # how much of a target's card is searched for its licence
 
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """The counters of decoding held-out prompts of a kind with the draft."""
+    """The counters of decoding held-out prompts of one kind with the draft, greedily and sampled."""
 
     kind: str
     prompts: int
@@ -37,7 +37,7 @@ class Worth:
 
 
 def held_out_prompts(material: Material) -> list[Document]:
-    """Prompts that no training has seen, each once: the whole ones that leave room for an answer."""
+    """Held-out prompts, each once, and at most KEPT. A prompt that would have to be cut to its end is left out."""
     numbers = range(min(material.prompts, 4 * KEPT))
     return [material.asked(number) for number in numbers if material.fits(number)][:KEPT]
 
@@ -45,7 +45,7 @@ def held_out_prompts(material: Material) -> list[Document]:
 def worth(
     decoder: Decoder, checkpoint: Checkpoint, dtype: torch.dtype, folder: Path, prompts: list[Document]
 ) -> list[Worth]:
-    """Decodes the prompts with the draft in the folder, by the kind of prompt."""
+    """Decodes the first MEASURED prompts with the draft in the folder. The result has one entry for each kind."""
     drafted = decoder.without_defaults().with_draft(maker(checkpoint, decoder.target, dtype).source(folder))
     found = []
     for kind in dict.fromkeys(each.kind for each in prompts[:MEASURED]):
@@ -70,7 +70,7 @@ def _counted(decoder: Decoder, prompts: list[Document], *, sampled: bool) -> Sta
 
 
 def write_prompts(prompts: list[Document], folder: Path) -> Path:
-    """As `sybil compare --prompts` reads them."""
+    """Writes the prompts to a file in the folder, in the form that `sybil compare --prompts` reads."""
     rows = [
         {
             "id": f"{each.kind}-{number:02}",
@@ -101,7 +101,7 @@ def licence_of(checkpoint: Checkpoint) -> str | None:
 
 
 def write(made: Distilled, found: list[Worth], licence: str | None, command: str) -> Path:
-    """The folder's README.md."""
+    """Writes the model card, the folder's README.md, and gives its path."""
     path = made.folder / "README.md"
     files.replace(path, _text(made, found, licence, command).encode())
     return path

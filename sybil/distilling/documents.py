@@ -1,4 +1,4 @@
-"""What a draft is trained on, as it lies on the disk: text files, JSONL files, and folders of both, checked."""
+"""Reads and checks the data that a draft is trained on: text files, JSONL files, and folders of both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sybil.errors import InvalidSetting, shown, told
 from sybil.measuring.prompts import messages_of
 
 MOST_BYTES = 256 << 20
-"""Of all files together: they are held in memory, and encoded."""
+"""The most bytes of all files together, because they are held in memory and encoded."""
 MOST_FILES = 20_000
 LINES = (".jsonl", ".ndjson")
 LONGEST_KIND = 40
@@ -22,12 +22,12 @@ REMEDY = (
     'give JSON lines such as {"text": "..."}, {"prompt": "..."}, {"messages": [{"role": "user", "content": "..."}]}'
 )
 HELD_OUT = 20
-"""One document in so many is held out, by a hash of what it says."""
+"""One document in HELD_OUT is held out. A hash of its content decides which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text, or a conversation: role and content of each message. kind: what it is among the others, for a table."""
+    """A text, or a conversation of (role, content) messages. kind: the group that a table counts it in."""
 
     text: str = ""
     messages: tuple[tuple[str, str], ...] = ()
@@ -35,13 +35,13 @@ class Document:
 
     @property
     def key(self) -> bytes:
-        """A hash of what it says."""
+        """The SHA-256 of its content."""
         return hashlib.sha256(json.dumps([self.text, self.messages]).encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """skipped: how many files of folders were no UTF-8 text. Each document is there once."""
+    """All documents, without duplicates. skipped: how many files in folders were no UTF-8 text."""
 
     training: tuple[Document, ...]
     held_out: tuple[Document, ...]
@@ -49,7 +49,7 @@ class Documents:
 
     @property
     def digest(self) -> str:
-        """Of all that they say, by which another run knows whether it reads the same."""
+        """The SHA-256 of all contents, in hex. Another run compares it to know whether it reads the same data."""
         whole = hashlib.sha256()
         for each in (*self.training, *self.held_out):
             whole.update(each.key)
@@ -58,8 +58,8 @@ class Documents:
 
 def read(sources: Sequence[Path]) -> Documents:
     """The documents of files and folders. In a folder, files that are no UTF-8 text are skipped, and so are hidden
-    files and links. Raises InvalidSetting for a file that can't be read, is no UTF-8 or no JSONL, and where there is
-    nothing to train on or too much."""
+    files and links. Raises InvalidSetting for a file that can't be read, for a named file that is no UTF-8, for a line
+    of a JSONL file that is no document, and for data that is empty, too large or a single conversation."""
     if not sources:
         raise InvalidSetting("data names no file: give --data text files, JSONL files or folders")
     found: dict[bytes, Document] = {}
@@ -84,7 +84,7 @@ def _files(source: Path) -> tuple[list[Path], bool]:
     try:
         if source.is_dir():
             return _within(source), True
-        if source.exists() and not source.is_file():  # a pipe would be waited for
+        if source.exists() and not source.is_file():  # reading a pipe would block
             raise InvalidSetting(f"data is {shown(str(source))}, which is no file and no folder: name one")
     except (OSError, ValueError) as error:
         if isinstance(error, InvalidSetting):
@@ -94,7 +94,7 @@ def _files(source: Path) -> tuple[list[Path], bool]:
 
 
 def _within(folder: Path) -> list[Path]:
-    """The regular files of a folder and its folders, by name; links are left out, for they may lead in circles."""
+    """The regular files of a folder and its subfolders, by name. Links are left out because they may form a cycle."""
     files: list[Path] = []
     for place, names, found in os.walk(folder):
         names[:] = sorted(name for name in names if not name.startswith("."))
@@ -140,7 +140,7 @@ def _documents(file: Path, text: str) -> Iterator[Document]:
 
 
 def _row(line: str, where: str) -> Document:
-    """The document of a JSON line; raises InvalidSetting."""
+    """The document of a JSON line. Raises InvalidSetting for a line that holds none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -165,7 +165,8 @@ def _row(line: str, where: str) -> Document:
 
 
 def _parted(documents: list[Document], skipped: int) -> Documents:
-    """One in HELD_OUT is held out, at least one. Of a single text the end is."""
+    """Splits the documents into training and held-out ones: one in HELD_OUT is held out, at least one. The end of a
+    single text is held out. Raises InvalidSetting for a single document that can't be split so."""
     if len(documents) == 1 and documents[0].text:
         text = documents[0].text
         cut = len(text) - len(text) // HELD_OUT

@@ -1,8 +1,8 @@
-"""How far a draft is from its target, of the target's likeliest tokens and what they leave over. Pure.
+"""The distance between a draft's distribution and its target's, over the target's likeliest tokens and a tail. Pure.
 
-Both are distributions over the tokens that the draft can propose. Of the target's the likeliest are known one by one,
-all others by their sum, the tail. The loss is the Kullback-Leibler divergence between target and draft where the tail
-counts as one token.
+Both distributions are over the tokens that the draft can propose. The target's likeliest tokens are known one by one.
+All other tokens, the tail, are known by the sum of their probabilities. The loss is the Kullback-Leibler divergence
+between target and draft, in which the tail counts as one token.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 ROWS = 512
-"""Places whose logits are held at once: at 16,384 tokens 32 MB, which a processor's caches may hold."""
-LEAST = 1e-6  # of a probability that is divided by
+"""Places whose logits are held at once: 32 MB at a vocabulary of 16,384 tokens, which may fit in a CPU's caches."""
+LEAST = 1e-6  # the smallest probability that is divided by
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The target at n places. top: (n, k) int64, its likeliest tokens, 0 where there is none. probs: (n, k) float32,
-    theirs among the tokens that the draft can propose, 0 where there is none. weights: (n,), the share of the target's
-    distribution that these tokens have."""
+    """The target's distributions at n places, over the tokens that the draft can propose.
+
+    top: (n, k) int64, the likeliest tokens; an unused entry is 0. probs: (n, k) float32, the probabilities of top,
+    given that the token is one that the draft can propose; an unused entry is 0. weights: (n,) float32, the
+    probability that the target gives to all the tokens that the draft can propose."""
 
     top: Tensor
     probs: Tensor
@@ -30,7 +32,7 @@ class Wanted:
 
 
 class _Divergence(torch.autograd.Function):
-    """The weighted mean of the divergences; logits are made some rows at a time, and never kept."""
+    """The weighted mean of the divergences. Logits are computed ROWS places at a time and are not kept for backward."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, top: Tensor, probs: Tensor, weights: Tensor) -> Tensor:
@@ -55,21 +57,21 @@ class _Divergence(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Any:  # one, of the loss
+    def backward(ctx: Any, *slopes: Tensor) -> Any:  # one slope: that of the loss
         to_hidden, to_head = ctx.saved_tensors
         return to_hidden * slopes[0], to_head * slopes[0], None, None, None
 
 
 def divergence(hidden: Tensor, head: Tensor, wanted: Wanted) -> Tensor:
-    """The mean divergence in nats a place, by weight. hidden: (n, width), what the draft makes of the places; head:
-    (tokens, width), a row for each token that it can propose."""
+    """The mean divergence, weighted by wanted.weights, in nats a place. hidden: (n, width), the draft's last hidden
+    states at the places. head: (tokens, width), a row for each token that the draft can propose."""
     total = _Divergence.apply(hidden, head, wanted.top, wanted.probs, wanted.weights)  # type: ignore[no-untyped-call]
     return cast(Tensor, total)
 
 
 def estimates(hidden: Tensor, head: Tensor, wanted: Wanted) -> tuple[float, float]:
-    """What share of a draft's tokens would be accepted, the mean over the places. Sampled: the sum of min(target,
-    draft), of which the tail's part is left out. Greedy: how often both find the same token likeliest."""
+    """The estimated acceptance rates (sampled, greedy) of a draft, as means over the places. Sampled: the sum of
+    min(target, draft) without the tail's part. Greedy: how often both find the same token likeliest."""
     sampled, greedy, places = 0.0, 0.0, len(hidden)
     for start in range(0, places, ROWS):
         part = slice(start, start + ROWS)

@@ -1,4 +1,4 @@
-"""Documents in a target's tokens: the text that a draft reads, and the prompts that its target answers."""
+"""Documents as tokens of the target: the text that a draft reads, and the prompts that its target answers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sybil.distilling.documents import Document
 from sybil.text import decode, encode
 
 PIECE = 1 << 16
-"""Characters that are encoded at once: a tokenizer takes a hundred bytes for each token meanwhile."""
-APART = 256  # tokens from one prompt that is cut from a text to the next
+"""Characters that are encoded at once, because a tokenizer takes about a hundred bytes a token while it encodes."""
+APART = 256  # tokens from the start of one prompt that is cut from the texts to the start of the next
 SHORTEST, LONGEST = 16, 64  # tokens of such a prompt
 Ids = np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How the target reads. template: None where it has none. prompt: the most tokens of a prompt; of a longer one the
-    end is taken."""
+    """How documents become tokens of the target. template: the target's chat template, None where it has none. prompt:
+    the most tokens of a prompt; a longer prompt is cut to its last tokens."""
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
@@ -30,7 +30,7 @@ class Reading:
 
 
 class Material:
-    """Documents as tokens. text: all texts in one row, each after the tokens that begin one."""
+    """Documents as tokens. text: (n,) int32, all texts one after another, each with the tokenizer's special tokens."""
 
     def __init__(self, documents: Sequence[Document], reading: Reading, seed: int) -> None:
         self._reading, self._seed = reading, seed
@@ -40,12 +40,12 @@ class Material:
 
     @property
     def prompts(self) -> int:
-        """How many different prompts there are: each document of messages is one, and the texts are cut into more."""
+        """The number of prompts: each conversation is one, and the texts are cut into others."""
         cuts = (len(self.text) - SHORTEST) // APART + 1 if len(self.text) >= SHORTEST else 0
         return len(self._conversations) + cuts
 
     def asked(self, number: int) -> Document:
-        """What the target is asked. All prompts have their turn in random order, and then again in another."""
+        """The prompt of that number. Each run of self.prompts numbers has every prompt once, in an order of its own."""
         turn, place = divmod(number, self.prompts)
         chosen = int(np.random.default_rng((self._seed, turn)).permutation(self.prompts)[place])
         if chosen < len(self._conversations):
@@ -53,16 +53,16 @@ class Material:
         return self._cut(chosen - len(self._conversations), turn)
 
     def prompt(self, number: int) -> Ids:
-        """The tokens of what the target is asked, the last of them where they are too many."""
+        """The tokens of the prompt of that number, (n,) int32; the last ones where there are too many."""
         ids = _encoded(self.asked(number), self._reading)
         return np.array(ids[-self._reading.prompt :], dtype=np.int32)
 
     def fits(self, number: int) -> bool:
-        """Whether a prompt is taken as a whole."""
+        """Whether the prompt of that number is used as a whole, and not cut."""
         return len(_encoded(self.asked(number), self._reading)) <= self._reading.prompt
 
     def _cut(self, number: int, turn: int) -> Document:
-        """A piece of the text. Where the target chats, every second one is a user's message."""
+        """A prompt cut from the texts. Where the target has a chat template, every second one is a user's message."""
         random = np.random.default_rng((self._seed, number, turn))
         start, length = number * APART, int(random.integers(SHORTEST, LONGEST + 1))
         said = decode(self._reading.tokenizer, self.text[start : start + length].tolist()).strip() or "?"
@@ -71,12 +71,12 @@ class Material:
         return Document(messages=(("user", said),))
 
     def windows(self, length: int, first: int, count: int) -> list[Ids]:
-        """So many windows of the text from that number on, one behind the other."""
+        """`count` windows of the text, each of `length` tokens, from window number `first` on, without overlap."""
         return [self.text[index * length : (index + 1) * length] for index in range(first, first + count)]
 
 
 def _text(document: Document, reading: Reading) -> Ids:
-    """A text's tokens, those that the tokenizer puts around a text included."""
+    """A text's tokens, with the special tokens that the tokenizer adds to a text."""
     text = document.text
     pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
     ids = [encode(reading.tokenizer, piece, special=not place) for place, piece in enumerate(pieces)]
@@ -84,7 +84,7 @@ def _text(document: Document, reading: Reading) -> Ids:
 
 
 def _unanswered(document: Document) -> Document:
-    """A conversation up to its last answer, which the target is to give itself."""
+    """A conversation without its last answer, which the target is to give itself."""
     messages = document.messages
     if len(messages) > 1 and messages[-1][0] == "assistant":
         messages = messages[:-1]
@@ -92,7 +92,7 @@ def _unanswered(document: Document) -> Document:
 
 
 def _encoded(document: Document, reading: Reading) -> list[int]:
-    """The tokens of a prompt."""
+    """All tokens of a prompt, before any are cut."""
     if not document.messages:
         return encode(reading.tokenizer, document.text)
     if reading.template is None:

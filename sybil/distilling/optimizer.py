@@ -28,10 +28,10 @@ def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
 
 
 class MuonWithAdam:
-    """One optimiser face over both; `rate` in step() scales the peak learning rates.
+    """Muon and Adam behind one optimiser's interface. `rate` in step() scales the peak learning rates of both.
 
-    blocks: what the names of the blocks' parameters contain. transposed: whether matrices are (inputs, outputs), as
-    GPT-2 keeps them, and not (outputs, inputs)."""
+    blocks: a string that the names of the blocks' parameters contain. transposed: whether matrices are (inputs,
+    outputs), as in GPT-2, and not (outputs, inputs)."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class MuonWithAdam:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Apply and clear the gradients."""
+        """Apply the gradients, and clear them."""
         for parameter, velocity in zip(self.matrices, self.velocity, strict=True):
             gradient = parameter.grad
             assert gradient is not None
@@ -67,11 +67,11 @@ class MuonWithAdam:
         self.adam.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """What load_state_dict() takes, to go on from here."""
+        """The state that load_state_dict() takes to continue from here."""
         return {"velocity": self.velocity, "adam": self.adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state_dict()."""
+        """Continue from the state that state_dict() gave."""
         for velocity, saved in zip(self.velocity, state["velocity"], strict=True):
             velocity.copy_(saved)
         self.adam.load_state_dict(state["adam"])

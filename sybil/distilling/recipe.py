@@ -1,4 +1,4 @@
-"""What a distillation is asked for, and what it has decided: kept beside its work, so that it can be gone on with."""
+"""The settings of a distillation and the plan that it made from them, kept on disk so that a later run can continue."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from sybil.arguments import integer, number
 from sybil.errors import InvalidSetting, ResultsMismatch, told
 from sybil.measuring import files
 
-LAYERS, WIDTH, VOCABULARY = 64, 4096, 1 << 20  # the most of each
+LAYERS, WIDTH, VOCABULARY = 64, 4096, 1 << 20  # the largest value of each
 WINDOW, BUDGET = 256, 30.0
 COMMONEST = 16384
-SMALLEST = 32  # tokens that a draft knows at least
+SMALLEST = 32  # the fewest tokens that a draft may know
 STEPS = 10_000_000
-LONGEST = 14 * 24 * 60.0  # minutes of a budget
+LONGEST = 14 * 24 * 60.0  # the largest budget, in minutes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A draft and its training. 0 and None stand for what fits the target.
+    """The sizes of a draft and the settings of its training. 0 stands for a size that fits the target.
 
-    vocabulary: tokens that the draft knows, one of them standing for all others. window: tokens of a training text, and
-    how far back the draft looks. answers: batches of the target's answers, and steps: the optimiser's; None where the
-    budget, in minutes, decides. data, model: hashes of what is learned from, by which another run knows whether it goes
-    on with the same."""
+    vocabulary: tokens that the draft knows; one of them stands for all others. window: tokens of a training text, and
+    how many tokens back the draft attends. answers: batches of the target's answers. steps: steps of the optimiser.
+    Where answers or steps is None, the budget decides. budget: minutes. data, model: hashes of the data and of the
+    target, by which a later run knows whether it continues the same distillation."""
 
     target: str
     layers: int = 0
@@ -41,7 +41,7 @@ class Recipe:
     model: str = ""
 
     def __post_init__(self) -> None:
-        """Raises InvalidSetting."""
+        """Raises InvalidSetting for a setting that is out of range."""
         integer("layers", self.layers, 0, LAYERS)
         integer("width", self.width, 0, WIDTH)
         integer("vocabulary", self.vocabulary, 0, VOCABULARY)
@@ -58,8 +58,8 @@ class Recipe:
             raise InvalidSetting(f"vocabulary is {self.vocabulary} tokens: use {SMALLEST} or more, or leave it out")
 
     def filled(self, layers: int, width: int, vocab_size: int, context: int) -> Recipe:
-        """With sizes for a target of so many layers, such a width, vocabulary and context: an eighth of its layers, and
-        not half its width. A step of such a draft costs a few hundredths of the target's."""
+        """The recipe with its open sizes filled in for a target of these sizes: an eighth of the target's layers, and a
+        little less than half its width. A forward of such a draft costs a few hundredths of one of the target."""
         known = min(self.vocabulary or COMMONEST, vocab_size)
         usual = min(max(round(0.45 * width / 64) * 64, 64), 512)
         return replace(
@@ -72,12 +72,12 @@ class Recipe:
 
 
 DECIDING = ("answers", "steps", "budget")
-"""What may differ where a run goes on: the plan has what was decided."""
+"""Fields that may differ when a run continues an earlier one, because the plan has what was decided of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """How much is done, decided once. steps: None before it is known how long one takes."""
+    """How much is done, decided once. answers, texts: batches. steps: None until it is known how long a step takes."""
 
     answers: int
     texts: int
@@ -85,7 +85,8 @@ class TrainingPlan:
 
 
 def keep(recipe: Recipe, path: Path) -> None:
-    """Write the recipe where there is none yet. Raises ResultsMismatch where there is another's."""
+    """Write the recipe to path if no file is there. Raises ResultsMismatch if a recipe there differs in
+    a field that isn't in DECIDING."""
     if not path.exists():
         files.replace(path, _written(recipe))
         return
@@ -103,17 +104,17 @@ def keep(recipe: Recipe, path: Path) -> None:
 
 
 def keep_plan(plan: TrainingPlan, path: Path) -> None:
-    """Write what is decided."""
+    """Write the plan to path."""
     files.replace(path, _written(plan))
 
 
 def planned(path: Path) -> TrainingPlan | None:
-    """What an earlier run decided; raises ResultsMismatch for a file that doesn't say."""
+    """The plan of an earlier run, None if there is none. Raises ResultsMismatch for a file that holds no plan."""
     return _read(path, TrainingPlan) if path.exists() else None
 
 
 def check_plan(plan: TrainingPlan, asked: Recipe, out: Path) -> None:
-    """Raises ResultsMismatch where numbers are asked for that the plan doesn't have."""
+    """Raises ResultsMismatch where the recipe asks for other numbers of answers or steps than the plan has."""
     for name in ("answers", "steps"):
         planned, wanted = getattr(plan, name), getattr(asked, name)
         if None not in (planned, wanted) and planned != wanted:

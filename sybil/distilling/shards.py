@@ -1,4 +1,4 @@
-"""What a target said, in files: tokens, and after each of them the likeliest next ones with their probabilities."""
+"""The target's output in files: tokens, and for each of them the likeliest next tokens with their probabilities."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from sybil.errors import ResultsMismatch, told
 from sybil.measuring import files
 
 TOP = 16
-"""How many of the likeliest tokens are kept for each place: 96 bytes."""
+"""How many of the likeliest tokens are kept for each place. They take 96 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A row of tokens, texts one behind the other.
+    """A row of tokens, in which texts follow one another.
 
-    tokens: (n,) int32. top: (n, k) int32, the tokens that the target finds likeliest after each, likeliest first.
-    log_probs: (n, k) float16, theirs; -inf where the target wasn't asked. seconds: what it took to make."""
+    tokens: (n,) int32. top: (n, k) int32, the tokens that the target finds likeliest after each of them, the likeliest
+    first. log_probs: (n, k) float16, the log-probabilities of top, -inf where the target wasn't asked. seconds: how
+    long the target took."""
 
     tokens: np.ndarray
     top: np.ndarray
@@ -34,18 +35,18 @@ class Shard:
 
     @property
     def asked(self) -> int:
-        """At how many places the target was asked."""
+        """The number of places at which the target was asked."""
         return int((self.log_probs[:, 0] > -np.inf).sum())
 
     def save(self, path: Path) -> None:
-        """Whole or not at all."""
+        """Write the shard to path. A write that is cut off leaves no partial file there."""
         written = io.BytesIO()
         np.savez(written, tokens=self.tokens, top=self.top, log_probs=self.log_probs, seconds=np.float64(self.seconds))
         files.replace(path, written.getvalue())
 
 
 def load(path: Path, vocab_size: int) -> Shard:
-    """A shard of an earlier run; raises ResultsMismatch for a file that is none, or of another vocabulary."""
+    """The shard in a file. Raises ResultsMismatch for a file that holds none, or one of another vocabulary."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             shard = Shard(stored["tokens"], stored["top"], stored["log_probs"], float(stored["seconds"]))
@@ -66,7 +67,7 @@ def load(path: Path, vocab_size: int) -> Shard:
 
 
 def joined(shards: Sequence[Shard]) -> Shard:
-    """All in one row."""
+    """All shards, one after another, as one."""
     tokens, top, log_probs = (
         np.concatenate([getattr(each, name) for each in shards]) for name in ("tokens", "top", "log_probs")
     )

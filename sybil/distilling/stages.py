@@ -1,4 +1,5 @@
-"""A distillation from its data to its folder: each stage leaves what it made on the disk, and is gone on with."""
+"""The stages of a distillation, from the data to the draft's folder. Each keeps its results on disk, so that a later
+run can continue."""
 
 from __future__ import annotations
 
@@ -28,21 +29,22 @@ if TYPE_CHECKING:
     from transformers import MistralForCausalLM
 
 ROWS = 16
-"""Answers of a batch, and windows of one."""
-NEW_TOKENS, PROMPT = 192, 512  # of an answer, and of a prompt, at most
+"""Answers in a batch of answers, and windows in a batch of texts."""
+NEW_TOKENS, PROMPT = 192, 512  # the most tokens of an answer, and of a prompt
 TAUGHT = 0.5
-"""The share of a budget in which the target speaks; in the rest the draft learns, some texts several times."""
-MOST_PLACES, PLACE_BYTES = 1 << 23, 100  # where the target is asked, in all, and what each takes on the disk
-TRIED = 7  # steps that are timed before a training
+"""The share of the budget in which the target is asked. The draft is trained in the rest, on some texts repeatedly."""
+MOST_PLACES, PLACE_BYTES = 1 << 23, 100  # the most places at which the target is asked, and the bytes of each on disk
+TRIED = 7  # steps that are timed before the training
 WORK = "training"
 Report = Callable[[str, int, int, str], None]
-"""What is being made, how many of them there are, of how many, and what is to be said of it."""
+"""Called with what is being made, how many are done, of how many, and a note."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distilled:
-    """A draft in its folder, and how it came about. known: how many of the target's tokens it knows. covered: their
-    share of the tokens that the target says. taught: seconds in which the target spoke; places: where it was asked."""
+    """A draft in its folder, and how it was made. known: how many of the target's tokens it knows. covered: the share
+    of those tokens among all that the target says. taught: seconds that the target took. places: the number of places
+    at which the target was asked. parameters: how many the draft has."""
 
     folder: Path
     recipe: Recipe
@@ -57,7 +59,7 @@ class Distilled:
 
 
 class Distillation:
-    """What a run needs to know of the target and the data."""
+    """A run of the stages: the target, the data, and the recipe filled in for them."""
 
     def __init__(
         self, asked: Recipe, decoder: Decoder, checkpoint: Checkpoint, found: Documents, out: Path, report: Report
@@ -78,12 +80,12 @@ class Distillation:
         for name, each in (("data", self.material), ("what is held out of data", self.held_out)):
             if not each.prompts:
                 raise InvalidSetting(f"{name} has {len(each.text)} tokens, which makes no prompt: give more text")
-        self.windows = len(self.material.text) // self.recipe.window // ROWS  # batches of them
+        self.windows = len(self.material.text) // self.recipe.window // ROWS  # in batches
         self.work = files.folder(out / WORK)
         recipe.keep(self.recipe, self.work / "recipe.json")
 
     def run(self) -> Distilled:
-        """All stages, to the folder."""
+        """Run all stages, up to the finished folder. Raises InvalidSetting for data that teaches the draft nothing."""
         self.held = [self._answered("held", self.held_out, number, 2) for number in range(2)]
         plan = self._planned()
         found = [self._answered("answers", self.material, number, plan.answers) for number in range(plan.answers)]
@@ -99,8 +101,8 @@ class Distillation:
         return self._finish(plan, said, known, training)
 
     def _answered(self, name: str, material: Material, number: int, of: int) -> Shard:
-        """A batch of the target's answers: greedy ones and sampled ones by turns, sampled ones where all prompts have
-        had their turn."""
+        """A batch of the target's answers. Greedy and sampled batches alternate. Once all prompts have been answered in
+        both ways, every further batch is sampled."""
 
         def make() -> Shard:
             numbers = range(number * ROWS, (number + 1) * ROWS)
@@ -112,7 +114,7 @@ class Distillation:
         return self._made(name, number, of, "answers of the target" if name == "answers" else "held-out answers", make)
 
     def _read(self, number: int, of: int) -> Shard:
-        """What the target says of a batch of windows of the text."""
+        """The target's distributions over a batch of windows of the text."""
 
         def make() -> Shard:
             windows = self.material.windows(self.recipe.window, number * ROWS, ROWS)
@@ -121,7 +123,7 @@ class Distillation:
         return self._made("texts", number, of, "texts read by the target", make)
 
     def _made(self, name: str, number: int, of: int, what: str, make: Callable[[], Shard]) -> Shard:
-        """A shard of an earlier run, or a new one, on the disk before this returns."""
+        """The shard of an earlier run, or a new one, which is on disk before this returns."""
         path = self.work / f"{name}-{number:05}.npz"
         if path.exists():
             shard = shards.load(path, self.vocab_size)
@@ -132,7 +134,7 @@ class Distillation:
         return shard
 
     def _planned(self) -> TrainingPlan:
-        """What an earlier run decided; or else what is asked for, or as many batches as there is time for."""
+        """The plan of an earlier run; otherwise the recipe's number of batches, or as many as fit in the budget."""
         path = self.work / "plan.json"
         if (earlier := recipe.planned(path)) is not None:
             recipe.check_plan(earlier, self.recipe, self.out)
@@ -143,12 +145,12 @@ class Distillation:
         return plan
 
     def _texts(self, answers: int) -> int:
-        """How many batches of texts stand beside so many of answers: half as many, as far as the data has them."""
+        """How many batches of texts go with so many of answers: half as many, or as many as the data has."""
         return min(self.windows, answers // 2)
 
     def _within_budget(self) -> int:
-        """Makes batches until their share of the budget is spent, also by earlier runs, or there is no more room for
-        them; gives how many batches of answers there are then, two at least."""
+        """Makes batches until their share of the budget is spent or no room is left for them. Time of earlier runs
+        counts too. Gives the number of batches of answers, at least two."""
         share, spent = 60 * self.recipe.budget * TAUGHT, sum(each.seconds for each in self.held)
         places = min(MOST_PLACES, shutil.disk_usage(self.work).free // (4 * PLACE_BYTES))
         number = 0
@@ -163,14 +165,14 @@ class Distillation:
         return number
 
     def _counts(self, said: Shard) -> np.ndarray:
-        """How often each token is said, by the target or in the texts."""
+        """How often each token occurs in the shard and in the texts together: (vocab,)."""
         counts = np.bincount(said.tokens, minlength=self.vocab_size)
         return counts + np.bincount(self.material.text, minlength=self.vocab_size)
 
     def _steps(
         self, plan: TrainingPlan, said: Shard, known: np.ndarray | None, texts: Sequence[TrainingText]
     ) -> TrainingPlan:
-        """The plan with its steps: as many as the rest of the budget has time for, by how long a few take."""
+        """The plan with its steps: as many as the rest of the budget has time for. A few steps are timed for that."""
         if plan.steps is not None:
             return plan
         trial, times = self._training(known, texts, 1000), []
@@ -193,7 +195,7 @@ class Distillation:
         return Training(model, text, held_out, proposed=len(embedding), window=self.recipe.window, steps=steps)
 
     def _tell(self, plan: TrainingPlan) -> Callable[[Course], None]:
-        """Reports the steps of a training."""
+        """A function that reports each step of a training."""
 
         def tell(course: Course) -> None:
             note = f"loss {course.loss:.2f}"
@@ -205,7 +207,7 @@ class Distillation:
         return tell
 
     def _finish(self, plan: TrainingPlan, said: Shard, known: np.ndarray | None, training: Training) -> Distilled:
-        """Writes the folder."""
+        """Writes the draft's folder."""
         model: MistralForCausalLM = training.model
         assert self.decoder.tokenizer is not None
         student.save(model, self.decoder.tokenizer, known, self.decoder.eos_token_ids, self.out)
@@ -227,7 +229,7 @@ class Distillation:
 
 
 def _sizes(checkpoint: Checkpoint, model: Any) -> tuple[int, int]:
-    """How many layers the target has, and how wide it is."""
+    """The target's number of layers and its width."""
     if checkpoint.known is not None:
         return checkpoint.known[1].layers, checkpoint.known[1].width
     config = model.model.config.get_text_config()
@@ -235,7 +237,7 @@ def _sizes(checkpoint: Checkpoint, model: Any) -> tuple[int, int]:
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:
-    """Of the target's files: its config, and the names and shapes of its weights."""
+    """A hash of the target: of its config, and of the names and shapes of its weights."""
     stored = checkpoint.stored
     weights = None if stored is None else (sorted(stored.shapes.items()), stored.nbytes)
     said = json.dumps([checkpoint.config, weights], default=str, sort_keys=True)

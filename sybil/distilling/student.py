@@ -1,4 +1,4 @@
-"""The draft itself: which tokens it knows, what it begins with, and the folder that it ends as."""
+"""The draft itself: the tokens that it knows, its weights before training, and the folder that it is saved to."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ HEAD_SIZE = 64
 
 
 def commonest(counts: np.ndarray, size: int, always: Collection[int]) -> np.ndarray | None:
-    """The tokens that a draft of so many tokens knows, ascending: those of `always`, and then the commonest. One of the
-    draft's own stands for all others, so it knows one fewer. None where it may know all. counts: of each token."""
+    """The target's tokens that a draft with a vocabulary of `size` knows, ascending: those of `always`, and then the
+    commonest. There are size - 1 of them, because one token of the draft's stands for all others. None where the draft
+    may know all tokens. counts: (vocab,), how often each token occurs."""
     if size >= len(counts):
         return None
     weighed = counts.astype(np.int64)
     weighed[[token for token in always if 0 <= token < len(counts)]] = np.iinfo(np.int64).max
-    order = np.argsort(-weighed, kind="stable")  # of two that are as common, the one that the tokenizer learned first
+    order = np.argsort(-weighed, kind="stable")  # of equally common tokens, the one that the tokenizer learned first
     return np.sort(order[: size - 1])
 
 
 def embedding_of(checkpoint: Checkpoint, model: Model, tokens: np.ndarray | None) -> Tensor:
-    """The target's embedding, float32, (tokens, width)."""
+    """The target's embedding of the tokens, or of all tokens for None: (tokens, width), float32, on the CPU."""
     if checkpoint.known and checkpoint.stored:
         arranged = arrange(checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, torch.float32, CPU)
         whole = arranged[1]["token_embedding"]
@@ -51,8 +52,10 @@ def embedding_of(checkpoint: Checkpoint, model: Model, tokens: np.ndarray | None
 
 
 def reduced(embedding: Tensor, width: int) -> Tensor:
-    """An embedding (tokens, theirs) in the directions, at most `width`, in which it varies most: (tokens, width), rows
-    of length 1 in the mean. It is the best of its rank (Eckart and Young 1936), what all rows share left out."""
+    """An embedding (tokens, target's width) projected to the directions in which it varies most: (tokens, width).
+
+    The mean row is subtracted first, and the result is scaled so that its rows have length 1 on average. No matrix of
+    this rank is closer to the centred embedding (Eckart and Young 1936). A narrower embedding is padded with zeros."""
     centred = (embedding - embedding.mean(0)).double()
     _, directions = torch.linalg.eigh(centred.T @ centred)
     found: Tensor = centred @ directions.flip(1)[:, :width]
@@ -62,15 +65,15 @@ def reduced(embedding: Tensor, width: int) -> Tensor:
 
 
 def heads(width: int) -> int:
-    """As many heads as there are of HEAD_SIZE; fewer where the width can't be cut so."""
+    """The number of attention heads: at most width / HEAD_SIZE, so many that each has the same, even size."""
     return next(count for count in range(max(width // HEAD_SIZE, 1), 0, -1) if width % (2 * count) == 0)
 
 
 def build(recipe: Recipe, embedding: Tensor, context: int, *, knows_all: bool) -> MistralForCausalLM:
-    """The untrained draft: Llama's blocks, each token seeing `window` tokens, and a head that is the embedding.
+    """The untrained draft: Llama's blocks with a sliding attention window of `window` tokens, and tied embeddings.
 
-    It is trained on texts of `window` tokens. In a longer text it never looks further back, so every distance that it
-    meets is one that it has learned."""
+    The draft is trained on texts of `window` tokens. In a longer text it attends no further back, so it meets no
+    distance between tokens that it hasn't learned."""
     from transformers import MistralConfig, MistralForCausalLM
 
     rows, width = len(embedding) + (not knows_all), recipe.width
@@ -96,9 +99,9 @@ def build(recipe: Recipe, embedding: Tensor, context: int, *, knows_all: bool) -
         model = MistralForCausalLM(config).float()
     with torch.no_grad():
         weight = model.get_input_embeddings().weight
-        weight.zero_()  # the row for all other tokens stays so
+        weight.zero_()  # the row that stands for all other tokens stays zero
         weight[: len(embedding)] = embedding
-        for layer in model.model.layers:  # each block begins as one that changes nothing
+        for layer in model.model.layers:  # each block begins as the identity
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
     return model.train()
@@ -111,8 +114,8 @@ def save(
     end_tokens: Collection[int],
     folder: Path,
 ) -> None:
-    """A folder in transformers' format, float16, with the target's tokenizer. tokens: those that it knows; None for
-    all. Each file of an earlier run is replaced by a whole one, the weights last."""
+    """Writes the draft in float16 to a folder in transformers' format, with the target's tokenizer. tokens: the
+    target's tokens that the draft knows, None for all. Files of an earlier run are replaced whole, the weights last."""
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], torch.float16
     if tokens is None:

@@ -1,4 +1,4 @@
-"""The target as a teacher: its answers, and what it finds likeliest at each place of them and of texts."""
+"""The target as a teacher: its answers, and its likeliest next tokens at each place of answers and texts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sybil.distilling.shards import TOP, Shard
 from sybil.models import Model
 from sybil.transfer import integers
 
-LEAD = 128  # of a prompt's tokens, those that the draft reads before an answer
+LEAD = 128  # the last tokens of a prompt that the draft reads before an answer
 LOGITS_AT_ONCE = 1 << 24
 
 
 class NotedTarget:
-    """A target that notes what it finds likeliest after the last token of each forward."""
+    """A model that notes the likeliest next tokens after the last token of each forward, as likeliest() gives them."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.vocab_size, self.context, self.device = model, model.vocab_size, model.context, model.device
@@ -44,15 +44,17 @@ class NotedTarget:
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of logits (n, vocab) the TOP likeliest tokens and their log-probabilities, both (n, k), on the CPU."""
+    """The likeliest tokens of logits (n, vocab), at most TOP, and their log-probabilities: both (n, k), on the CPU."""
     logits = logits.float()
     values, tokens = logits.topk(min(TOP, logits.shape[-1]), dim=-1)
     return tokens.cpu(), (values - logits.logsumexp(-1, keepdim=True)).cpu()
 
 
 def answers(decoder: Decoder, prompts: Sequence[Ids], new_tokens: int, *, sampled: bool, seed: int) -> Shard:
-    """What the target says after each prompt, greedily or sampled from its whole distribution, in one batch. A draft
-    drafts for what the target writes; plain decoding asks it once for each new token."""
+    """The target's answers to the prompts, decoded in one batch: greedily, or sampled from its whole distribution.
+
+    The draft learns from answers because it will draft for what the target writes. Decoding is plain, so each new token
+    is one forward of the target, which is noted."""
     began = time.monotonic()
     asked = NotedTarget(decoder.target)
     plain = Decoder(asked, None, None, decoder.eos_token_ids)
@@ -70,7 +72,7 @@ def answers(decoder: Decoder, prompts: Sequence[Ids], new_tokens: int, *, sample
 
 @torch.inference_mode()
 def texts(model: Model, windows: Sequence[Ids]) -> Shard:
-    """What the target finds likeliest after each token of the windows, which are equally long."""
+    """The target's likeliest next tokens after each token of the windows. All windows have the same length."""
     began = time.monotonic()
     rows = integers(np.stack(windows).tolist())
     batch, length = rows.shape
@@ -82,14 +84,14 @@ def texts(model: Model, windows: Sequence[Ids]) -> Shard:
 
 
 def _by_row(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """likeliest() of logits (batch, n, vocab): (batch, n, k) each."""
+    """likeliest() for logits (batch, n, vocab): both results are (batch, n, k)."""
     tokens, log_probs = likeliest(logits.flatten(0, 1))
     shape = (*logits.shape[:2], tokens.shape[-1])
     return tokens.view(shape), log_probs.view(shape)
 
 
 def _around(found: np.ndarray, before: int, after: int, value: float) -> np.ndarray:
-    """With so many rows of a value before and after."""
+    """An array (n, k) with `before` and `after` rows of a value added at its ends."""
     return np.pad(found, ((before, after), (0, 0)), constant_values=value)
 
 

@@ -1,4 +1,4 @@
-"""The draft's training: from what the target said, step by step, to be gone on with after a cut."""
+"""The draft's training on the target's distributions. A training that was cut off can be continued."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
     from transformers import MistralForCausalLM
 
 STEP_TOKENS = 2048
-"""Of a step of the optimiser: for a small draft more steps are worth more than larger ones."""
-WARM_UP, CONSTANT = 0.02, 0.3  # shares of the steps in which the rate rises, and after which it falls
-EVALUATIONS = 20  # estimates of the acceptance in the course of a training
-EVALUATED = 64  # windows of an estimate, at most
+"""Tokens of a step of the optimiser. For a small draft more steps are worth more than larger steps."""
+WARM_UP, CONSTANT = 0.02, 0.3  # shares of the steps: the rate rises up to the first, and falls after the second
+EVALUATIONS = 20  # estimates of the acceptance rate during a training
+EVALUATED = 64  # the most windows of an estimate
 CHECKPOINT_SECONDS = 60.0
 GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingText:
-    """What the target said, in the draft's tokens. tokens: (n,). wanted: see Wanted, for each place; a weight of 0
-    where the target wasn't asked, or finds no token likely that the draft knows."""
+    """The target's output in the draft's tokens. tokens: (n,). wanted: the target's distribution at each place (see
+    Wanted). The weight is 0 where the target wasn't asked, or where the draft knows none of its likeliest tokens."""
 
     tokens: Tensor
     wanted: Wanted
 
     @classmethod
     def of(cls, shard: Shard, known: np.ndarray | None, vocab_size: int) -> TrainingText:
-        """known: the tokens that the draft knows, None for all; vocab_size: the target's."""
+        """The text of a shard. known: the target's tokens that the draft knows, None: all. vocab_size: the target's."""
         count = vocab_size if known is None else len(known)
         own = np.full(vocab_size, count, np.int32)
         own[np.arange(vocab_size) if known is None else known] = np.arange(count, dtype=np.int32)
@@ -52,13 +52,13 @@ class TrainingText:
         share = np.where(shard.log_probs[:, 0] > -np.inf, 1 - np.where(is_known, 0, probs).sum(1), 0).clip(0, 1)
         probs = np.where(is_known, probs, 0) / np.maximum(share, 1e-3)[:, None]
         share = np.where(probs.any(1), share, 0)
-        probs /= np.maximum(probs.sum(1, keepdims=True), 1)  # float16 rounds
+        probs /= np.maximum(probs.sum(1, keepdims=True), 1)  # float16 rounds, so the sum may exceed 1
         wanted = (np.where(is_known, top, 0), probs.astype(np.float32), share.astype(np.float32))
         return cls(torch.from_numpy(own[shard.tokens]), Wanted(*map(torch.from_numpy, wanted)))
 
     def windows(self, starts: list[int], length: int, device: torch.device) -> tuple[Tensor, Tensor, Wanted]:
-        """The tokens (n, length) of the windows, and where in them the target was asked (n, length), and what it said
-        there; all of it on the device."""
+        """Windows of the text on the device: their tokens (windows, length), a mask of the places with a weight above 0
+        (windows, length), and the target's distributions at these places."""
         rest = (self.wanted.probs, self.wanted.weights)
         places = integers(starts)[:, None] + count_to(length)
         asked = self.wanted.weights[places] > 0
@@ -69,8 +69,9 @@ class TrainingText:
 
 @dataclass(slots=True)
 class Course:
-    """How far a training has come. history: after so many steps, the mean loss since the row before, and the estimated
-    acceptance of held-out text, sampled and greedy."""
+    """How far a training has come. step: steps done. seconds: time in them. tokens: places learned from. loss: that of
+    the last step, in nats a place. history: rows of (step, mean loss since the row before, sampled acceptance rate,
+    greedy acceptance rate); the rates are estimates on held-out text."""
 
     step: int = 0
     seconds: float = 0.0
@@ -82,9 +83,9 @@ class Course:
 class Training:
     """A draft, its optimiser and its course.
 
-    A step depends on the weights, the optimiser's state and the step's number alone: windows follow a golden-ratio
-    sequence, which covers the text evenly, and nothing else is drawn. So a training that goes on from a checkpoint ends
-    with the bits of one that was never cut, on the same machine with as many threads."""
+    A step depends only on the weights, the optimiser's state and the step's number. The windows' places follow a
+    golden-ratio sequence, which covers the text evenly, and nothing is random. So on the same machine, with as many
+    threads, a training that continues from a checkpoint ends with the same bits as one that was never cut off."""
 
     def __init__(
         self,
@@ -96,14 +97,15 @@ class Training:
         window: int,
         steps: int,
     ) -> None:
-        """proposed: how many tokens the draft can propose, its first ones."""
+        """proposed: the number of tokens that the draft can propose, which are the first of its vocabulary."""
         self.model, self.text, self.held_out, self.steps = model, text, held_out, steps
         self.proposed, self.window = proposed, min(window, len(text.tokens), len(held_out.tokens))
         self.optimizer = MuonWithAdam(model, blocks=".layers.", transposed=False)
         self.course, self._losses = Course(), (0.0, 0)
 
     def run(self, checkpoint: Path, report: Callable[[Course], None]) -> None:
-        """To the last step, from the checkpoint where there is one; report is called after each step."""
+        """Train up to the last step, from the checkpoint if there is one. report is called after each step. Raises
+        ResultsMismatch for a checkpoint of another training, NumericalFailure for a loss that isn't finite."""
         if checkpoint.exists():
             self._resume(checkpoint)
         saved, course = time.monotonic(), self.course
@@ -115,7 +117,7 @@ class Training:
                 saved = time.monotonic()
 
     def step(self) -> None:
-        """One step of the optimiser, and an estimate where one is due."""
+        """One step of the optimiser, and an estimate of the acceptance rate where one is due."""
         began, course = time.monotonic(), self.course
         count = max(STEP_TOKENS // self.window, 1)
         places = len(self.text.tokens) - self.window + 1
@@ -141,7 +143,7 @@ class Training:
 
     @torch.no_grad()
     def acceptance(self) -> tuple[float, float]:
-        """See estimates(), of the held-out text."""
+        """The estimated acceptance rates (sampled, greedy) on the held-out text: see loss.estimates."""
         whole, window = len(self.held_out.tokens), self.window
         starts = list(range(0, whole - window + 1, window))[:EVALUATED]
         found, places = [0.0, 0.0], 0
@@ -153,7 +155,7 @@ class Training:
         return found[0] / max(places, 1), found[1] / max(places, 1)
 
     def _hidden(self, tokens: Tensor, asked: Tensor) -> Tensor:
-        """What the draft makes of the places where the target was asked, (n, width)."""
+        """The draft's last hidden states at the masked places, (n, width)."""
         hidden: Tensor = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state[asked]
         return hidden
 
@@ -162,7 +164,7 @@ class Training:
         return weight[: self.proposed]
 
     def save(self, checkpoint: Path) -> None:
-        """All that the next step depends on, whole or not at all."""
+        """Write all that the next step depends on. A write that is cut off leaves no partial file."""
         course, written = self.course, io.BytesIO()
         state = {name: getattr(course, name) for name in ("step", "seconds", "tokens", "loss", "history")}
         weights = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -170,7 +172,7 @@ class Training:
         files.replace(checkpoint, written.getvalue())
 
     def _resume(self, checkpoint: Path) -> None:
-        """Raises ResultsMismatch for a file that is no checkpoint of this training."""
+        """Continue from a checkpoint. Raises ResultsMismatch for a file that is no checkpoint of this training."""
         try:
             state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
             if state["steps"] != self.steps:
@@ -179,7 +181,7 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             names = ("step", "seconds", "tokens", "loss", "history")
             self.course, self._losses = Course(**{name: state[name] for name in names}), tuple(state["losses"])
-        except Exception as error:  # whatever a file that is none makes of torch's reader
+        except Exception as error:  # torch's reader may raise anything for a file that is no checkpoint
             raise ResultsMismatch(
                 f"{checkpoint} can't be gone on with ({told(error)}): delete it, and the training begins anew"
             ) from None

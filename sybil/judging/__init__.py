@@ -1,4 +1,4 @@
-"""The judge as a library: is a decoder, anybody's, lossless?"""
+"""The judge as a library: it tells whether a decoder is lossless, whoever wrote the decoder."""
 
 from __future__ import annotations
 
@@ -45,28 +45,37 @@ def judge(
     advise: Callable[[str], None] = unheard,
     **asked: Unpack[Asked],
 ) -> Report:
-    """Is a decoder lossless? Judged by what it says, and by the target that it claims to follow.
+    """Judge whether a decoder is lossless, by comparing its answers with the target that it claims to follow.
 
-    decoder: a function (prompt, *, max_new_tokens, temperature, top_k, top_p, min_p, eos_token_ids, stop_strings,
-    seed, gamma) -> new token ids, or (new ids, the place of each in its block), or (new ids, places or None, (tokens
-    drafted, of them accepted)), which is called with those of the keywords that it takes; a sybil.Decoder; a
-    transformers model, for its generate(); a name ("sybil", "transformers", "assisted", "usd", "prompt-lookup",
-    "openvino", "package.module:function", "file.py:function"); a server's URL, or an Endpoint.
-    target: a pair's name, a hub id, a folder, a GGUF file, or a transformers model. The judge runs it by transformers'
-    own forward. prompts: texts, messages or token ids, or a JSONL file (pathlib.Path); None: those that Sybil ships.
+    - `decoder` is one of these:
+        - a function `(prompt, *, max_new_tokens, temperature, top_k, top_p, min_p, eos_token_ids, stop_strings, seed,
+          gamma)`. It is called with the keywords that it takes. It returns the new token ids, or `(new ids, places)`,
+          or `(new ids, places or None, (tokens drafted, tokens accepted))`. Places are each token's place in its block.
+        - a `sybil.Decoder`
+        - a transformers model, whose `generate()` is judged
+        - a name: "sybil", "transformers", "assisted", "usd", "prompt-lookup", "openvino", "package.module:function" or
+          "file.py:function"
+        - a server's URL, or an `Endpoint`
+    - `target`: a pair's name, a hub id, a folder, a GGUF file, or a transformers model. The judge runs it by
+      transformers' own forward.
+    - `prompts`: texts, messages or token ids, or a JSONL file of them (`pathlib.Path`). None stands for Sybil's own.
+    - `draft`: the decoder's draft model, where it is known. The judge checks whether the decoder's tokens lean towards
+      this model's proposals or away from them.
+    - `control`: a second, plain decoder ("sybil" without its draft). A fault that both decoders have isn't blamed on
+      speculation.
+    - `tokenizer`: the target's, where the target is an object.
+    - `dtype`: what the decoder keeps the weights in. For a transformers model it is that model's dtype by default.
+    - `device`: where the target runs. `revision`, `adapter`: the target's. All three are as `sybil.load` takes them.
+    - `eos`: end tokens by id or text, in place of the target's own.
+    - `tolerance`: how far the decoder's own rounding may move a logit: a number of logits, or a name ("float16",
+      "q8 activations").
+    - `timeout`: seconds for an answer of a server or of a named function. A function object has no time limit.
+    - `quick`: use fewer prompts and tokens.
+    - `progress`: called with phase, done and total. `advise`: called beforehand if the plan is too small for a PASS.
+    - `asked`: the keywords of `Asked`.
 
-    draft: the decoder's, where it is known: what it proposes is looked for in what the decoder says. control: a second
-    decoder, plain where the first speculates ("sybil": without a draft), so that what both get wrong isn't blamed on
-    speculation. tokenizer: the target's, where it is an object. dtype: what the decoder keeps the weights in; a model's
-    own where it is one. revision, adapter: of the target, as sybil.load takes them. eos: end tokens by id or text, in
-    place of the target's own. tolerance: how far the decoder's own rounding may move a logit: logits, or a name
-    ("float16", "q8 activations"). timeout: seconds for an answer of a server or a named function; a function of this
-    process is trusted to come to an end. quick: fewer prompts and tokens. progress: told phase, done and total; advise:
-    told beforehand that the plan is too small for a PASS.
-    asked: see Asked.
-
-    The report's verdict is "PASS", "FAIL" or "INCONCLUSIVE"; print(report) tells it with its reasons. Raises the errors
-    of sybil.errors where there is no verdict, as NotJudgeable for a function that raises."""
+    The report's verdict is "PASS", "FAIL" or "INCONCLUSIVE", and `print(report)` shows it with its reasons. Raises the
+    errors of sybil.errors where there is no verdict, for example NotJudgeable for a function that raises."""
     plan, settings = planned(asked, quick)
     stated = None if tolerance is None else tolerance_of(str(tolerance))
     texts = chosen(prompts, target, asked.get("count", (QUICK if quick else FULL)["count"]))

@@ -1,4 +1,4 @@
-"""What a decoder is asked, and how sure a verdict is to be, by names that the library and the command line share."""
+"""The keywords for what a decoder is asked and how sure a verdict is to be. The command line has the same names."""
 
 from __future__ import annotations
 
@@ -15,13 +15,26 @@ from sybil.settings import Settings
 
 
 class Asked(TypedDict, total=False):
-    """Keywords of judge(); what is left out is as FULL or QUICK, Plan, Request and Settings have it.
+    """Keywords of judge(). A keyword that is left out has its default from FULL or QUICK, Plan, Request or Settings.
 
-    Of a sequence: max_new_tokens, temperature, top_k, top_p, min_p. Of the plan: count, of the prompts that Sybil
-    ships; repeats, sequences a prompt; greedy, stopping and widths, prompts for each of these phases, and stop_strings,
-    whether such are tried; alpha, how often a lossless decoder may be accused; resolution and uniformity, the drift in
-    nats a token and the unevenness (Cohen's w) that a PASS would have shown; seed. Of Sybil's own decoder: gamma, which
-    transformers' prompt lookup takes too, rule and window."""
+    For each sequence:
+
+    - `max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`
+
+    For the plan:
+
+    - `count`: how many prompts are taken from Sybil's own or from a file
+    - `repeats`: sampled sequences for each prompt
+    - `greedy`, `stopping`, `widths`: the number of prompts for each of these phases
+    - `stop_strings`: whether stop strings are tried
+    - `alpha`: the probability that a lossless decoder fails
+    - `resolution`: a drift, in nats a token, that a PASS must be able to detect
+    - `uniformity`: an unevenness, as Cohen's w, that a PASS must be able to detect
+    - `seed`
+
+    For Sybil's own decoder:
+
+    - `gamma`, which transformers' prompt lookup takes too, `rule` and `window`"""
 
     max_new_tokens: int
     temperature: float
@@ -50,7 +63,7 @@ PLAN = ("repeats", "greedy", "stopping", "stop_strings", "widths", "alpha", "res
 
 
 def planned(asked: Asked, quick: bool = False) -> tuple[Plan, Settings]:
-    """The plan, as far as it is known before the target is, and what Sybil's own decoder is set to. Raises
+    """The plan, as far as it is known before the target is read, and the settings of Sybil's own decoder. Raises
     InvalidSetting."""
     unknown = [name for name in asked if name not in Asked.__annotations__]
     if unknown:

@@ -1,4 +1,4 @@
-"""A decoder before the judge, with all that a verdict needs: its target loaded, its prompts encoded, its plan whole."""
+"""All that a verdict on a decoder needs: its target loaded, its prompts encoded and its plan complete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sybil.measuring.prompts import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A decoder, and what it is tried on: the plan knows how far its rounding may lead."""
+    """A decoder and its plan. The plan holds how far the decoder's own rounding may move a logit."""
 
     subject: Subject
     plan: Plan
@@ -34,7 +34,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class JudgedCase:
-    """decoder, and the control beside it, if any; reference: the target; prompts: token ids."""
+    """A decoder to be judged. control: the decoder beside it, if any. reference: the target. prompts: token ids."""
 
     decoder: Tried
     control: Tried | None
@@ -51,8 +51,8 @@ class JudgedCase:
         tolerance: Tolerance | None = None,
         control: Judged | None = None,
     ) -> JudgedCase:
-        """tolerance: how far a decoder's own rounding may move a logit, None: as the target's dtype does. Raises the
-        errors of sybil.errors."""
+        """The case of a decoder. tolerance: how far the decoder's own rounding may move a logit; None: as far as the
+        rounding of the target's dtype does. Raises the errors of sybil.errors."""
         subjects = [_fit(bench.subject(judged), plan)]
         if control is not None:
             subjects.append(_fit(bench.subject(control, plain=True), plan))
@@ -66,8 +66,8 @@ class JudgedCase:
         return cls(tried[0], tried[1] if len(tried) > 1 else None, reference, ids)
 
     def judged(self, progress: Progress, advise: Callable[[str], None], kept: Kept | None = None) -> Report:
-        """The report on the decoder, with the control's in it. progress, advise: as judge.verify takes them; kept:
-        where the decoder's answers go."""
+        """The report on the decoder, which includes the control's. progress, advise: as judge.verify takes them. kept:
+        where the decoder's answers are kept."""
         tried = self.decoder
         report = verify(tried.subject, self.reference, self.prompts, tried.plan, progress, advise, kept or Kept())
         if self.control is None:
@@ -81,7 +81,7 @@ class JudgedCase:
 
 
 def _fit(subject: Subject, plan: Plan) -> Subject:
-    """The subject, if such a plan can be put to it; raises InvalidSetting."""
+    """The subject itself. Raises InvalidSetting where the plan can't be put to it."""
     check: Callable[[Plan], None] | None = getattr(subject, "check", None)
     if check is not None:
         check(plan)
@@ -89,7 +89,7 @@ def _fit(subject: Subject, plan: Plan) -> Subject:
 
 
 def _whole(plan: Plan, bench: Bench, judged: Judged | None, tolerance: Tolerance | None) -> Plan:
-    """The plan with the end tokens, and with how far rounding may lead."""
+    """The plan with the end tokens, and with how far rounding may move a logit."""
     is_known = tolerance is not None or bench.models.dtype is not None
     is_known = is_known or (judged is not None and rounds_as_the_target(judged))
     return replace(
@@ -101,7 +101,8 @@ def _whole(plan: Plan, bench: Bench, judged: Judged | None, tolerance: Tolerance
 
 
 def _helper(bench: Bench, judged: Judged) -> tuple[PreTrainedModel | None, str]:
-    """The draft, for the judge to hold tokens beside what it proposes; or none, and why. Raises VocabularyMismatch."""
+    """The draft model that the judge compares the decoder's tokens with; or None, and the reason. Raises
+    VocabularyMismatch."""
     target, draft = bench.target, bench.draft
     if bench.models.draft is None:
         return None, "no draft is named: add --draft, where the decoder's is known"

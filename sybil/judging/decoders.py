@@ -1,4 +1,4 @@
-"""From whatever a caller has to a decoder under judgement: a name, a server, a function, an object."""
+"""Makes a decoder under judgement of what a caller gives: a name, a server, a function or an object."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ BUILT_IN = SYBIL, TRANSFORMERS, ASSISTED, USD, PROMPT_LOOKUP, OPENVINO = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A server under judgement. model: its name for the model, where it serves several; headers: "Name: value". Raises
-    InvalidSetting."""
+    """A server under judgement.
+
+    `url`: the server's address. `model`: the server's name for the model, where it serves several. `concurrency`: how
+    many requests run at once. `headers`: lines such as "Name: value". Raises InvalidSetting."""
 
     url: str
     model: str | None = None
@@ -50,7 +52,7 @@ class Endpoint:
     headers: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        Server(self.url, headers=self.headers)  # which refuses what is no address and no header
+        Server(self.url, headers=self.headers)  # raises for what is no address or no header
 
 
 Judged = str | Endpoint | Decoder | nn.Module | Subject | Callable[..., Any]
@@ -60,8 +62,8 @@ generate(); a function of this process (subjects.Function has its form); or a sa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """The target that a decoder claims to follow, and its draft, where it has one that is known; as sybil.load takes
-    them."""
+    """The target that a decoder claims to follow, and the decoder's draft, where it is known. The fields are as
+    sybil.load takes them."""
 
     target: Source
     draft: Source | None = None
@@ -75,8 +77,7 @@ class Models:
 
 
 class Bench:
-    """Makes decoders under judgement over one target. What two of them can share, and the judge with them, is loaded
-    once."""
+    """Makes decoders under judgement over one target. What decoders and the judge can share is loaded once."""
 
     def __init__(
         self,
@@ -86,8 +87,9 @@ class Bench:
         timeout: float = TIMEOUT,
         traceback: bool = False,
     ) -> None:
-        """settings: of Sybil's own decoder; eos: end tokens in place of the target's own; timeout, traceback: of a
-        function, and of a server. Raises the errors of sybil.errors."""
+        """settings: of Sybil's own decoder. eos: end tokens, by id or text, in place of the target's own. timeout:
+        seconds for an answer of a named function or a server. traceback: whether what a named function raises is shown
+        whole. Raises the errors of sybil.errors."""
         self.models, self.settings = models, settings
         self._eos, self._timeout, self._traceback = [str(each) for each in eos], checked(timeout), traceback
         self._draft_dtype = dtype_named(models.draft_dtype, draft=True)
@@ -104,14 +106,14 @@ class Bench:
 
     @cached_property
     def draft(self) -> Original | None:
-        """The draft by transformers; None where there is none, or it is no model of its own."""
+        """The draft, run by transformers; None where there is no draft, or it is no model of its own."""
         draft = self.models.draft
         if draft is None or (isinstance(draft, str) and not is_model(draft)):
             return None
         return Original(draft, self.target.dtype, self.target.device, self.models.tokenizer)
 
     def subject(self, judged: Judged, *, plain: bool = False) -> Subject:
-        """plain: of Sybil's own decoder, without its draft."""
+        """The decoder under judgement. plain: leave out the draft of Sybil's own decoder. Raises InvalidSetting."""
         if isinstance(judged, str):
             return self._named(judged, plain)
         if isinstance(judged, Endpoint):
@@ -147,7 +149,7 @@ class Bench:
         return SybilSubject(decoder.without_draft() if plain else decoder, asked.gamma, asked.rule, asked.window)
 
     def _loaded(self, plain: bool) -> Decoder:
-        """Sybil's decoder, for a decoder and for its control."""
+        """Sybil's own decoder, which a decoder and its control share."""
         if self._ours is None:
             models, target = self.models, self.target
             self._ours = load(
@@ -159,7 +161,7 @@ class Bench:
         return self._ours
 
     def _transformers(self, name: str) -> TransformersSubject:
-        """transformers' own decoders; raises InvalidSetting for what a model or its lack of a draft rules out."""
+        """One of transformers' decoders. Raises InvalidSetting where the models given don't allow it."""
         if name in (ASSISTED, USD) and self.draft is None:
             has = "the target has no draft" if self.models.draft is None else f"draft {self.models.draft}"
             raise InvalidSetting(f"decoder is {name} and {has}: add --draft, a model of its own")
@@ -183,7 +185,7 @@ class Bench:
         return TransformersSubject(model, tokenizer, self.draft.model)
 
     def _openvino(self) -> OpenVINOSubject:
-        """Of files or folders that it reads itself."""
+        """OpenVINO GenAI's decoder, which reads the files or folders itself."""
         target, draft = self.models.target, self.models.draft
         if isinstance(target, nn.Module) or isinstance(draft, nn.Module):
             raise InvalidSetting("decoder is openvino, which reads files itself: give target and draft by name or path")
@@ -205,7 +207,7 @@ class Bench:
 
 
 def rounds_as_the_target(judged: Judged) -> bool:
-    """Whether the target's dtype is the decoder's own, and tells how it rounds."""
+    """Whether the decoder keeps its weights in the target's dtype, so that the dtype tells how it rounds."""
     return (
         judged in BUILT_IN and judged != OPENVINO
         if isinstance(judged, str)
@@ -214,7 +216,7 @@ def rounds_as_the_target(judged: Judged) -> bool:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """As a command line would name it."""
+    """A function's name, as a command line would give it."""
     named = getattr(function, "func", function)  # a functools.partial has no name of its own
     name = getattr(named, "__qualname__", type(named).__name__)
     return f"{getattr(named, '__module__', None) or 'a module'}:{name}"

@@ -1,4 +1,4 @@
-"""A model by transformers' own hands: what a decoder is held to, and one copy for whoever can share it."""
+"""A model run by transformers: the target that a decoder is compared with, in one copy for all who can share it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Source = str | Path | nn.Module
 
 
 class Original:
-    """A target, or the judge's own copy of a draft. Each part is read or loaded when it is first asked for, and once.
-    kept: what the decoder keeps the weights in, as a report says it.
+    """A target, or the judge's own copy of a draft. Each part is read or loaded once, when it is first asked for.
+    kept: what the decoder keeps the weights in, in a report's words.
 
-    dtype, revision, adapter: as sybil.load takes them. A decoder that keeps its weights in few bits ("int8") is held to
-    the file's own weights. Whatever transformers loads can be judged, whether Sybil can decode for it or not. Raises
-    the errors of sybil.errors."""
+    dtype, revision, adapter: as sybil.load takes them. A decoder that keeps its weights in few bits ("int8") is
+    compared with the file's own weights. Any model that transformers loads can be judged, also one that Sybil can't
+    decode. Raises the errors of sybil.errors."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Original:
 
     @property
     def is_rounded(self) -> bool:
-        """Whether the decoder has other weights than the file, in few bits."""
+        """Whether the decoder rounds the file's weights to few bits."""
         return self.kept in FEW
 
     @cached_property
@@ -88,20 +88,20 @@ class Original:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """With its weights as a decoder has them."""
+        """The model in the decoder's dtype."""
         return inside(self._source) if isinstance(self._source, nn.Module) else self.loaded()
 
     @cached_property
     def reference(self) -> PreTrainedModel:
-        """The same weights, computed in float32 at least: `model` itself where it is so wide, or quantised, when its
-        weights can't be converted."""
+        """The same weights, computed in float32 at least. It is `model` itself where that is as wide, or where that is
+        quantised, because quantised weights can't be converted."""
         if self.dtype in WIDE or self.checkpoint.config.get("quantization_config"):
             return self.model
         widened: PreTrainedModel = self.loaded().float()
         return widened
 
     def loaded(self) -> PreTrainedModel:
-        """A copy of the caller's own."""
+        """A new copy of the model, which the caller of this method may change."""
         if isinstance(self._source, nn.Module):
             return copy.deepcopy(inside(self._source))
         from sybil.models.pretrained import load_transformers

@@ -1,4 +1,4 @@
-"""Prompts in whatever form a caller has them, as token ids of the target."""
+"""Prompts, in any of the forms that a caller may give, as token ids of the target."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from sybil.pairs import PAIRS
 
 Ids = tuple[int, ...]
 Prompts = Sequence[Any] | Path | None
-"""Texts, lists of messages ({"role", "content"}) or of token ids; a JSONL file of them; None for Sybil's own."""
+"""A list of texts, message lists ({"role", "content"}) or token id lists; a JSONL file of these; None: Sybil's own."""
 
 
 def chosen(given: Prompts, target: object, count: int) -> list[Prompt | Ids]:
-    """Of Sybil's own prompts those of the target's pair, and count of them, as of a file's. Raises InvalidSetting."""
+    """The prompts to judge by. A given list is taken whole. Of a file, or of Sybil's own prompts (those of the target's
+    pair, if it is one), `count` are taken. Raises InvalidSetting."""
     if given is None or isinstance(given, Path):
         shipped = PAIRS[target].prompts if isinstance(target, str) and target in PAIRS else prompts.SHIPPED
         return [*prompts.spread(prompts.load(given, shipped), count)]
@@ -50,8 +51,8 @@ def _is_message(each: Any) -> bool:
 
 
 def encoded(given: Sequence[Prompt | Ids], target: Original, subjects: Sequence[Subject]) -> list[list[int]]:
-    """Prompts as token ids. Where a server takes messages only, each is a user's message, and every decoder's prompt is
-    what the target's chat template makes of it. Raises InvalidSetting or NotJudgeable."""
+    """Prompts as token ids. Where a server takes only messages, a text becomes a user's message, and every decoder gets
+    what the target's chat template makes of the messages. Raises InvalidSetting or NotJudgeable."""
     if target.tokenizer is None and any(isinstance(each, Prompt) for each in given):
         raise InvalidSetting("prompts are texts and the target has no tokenizer: give it (tokenizer), or token ids")
     by_chat = [each for each in subjects if isinstance(each, EndpointSubject) and each.by_chat]

@@ -1,4 +1,4 @@
-"""How many sampled tokens a verdict needs: estimated before the first is drawn, and better once some are."""
+"""How many sampled tokens a verdict needs. The estimate before the first token is drawn gets better once some are."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from sybil.losslessness.evidence import Evidence, Floats, Reference, moments
 from sybil.losslessness.report import Plan
 from sybil.sampling import probabilities
 
-LOOKED_AT = 16  # prompts, whose own tokens say how unsure the target is
-LOOKED_BACK = 32  # of their tokens, at most
-SPARE = 1.1  # of what is advised: how unsure the target is of the tokens to come is an estimate
+LOOKED_AT = 16  # prompts whose own tokens are used to estimate how unsure the target is
+LOOKED_BACK = 32  # the most tokens of each, the last ones
+SPARE = 1.1  # a factor on the advised number, because how unsure the target will be is an estimate
 
 
 @dataclass(frozen=True, slots=True)
 class Unsure:
-    """How unsure the target is of a token, on average: variance and third central moment of log probabilities."""
+    """How unsure the target is of a token: the mean variance and third central moment of its log probabilities."""
 
     variance: float
     third: float
 
     @classmethod
     def of(cls, evidence: Evidence) -> Unsure:
-        """Computed from sampled tokens; evidence holds at least one."""
+        """The estimate from sampled tokens. evidence holds at least one."""
         return cls(float(evidence.variance.mean()), float(evidence.third.mean()))
 
     @classmethod
     def at(cls, reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) -> Unsure:
-        """Computed from the prompts' own last tokens, which are all that is known before the decoder has answered."""
+        """The estimate from the last tokens of the prompts: the decoder hasn't answered yet, so no others are known."""
 
         def unsure(prompt: Sequence[int]) -> tuple[Floats, Floats]:
             start = max(1, len(prompt) // 2, len(prompt) - LOOKED_BACK)
@@ -62,18 +62,18 @@ def before(reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) -
 
 
 def remedy(needed: int, count: int, plan: Plan) -> str:
-    """What to change where a plan gave count tokens, or will."""
+    """What to change in a plan that gave, or will give, count tokens, where needed tokens are necessary."""
     return f"use {math.ceil(plan.repeats * needed / max(count, 1))} repeats in place of {plan.repeats}, or more prompts"
 
 
 def tokens_needed(unsure: Unsure, plan: Plan, spare: float = SPARE) -> int:
-    """Of sampled tokens, so that a PASS sees what the plan asks for."""
+    """How many sampled tokens are needed to detect what the plan asks a PASS to detect."""
     alpha = each_share(plan.alpha)
     return max(for_uniform(plan.uniformity, alpha), for_quality(unsure, plan.resolution, alpha, spare))
 
 
 def for_uniform(bound: float, alpha: float) -> int:
-    """The fewest tokens from which on `uniform` sees as much. More tokens have more bins, up to 500 of them."""
+    """The fewest tokens with which `uniform` detects an effect of bound. More tokens have more bins, up to 500."""
     fewest = EXPECTED * BINS
     for bins in range(BINS, LEAST_BINS - 1, -1):
         needed = math.ceil(noncentrality(bins - 1, alpha) / bound**2)
@@ -84,7 +84,7 @@ def for_uniform(bound: float, alpha: float) -> int:
 
 
 def for_quality(unsure: Unsure, bound: float, alpha: float, spare: float = SPARE) -> int:
-    """The fewest tokens of which `quality` sees as much, where they are as unsure; a tenth to spare."""
+    """The fewest tokens, times spare, with which `quality` detects a drift of bound, for so unsure a target."""
     deviation = math.sqrt(unsure.variance)
     if not deviation:
         return 0

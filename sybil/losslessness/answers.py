@@ -1,6 +1,6 @@
-"""What stands in a server's answer, whichever protocol it speaks: token ids, an ending, counts.
+"""Reads a server's answer in any of the protocols: its token ids, the reason for its end, and its counts.
 
-Nothing of it is believed before it is checked; what comes back is well-typed and in range."""
+Everything is checked before it is used. The results are well-typed and in range."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Json = Mapping[str, Any]
 
 
 class Unreadable(Exception):
-    """An answer that is none: what is said after "answered", keys that it has, and a remedy."""
+    """An answer that can't be read. Its arguments: the words after "answered", the keys of the answer, and a remedy."""
 
     def __init__(self, how: str, remedy: str, keys: Json | None = None) -> None:
         super().__init__(how)
@@ -36,8 +36,9 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """tokens: new ones; way: where they stand; doubt: why they may not be those drawn. reason: why the text ends, as
-    the server says. prompt_count: tokens of the prompt, as the server counts them. is_llama: llama.cpp's server."""
+    """A server's answer. tokens: the new ones. way: the part of the answer that holds them. doubt: why they may not be
+    the tokens that were drawn, "" for no doubt. reason: why the text ends, by the server. prompt_count: tokens of the
+    prompt, by the server's count. speculation: the server's counts. is_llama: whether llama.cpp's server answered."""
 
     tokens: tuple[int, ...]
     way: str
@@ -49,13 +50,13 @@ class Answer:
 
 
 class AnswerReader:
-    """Answers of servers whose tokens are a tokenizer's."""
+    """Reads answers of servers whose tokens are those of one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
     def read(self, reply: Json) -> Answer:
-        """Raises Unreadable."""
+        """The answer in a reply. Raises Unreadable."""
         choice, verbose, usage = _choice(reply), _object(reply, "__verbose"), _object(reply, "usage")
         meta = _object(reply, "meta_info")
         count = _first(usage.get("completion_tokens"), verbose.get("tokens_predicted"),
@@ -74,11 +75,11 @@ class AnswerReader:
         )
 
     def _tokens(self, choice: Json, verbose: Json, count: int | None) -> tuple[list[int], str, str]:
-        """The new tokens, where they stand, and what makes them doubtful."""
+        """The new tokens, the part of the answer that holds them, and what makes them doubtful."""
         listed = {"token_ids": choice.get("token_ids"), "__verbose.tokens": verbose.get("tokens"),
                   "tokens": choice.get("tokens"), "output_ids": choice.get("output_ids")}  # fmt: skip
         for way, ids in listed.items():
-            if ids is None or (ids == [] and count):  # an empty list stands there where nobody asked for tokens
+            if ids is None or (ids == [] and count):  # the list is empty where nobody asked for tokens
                 continue
             if not (isinstance(ids, list) and all(is_id(each) for each in ids)):
                 raise Unreadable(f"with {way} that are no list of integers from 0 to {LARGEST_ID}", SEE)
@@ -106,7 +107,7 @@ class AnswerReader:
         return tokens, TEXT_ONLY
 
     def _of_entry(self, entry: Any) -> int | None:
-        """The token that an entry of logprobs stands for; None where it isn't one token's alone."""
+        """The token that an entry of logprobs stands for; None where the entry doesn't stand for exactly one token."""
         if isinstance(entry, dict):
             if is_id(entry.get("id")):
                 return int(entry["id"])
@@ -120,7 +121,7 @@ class AnswerReader:
 
     @cached_property
     def _ids_by_text(self) -> dict[str, int | None]:
-        """None for the texts that several tokens share."""
+        """The token of each text; None for a text that several tokens share."""
         ids: dict[str, int | None] = {}
         for token in range(self.tokenizer.get_vocab_size()):
             text = self.tokenizer.decode([token], skip_special_tokens=False)
@@ -129,12 +130,12 @@ class AnswerReader:
 
 
 def is_id(value: Any) -> bool:
-    """Whether a token may have this for its id."""
+    """Whether a value may be a token's id."""
     return type(value) is int and 0 <= value <= LARGEST_ID
 
 
 def _choice(reply: Json) -> Json:
-    """Where the new text stands: OpenAI's only choice, or, in llama.cpp's and SGLang's own protocols, the answer."""
+    """The part with the new text: the only choice in OpenAI's protocol, the whole reply in llama.cpp's and SGLang's."""
     choices = reply.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], dict):
         return choices[0]
@@ -144,7 +145,7 @@ def _choice(reply: Json) -> Json:
 
 
 def _entries(choice: Json) -> list[Any]:
-    """A token each: OpenAI's two shapes of logprobs, or llama.cpp's completion_probabilities."""
+    """One entry for each token, from OpenAI's two forms of logprobs or llama.cpp's completion_probabilities."""
     logprobs = _object(choice, "logprobs")
     for entries in (logprobs.get("content"), logprobs.get("tokens"), choice.get("completion_probabilities")):
         if isinstance(entries, list) and entries:
@@ -153,7 +154,7 @@ def _entries(choice: Json) -> list[Any]:
 
 
 def _reason(choice: Json, meta: Json) -> Any:
-    """finish_reason, whoever gives it: SGLang's own protocol in an object, llama.cpp's as stop_type."""
+    """The finish_reason. SGLang's own protocol gives it in an object, llama.cpp's as stop_type."""
     given = choice.get("finish_reason", meta.get("finish_reason"))
     if isinstance(given, dict):
         given = given.get("type")
@@ -163,8 +164,9 @@ def _reason(choice: Json, meta: Json) -> Any:
 
 
 def _speculation(reply: Json, meta: Json, usage: Json) -> Speculation | None:
-    """What the server drafted for this answer, where the answer tells: llama.cpp's timings, which leave out a zero;
-    SGLang's meta_info; OpenAI's details of the usage, which stand there for other reasons too."""
+    """The tokens drafted and accepted for this answer; None where the answer doesn't tell. They are read from
+    llama.cpp's timings, which leave out a zero, SGLang's meta_info, or the details of OpenAI's usage, which a server
+    may also give for other reasons."""
     timings, details = _object(reply, "timings"), _object(usage, "completion_tokens_details")
     if "predicted_n" in timings:
         return _counted(timings.get("draft_n", 0), timings.get("draft_n_accepted", 0), "timings")

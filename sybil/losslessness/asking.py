@@ -1,4 +1,4 @@
-"""Asks a decoder, and refuses answers that can't be judged."""
+"""Asks a decoder under judgement, and refuses answers that can't be judged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sybil.losslessness.child import LARGEST_ID, MOST_TOKENS
 from sybil.losslessness.kept import Kept
 from sybil.losslessness.samples import Request, Sample, Subject, answered, answered_each, goes_on_at
 
-MANY = 8  # prompts that don't all continue with themselves
+MANY = 8  # of at least so many prompts, a model doesn't repeat most
 
 
 def ask(
@@ -23,10 +23,10 @@ def ask(
     kept: Kept | None = None,
     phase: str = "",
 ) -> list[Sample]:
-    """The decoder's answers. requests: one a prompt; done: called with how many there are.
+    """The decoder's answers. requests: one for each prompt. done: called with the number of answers so far.
 
-    An answer that was kept isn't asked for again. Others are kept as they come, under the phase's name. Raises
-    NotJudgeable for what is no answer."""
+    An answer that was kept isn't asked for again. New answers are kept as they come, under the phase's name. Raises
+    NotJudgeable for an answer that can't be judged."""
     kept, is_one = kept or Kept(), len(set(requests)) <= 1
     keys = kept.keys(phase, prompts, requests, seed)
     known = kept.leading(keys, prompts)

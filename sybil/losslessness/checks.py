@@ -2,9 +2,9 @@
 
 Under it the u of evidence.py are independent and uniform. So every expected count is known, and nothing is fitted.
 
-Sequences end where an end token is drawn, so the tokens decide how many tokens there are. That does no harm. Given
-everything before it, a token's contribution has mean zero. So has a sum of such contributions up to a bounded stopping
-time, and max_new_tokens bounds it (optional stopping). Variances add up in the same way."""
+Sequences end where an end token is drawn, so the number of tokens depends on the tokens. This makes no check wrong:
+given everything before it, a token's contribution has mean zero, and so has the sum of contributions up to a bounded
+stopping time (optional stopping). max_new_tokens is the bound. Variances add up in the same way."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from sybil.losslessness.evidence import Evidence
 from sybil.losslessness.neighbours import LAGS, lag, rows
 
 BINS, LEAST_BINS, PLACE_BINS = 20, 4, 10
-LEAST_SPREAD = 4.0  # of a sum of overlaps, each between 0 and 1, for its distribution to be known
-SKEW = 0.5  # of the sum of log probabilities; beyond it there are too few tokens for its distribution to be known
+LEAST_SPREAD = 4.0  # the least variance of a sum of overlaps, each in [0, 1], whose distribution is known
+SKEW = 0.5  # the largest skewness of the sum of log probabilities; above it there are too few tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Mean of log_prob + entropy, nats a token, with its 95 % interval.
+    """The mean of log_prob + entropy, in nats a token, with its 95 % interval.
 
-    Above zero the decoder keeps too much to the tokens that the target likes best, as at a lower temperature. Below
-    zero its text is less probable than the target's own."""
+    Above zero, the decoder prefers the target's likeliest tokens too much, as at a lower temperature. Below zero, its
+    text is less probable than the target's own."""
 
     value: float
     low: float
@@ -63,9 +63,9 @@ def uniform(evidence: Evidence, alpha: float) -> Check:
 def places(evidence: Evidence, alpha: float) -> Check:
     """Whether u is uniform at each place of a block; the chi-squares are summed.
 
-    Whether a block reaches a place depends on earlier tokens and on noise. The place's own token is independent of that
-    noise. Under the token rule this is plain. Under block verification, which looks ahead, its proof shows it: given
-    that a block is kept as far as a place, the token there has the target's distribution."""
+    Whether a block reaches a place depends on earlier tokens and on noise, and the token at the place is independent of
+    that noise. This is evident for the token rule. Block verification looks ahead, but its proof shows the same: given
+    that a block is kept up to a place, the token there has the target's distribution."""
     statistic, freedom, used = 0.0, 0, 0
     described, u = [], evidence.u
     for place in np.unique(evidence.place[evidence.place >= 0]):
@@ -85,15 +85,16 @@ def places(evidence: Evidence, alpha: float) -> Check:
 
 
 def quality(evidence: Evidence, alpha: float) -> Check:
-    """Whether the tokens are as probable as the target's own would be, to either side.
+    """Whether the tokens are as probable as the target's own: neither too probable nor too improbable.
 
-    The sum of log_prob + entropy has mean zero and a known variance and skewness. Pearson's type III distribution, a
-    shifted gamma, has all three. The normal distribution's thin tail would accuse too often."""
+    The sum of log_prob + entropy has mean zero and a known variance and skewness. Its p-value comes from Pearson's
+    type III distribution, a shifted gamma distribution with the same mean, variance and skewness. The normal
+    distribution's tail is too thin: it would accuse too often."""
     count, unit = len(evidence), "nats a token"
     variance = float(evidence.variance.sum())
     if not count:
         return not_made("quality", unit, 0, "there are no tokens")
-    if variance == 0:  # any other token would have been impossible
+    if variance == 0:  # the target was certain of every token
         detail = "the target is certain of every token"
         return Check(name="quality", p_value=None, statistic=0.0, effect=0.0, detectable=0.0, unit=unit,
                      count=count, detail=detail)  # fmt: skip
@@ -112,16 +113,16 @@ def quality(evidence: Evidence, alpha: float) -> Check:
 
 
 def one_token_weighs(deviation: float, count: int, alpha: float) -> bool:
-    """Whether a single rare token may weigh as much in a sum of that deviation as what alpha allows."""
+    """Whether a single rare token may move a sum of that standard deviation as far as alpha allows."""
     return float(-special.ndtri(alpha / 2)) * deviation < -math.log(alpha / count)
 
 
 def draft(evidence: Evidence, alpha: float) -> Check:
     """Whether tokens lean towards the draft's proposals, or away from them, at any place of a block.
 
-    Of all checks this one responds most strongly to a wrong rule. Without the residual, for example, the tokens are off
-    by exactly min(1, draft / target). The sums of `lean` at each place are turned into normal scores by Pearson's type
-    III distribution as in `quality`, squared and added up."""
+    This check responds most strongly to a wrong rule. For example, without the residual the tokens are off by exactly
+    min(1, draft / target). The sum of `lean` at each place becomes a normal score by Pearson's type III distribution,
+    as in `quality`. The squares of the scores are added up."""
     unit, known = "of a token's overlap", np.isfinite(evidence.lean)
     statistic, freedom, count, variance, described = 0.0, 0, 0, 0.0, []
     for place in np.unique(evidence.place[known]):
@@ -143,9 +144,9 @@ def draft(evidence: Evidence, alpha: float) -> Check:
 
 
 def rarest(evidence: Evidence, alpha: float) -> Check:
-    """Whether the rarest token is rarer than so many draws would show. One wrong token in thousands is enough.
+    """Whether the rarest token is rarer than so many draws would show. One wrong token in thousands is enough to fail.
 
-    The tails are uniform, so the least of n has the distribution function 1 - (1 - x)^n exactly."""
+    The tails are uniform, so the smallest of n has exactly the distribution function 1 - (1 - x)^n."""
     count, unit = len(evidence), "probability of so rare a token"
     if not count:
         return not_made("rarest", unit, 0, "there are no tokens")
@@ -161,12 +162,12 @@ MADE: tuple[Callable[[Evidence, float], Check], ...] = (uniform, quality, draft,
 
 
 def each_share(alpha: float) -> float:
-    """The strictest bound that Holm's method may set for one of the checks."""
+    """The strictest bound on a p-value that Holm's method may set for one of the checks."""
     return alpha / (len(MADE) + LAGS)
 
 
 def every(evidence: Evidence, alpha: float) -> list[Check]:
-    """All of them, failed and adjusted by Holm; detectable effects at the strictest bound that Holm may set."""
+    """All checks, with p-values adjusted by Holm's method. Detectable effects are those at Holm's strictest bound."""
     share = each_share(alpha)
     checks = [check(evidence, share) for check in MADE]
     checks += [lag(evidence, steps, share) for steps in range(1, LAGS + 1)]
@@ -179,19 +180,19 @@ def every(evidence: Evidence, alpha: float) -> list[Check]:
 
 
 def drift(evidence: Evidence) -> Drift:
-    """The interval is that of a lossless decoder's scatter about the value. evidence holds at least one token."""
+    """The drift of evidence, which holds at least one token. The interval has the width of a lossless decoder's."""
     excess = float((evidence.log_prob + evidence.entropy).sum())
     return drift_of(excess, float(evidence.variance.sum()), len(evidence))
 
 
 def drift_of(excess: float, variance: float, count: int) -> Drift:
-    """The drift of count tokens, at least one. excess: the sum of log_prob + entropy; variance: the sum of theirs."""
+    """The drift of count tokens, at least one. excess: the sum of log_prob + entropy. variance: its variance."""
     value, half = excess / count, 1.96 * math.sqrt(variance) / count
     return Drift(value, value - half, value + half)
 
 
 def _normal_score(z: float, skew: float) -> float:
-    """The standard normal number as far out as z is in a standardised sum of that skewness."""
+    """The standard normal score with the same tail probability as z in a standardised sum of that skewness."""
     side = float(stats.pearson3.cdf(z, skew) if z < 0 else stats.pearson3.sf(z, skew))
     return math.copysign(float(special.ndtri(max(side, 1e-300))), z)
 

@@ -1,8 +1,8 @@
-"""The process that somebody else's function runs in, and what an answer of such a function has to be.
+"""The process that runs a foreign function, and the checks of what such a function returns.
 
-foreign.py starts this file by its path. It imports nothing but the standard library, so the process begins at once and
-holds what the function needs and no more. Requests come as JSON lines on standard input, answers go out as JSON lines
-on what was standard output. The function itself reads nothing on standard input and prints to standard error."""
+foreign.py starts this file by its path. It imports only the standard library, so the process starts at once and holds
+only what the function needs. Requests come as JSON lines on standard input. Answers go out as JSON lines on what was
+standard output. The function itself finds nothing on standard input, and what it prints goes to standard error."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 FORMS = "package.module:function or file.py:function"
-TRACEBACK = "SYBIL_TRACEBACK"  # in the environment: what is raised is shown whole
-MOST_TOKENS = 100_000  # in one answer; more are no answer to anything that was asked
+TRACEBACK = "SYBIL_TRACEBACK"  # an environment variable: tracebacks are shown whole
+MOST_TOKENS = 100_000  # in one answer; no request asks for more
 LARGEST_ID = 2**31 - 1
 NAMED = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "eos_token_ids", "stop_strings", "seed", "gamma")
-"""What a function may be called with by name, beside its prompt; gamma only where it names that itself."""
+"""The keywords that a function may be called with, beside its prompt. gamma is passed only if the function names it."""
 
 Answer = tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int, int] | None]
-"""New tokens, the place of each in its block where the function says it, and where it counts them the tokens that it
-drafted and of those the ones that it accepted."""
+"""New tokens; each one's place in its block, if the function gives it; the numbers of tokens drafted and accepted, if
+the function counts them."""
 
 
 class Unfit(Exception):
-    """What a function gave, or has no function of that name: the message goes on after the decoder's name."""
+    """There is no function of that name, or it gave no answer. The message continues after the decoder's name."""
 
 
 def answer_of(given: Any) -> Answer:
-    """The tokens, places and counts that a function gave; raises Unfit."""
+    """The tokens, places and counts that a function gave. Raises Unfit for anything else."""
     with_more = isinstance(given, tuple) and len(given) in (2, 3) and not isinstance(given[0], int)
     tokens, places, counts = (*given, None, None)[:3] if with_more else (given, None, None)
     tokens = _integers(tokens, "tokens")
@@ -58,7 +58,7 @@ def _counts(values: Any) -> tuple[int, int]:
 
 
 def _integers(values: Any, what: str) -> tuple[int, ...]:
-    """Of a list, a tuple, or whatever has tolist() as tensors and arrays do."""
+    """The integers of a list, a tuple, or anything with tolist(), such as a tensor or an array. Raises Unfit."""
     if hasattr(values, "tolist") and getattr(values, "ndim", None) == 1 and len(values) <= MOST_TOKENS:
         values = values.tolist()
     found = tuple(itertools.islice(values, MOST_TOKENS + 1)) if isinstance(values, list | tuple) else None
@@ -73,7 +73,7 @@ def _integers(values: Any, what: str) -> tuple[int, ...]:
 
 
 def _shown(values: Any) -> str:
-    """The beginning of what was given, whatever its size."""
+    """The beginning of what was given, in text, for a message."""
     short = reprlib.Repr()
     short.maxlist = short.maxtuple = 8
     try:
@@ -84,17 +84,17 @@ def _shown(values: Any) -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """The exception's type and the first line of what it says."""
+    """The exception's type and the first line of its message."""
     try:
         text = str(error).strip()
-    except BaseException as other:  # an exception that can't say what it is
+    except BaseException as other:  # str() of the exception raises itself
         text = f"its message raised {type(other).__name__}"
     return f"{type(error).__name__}: {(text or 'no message').splitlines()[0][:500]}"
 
 
 def function_of(spec: str) -> Any:
-    """The function package.module:function, or file.py:function; raises Unfit where there is none, and what its import
-    raises."""
+    """The function package.module:function, or file.py:function. Raises Unfit where there is none, and whatever the
+    import of its module raises."""
     module_name, _, function_name = spec.rpartition(":")
     module = _of_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
     function = getattr(module, function_name, None)
@@ -105,7 +105,7 @@ def function_of(spec: str) -> Any:
 
 
 def _of_file(path: str) -> Any:
-    """The module in a file, which finds its neighbours as `python file.py` does."""
+    """The module in a file. It can import its neighbours, as in `python file.py`."""
     file = Path(path).expanduser().absolute()
     if not file.is_file():
         raise Unfit(f"there is no file {file}")
@@ -119,10 +119,10 @@ def _of_file(path: str) -> Any:
 
 
 def taken(function: Any) -> list[str]:
-    """Which of NAMED a function is called with; raises Unfit for one that can't be called so."""
+    """Those of NAMED that a function is called with. Raises Unfit for a function that can't be called so."""
     try:
         parameters = [*inspect.signature(function).parameters.values()]
-    except (TypeError, ValueError):  # of some that are written in C nothing is known
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return [*NAMED[:-1]]
     if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
         raise Unfit("it takes no prompt: let its first argument be the prompt, a list of token ids")
@@ -151,7 +151,7 @@ def _is_public(name: str, value: Any, module_name: str) -> bool:
 
 
 def main() -> None:
-    """Import the function that the first request names, then call it with each that follows."""
+    """Import the function that the first request names, then call it with each further request."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     requests = os.fdopen(os.dup(0), "rb")
     os.dup2(2, 1)
@@ -172,7 +172,7 @@ def main() -> None:
                 reply = {"tokens": tokens, "places": places, "counts": counts}
         except Unfit as error:
             reply = {"unfit": str(error)}
-        except BaseException as error:  # an exit is no more than any other exception here
+        except BaseException as error:  # SystemExit is handled as any other exception
             if os.environ.get(TRACEBACK):
                 traceback.print_exc()
             reply = {"raised": error_line(error)}
@@ -181,12 +181,12 @@ def main() -> None:
 
 
 def _settings(request: dict[str, Any]) -> dict[str, Any]:
-    """With tuples, as they were before they went through JSON."""
+    """A request's settings with their lists as tuples again, which JSON doesn't have."""
     return {name: tuple(each) if isinstance(each, list) else each for name, each in request["settings"].items()}
 
 
 def _listen(requests: Any, asked: queue.SimpleQueue[dict[str, Any]]) -> NoReturn:
-    """Take requests while the function is at work; when nobody is left to ask, the process ends."""
+    """Take requests while the function runs. At the end of standard input the process ends."""
     for line in requests:
         asked.put(json.loads(line))
     os._exit(0)

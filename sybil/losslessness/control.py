@@ -1,4 +1,4 @@
-"""A decoder beside a plain one: what both get wrong isn't speculation's doing."""
+"""Compares a decoder with a plain one. A fault that both have isn't due to speculation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sybil.losslessness.checks import Drift
 from sybil.losslessness.report import Control, Question, Report
 
 COUNTED: dict[Question, str] = {"tokens": "greedy", "endings": "stopping"}
-"""The check whose faults are counted, by the question that it is about."""
-INTERVAL = 1.96  # standard errors in half of a 95 % interval
+"""For each question, the check whose faults are counted."""
+INTERVAL = 1.96  # half the width of a 95 % interval, in standard errors
 
 
 def beside(report: Report, plain: Report) -> Control:
-    """plain: of the second decoder, judged by the same plan against the same target."""
+    """The control of a report. plain: the report on the second decoder, by the same plan against the same target."""
     told = [line for ruling in plain.rulings for line in _on(ruling.question, report, plain)]
     return Control(plain, tuple(told or ["neither fails where the other doesn't"]))
 
@@ -42,7 +42,7 @@ def _on(question: Question, report: Report, plain: Report) -> Iterator[str]:
 
 
 def _apart(question: Question, report: Report, plain: Report) -> str:
-    """How far the two stand apart, where that can be said."""
+    """How far apart the two decoders are, where that can be said."""
     if question == "distribution" and report.drift and plain.drift:
         return _drifts(report.drift, plain.drift, report.alpha)
     name = COUNTED.get(question)
@@ -52,7 +52,7 @@ def _apart(question: Question, report: Report, plain: Report) -> str:
 
 
 def _drifts(first: Drift, second: Drift, alpha: float) -> str:
-    """Whether the first drifts further than the control."""
+    """Whether the first decoder's drift differs from the control's."""
     apart = first.value - second.value
     error = math.hypot(first.high - first.low, second.high - second.low) / 2 / INTERVAL
     half = INTERVAL * error

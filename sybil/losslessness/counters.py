@@ -1,4 +1,4 @@
-"""A server's own counters of speculation, which it shows at /metrics in Prometheus' text format."""
+"""A server's own counters of speculation, which it gives at /metrics in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LINE = re.compile(
     re.MULTILINE | re.ASCII,
 )
 LARGEST = 2.0**53
-TIMEOUT = 10.0  # seconds: no verdict waits for counters
+TIMEOUT = 10.0  # seconds; a verdict doesn't wait longer for counters
 
 
 def counted(server: Server) -> Speculation | None:
-    """vLLM's or llama.cpp's counts since the server began, for all who ask it; None where it shows none."""
+    """The counts of vLLM or llama.cpp since the server's start, over all its clients; None where it gives none."""
     try:
         text = (
             server.begin(f"{server.root}/metrics", timeout=min(TIMEOUT, server.timeout))
@@ -31,13 +31,13 @@ def counted(server: Server) -> Speculation | None:
 
 
 def since(before: Speculation, now: Speculation) -> Speculation | None:
-    """What came between two counts; None where the server began anew."""
+    """The difference of two counts; None where the server was restarted between them."""
     drafted, accepted = (now.drafted or 0) - (before.drafted or 0), now.accepted - before.accepted
     return Speculation(drafted, accepted, now.source) if 0 <= accepted <= drafted else None
 
 
 def parsed(text: str) -> Speculation | None:
-    """The sums over what is counted apart (engines, models); None where not both counts are there, or one is none."""
+    """The counts, summed over engines and models. None where a count is missing, or is no number."""
     sums: dict[str, float] = {}
     for line in LINE.finditer(text):
         try:

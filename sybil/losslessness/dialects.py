@@ -1,4 +1,4 @@
-"""How servers are asked: the protocols that they speak, and what each is asked in."""
+"""The protocols that servers speak, and the body of a request in each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One prompt, as token ids and, for chat endpoints, as the messages that its chat template makes these of."""
+    """One prompt. prompt: its token ids. messages: for chat endpoints, those from which the template makes the ids."""
 
     model: str
     prompt: Sequence[int]
@@ -25,8 +25,8 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """A protocol. name: as a message tells it; path: behind the URL, or behind the server's root; by_chat: whether it
-    takes messages in place of token ids; body: what a question is asked by."""
+    """A protocol. name: in messages. path: appended to the URL, or with at_root to the server's root. body: makes the
+    body of a request for a question. by_chat: whether the protocol takes messages in place of token ids."""
 
     name: str
     path: str
@@ -36,14 +36,14 @@ class Dialect:
 
 
 def _drawn(question: Question) -> Body:
-    """What all protocols call the same."""
+    """The parameters that have the same name in all protocols."""
     request = question.request
     return dict(temperature=request.temperature, top_p=request.top_p, min_p=request.min_p)
 
 
 def _openai(question: Question) -> Body:
-    """OpenAI's own, with what vLLM, SGLang and llama.cpp know besides. What is left out they fill in from the model's
-    own generation settings."""
+    """OpenAI's parameters, and the further ones of vLLM, SGLang and llama.cpp. Every parameter is given, because the
+    servers take a missing one from the model's own generation settings."""
     request = question.request
     return dict(
         model=question.model,
@@ -55,7 +55,7 @@ def _openai(question: Question) -> Body:
         ignore_eos=not request.eos_token_ids,
         **({"stop": list(request.stop_strings)} if request.stop_strings else {}),
         **({"stop_token_ids": list(request.eos_token_ids)} if request.eos_token_ids else {}),
-        # the ways to token ids: vLLM's and SGLang's, vLLM's older one, llama.cpp's
+        # requests for token ids: of vLLM and SGLang, of older vLLM, of llama.cpp
         return_token_ids=True,
         return_tokens_as_token_ids=True,
         return_tokens=True,
@@ -72,9 +72,9 @@ def _chat(question: Question) -> Body:
 
 
 def _llama(question: Question) -> Body:
-    """llama.cpp's names. Its filters run in the order that is asked for, by default with the temperature last, which
-    draws from another distribution; samplers that aren't named don't run. Its ignore_eos takes the end tokens from the
-    distribution, so it isn't asked for; it knows no stop_token_ids."""
+    """llama.cpp's parameters. Its filters run in the order of `samplers`, and those that aren't named don't run. By
+    default the temperature is the last, which draws from another distribution. ignore_eos isn't used, because it takes
+    the end tokens from the distribution. llama.cpp knows no stop_token_ids."""
     request = question.request
     return dict(
         prompt=list(question.prompt),
@@ -125,19 +125,19 @@ DIALECTS = (
     Dialect("SGLang's own protocol", "/generate", _sglang, at_root=True),
     Dialect("OpenAI's chat", "/chat/completions", _chat, by_chat=True),
 )
-"""In the order in which they are tried."""
+"""All protocols, in the order in which they are tried."""
 OF_LLAMA = {
     "/completions": Dialect("llama.cpp's completions", "/completions", _llama_openai),
     "/chat/completions": Dialect("llama.cpp's chat", "/chat/completions", _llama_chat, by_chat=True),
 }
-"""What a path is asked by once its answers have shown that llama.cpp serves it."""
+"""The protocol for a path, once an answer has shown that llama.cpp serves it."""
 NEEDED = {"model", "prompt", "messages", "input_ids", "sampling_params", "max_tokens", "n_predict", "max_new_tokens",
           "temperature"}  # fmt: skip
-"""What no question can go without."""
+"""The parameters that every request needs."""
 
 
 def optional(body: Body) -> set[str]:
-    """The parameters of a body that a question can go without."""
+    """The parameters of a body that a request doesn't need."""
     return {*body, *body.get("sampling_params", {})} - NEEDED
 
 

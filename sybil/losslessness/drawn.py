@@ -19,7 +19,8 @@ from sybil.losslessness.trial import Trial, within
 
 
 def draws(trial: Trial) -> tuple[int, list[Check]]:
-    """How many sequences were judged, and what they say; none where answers are in doubt, or repeated."""
+    """The number of sampled sequences that were judged, and their checks. The number is 0 where answers are in doubt or
+    repeat each other."""
     plan, found = trial.plan, trial.found
     samples, parts, total = list[Sample](), list[Evidence](), plan.repeats * len(trial.prompts)
     for repeat in range(plan.repeats):
@@ -58,7 +59,7 @@ def draws(trial: Trial) -> tuple[int, list[Check]]:
 
 
 def _measured(trial: Trial, fit: Sequence[tuple[int, Sample]], done: int, total: int) -> list[Evidence]:
-    """The evidence of sequences, each with its number, which its noise is of."""
+    """The evidence of sequences. Each comes with its number, from which its noise is seeded."""
     plan = trial.plan
 
     def measured(each: tuple[int, Sample]) -> Evidence:
@@ -70,15 +71,17 @@ def _measured(trial: Trial, fit: Sequence[tuple[int, Sample]], done: int, total:
 
 
 def _explained(trial: Trial, check: Check) -> Check:
-    """Why the draft isn't checked, where none is known."""
+    """The check; where it is of an unknown draft, with the reason why the draft isn't checked."""
     if check.name != "draft" or trial.reference.draft is not None:
         return check
     return replace(check, detail=f"not made: {trial.reference.no_draft}")
 
 
 def _repeated(samples: list[Sample], evidence: Evidence, alpha: float) -> int:
-    """How many sequences are, word for word, another's with the same prompt, and so improbable that independent
-    draws agree on any such with probability alpha at most (two draws agree on a sequence x with the chance of x)."""
+    """How many sequences are an exact copy of another with the same prompt, and too improbable for that to be chance.
+
+    Two independent draws agree on a sequence x with the probability of x. The limit is set so that independent draws
+    agree on any sequence counted here with probability alpha at most."""
     log_prob = np.bincount(evidence.sequence, weights=evidence.log_prob, minlength=len(samples))
     askings = Counter(sample.prompt for sample in samples).values()
     pairs = sum(count * (count - 1) // 2 for count in askings)

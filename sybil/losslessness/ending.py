@@ -1,4 +1,4 @@
-"""Whether a sequence ends where plain decoding would, and requests that put an end inside a known sequence."""
+"""Checks whether a sequence ends where plain decoding would end it, and makes requests that end inside a known one."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a sequence ends: what is wrong with it, or what is in doubt; both "" where it ends as it should."""
+    """How a sequence ends. fault: what is wrong with its end. doubt: what is doubtful. Both are "" for a right end."""
 
     fault: str = ""
     doubt: str = ""
 
 
 def judged(tokens: Tokens, request: Request, tokenizer: Tokenizer | None) -> End:
-    """Judges the end of a sequence by its tokens. An end at a special token that isn't among the end tokens is in
-    doubt: a decoder may know of more end tokens than the target's files tell."""
+    """Judges the end of a sequence by its tokens. An end at a special token that is no end token is in doubt, because
+    a decoder may know more end tokens than the target's files tell."""
     kept, reason = _keep(tokens, request, tokenizer)
     count, limit = len(tokens), request.max_new_tokens
     if reason is not None and kept < count:
@@ -44,7 +44,7 @@ def judged(tokens: Tokens, request: Request, tokenizer: Tokenizer | None) -> End
 
 
 def end_tokens(names: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Tokens by id or by text, in order; raises InvalidSetting."""
+    """The token ids of names, each an id or a text, in order. Raises InvalidSetting for a name of no token."""
     found = set[int]()
     for name in names:
         token = int(name) if name.isascii() and name.isdecimal() and len(name) < 10 else tokenizer.token_to_id(name)
@@ -58,7 +58,7 @@ def end_tokens(names: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def named(token: int, tokenizer: Tokenizer | None) -> str:
-    """A token by its text, where that is known, and its id."""
+    """A token for a message: its text, where that is known, and its id."""
     text = None if tokenizer is None else tokenizer.id_to_token(token)
     return str(token) if text is None else f"{one_line(text, 40)!r} ({token})"
 
@@ -72,7 +72,7 @@ def is_special(token: int, tokenizer: Tokenizer | None) -> bool:
 
 
 def end(path: Tokens, request: Request, tokenizer: Tokenizer | None) -> int:
-    """How many tokens of a longer greedy sequence a decoder should give under request."""
+    """How many tokens of path, a longer greedy sequence, a decoder should give under request."""
     return min(_keep(path, request, tokenizer)[0], request.max_new_tokens)
 
 
@@ -88,21 +88,21 @@ def inside(
         replace(free, max_new_tokens=int(choice.integers(1, len(path)))),
     ]
     text = tokenizer.decode(list(path), skip_special_tokens=True) if tokenizer else ""
-    for _ in range(8 if text else 0):  # a string may be blank, half a character, or complete at the path's end only
+    for _ in range(8 if text else 0):  # a string may be blank, half a character, or complete only at the path's end
         start = int(choice.integers(len(text)))
         string = text[start : start + int(choice.integers(1, 5))]
         request = replace(free, stop_strings=(string,))
         kept = end(path, request, tokenizer)
         if tokenizer and string.strip() and "\ufffd" not in string and kept < len(path):
             before, said = tokenizer.decode([*prompt, *path[: kept - 1]]), tokenizer.decode(list(path[:kept]))
-            # some stop at one that begins in the prompt, some look for it in the text as it is decoded
+            # some decoders stop at a string that begins in the prompt, some look for it in the decoded text only
             if string not in before and string in said:
                 return [*requests, request]
     return requests
 
 
 def in_words(request: Request, tokenizer: Tokenizer | None) -> str:
-    """The stop that inside() put there."""
+    """The stop of a request from inside(), for a message."""
     if request.eos_token_ids:
         return f"end token {named(request.eos_token_ids[0], tokenizer)}"
     if request.stop_strings:

@@ -21,16 +21,17 @@ from sybil.losslessness.subjects import derived
 from sybil.servers.transport import Asking, Server
 
 MOST_AT_ONCE = 256
-PATIENCE, PAUSE = 60.0, 1.0  # seconds: how long a server that was lost is waited for, and how often it is asked
+PATIENCE, PAUSE = 60.0, 1.0  # seconds: how long to wait for a lost server, and the pause between tries
 
 
 class EndpointSubject:
-    """One request a sequence, `concurrency` of them at once. model None: the only one that the server has.
+    """A server as a decoder under judgement: one request for each sequence, `concurrency` of them at once. model: None
+    for a server that has only one.
 
-    What the server speaks, and what it doesn't take, is found out at once: `spoken` tells the one, `notes` the other.
-    Prompts go out as token ids, but where only a chat endpoint gives tokens (by_chat): then `messages` has to hold the
-    messages that the target's chat template makes each prompt of. A server that is lost on the way is asked again for a
-    minute. Raises EndpointFailed for whatever else comes back."""
+    The constructor probes the server. `spoken` is the protocol that was found, and `notes` say what the server doesn't
+    take. Prompts are sent as token ids. Where only a chat endpoint gives tokens (by_chat), `messages` must hold the
+    messages from which the target's chat template makes each prompt. A server that is lost on the way is asked again
+    for a minute. Raises EndpointFailed for any other failure."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class EndpointSubject:
         concurrency: int = 1,
     ) -> None:
         self.concurrency = integer("concurrency", concurrency, least=1, most=MOST_AT_ONCE)
-        self.eos_token_ids = eos_token_ids  # the model's own, which a server knows without being told
+        self.eos_token_ids = eos_token_ids  # the model's own end tokens, which a server knows without being told
         self.server, self.tokenizer, self.reader = server, tokenizer, AnswerReader(tokenizer)
         self.model = model or self._only_model()
         self.name = f"{server.shown(self.model)} at {server.url}"
@@ -56,18 +57,18 @@ class EndpointSubject:
 
     @property
     def speculation(self) -> Speculation | None:
-        """What was drafted and accepted since this object is there, by what the server counts for all who ask it; None
-        where its answers tell, or nothing does."""
+        """The tokens drafted and accepted since this object was made, by the server's counts over all its clients. None
+        where the server's answers have the counts themselves, or nothing has."""
         before = self._before
         now = None if before is None else counters.counted(self.server)
         return None if before is None or now is None else counters.since(before, now)
 
     def takes(self, request: Request) -> bool:
-        """Whether its stops can be asked for."""
+        """Whether the server can be asked for the request's stops."""
         return self.spoken.takes(request, self.eos_token_ids)
 
     def widths(self) -> dict[str, Subject]:
-        """One answer at a time, where several are asked for at once."""
+        """The same server with one request at a time, if several run at once."""
         if self.concurrency == 1:
             return {}
         alone = copy(self)
@@ -80,7 +81,7 @@ class EndpointSubject:
     def several(
         self, prompts: Sequence[Sequence[int]], requests: Sequence[Request], seed: int, first: int = 0
     ) -> Iterator[Sample]:
-        """What sample() gives, to prompts with a request each."""
+        """As sample(), but each prompt has its own request."""
         for request in dict.fromkeys(requests):
             lacking = self.spoken.lacking(request)
             if lacking:
@@ -101,7 +102,7 @@ class EndpointSubject:
         return Question(model=self.model, prompt=prompt, request=request, seed=seed, messages=messages)
 
     def _answers(self, questions: Iterable[Question]) -> Iterator[Answer]:
-        """In order, while the next ones are under way."""
+        """The answers in order. Requests for the next ones are under way meanwhile."""
         waiting: deque[tuple[Question, Asking]] = deque()
         try:
             for question in questions:
@@ -117,7 +118,7 @@ class EndpointSubject:
                 asking.end()
 
     def _answer(self, question: Question, asking: Asking) -> Answer:
-        """The server's answer, asked for again where the server was lost: it answered before, the probe at least."""
+        """The server's answer. A lost server is asked again, because it has answered before: the probe at least."""
         ends = None
         while True:
             try:
@@ -131,15 +132,16 @@ class EndpointSubject:
             asking = self.spoken.begin(question)
 
     def _doubt_of_prompt(self, prompt: Sequence[int], answer: Answer) -> str:
-        """A server may put a token before the prompt, and a chat template of its own may make another prompt."""
+        """Why the server may have read another prompt: it may put a token before the prompt, or use its own chat
+        template."""
         if answer.prompt_count in (None, len(prompt)):
             return ""
         return f"the server counts {answer.prompt_count} tokens in a prompt of {len(prompt)}: it was asked another one"
 
     def _doubt_of_end(self, answer: Answer, request: Request) -> str:
-        """Servers may leave out the end token and the stop string, end at an end token that nobody asked for, cut an
-        answer off, or not know stop_token_ids, which are no part of OpenAI's protocol. One that knows them, as its
-        probe showed, and goes on after one is at fault."""
+        """Why the end of an answer is in doubt. Servers may leave out the end token or the stop string, end at an end
+        token that wasn't asked for, cut an answer off, or not know stop_token_ids, which aren't in OpenAI's protocol. A
+        server that knows stop_token_ids, by its probe, and continues after one is at fault, not in doubt."""
         tokens, reason = answer.tokens, answer.reason
         unasked = set(request.eos_token_ids) - self.eos_token_ids
         if "stop_token_ids" in self.spoken.left and unasked & set(tokens[:-1]):

@@ -1,4 +1,4 @@
-"""The evidence that a sequence gives about its decoder, measured against the target's own distributions."""
+"""The evidence that sequences give about their decoder: each token compared with the target's distribution."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Integers = NDArray[np.int64]
 
 
 class Reference:
-    """The target, by transformers' own forward, which shares nothing with the decoder under judgement. Give it in
-    float32 or float64, because a Tolerance has to cover its distance from the decoder's.
+    """The target, run by transformers' own forward, which shares no code with the decoder under judgement. Give the
+    model in float32 or float64, because a Tolerance has to cover the difference between its logits and the decoder's.
 
-    draft: the decoder's, where it is known. Most faults of a speculative decoder make its tokens lean towards the
-    draft's or away from them. no_draft: why none is given, for the report."""
+    draft: the decoder's draft model, where it is known. Most faults of a speculative decoder make its tokens lean
+    towards the draft's tokens or away from them. no_draft: why no draft is given, for the report."""
 
     def __init__(
         self,
@@ -49,14 +49,15 @@ class Reference:
     def of_each(
         self, work: Callable[[Thing], Made], things: Sequence[Thing], done: Callable[[int], None] = lambda count: None
     ) -> list[Made]:
-        """work(thing) for each thing, in order. On the CPU several are computed at once, each by one thread, because
-        threads that share a forward wait for each other at every operator. done: called after each with how many there
-        are."""
+        """work(thing) for each thing, in order. done: called after each with the number done so far.
+
+        On the CPU several things are computed at once, each by one thread, because threads that share a forward wait
+        for each other at every operator."""
         return made_of_each(work, things, done, most=None if entrance(self.model).type == "cpu" else 1)
 
     def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        """The logits before each of tokens, if prompt and the tokens before it had been the text: (tokens, vocab), on
-        the CPU."""
+        """The logits from which each of tokens follows, given prompt and the tokens before it: (tokens, vocab), on the
+        CPU."""
         most = self.vocab_size - 1
         told, said = ([min(token, most) for token in part] for part in (prompt, tokens))  # a draft may know fewer
         logits = self._forward.logits(told, said)[:, : self.vocab_size].cpu()
@@ -67,7 +68,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Impossible:
-    """A token that the target gives no probability at all."""
+    """A token to which the target gives probability 0. sequence: its number. index: the token's place in it."""
 
     sequence: int
     index: int
@@ -76,15 +77,19 @@ class Impossible:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """An entry a sampled token, sequences one after the other: arrays of one length.
+    """Arrays of one length, with one entry for each sampled token; sequences follow one another.
 
-    tail: 1 - u, where u is the token's randomised probability integral transform: F(before) + v * p(token), tokens
-    in order of falling probability, v uniform. Given everything before the token, u is uniform if and only if the
-    token is drawn from the target, so under a lossless decoder all the u are independent and uniform. log_prob: of
-    the token; entropy, variance, third: minus the mean, and the central moments, of log_prob under the target, all
-    in nats. place: in the decoder's block, -1 where it does not say. lean: min(1, draft / target) of the token, less
-    its mean under the target; lean_variance, lean_third: its central moments; NaN where no draft is known. Impossible
-    tokens have no entry, nor have the `near` ones, which a filter leaves out by less than the near-tie bound."""
+    tail: 1 - u, where u is the token's randomised probability integral transform: u = F(before) + v * p(token), with
+    the tokens in order of falling probability and v uniform. Given everything before the token, u is uniform if and
+    only if the token is drawn from the target. So under a lossless decoder all the u are independent and uniform.
+
+    log_prob: of the token, in nats. entropy: minus the mean of log_prob under the target. variance, third: its second
+    and third central moments. place: the token's place in the decoder's block, -1 where the decoder doesn't say.
+    sequence, index: the sequence's number, and the token's place in it. lean: min(1, draft / target) of the token minus
+    its mean under the target. lean_variance, lean_third: its central moments. The three are NaN without a known draft.
+
+    impossible: tokens with probability 0, which have no entry. near: the number of tokens that a filter leaves out by
+    less than the near-tie bound, which have no entry either."""
 
     tail: Floats
     log_prob: Floats
@@ -102,7 +107,7 @@ class Evidence:
 
     @property
     def u(self) -> Floats:
-        """In [0, 1); near 0 the tokens that the target likes best."""
+        """u of each token, in [0, 1). Tokens that the target finds likeliest are near 0."""
         return np.clip(1.0 - self.tail, 0.0, np.nextafter(1.0, 0.0))
 
     def __len__(self) -> int:
@@ -144,7 +149,7 @@ def sampled(
     noise: np.random.Generator,
     near_tie: Tolerance,
 ) -> Evidence:
-    """The evidence of a sequence, the sequence-th, whose tokens are in the target's vocabulary."""
+    """The evidence of a sample, whose tokens are in the target's vocabulary. sequence: its number."""
     count = len(sample.tokens)
     if not count:
         return NOTHING
@@ -180,7 +185,7 @@ def sampled(
 
 
 def _lean(reference: Reference, sample: Sample, sampling: Sampling, probs: Tensor) -> tuple[Floats, Floats, Floats]:
-    """Of each token, what Evidence says of lean, lean_variance and lean_third; probs: the target's (tokens, vocab)."""
+    """Each token's lean, lean_variance and lean_third: see Evidence. probs: the target's, (tokens, vocab)."""
     count, draft = len(sample.tokens), reference.draft
     if draft is None or len(sample.prompt) + count > draft.context:
         unknown = np.full(count, np.nan)
@@ -194,7 +199,7 @@ def _lean(reference: Reference, sample: Sample, sampling: Sampling, probs: Tenso
 
 
 def moments(probs: Tensor) -> tuple[Tensor, Floats, Floats, Floats]:
-    """The log probabilities (tokens, vocab), and of each token's their entropy, variance and third central moment."""
+    """The log probabilities (tokens, vocab), and for each row their entropy, variance and third central moment."""
     log_probs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
     entropy = -(probs * log_probs).sum(-1)
     spread = log_probs + entropy[:, None]
@@ -202,17 +207,17 @@ def moments(probs: Tensor) -> tuple[Tensor, Floats, Floats, Floats]:
 
 
 def _moment(probs: Tensor, spread: Tensor, power: int) -> Floats:
-    """A moment of the target's distribution. Rounding would leave a certain token with a moment of 1e-32, by which
-    later code would divide; so such a moment is 0."""
+    """A central moment of each row under the target. Where the target is certain, rounding leaves a moment of about
+    1e-32. Such a moment becomes 0, because later code would divide by it."""
     moment: Floats = (probs * spread**power).sum(-1).numpy()
     return np.where(np.abs(moment) < 1e-24, 0.0, moment)
 
 
 def _is_near(logits: Tensor, token: int, sampling: Sampling, near_tie: Tolerance) -> bool:
-    """Whether a filter leaves token out by no more than rounding can.
+    """Whether rounding can explain that a filter leaves token out.
 
-    Logits that are off by tolerance move the mass of a set of tokens, F, by up to F * (1 - F) * tolerance /
-    temperature. The edge that top_p draws moves with it."""
+    Logits that are off by tolerance move the probability F of a set of tokens by up to F * (1 - F) * tolerance /
+    temperature. The set that top_p keeps changes with it."""
     tolerance = float(near_tie.of(float(_size(logits))))
     raised = logits.clone()
     raised[token] += tolerance
@@ -223,10 +228,10 @@ def _is_near(logits: Tensor, token: int, sampling: Sampling, near_tie: Tolerance
 
 @dataclass(frozen=True, slots=True)
 class GreedyEvidence:
-    """An entry a token of a greedy sequence, in logits, given the decoder's own tokens before it.
+    """Arrays with one entry for each token of a greedy sequence, in logits, given the decoder's own tokens before it.
 
-    deficit: how far the token stands below the likeliest one; gap: how far the second stands below the first; size:
-    of the row's largest logit."""
+    deficit: how far the token's logit is below the largest. gap: how far the second largest is below the largest. size:
+    the largest finite magnitude of the row."""
 
     deficit: Floats
     gap: Floats

@@ -1,4 +1,4 @@
-"""Reports faults in a line each; the same fault at many places is reported once."""
+"""Reports each kind of fault in one line. The same fault at many places is reported once."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from itertools import islice
 
 from sybil.losslessness.chisquare import POWER, Check, not_made
 
-LISTED = 3  # places told of each kind, and kinds
+LISTED = 3  # how many kinds are reported, and how many places of each
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong at one place of what a decoder said."""
+    """What is wrong at one place of a decoder's answers."""
 
     where: str
     what: str
 
 
 def certain(name: str, faults: Sequence[Fault], count: int, unit: str, holds: str) -> Check:
-    """A check whose single fault is proof. detectable: the rate of faults of which one shows with power 0.9; holds:
-    what is so where there is none."""
+    """A check that a single fault fails with certainty. Its detectable effect is the rate of faults at which at least
+    one shows with power 0.9. holds: what the check says where there is no fault."""
     if not count:
         return not_made(name, unit, 0, "there is nothing to look at")
     detectable = 1 - (1 - POWER) ** (1 / count)
@@ -33,7 +33,7 @@ def certain(name: str, faults: Sequence[Fault], count: int, unit: str, holds: st
 
 
 def listed(faults: Iterable[Fault]) -> str:
-    """Faults of one kind, which differ in numbers at most, together."""
+    """A text of faults, in which those of one kind are together. Faults of one kind differ only in their numbers."""
     kinds: dict[str, list[Fault]] = {}
     for fault in faults:
         kinds.setdefault(kind(fault.what), []).append(fault)
@@ -43,7 +43,7 @@ def listed(faults: Iterable[Fault]) -> str:
 
 
 def counted(doubts: Mapping[str, int]) -> list[str]:
-    """A line a kind of doubt, with the answers that it is about."""
+    """A line for each kind of doubt, with the number of answers that have it."""
     kinds: dict[str, list[str]] = {}
     for doubt in doubts:
         kinds.setdefault(kind(doubt), []).append(doubt)

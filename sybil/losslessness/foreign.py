@@ -1,4 +1,4 @@
-"""A function of somebody else's module as a decoder under judgement, in a process of its own."""
+"""A function of a foreign module as a decoder under judgement, run in a process of its own."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from sybil.servers.deadline import TIMEOUT, checked, within
 if TYPE_CHECKING:
     from sybil.losslessness.report import Plan
 
-MOST_BYTES = 2**22  # of one answer: more than the most tokens and places take
+MOST_BYTES = 2**22  # the most bytes of one answer: more than MOST_TOKENS tokens with their places take
 
 
 class ForeignSubject:
-    """The function "package.module:function", sought from the current folder as `python -m` does, or
-    "file.py:function", called once a prompt with what it takes of a request.
+    """The function "package.module:function", which is looked for from the current folder as by `python -m`, or
+    "file.py:function". It is called once for each prompt, with those parts of a request that it takes.
 
-    It runs in a child process, so whatever it raises, exits with, prints or leaves behind ends nothing here. timeout:
-    seconds for the module's import, and for each answer; the process and those that it started are killed then, and
-    when this object goes. traceback: whether what it raises is shown whole on standard error. Raises InvalidSetting
-    where there is no such function, and NotJudgeable for an answer that is none."""
+    The function runs in a child process, so whatever it raises, exits with, prints or leaves behind can't end this one.
+    timeout: seconds for the module's import, and for each answer. After the timeout, and when this object is deleted,
+    the process and all that it started are killed. traceback: whether what the function raises is shown whole on
+    standard error. Raises InvalidSetting where there is no such function, NotJudgeable for an answer that is none."""
 
     def __init__(self, spec: str, timeout: float = TIMEOUT, traceback: bool = False) -> None:
         module_name, colon, function_name = spec.rpartition(":")
@@ -45,7 +45,7 @@ class ForeignSubject:
             [sys.executable, "-P", child.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # a group to be killed as one, and Ctrl-C is for us alone
+            start_new_session=True,  # a group that can be killed as one, and that Ctrl-C doesn't reach
             env={**os.environ, child.TRACEBACK: "1"} if traceback else None,
         )
         self._end = weakref.finalize(self, _kill, self._process)
@@ -73,7 +73,7 @@ class ForeignSubject:
         self._taking.check(self.name, plan)
 
     def widths(self) -> dict[str, Subject]:
-        """With other gammas, where the function takes one."""
+        """The same function with other gammas, if it takes one."""
         return {f"gamma {gamma}": _AtGamma(self, gamma) for gamma in self._gammas}
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int = 0) -> Iterator[Sample]:
@@ -82,7 +82,7 @@ class ForeignSubject:
     def answers(
         self, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int, more: Mapping[str, int]
     ) -> Iterator[Sample]:
-        """What sample() gives; more: what else the function is called with."""
+        """As sample(). more: what else the function is called with."""
         for index, prompt in enumerate(prompts):
             where = f"(prompt {index} of {len(prompts)}, {len(prompt)} tokens)"
             settings = self._taking.settings(request, derived(seed, first + index)) | dict(more)
@@ -97,15 +97,15 @@ class ForeignSubject:
                 )
             if "unfit" in reply:
                 raise NotJudgeable(f"decoder {self.name} {_text(reply, 'unfit')}")
-            try:  # what comes from that process is believed no more than the function itself
+            try:  # the process may send anything, so its reply is checked like the function's answer
                 answer = child.answer_of((reply.get("tokens"), reply.get("places"), reply.get("counts")))
             except child.Unfit as error:
                 raise NotJudgeable(f"decoder {self.name} {one_line(str(error))}") from None
             yield sample_of(prompt, answer)
 
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The child's reply; raises NotJudgeable, with what is to be said of it, where there is none in time."""
-        process = self._process  # the thread is to hold no more than that
+        """The child's reply. Raises NotJudgeable, with the reason, where none comes in time."""
+        process = self._process  # the thread mustn't hold a reference to self
         try:
             line = within(self._timeout, lambda: _ask(process, message))
         except TimeoutError:
@@ -128,7 +128,7 @@ class ForeignSubject:
         if line:
             return "its process wrote half an answer, or one without an end"
         status = self._process.returncode
-        if status == -signal.SIGKILL:  # by _kill, where the process still ran
+        if status == -signal.SIGKILL:  # by _kill: the process was still running
             return "its process was ended by signal SIGKILL, or it closed the pipe that its answers go through"
         if status is not None and status < 0:
             return f"its process was ended by signal {_signal(-status)}"
@@ -136,7 +136,7 @@ class ForeignSubject:
 
 
 class _AtGamma:
-    """The same function, with a gamma of our choice."""
+    """A foreign function with a fixed gamma."""
 
     def __init__(self, subject: ForeignSubject, gamma: int) -> None:
         self.name, self._subject, self._more = f"{subject.name}, gamma {gamma}", subject, {"gamma": gamma}
@@ -146,7 +146,7 @@ class _AtGamma:
 
 
 def _ask(process: subprocess.Popen[bytes], message: dict[str, Any]) -> bytes:
-    """One line out, one line in; the line is empty where the process has ended."""
+    """Sends one line and reads one line, which is empty where the process has ended."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -155,7 +155,7 @@ def _ask(process: subprocess.Popen[bytes], message: dict[str, Any]) -> bytes:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The process with all that it started. Before its status is asked for, its number can't be another's."""
+    """Kills the process and all that it started. Its id can't belong to another process until its status is read."""
     with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):

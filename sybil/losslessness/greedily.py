@@ -16,15 +16,15 @@ from sybil.losslessness.samples import Subject
 from sybil.losslessness.trial import Trial, within
 from sybil.losslessness.width import parting
 
-PROBED = 64  # prompts, for one token each
-FOREIGN = 0.25  # of the probed tokens: with more of them wrong, the decoder's model is another one
+PROBED = 64  # prompts that are probed for one token each
+FOREIGN = 0.25  # the share of wrong probed tokens above which the decoder probably has another model
 
 Path = tuple[int, tuple[int, ...]]
-"""A prompt's number, and greedy tokens that are the target's own beyond doubt."""
+"""A prompt's number, and greedy tokens that are certainly the target's own."""
 
 
 def foreign(trial: Trial) -> str:
-    """Why the target is probably not the decoder's; "" where it may be."""
+    """Why the target is probably not the decoder's model; "" where it may be."""
     request = replace(trial.greedily, max_new_tokens=1)
     samples = trial.ask("probe", trial.prompts[:PROBED], request, trial.plan.seed)
     fit = [within(sample, request) for sample in samples if not sample.doubt and sample.tokens]
@@ -39,7 +39,7 @@ def foreign(trial: Trial) -> str:
 
 
 def likeliest(trial: Trial) -> list[Path]:
-    """Compares, and returns the paths that stops can be tried on."""
+    """Compares greedy tokens with the target's likeliest, and returns the paths on which stops can be tried."""
     prompts = trial.prompts[: max(trial.plan.greedy, trial.plan.stopping)]
     faults, ties, paths, tokens, rounded = list[Fault](), list[Fault](), list[Path](), 0, 0
     answers = trial.ask("greedy", prompts, trial.greedily, trial.plan.seed)
@@ -55,7 +55,7 @@ def likeliest(trial: Trial) -> list[Path]:
             told = f"{deficit:.3g} logits below the likeliest, top-2 gap {gap:.3g}"
             (faults if deficit > bound[index] else ties).append(Fault(f"prompt {number}, token {index}", told))
         unsure = np.flatnonzero((found.deficit > 0) | (found.gap <= bound))
-        fit = int(unsure[0]) if len(unsure) else len(sample.tokens)  # tokens that are the target's beyond doubt
+        fit = int(unsure[0]) if len(unsure) else len(sample.tokens)  # tokens that are certainly the target's
         if trial.ends_well(sample, trial.greedily, f"prompt {number}, greedy") and fit > 1:
             paths.append((number, sample.tokens[:fit]))
     near = f"near-ties: {listed(ties)}" if ties else "no near-tie"
@@ -70,8 +70,8 @@ def likeliest(trial: Trial) -> list[Path]:
 
 
 def stops(trial: Trial, paths: Sequence[Path]) -> int:
-    """Tries an end token, a limit and a stop string on each path: the decoder must give the path up to there, and no
-    token more. Returns the number of trials."""
+    """Tries an end token, a limit and a stop string on each path. The decoder must give the path up to the stop, and no
+    further token. Returns the number of trials."""
     choice, tokenizer = np.random.default_rng([trial.plan.seed, 2]), trial.reference.tokenizer
     takes = getattr(trial.subject, "takes", lambda request: True)
     trials = [
@@ -92,7 +92,7 @@ def stops(trial: Trial, paths: Sequence[Path]) -> int:
 
 
 def at_widths(trial: Trial, others: Mapping[str, Subject]) -> None:
-    """Greedy texts at other widths, beside the ones that are known."""
+    """Compares greedy texts at other widths with the known ones. others: the subjects, by what is changed."""
     numbers = list(trial.said)[: trial.plan.widths]
     prompts, total = [trial.prompts[number] for number in numbers], len(numbers) * len(others)
     faults, near, texts = list[Fault](), list[Fault](), 0

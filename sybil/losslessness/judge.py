@@ -29,12 +29,13 @@ def verify(
 ) -> Report:
     """Judge subject by its answers to prompts (token ids).
 
-    progress: called with phase, done, total. advise: called with what the plan is too small for, before the decoder is
-    asked anything, where it is too small for a PASS. kept: where answers are kept, and taken from.
+    progress: called with phase, done and total. advise: called before the decoder is asked anything, if the plan is too
+    small for a PASS, with what to change. kept: where answers are kept and reused from.
 
-    Each question gets a verdict. FAIL: there is a certain fault, or one that chance explains with probability alpha at
-    most. INCONCLUSIVE: the target seems not to be the decoder's, answers are in doubt, or tokens are too few. PASS: no
-    fault was found in what was checked. The whole verdict follows from these by ruling.whole()."""
+    Each question gets a verdict. FAIL: there is a certain fault, or one that a lossless decoder shows by chance with
+    probability alpha at most. INCONCLUSIVE: the target seems not to be the decoder's, answers are in doubt, or tokens
+    are too few. PASS: no fault was found in what was checked. ruling.whole() makes the whole verdict of these. Raises
+    the errors of sybil.errors where there is no verdict, for example NotJudgeable."""
     _refuse(reference, prompts, plan)
     told = [tuple(prompt) for prompt in prompts]
     if kept is not None:
@@ -81,7 +82,7 @@ def _refuse(reference: Reference, prompts: Sequence[Sequence[int]], plan: Plan) 
 
 
 def _report(trial: Trial) -> Report:
-    plan, notes = trial.plan, list[str]()  # notes: on what was left out
+    plan, notes = trial.plan, list[str]()  # notes say what was left out
     told = tuple(getattr(trial.subject, "notes", ()))
     asked: list[Question] = ["distribution"] if plan.repeats else []
     if plan.greedy or plan.stopping:

@@ -1,5 +1,5 @@
-"""Keeps answers in a file as they come. A run that was cut off goes on where it was, and a run of too few tokens asks
-for the difference only."""
+"""Keeps answers in a file as they come. A run that was cut off continues where it was, and a run that had too few
+tokens asks only for the difference."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from sybil.losslessness.speculation import Speculation
 from sybil.measuring import files
 
 FORMAT = 1
-MOST_BYTES = 2**22  # of a line
-MOST_ANSWERS = 10**6  # of a file
-MOST_LETTERS = 2000  # of a doubt
-EVERY = 1.0  # seconds: answers of this time may be lost if the machine stops, and none if only the process does
-LOOKED_AT = 64  # numbers of a weight
+MOST_BYTES = 2**22  # the most bytes of a line
+MOST_ANSWERS = 10**6  # the most answers of a file
+MOST_LETTERS = 2000  # the most letters of a doubt
+EVERY = 1.0  # seconds between syncs: only a machine that stops loses the answers since the last one
+LOOKED_AT = 64  # numbers of a weight that its digest reads
 
 Settings = dict[str, Any]
 
 
 class UnreadableLine(Exception):
-    """A line that is no answer."""
+    """A line that holds no answer."""
 
 
 @dataclass(slots=True)
 class Kept:
-    """Answers in a JSONL file, whose first line holds the settings that they were given under. Without a path nothing
-    is kept. resumes: the file is there, and is gone on with; elsewhere it is made with the first answer, under a name
-    of its own. settings: what the run is besides what begin() knows.
+    """Answers in a JSONL file, whose first line holds the settings under which they were given. Without a path nothing
+    is kept. resumes: the file exists, and this run continues it; otherwise the file is made with the first answer,
+    under an unused name. settings: those of the run that begin() isn't given.
 
-    An answer is used again where the very same question is put: the phase, the request, the seed, the prompt and its
-    number. So a run may ask for more of everything than the one that it goes on with, and for other bounds."""
+    An answer is reused for exactly the same question: the same phase, request, seed, prompt and prompt number. So a run
+    may ask for more of everything than the run that it continues, and may have other bounds."""
 
     path: Path | None = None
     resumes: bool = False
@@ -52,12 +52,12 @@ class Kept:
 
     @property
     def count(self) -> int:
-        """Answers that are there."""
+        """The number of answers."""
         return len(self._known)
 
     def begin(self, settings: Mapping[str, Any], vocab_size: int) -> None:
-        """Say what else is to be the same, and read what is there. Raises ResultsMismatch for a file of other settings,
-        or none of ours, which is left as it is."""
+        """Set the remaining settings, and read the file. Raises ResultsMismatch for a file of other settings, or one
+        that isn't Sybil's; the file is left as it is."""
         self.settings = json.loads(json.dumps({"format": FORMAT, **self.settings, **settings}))
         if self.path is not None and self.resumes:
             whole = _Reader(self.path, self.settings, vocab_size)
@@ -66,7 +66,7 @@ class Kept:
                 os.truncate(self.path, whole.bytes)
 
     def keys(self, phase: str, prompts: Sequence[tuple[int, ...]], requests: Sequence[Request], seed: int) -> list[str]:
-        """The key of each question; [] where nothing is kept."""
+        """The key of each question; an empty list where nothing is kept."""
         if self.path is None:
             return []
         return [
@@ -74,12 +74,12 @@ class Kept:
         ]
 
     def leading(self, keys: Sequence[str], prompts: Sequence[tuple[int, ...]]) -> list[Sample]:
-        """The answers to the first questions, up to the first that is lacking."""
+        """The kept answers to the first questions, up to the first question without one."""
         found = takewhile(lambda each: each is not None, map(self._known.get, keys))
         return [Sample(prompt, *_rest(each)) for prompt, each in zip(prompts, found, strict=False) if each is not None]
 
     def keep(self, key: str, phase: str, sample: Sample) -> None:
-        """Add an answer, to the file too."""
+        """Add an answer, also to the file."""
         assert self.path is not None
         if not self.resumes:
             files.folder(self.path.parent)
@@ -103,19 +103,19 @@ class Kept:
 
 
 def _key(phase: str, prompt: Sequence[int], request: Request, seed: int, index: int) -> str:
-    """index: of the prompt among those that the seed is for."""
+    """The key of a question. index: the prompt's number among those that the seed is for."""
     question = json.dumps([phase, list(prompt), asdict(request), seed, index])
     return hashlib.sha256(question.encode()).hexdigest()[:32]
 
 
 def digest(prompts: Sequence[Sequence[int]]) -> str:
-    """Of token ids."""
+    """A hash of prompts, given as token ids."""
     return hashlib.sha256(json.dumps([list(prompt) for prompt in prompts]).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()
 def weights(model: torch.nn.Module) -> str:
-    """Of a model's weights: their names and shapes, and some numbers of each."""
+    """A hash of a model's weights: of their names and shapes, and of some numbers of each."""
     found = hashlib.sha256()
     for name, weight in model.state_dict().items():
         found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -125,14 +125,15 @@ def weights(model: torch.nn.Module) -> str:
 
 
 class _Reader:
-    """The lines of a file that anybody may have written. bytes: of its whole lines; torn: more come after them."""
+    """Reads the lines of a file, which anybody may have written. bytes: of its complete lines. torn: whether an
+    incomplete line follows them."""
 
     def __init__(self, path: Path, settings: Settings, vocab_size: int) -> None:
         self.path, self.settings, self.vocab_size = path, settings, vocab_size
         self.bytes, self.torn = 0, False
 
     def read(self) -> Iterator[tuple[str, Sample]]:
-        """Answers by what their questions are known by."""
+        """The answers, each with the key of its question. Raises ResultsMismatch for a line that holds none."""
         if not self.path.is_file():
             raise ResultsMismatch(f"{self.path} is no file: name the folder or the JSONL file of an earlier run")
         try:
@@ -180,7 +181,7 @@ class _Reader:
 
 
 def _rest(sample: Sample) -> tuple[Any, ...]:
-    """All of a sample but its prompt."""
+    """All fields of a sample except its prompt."""
     return sample.tokens, sample.places, sample.doubt, sample.speculation
 
 
@@ -215,6 +216,6 @@ def _line(text: str) -> str:
 
 
 def _told(settings: Settings, names: Sequence[str]) -> str:
-    """The settings of these names; of names that a file makes up no more than a few."""
+    """The settings of these names, for a message. Only a few are given, because a file may make up any number."""
     told = [f"{one_line(name, 40)}={shown(settings.get(name))}" for name in names[:4]]
     return ", ".join(told) + ("" if len(names) <= 4 else f" and {len(names) - 4} more")

@@ -1,4 +1,4 @@
-"""Whether the u of two tokens depend on each other: of neighbours in a sequence, and of neighbouring sequences."""
+"""Checks whether the u of two tokens depend on each other: in one sequence, and in neighbouring sequences."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ BINS, LAGS = 5, 4
 
 
 def lag(evidence: Evidence, steps: int, alpha: float) -> Check:
-    """Whether a token's u depends on that of the token `steps` before it, whatever the bins' own counts."""
+    """Whether a token's u depends on the u of the token `steps` before it, however unevenly u is spread."""
     key = _keys(evidence)
     return _pairs(evidence, key, key + steps, f"lag {steps}", "tokens of a sequence, one after the other", alpha)
 
 
 def rows(evidence: Evidence, alpha: float) -> Check:
-    """Whether the same place of two sequences asked for side by side shares its noise."""
+    """Whether two sequences that were asked for one after the other share noise at the same place."""
     key = _keys(evidence)
     return _pairs(evidence, key, key + _stride(evidence), "rows", "the same place of neighbouring sequences", alpha)
 
 
 def _stride(evidence: Evidence) -> int:
-    """More than any index and any lag, so that keys of two sequences never meet by chance."""
+    """A number larger than any index plus any lag, so that keys of two sequences never coincide."""
     return int(evidence.index.max(initial=0)) + LAGS + 1
 
 
@@ -37,11 +37,11 @@ def _keys(evidence: Evidence) -> Integers:
 
 
 def _pairs(evidence: Evidence, firsts: Integers, partners: Integers, name: str, what: str, alpha: float) -> Check:
-    """The interaction in the table of pairs of u, whose margins are known: r = O - row/B - column/B + n/B^2.
+    """Tests the interaction in the table of pairs of u, whose margins are known: r = O - row/B - column/B + n/B^2.
 
-    sum r^2 * B^2 / n is chi-square with (B - 1)^2 degrees of freedom. r sums, over the pairs, the products of both
-    tokens' centred bin indicators. Pairs overlap, but a product has mean zero given everything before its later
-    token, so those of two pairs are uncorrelated: their covariances are as if the pairs were independent."""
+    The statistic sum r^2 * B^2 / n is chi-square with (B - 1)^2 degrees of freedom. r is the sum, over the pairs, of
+    the products of both tokens' centred bin indicators. Pairs overlap, but given everything before its later token a
+    product has mean zero. So the products of two pairs are uncorrelated, as if the pairs were independent."""
     _, later, earlier = np.intersect1d(firsts, partners, assume_unique=True, return_indices=True)
     count = len(later)
     bins = bins_for(count, BINS, 2, of=2)
@@ -58,8 +58,8 @@ def _pairs(evidence: Evidence, firsts: Integers, partners: Integers, name: str, 
 
 
 def _dependence(earlier: Floats, later: Floats, bins: int) -> float:
-    """The p-value of the pairs' dependence by itself: each side in bins by its ranks, so however u is spread, the
-    bins are as full, and Pearson's chi-square asks about the pairs alone."""
+    """The p-value of the pairs' dependence alone, by Pearson's chi-square. Each side is binned by its ranks, so the
+    bins are equally full however u is spread."""
     table = _table(_ranked(earlier, bins), _ranked(later, bins), bins)
     expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
     return float(special.chdtrc((bins - 1) ** 2, float(((table - expected) ** 2 / expected).sum())))

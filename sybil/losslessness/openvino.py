@@ -19,14 +19,14 @@ from sybil.losslessness.subjects import WIDTHS, derived
 
 MODEL = "openvino_model.xml"
 EXACTLY = {"EXECUTION_MODE_HINT": "ACCURACY"}
-"""Computed in float32, so that a verdict is on the decoder and not on how it rounds."""
+"""OpenVINO computes in float32 with this, so that a verdict is about the decoder and not about its rounding."""
 
 
 class OpenVINOSubject:
-    """OpenVINO GenAI's pipeline on the CPU: plain, with a draft model, or with its prompt lookup; gamma: tokens
+    """OpenVINO GenAI's pipeline on the CPU: plain, with a draft model, or with its prompt lookup. gamma: tokens
     proposed a round.
 
-    target, draft: a GGUF file, or a folder with openvino_model.xml. Prefixes aren't cached, so every text is computed
+    target, draft: a GGUF file, or a folder with openvino_model.xml. Prefix caching is off, so every text is computed
     from its beginning. Raises PackageMissing or InvalidSetting."""
 
     def __init__(self, target: Path, draft: Path | None = None, gamma: int = GAMMA, lookup: bool = False) -> None:
@@ -44,7 +44,7 @@ class OpenVINOSubject:
         self._genai, self._tensor = openvino_genai, openvino.Tensor
         try:
             self._pipeline = self._load(draft)
-        except (RuntimeError, IndexError) as error:  # the latter where a GGUF file lacks what it looks for
+        except (RuntimeError, IndexError) as error:  # IndexError: a GGUF file lacks a field that OpenVINO looks for
             names = f"{target} and {draft}" if draft is not None else str(target)
             raise InvalidSetting(
                 f"OpenVINO GenAI can't load {names} ({told(error)}): give files that it reads"
@@ -66,7 +66,7 @@ class OpenVINOSubject:
             return self._genai.LLMPipeline(str(self.target), "CPU", **settings)
 
     def _converted(self, draft: Path, folder: Path) -> Path:
-        """A draft as the folder that OpenVINO GenAI takes; it reads a target's GGUF file, and no draft's."""
+        """A draft as a folder for OpenVINO GenAI, which reads a target from a GGUF file, but no draft."""
         if not draft.is_file():
             return draft
         link = folder / "draft.gguf"
@@ -75,7 +75,7 @@ class OpenVINOSubject:
         return folder
 
     def widths(self) -> dict[str, Subject]:
-        """Plain, and with other numbers of tokens a round."""
+        """The same pipeline without speculation, and with other numbers of tokens a round."""
         if not (self.drafts or self.lookup):
             return {}
         others: dict[str, Subject] = {"plain": OpenVINOSubject(self.target)}
@@ -104,7 +104,7 @@ class OpenVINOSubject:
         config.do_sample = request.temperature > 0
         if config.do_sample:
             config.temperature, config.top_p, config.min_p = request.temperature, request.top_p, request.min_p
-            config.top_k = request.top_k or config.top_k  # where it isn't named, none
+            config.top_k = request.top_k or config.top_k  # the default stands for no filter
         if request.eos_token_ids:
             config.set_eos_token_id(request.eos_token_ids[0])
             config.stop_token_ids = set(request.eos_token_ids)
@@ -118,7 +118,7 @@ class OpenVINOSubject:
         return config
 
     def _count(self, metrics: Any) -> None:
-        """What it says itself of drafted and accepted tokens, where it says anything."""
+        """Adds OpenVINO GenAI's own counts of drafted and accepted tokens, where it gives any."""
         if metrics is None or not (self.drafts or self.lookup):
             return
         now = Speculation(metrics.get_num_draft_tokens(), metrics.get_num_accepted_tokens(), "OpenVINO GenAI's metrics")

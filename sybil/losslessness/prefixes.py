@@ -1,4 +1,4 @@
-"""transformers' own forward over many texts, in which what comes before several of them is computed once."""
+"""transformers' own forward over many texts. A prefix that several texts share is computed once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sybil.agreement import FLOAT32
 from sybil.models.huggingface import entrance, keywords_of
 from sybil.transfer import integers
 
-MOST_BYTES = 1 << 28  # of keys and values that are kept
+MOST_BYTES = 1 << 28  # the most bytes of keys and values that are kept
 
 
 @dataclass(frozen=True, slots=True)
 class _Prefix:
-    """keys: of every layer, and values; last: the logits after the last token, (1, vocab)."""
+    """A computed prefix. keys: the keys and values of all layers. last: the logits after its last token, (1, vocab)."""
 
     keys: DynamicCache
     last: Tensor
@@ -33,35 +33,35 @@ class _Prefix:
         return self.last.nbytes + sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in self.keys.layers)
 
     def copied(self) -> DynamicCache:
-        """For a text that goes on from here. It appends to the same tensors by making new ones."""
+        """A cache for a text that continues the prefix. Appending to it makes new tensors and changes none."""
         other = copy.copy(self.keys)
         other.layers = [copy.copy(layer) for layer in self.keys.layers]
         return other
 
 
 class PrefixForward:
-    """A causal model's logits, several threads at a time.
+    """A causal model's logits, which several threads may ask for at a time.
 
-    A prefix is kept where the model's layers keep keys and values of every token and nothing else, and where the first
-    text of several tokens has the same logits in two parts as in one."""
+    Prefixes are kept only if the model's layers keep the keys and values of every token and nothing else, and if the
+    first text of several tokens has the same logits when computed in two parts as when computed in one."""
 
     def __init__(self, model: PreTrainedModel, most_bytes: int = MOST_BYTES) -> None:
         self.model, self.most_bytes = model, most_bytes
         takes = keywords_of(model)
         self._can_keep = "logits_to_keep" in takes
-        # whether texts may be computed in two parts; None until it was tried
+        # whether texts may be computed in two parts; None until it has been tried
         self._divides: bool | None = None if "past_key_values" in takes else False
         self._prefixes: OrderedDict[tuple[int, ...], _Prefix] = OrderedDict()
         self._lock = threading.Lock()
 
     @torch.inference_mode()
     def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        """Before each of tokens, at least one, had prompt and the tokens before it been the text: (tokens, vocab)."""
+        """The logits from which each of tokens (at least one) follows, given all before it: (tokens, vocab)."""
         if self._divides is None and len(tokens) > 1:
             whole = self._whole(prompt, tokens)
             try:
                 parts = self._in_two(prompt, tokens)
-            except Exception:  # whatever a model makes of keys that it is given: it is computed whole
+            except Exception:  # a model may raise anything when given keys; the text is computed whole then
                 parts = None
             self._divides = parts is not None and _agree(whole, parts)
             return whole
@@ -72,7 +72,7 @@ class PrefixForward:
         return self._rows([*prompt, *tokens][:-1], len(tokens))
 
     def _in_two(self, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor | None:
-        """None where the model keeps something else than keys and values."""
+        """The logits by way of a kept prefix; None where the model keeps something other than keys and values."""
         prefix = self._prefix(tuple(prompt))
         if prefix is None:
             return None
@@ -97,7 +97,7 @@ class PrefixForward:
         return prefix
 
     def _rows(self, ids: Sequence[int], count: int, keys: DynamicCache | None = None) -> Tensor:
-        """The logits after the last tokens, so many. keys: of what is before them, to which theirs are added."""
+        """The logits after the last `count` of ids. keys: the cache of what comes before ids, which is extended."""
         given: dict[str, Any] = {"use_cache": False} if keys is None else {"use_cache": True, "past_key_values": keys}
         if self._can_keep:
             given["logits_to_keep"] = count
@@ -106,7 +106,7 @@ class PrefixForward:
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether two forwards of one text stand no further apart than rounding explains."""
+    """Whether the logits of two forwards of one text differ by no more than rounding explains."""
     size = float(one.masked_fill(one.isinf(), 0.0).abs().amax())
     apart = (one - other).abs().masked_fill(one == other, 0.0).amax()
     return bool(apart <= float(FLOAT32.of(size)))

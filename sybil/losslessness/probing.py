@@ -1,5 +1,5 @@
-"""Finds out by one short probe, before anything longer is asked, which protocol a server speaks, where its answers hold
-token ids, and which parameters it doesn't take."""
+"""Probes a server with short requests, to find out which protocol it speaks, where its answers hold token ids, and
+which parameters it doesn't take."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sybil.losslessness.samples import Request
 from sybil.servers.transport import Asking, Server
 
 PROBE = "a b c"
-TOKENS = 4  # asked for by the probe
+TOKENS = 4  # that the probe asks for
 STOP = "zz"  # letters that every vocabulary has
-ELSEWHERE = {400, 404, 405, 415, 422, 501}  # refusals that another path, or other parameters, may not get
+ELSEWHERE = {400, 404, 405, 415, 422, 501}  # refusals for which another path or other parameters are worth trying
 WRONG = {400, 422}  # refusals of a parameter
 OWN = "whether the server's own settings change the distribution can't be told"
 AGAIN = "the same draws can't be had again"
@@ -26,7 +26,7 @@ LOST = {
     "stop": "stop strings aren't tried",
     "stop_token_ids": "no end tokens but the model's own are tried",
 }  # fmt: skip
-"""What can't be told where a parameter isn't taken; of others nothing is lost as long as ids come."""
+"""What can't be checked if the server doesn't take a parameter. Others lose nothing as long as token ids come."""
 FOR_IDS = {"logprobs", "return_token_ids", "return_tokens_as_token_ids", "return_tokens", "verbose"}
 USED = {
     "token_ids": {"return_token_ids"},
@@ -34,14 +34,14 @@ USED = {
     "tokens": {"return_tokens"},
     "output_ids": set[str](),
 }
-"""What of FOR_IDS each list of ids needs; logprobs are left as the probe had them."""
+"""The parameters in FOR_IDS that each list of ids needs. Logprobs stay as the probe had them."""
 NOTHING = Answer(tokens=(), way=TEXT, doubt="", reason=None, prompt_count=None, speculation=None, is_llama=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """A protocol that a server speaks. answer: the probe's; left: parameters that it isn't asked by; notes: what can't
-    be checked with it."""
+    """A protocol that a server speaks. answer: to the probe. left: parameters that are left out of requests. notes:
+    what can't be checked with this server."""
 
     server: Server
     dialect: Dialect
@@ -55,17 +55,17 @@ class Spoken:
 
     @property
     def told(self) -> str:
-        """In a line."""
+        """The protocol in a line, for a message."""
         given = "text alone" if self.answer.way == TEXT else f"token ids ({self.answer.way})"
         return f"asked by {self.dialect.name}, {self.url} gives {given}"
 
     def takes(self, request: Request, own_ends: frozenset[int]) -> bool:
-        """Whether a request's stops can be asked for. own_ends: end tokens that the server knows without being told."""
+        """Whether a request's stops can be asked for. own_ends: end tokens that the server knows by itself."""
         unasked = "stop_token_ids" in self.left and not own_ends.issuperset(request.eos_token_ids)
         return not unasked and not ("stop" in self.left and request.stop_strings)
 
     def lacking(self, request: Request) -> str:
-        """A filter that is asked for and that the server doesn't take; "" if there is none."""
+        """A filter that the request uses and the server doesn't take; "" if there is none."""
         used = {"top_k": request.top_k, "top_p": request.top_p != 1, "min_p": request.min_p}
         return next((name for name, value in used.items() if value and name in self.left), "")
 
@@ -77,8 +77,8 @@ class Spoken:
 
 
 def probe(server: Server, model: str, reader: AnswerReader) -> Spoken:
-    """The first protocol whose answers hold ids, else the first that is spoken at all. Raises EndpointFailed: what the
-    server said first, where it speaks none."""
+    """The first protocol whose answers hold token ids, or else the first that the server speaks at all. Where it speaks
+    none, raises EndpointFailed with the server's first refusal."""
     prompt = reader.tokenizer.encode(PROBE).ids or [0]
     request = Request(max_new_tokens=TOKENS, temperature=0.0)
     question = Question(
@@ -107,7 +107,7 @@ def probe(server: Server, model: str, reader: AnswerReader) -> Spoken:
 
 
 def read(spoken: Spoken, asking: Asking, reader: AnswerReader) -> Answer:
-    """A server's answer. Raises EndpointFailed where it sent none."""
+    """A server's answer. Raises EndpointFailed where the reply holds none."""
     try:
         return reader.read(asking.answer())
     except Unreadable as none:
@@ -116,7 +116,7 @@ def read(spoken: Spoken, asking: Asking, reader: AnswerReader) -> Answer:
 
 
 class _NoAnswer(EndpointFailed):
-    """An answer that isn't of this protocol."""
+    """The answer isn't one of this protocol."""
 
 
 def _may_speak_otherwise(failure: EndpointFailed) -> bool:
@@ -125,8 +125,8 @@ def _may_speak_otherwise(failure: EndpointFailed) -> bool:
 
 
 def _tried(server: Server, dialect: Dialect, question: Question, reader: AnswerReader) -> Spoken:
-    """What one protocol gives, without the parameters that a strict server refuses: by name, or else they are found
-    one by one."""
+    """The server in one protocol, without the parameters that it refuses. A refusal may name them; otherwise they are
+    found one by one."""
     everything, left, one_by_one = _parameters(dialect, question), set[str](), False
     while True:
         spoken = Spoken(server, dialect, left=frozenset(left))
@@ -148,7 +148,7 @@ def _tried(server: Server, dialect: Dialect, question: Question, reader: AnswerR
 
 
 def _parameters(dialect: Dialect, question: Question) -> set[str]:
-    """All parameters that a question can do without, stops among them."""
+    """All parameters that a request doesn't need, stops included."""
     request = replace(question.request, eos_token_ids=(0,), stop_strings=("x",))
     return optional(dialect.body(replace(question, request=request)))
 
@@ -164,15 +164,15 @@ def _asked(spoken: Spoken, question: Question, reader: AnswerReader) -> Answer |
 
 
 def _spared(spoken: Spoken) -> Spoken:
-    """Without the parameters that cost the server time and give no more ids."""
+    """The same without the parameters that cost the server time and bring no further ids."""
     used = USED.get(spoken.answer.way)
     return spoken if used is None else replace(spoken, left=spoken.left | (FOR_IDS - used))
 
 
 def _with_stops(spoken: Spoken, question: Question, reader: AnswerReader) -> Spoken:
-    """Which stops the server knows. Asked to end at the probe's first token, it does or it doesn't know
-    stop_token_ids: that token follows the prompt, so no block of a draft's is in the way. Of an answer that llama.cpp
-    gives with logprobs only, the tokens of a stop string are cut off by guess."""
+    """The same with the stops that the server knows. It is asked to end at the probe's first token: if it doesn't, it
+    doesn't know stop_token_ids. That token follows the prompt directly, so no drafted block can be in the way. Where
+    llama.cpp answers with logprobs only, the tokens of a stop string can't be cut off with certainty."""
     left, first = set(spoken.left), spoken.answer.tokens[:1]
     if "stop_token_ids" not in _parameters(spoken.dialect, question):
         left.add("stop_token_ids")
@@ -189,7 +189,7 @@ def _with_stops(spoken: Spoken, question: Question, reader: AnswerReader) -> Spo
 
 
 def _noted(spoken: Spoken) -> Spoken:
-    """With what can't be told or tried."""
+    """The same with notes on what can't be checked or tried."""
     notes = [TEXT_ONLY] if spoken.answer.way == TEXT else []
     for lost in dict.fromkeys(LOST.values()):
         names = sorted(name for name in spoken.left if LOST.get(name) == lost)

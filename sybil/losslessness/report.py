@@ -22,15 +22,21 @@ Question = Literal["distribution", "tokens", "endings", "width"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is tried, and how sure a verdict is to be.
+    """What is tried, and how sure a verdict is to be. Raises InvalidSetting for a field that is out of range.
 
-    request: what sampled sequences are asked for; repeats: of them for each prompt; greedy: prompts decoded
-    greedily; stopping: prompts on which stops are tried (stop_strings: strings among them); widths: greedy prompts
-    asked again with more or fewer tokens verified at once, where the decoder lets one choose (0 leaves each out).
-    alpha: the probability that a lossless decoder fails. near_tie: by how much target and decoder may differ by
-    rounding alone; doubtful: by how much if the decoder's precision is not known, so that no verdict can be built on
-    such a difference. resolution (nats a token) and uniformity (Cohen's w): a PASS would have seen a drift and an
-    uneven u as large, with power 0.9."""
+    - `request`: the request for sampled sequences
+    - `repeats`: sampled sequences for each prompt
+    - `greedy`: the number of prompts that are decoded greedily
+    - `stopping`: the number of prompts on which stops are tried. `stop_strings`: whether stop strings are among them.
+    - `widths`: the number of greedy prompts that are asked again with more or fewer tokens verified at once, where the
+      decoder lets one choose. 0 leaves a phase out, as it does for `repeats`, `greedy` and `stopping`.
+    - `alpha`: the probability that a lossless decoder fails
+    - `seed`: of the judge's random choices and of the sampled sequences
+    - `near_tie`: by how much target and decoder may differ through rounding alone
+    - `doubtful`: by how much they may differ if the decoder's precision is not known. No verdict is built on a smaller
+      difference than that.
+    - `resolution` (nats a token): for a PASS there must be enough tokens to detect such a drift with power 0.9
+    - `uniformity` (Cohen's w): for a PASS there must be enough tokens to detect such an uneven u with power 0.9"""
 
     request: Request
     repeats: int = 2
@@ -66,9 +72,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """The verdict on one question, and why. distribution: is each sampled token drawn from the target? tokens: is each
-    greedy one its likeliest? endings: do sequences end where plain decoding does? width: are greedy tokens the same
-    however many are verified at once? by_rounding: it is INCONCLUSIVE, and rounding alone leaves it open."""
+    """The verdict on one question, and the reasons for it. The questions are:
+
+    - "distribution": is each sampled token drawn from the target's distribution?
+    - "tokens": is each greedy token the target's likeliest?
+    - "endings": do sequences end where plain decoding ends them?
+    - "width": are greedy tokens the same, however many tokens are verified at once?
+
+    `by_rounding`: the verdict is INCONCLUSIVE, and only rounding leaves it open."""
 
     question: Question
     verdict: Verdict
@@ -78,10 +89,19 @@ class Ruling:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """verdict: what follows from the rulings, one a question that was put; reasons: theirs, the worst first, and what
-    was left out. tokens, sequences: sampled ones that were judged; evidence: theirs, None where there is none;
-    speculation: what was drafted and accepted, None where nothing tells. control: of a second decoder that was judged
-    beside this one."""
+    """The judge's report on a decoder. `print(report)` shows it.
+
+    - `subject`: the decoder's name
+    - `verdict`: the verdict that follows from all rulings
+    - `rulings`: one for each question that was put
+    - `reasons`: those of the rulings, the worst first, and then what was left out
+    - `checks`: the statistical checks
+    - `plan`: what was tried
+    - `drift`: how far the sampled tokens drift from the target, None where there are none
+    - `tokens`, `sequences`: how many sampled tokens and sequences were judged
+    - `evidence`: of the sampled tokens, None where there are none
+    - `control`: what a second decoder, judged beside this one, shows; None without one
+    - `speculation`: the tokens that were drafted and accepted, None where they are unknown"""
 
     subject: str
     verdict: Verdict
@@ -102,12 +122,12 @@ class Report:
 
     @property
     def verdicts(self) -> Mapping[str, Verdict]:
-        """By question."""
+        """The verdict on each question."""
         return {ruling.question: ruling.verdict for ruling in self.rulings}
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The whole verdict, and under it those that it follows from, each with its reasons, and the notes."""
+        """The report in lines: the whole verdict, then each question's verdict with its reasons, then notes."""
         told, lines = set[str](), [f"{self.verdict}: {self.subject}"]
         for ruling in self.rulings:
             lines.append(f"  {ruling.question}: {ruling.verdict}")
@@ -143,8 +163,8 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A second decoder, plain where the first speculates. told: whose fault is whose, as the two reports together say
-    it."""
+    """A second, plain decoder that was judged beside the first. `report`: its own report. `told`: lines that say
+    whether speculation is to blame for the first decoder's faults."""
 
     report: Report
     told: tuple[str, ...]

@@ -13,14 +13,14 @@ from sybil.losslessness.faults import counted
 from sybil.losslessness.report import Plan, Question, Ruling, Verdict
 
 ABOUT: Mapping[str, Question] = {"greedy": "tokens", "stopping": "endings", "width": "width"}
-"""The question that a check is about; every other one is about the distribution."""
+"""The question that each check is about. A check that isn't listed is about the distribution."""
 WORST_FIRST: tuple[Verdict, ...] = ("FAIL", "INCONCLUSIVE", "PASS")
 
 
 @dataclass(slots=True)
 class Findings:
-    """All that was found. doubts: of each question, answers by what is doubtful in them; rounding: what only rounding
-    leaves open; evidence: the sampled tokens'."""
+    """All that was found. doubts: for each question, the number of answers with each doubt. rounding: for each
+    question, what only rounding leaves open. evidence: of the sampled tokens."""
 
     checks: list[Check] = field(default_factory=list)
     doubts: dict[Question, Counter[str]] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Findings:
     evidence: Evidence = NOTHING
 
     def doubt(self, why: str, questions: Iterable[Question], count: int = 1) -> None:
-        """Count so many doubtful answers, which leave these questions open."""
+        """Add count answers with a doubt, which leave these questions open. why: the doubt."""
         for question in questions:
             self.doubts.setdefault(question, Counter())[why] += count
 
@@ -41,8 +41,8 @@ def rule(found: Findings, plan: Plan, asked: Collection[Question]) -> tuple[Ruli
 def whole(rulings: Sequence[Ruling]) -> Verdict:
     """FAIL where one ruling is FAIL, else INCONCLUSIVE where one is, else PASS.
 
-    A ruling that rounding alone leaves open doesn't count where the distribution or the tokens pass: rounding harms no
-    text, and is no reason to doubt the other measurements."""
+    A ruling that only rounding leaves open doesn't count where the distribution or the tokens pass, because rounding
+    harms no text, and is no reason to doubt the other measurements."""
     if any(ruling.verdict == "FAIL" for ruling in rulings):
         return "FAIL"
     clean = any(ruling.verdict == "PASS" and ruling.question in ("distribution", "tokens") for ruling in rulings)
@@ -51,7 +51,7 @@ def whole(rulings: Sequence[Ruling]) -> Verdict:
 
 
 def reasons(rulings: Sequence[Ruling]) -> tuple[str, ...]:
-    """Those of all rulings, the worst first, each once."""
+    """The reasons of all rulings, the worst first, each once."""
     ordered = sorted(rulings, key=lambda ruling: WORST_FIRST.index(ruling.verdict))
     return tuple(dict.fromkeys(reason for ruling in ordered for reason in ruling.reasons))
 
@@ -92,7 +92,7 @@ def _accusation(check: Check) -> str:
 
 
 def _too_few(checks: Sequence[Check], evidence: Evidence, plan: Plan) -> list[str]:
-    """Which resolution was not reached, and how many tokens would do."""
+    """Lines that say which resolution was not reached, and how many tokens would be enough."""
     bounds = {"quality": plan.resolution, "uniform": plan.uniformity}
     blind = [check for check in checks if check.name in bounds and check.detectable > bounds[check.name]]
     if not blind:
@@ -114,7 +114,7 @@ def _blind(check: Check, bound: float) -> str:
 
 
 def _seen(question: Question, made: Sequence[Check]) -> str:
-    """What a PASS would have shown, by each check that was made."""
+    """What each check that was made could have detected, for the reasons of a PASS."""
     if question == "distribution":
         effects = ", ".join(f"{check.name} {check.detectable:.2g} {check.unit}" for check in made)
         return f"would have been seen, nine times in ten: {effects}"

@@ -1,4 +1,4 @@
-"""What a decoder under judgement is asked for, and what it gives."""
+"""The requests to a decoder under judgement, its answers, and its interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sybil.sampling import Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What every decoder understands. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch a filter off.
+    """What a decoder is asked for. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch a filter off.
 
     A sequence ends with the first of eos_token_ids (kept), with the token that completes a stop string in the new
     text (kept), or after max_new_tokens."""
@@ -28,15 +28,15 @@ class Request:
 
     @property
     def sampling(self) -> Sampling:
-        """The distribution that each token is to be drawn from."""
+        """The sampling settings that define the distribution of each token."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sequence. tokens: new ones only; places: of each token its place in its block, from 0, where the decoder
-    says so; doubt: why tokens may not be those that were really drawn, "" where they surely are; speculation: what was
-    drafted and accepted for it, where the decoder counts."""
+    """One sequence. tokens: only the new ones. places: each token's place in its block, from 0, if the decoder gives
+    it. doubt: why the tokens may not be those that were drawn, "" if they certainly are. speculation: the tokens
+    drafted and accepted for this sequence, if the decoder counts them."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -46,23 +46,25 @@ class Sample:
 
 
 class Subject(Protocol):
-    """A decoder under judgement. It may have notes (list[str]: what can't be checked of it), a speculation (its counts
-    where its samples have none), takes(request) where there are requests that can't be put to it, check(plan), which
-    raises InvalidSetting where a whole plan can't, widths() and several(), see below.
+    """A decoder under judgement.
 
-    Where its sample() takes `first` besides, it can be asked from any prompt on: first is the number of the first
-    prompt given among all those that the seed is for. Then it may have a batch (int): how many prompts, from a multiple
-    of that number on, it answers together."""
+    It may also have: notes (list[str]: what can't be checked of it); speculation (its counts, if its samples have
+    none); takes(request), which is false for a request that can't be put to it; check(plan), which raises
+    InvalidSetting for a plan that can't be put to it; widths() and several(), which the functions below describe.
+
+    If its sample() has a further parameter `first`, it can be asked from any prompt on: first is the number of the
+    first given prompt among all prompts that the seed is for. Then it may have batch (int): how many prompts it answers
+    together, from a multiple of that number on."""
 
     name: str
 
     def sample(self, prompts: Sequence[Sequence[int]], request: Request, seed: int) -> Iterator[Sample]:
-        """A Sample for each prompt, in order, drawn independently; the same seed repeats them all, where the decoder
+        """A Sample for each prompt, in order, drawn independently. The same seed repeats all of them, if the decoder
         can be seeded. Raises the errors of sybil.errors."""
 
 
 def goes_on_at(subject: Subject, count: int) -> int:
-    """Which prompt a subject can be asked for next, where the answers to the first `count` are there."""
+    """The number of the prompt from which a subject can be asked, if the answers to the first `count` are there."""
     if "first" not in signature(subject.sample).parameters:
         return 0
     batch: int = getattr(subject, "batch", 1)
@@ -72,7 +74,7 @@ def goes_on_at(subject: Subject, count: int) -> int:
 def answered(
     subject: Subject, prompts: Sequence[Sequence[int]], request: Request, seed: int, first: int
 ) -> Iterator[Sample]:
-    """Those to the prompts from number first on."""
+    """The subject's answers to the prompts from number `first` on."""
     if not first:
         return subject.sample(prompts, request, seed)
     asked: Callable[..., Iterator[Sample]] = subject.sample
@@ -82,8 +84,8 @@ def answered(
 def answered_each(
     subject: Subject, prompts: Sequence[Sequence[int]], requests: Sequence[Request], seed: int
 ) -> Iterator[Sample]:
-    """Those to prompts with a request each: at once where the subject has a method several(prompts, requests, seed),
-    one after the other elsewhere."""
+    """The subject's answers to prompts that have a request each: together, if the subject has a method several(prompts,
+    requests, seed), or else one after the other."""
     at_once: Callable[..., Iterator[Sample]] | None = getattr(subject, "several", None)
     if at_once is not None:
         yield from at_once(prompts, requests, seed)
@@ -93,7 +95,7 @@ def answered_each(
 
 
 def widths(subject: Subject) -> Mapping[str, Subject]:
-    """The same decoder verifying more or fewer tokens at once, by what is changed ("gamma 1"); empty where it doesn't
-    let one choose."""
+    """Variants of a decoder that verify more or fewer tokens at once, by what is changed ("gamma 1"). Empty for a
+    decoder that doesn't let one choose."""
     offered: Callable[[], Mapping[str, Subject]] = getattr(subject, "widths", dict)
     return offered()

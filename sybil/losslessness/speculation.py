@@ -1,4 +1,4 @@
-"""Did speculation happen? By what a decoder counts itself, or else by the places of its tokens in their blocks."""
+"""Whether speculation happened: by the decoder's own counts, or else by the places of its tokens in their blocks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ UNKNOWN = "speculation unknown: the decoder tells neither the places of its toke
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """Tokens that a decoder drafted, and those of them that it accepted, as it counts them itself; drafted is None
-    where only places tell, and accepted then counts tokens behind another in their block. source: where it says so."""
+    """The tokens that a decoder drafted and accepted, by its own counts. drafted is None if only places are known;
+    accepted is then the number of tokens that follow another one in their block. source: what gave the counts."""
 
     drafted: int | None
     accepted: int
@@ -31,7 +31,7 @@ class Speculation:
 
     @property
     def told(self) -> str:
-        """In a line."""
+        """The counts in a line, for a report."""
         said = f" (by {self.source})" if self.source else ""
         if self.drafted == 0:
             return f"speculation not observed: the decoder counts no drafted token{said}"
@@ -45,7 +45,7 @@ class Speculation:
         return f"speculation: {self.drafted} tokens drafted, {self.accepted} ({share:.0%}) accepted{said}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The counts as a dict for JSON."""
         return {**asdict(self), "observed": self.observed}
 
 
@@ -57,14 +57,14 @@ class Seen:
     behind: int | None = None
 
     def add(self, places: Sequence[int] | None, counts: Speculation | None) -> None:
-        """Of one answer."""
+        """Add what one answer shows."""
         if counts is not None:
             self.counts = counts + (self.counts or Speculation(0, 0))
         if places:
             self.behind = (self.behind or 0) + sum(place > 0 for place in places)
 
     def of(self, subject: object) -> Speculation | None:
-        """By the answers' counts, else by the subject's own, else by places; None where nothing tells."""
+        """The speculation by the answers' counts, or else the subject's own, or else places; None without any."""
         told: Speculation | None = self.counts or getattr(subject, "speculation", None)
         if told is None and self.behind is not None:
             return Speculation(None, self.behind, PLACES)

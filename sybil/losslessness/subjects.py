@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
     from sybil.losslessness.report import Plan
 
-WIDTHS = (1, 8)  # gammas that greedy texts are compared at
+WIDTHS = (1, 8)  # gammas at which greedy texts are compared
 BATCH = 8  # prompts that are answered together
 COUNTED = "its own counts"
 Function = Callable[..., Any]
 """(prompt, *, max_new_tokens, temperature, top_k, top_p, min_p, eos_token_ids, stop_strings, seed) -> new tokens, or
 (new tokens, places), or (new tokens, places or None, (tokens drafted, of them accepted)). It is called with those of
-the keywords that it names, or with all if it takes any (**). One that names `gamma` besides is asked how its greedy
-tokens depend on it."""
+the keywords that it names, or with all if it takes any (**). If it names `gamma` too, the judge checks whether its
+greedy tokens depend on gamma."""
 
 
 def sample_of(prompt: Sequence[int], answer: Answer) -> Sample:
@@ -46,7 +46,7 @@ def sample_of(prompt: Sequence[int], answer: Answer) -> Sample:
 
 
 def derived(seed: int, index: int) -> int:
-    """The seed of a call's index-th draw: 31 bits, which every decoder takes."""
+    """The seed of a call's index-th draw. It has 31 bits, which every decoder takes."""
     return int(np.random.SeedSequence([seed % 2**64, index]).generate_state(1)[0] >> 1)
 
 
@@ -62,13 +62,13 @@ class SybilSubject:
         batch: int = BATCH,
     ) -> None:
         alone = any(getattr(model, "counts_slots", False) for model in decoder.models)
-        self.decoder, self.batch = decoder.without_defaults(), 1 if alone else batch  # a request says all
+        self.decoder, self.batch = decoder.without_defaults(), 1 if alone else batch  # a request sets everything
         self._settings: dict[str, Any] = dict(gamma=gamma, rule=rule, window=window)
         windowed = "" if window == "constant" else f", window {window}"
         self.name = f"sybil, rule {rule}, gamma {gamma}{windowed}" if decoder.draft else "sybil, no draft"
 
     def widths(self) -> dict[str, Subject]:
-        """Without its draft, with other gammas, and one row at a time."""
+        """The same decoder without its draft, with other gammas, and with one row at a time."""
         others: dict[str, Subject] = {}
         if self.decoder.draft is not None:
             others["plain"] = SybilSubject(self.decoder.without_draft(), batch=self.batch)
@@ -103,14 +103,14 @@ class SybilSubject:
 
 
 class TransformersSubject:
-    """transformers' generate, several prompts side by side; with an assistant its assisted generation, with an
-    assistant_tokenizer besides its universal one (an assistant with other tokens), with prompt_lookup (tokens a round)
-    its prompt lookup, which it does at batch 1 only.
+    """transformers' generate(), several prompts side by side. With an assistant it is assisted generation. With an
+    assistant_tokenizer besides it is universal assisted generation, whose assistant has other tokens. With
+    prompt_lookup (tokens a round) it is prompt lookup. These three run one prompt at a time.
 
-    Stop strings are asked for a prompt at a time, too: in a batch transformers pads no row that one of them ended.
-    Assisted generation refuses stop_strings (5.23: the assistant is given them without a tokenizer), so they are asked
-    for there as a StoppingCriteria, which is the same class. Sampling with two tokenizers changes the assistant's
-    embeddings for good, once for a pair of tokenizers: the assistant is the subject's own, and so are they."""
+    Requests with stop strings run one prompt at a time too, because in a batch transformers doesn't pad a row that a
+    stop string ended. Assisted generation refuses stop_strings (5.23: the assistant gets them without a tokenizer), so
+    there they are passed as a StoppingCriteria of the same class. Sampling with two tokenizers changes the assistant's
+    embeddings permanently, once for each pair of tokenizers, so the subject has its own assistant and tokenizers."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class TransformersSubject:
         self.model, self.assistant, self.prompt_lookup = model, assistant, prompt_lookup
         self.assistant_tokens = assistant_tokens
         alone = assistant is not None or prompt_lookup or getattr(model, "_is_stateful", False)
-        self.batch = 1 if alone else batch  # a model whose state isn't a cache of keys reads the padding, too
+        self.batch = 1 if alone else batch  # a model whose state isn't a KV cache reads the padding too
         self.text = tokenizer
         self.tokenizer, self.assistant_tokenizer = _fast(tokenizer), _fast(assistant_tokenizer)
         kind = "assisted generation" if assistant is not None else "prompt lookup" if prompt_lookup else "generate"
@@ -134,7 +134,7 @@ class TransformersSubject:
         )
 
     def widths(self) -> dict[str, Subject]:
-        """Plain and with other numbers of tokens a round; or one row at a time."""
+        """Plain decoding and other numbers of tokens a round; for a plain decoder, one row at a time."""
         if self.assistant is None and not self.prompt_lookup:
             alone = TransformersSubject(self.model, self.text, batch=1)
             return {"one row at a time": alone} if self.batch > 1 else {}
@@ -177,7 +177,7 @@ class TransformersSubject:
         return Sample(tuple(prompt), tuple(blocks.tokens), tuple(blocks.places), doubt)
 
     def _together(self, prompts: Sequence[Sequence[int]], request: Request) -> Iterator[Sample]:
-        """Rows padded to the left. One that ends before the others is padded on, behind its end token."""
+        """Answers prompts in one batch, padded on the left. A row that ends early is padded after its end token."""
         length, padding = max(map(len, prompts)), _padding(request)
         ids = integers([[padding] * (length - len(prompt)) + list(prompt) for prompt in prompts])
         mask = integers([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -222,19 +222,19 @@ class TransformersSubject:
 
 
 def _padding(request: Request) -> int:
-    """A token that pads; none of the end tokens, so that what is padding behind one can be told."""
+    """A token for padding. It is none of the end tokens, so that padding after an end token can be recognised."""
     return next(token for token in range(len(request.eos_token_ids) + 1) if token not in request.eos_token_ids)
 
 
 def _end(row: Sequence[int], request: Request) -> int:
-    """How many tokens transformers drew for a row: as far as the end token behind which there is padding alone."""
+    """How many tokens transformers drew for a row: up to the end token after which there is only padding."""
     padding = _padding(request)
     ends = (index + 1 for index, token in enumerate(row) if token in request.eos_token_ids)
     return next((end for end in ends if all(token == padding for token in row[end:])), len(row))
 
 
 def _fast(tokenizer: Tokenizer | None) -> Any:
-    """A tokenizer as transformers wants it."""
+    """A tokenizer in transformers' form."""
     from transformers import PreTrainedTokenizerFast
 
     return None if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
@@ -243,7 +243,7 @@ def _fast(tokenizer: Tokenizer | None) -> Any:
 def _begins_in_prompt(
     prompt: Sequence[int], tokens: Sequence[int], request: Request, tokenizer: Tokenizer | None
 ) -> str:
-    """transformers finds stop strings that begin in the prompt, too: by its own rule it is right to end there."""
+    """A doubt, "" for none: transformers also ends at a stop string that begins in the prompt, as its rule allows."""
     if tokenizer is None or not request.stop_strings or len(tokens) >= request.max_new_tokens:
         return ""
     stops = Stops(strings=request.stop_strings, tokenizer=tokenizer)
@@ -255,7 +255,8 @@ def _begins_in_prompt(
 
 @contextmanager
 def _without_defaults(model: PreTrainedModel, **settings: Any) -> Iterator[None]:
-    """A checkpoint's own end tokens, penalties and filters come back wherever a request says None. settings: kept."""
+    """The model without its checkpoint's end tokens, penalties and filters, which transformers would use wherever a
+    request has None. settings: those that stay."""
     from transformers import GenerationConfig
 
     own, model.generation_config = model.generation_config, GenerationConfig(**settings)
@@ -266,7 +267,7 @@ def _without_defaults(model: PreTrainedModel, **settings: Any) -> Iterator[None]
 
 
 class _BlockStreamer:
-    """A streamer that records which tokens came together. The prompt is put first."""
+    """A streamer that records which tokens came together. The first tokens that it gets are the prompt."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -284,8 +285,8 @@ class _BlockStreamer:
 
 
 class CallableSubject:
-    """A Python function of this process, called once a prompt, without a time limit. foreign.ForeignSubject runs a
-    function that can't be trusted to return."""
+    """A Python function of this process, called once for each prompt, without a time limit. foreign.ForeignSubject is
+    for a function that can't be trusted to return."""
 
     def __init__(self, function: Function, name: str) -> None:
         self.function, self.name = function, name
@@ -301,7 +302,7 @@ class CallableSubject:
         self._taking.check(self.name, plan)
 
     def widths(self) -> dict[str, Subject]:
-        """With other gammas, where the function takes one."""
+        """The same function with other gammas, if it takes one."""
         if not self._takes_gamma:
             return {}
         return {
@@ -318,7 +319,7 @@ class CallableSubject:
                 raise
             except Unfit as error:
                 raise NotJudgeable(f"decoder {self.name} {one_line(str(error), 400)}") from None
-            except BaseException as error:  # whatever somebody else's code raises, an exit too
+            except BaseException as error:  # foreign code may raise anything, SystemExit too
                 raise NotJudgeable(
                     f"decoder {self.name} raised {one_line(error_line(error), 400)} (prompt {index} of "
                     f"{len(prompts)}, {len(prompt)} tokens): mend it, or run it alone for the traceback"

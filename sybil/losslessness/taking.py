@@ -1,4 +1,4 @@
-"""What a function takes of a request, and what can't be asked of it for want of the rest."""
+"""Which parts of a request a function takes, and what can't be asked of it because it doesn't take the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sybil.losslessness.samples import Request
 if TYPE_CHECKING:
     from sybil.losslessness.report import Plan
 
-FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # and what switches each off
+FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # the filters, with the value that switches each off
 NOTES = {
     "temperature": "it takes no temperature: the one that it has is held to be the one that was asked for",
     "seed": "it takes no seed: it may never say the same again",
@@ -22,13 +22,13 @@ NOTES = {
 
 @dataclass(frozen=True, slots=True)
 class Taking:
-    """names: what a function is called with beside its prompt."""
+    """What a function takes. names: the keywords that it is called with, beside its prompt."""
 
     names: frozenset[str]
 
     @property
     def notes(self) -> list[str]:
-        """What can't be checked of it."""
+        """Notes on what can't be checked of the function."""
         return [note for name, note in NOTES.items() if name not in self.names]
 
     def settings(self, request: Request, seed: int) -> dict[str, Any]:
@@ -46,11 +46,11 @@ class Taking:
         return {name: value for name, value in every.items() if name in self.names}
 
     def takes(self, request: Request) -> bool:
-        """Whether its stops can be asked for."""
+        """Whether the function can be asked for the request's stops."""
         return not any(getattr(request, name) and name not in self.names for name in ("eos_token_ids", "stop_strings"))
 
     def check(self, decoder: str, plan: Plan) -> None:
-        """Raises InvalidSetting for a plan that can't be put to the function, whose name is given."""
+        """Raises InvalidSetting for a plan that can't be put to the function. decoder: the function's name."""
         if "max_new_tokens" not in self.names:
             raise InvalidSetting(f"decoder {decoder} takes no max_new_tokens, which bounds an answer: let it take it")
         if not plan.repeats:

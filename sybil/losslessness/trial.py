@@ -1,4 +1,4 @@
-"""Asks one decoder under judgement, and collects faults and doubts."""
+"""The state of one decoder's judgement: asks the decoder, and collects faults and doubts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOLD_BY: dict[str, tuple[Question, ...]] = {
     "width": ("width",),
     "sampling": ("distribution", "endings"),
 }
-"""The questions that a phase's answers bear on."""
+"""The questions that each phase's answers are evidence for."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -38,8 +38,9 @@ def unheard(advice: str) -> None:
 
 @dataclass(slots=True)
 class Trial:
-    """What every phase needs, and adds to. kept: answers of an earlier run, and this one's; ends: sequences whose end
-    was looked at; said: greedily, by the prompt's number; seen: of speculation."""
+    """The state that every phase reads and adds to. kept: the answers of an earlier run and of this one. ends: the
+    number of sequences whose end was checked. end_faults: the faults among them. said: greedy answers, by the prompt's
+    number. seen: what the answers show of speculation."""
 
     subject: Subject
     reference: Reference
@@ -60,15 +61,16 @@ class Trial:
 
     @property
     def widest(self) -> Tolerance:
-        """How far below the likeliest a token must stand before rounding can't be the reason."""
+        """The largest distance below the likeliest token that rounding can still explain."""
         return self.plan.doubtful or self.plan.near_tie
 
     def ask(
         self, phase: str, prompts: Sequence[tuple[int, ...]], request: Request | Sequence[Request], seed: int,
         done: int = 0, total: int = 0, other: tuple[str, Subject] | None = None,
     ) -> list[Sample]:  # fmt: skip
-        """The answers of the decoder, or of another subject by its name; what makes one doubtful is noted. request:
-        that of all prompts, or one a prompt; done, total: answers that the phase has, and will have."""
+        """The answers of the decoder, or of another subject. Doubts about answers are collected. request: one for all
+        prompts, or one for each. done, total: answers that the phase has, and will have. other: the other subject's
+        name, and the subject."""
 
         def tell(count: int) -> None:
             self.progress(phase, done + count, total or len(prompts))
@@ -85,7 +87,7 @@ class Trial:
         return samples
 
     def ends_well(self, sample: Sample, request: Request, where: str) -> bool:
-        """Whether a sequence ends where it should; a fault is noted, and a doubt."""
+        """Whether a sequence ends where it should. A fault or a doubt is collected."""
         self.ends += 1
         end = ending.judged(sample.tokens, request, self.reference.tokenizer)
         if end.fault:
@@ -96,6 +98,6 @@ class Trial:
 
 
 def within(sample: Sample, request: Request) -> Sample:
-    """Without the tokens over the limit, for which the target's context may have no room."""
+    """The sample without its tokens over the limit, for which the target's context may have no room."""
     count = request.max_new_tokens
     return replace(sample, tokens=sample.tokens[:count], places=sample.places and sample.places[:count])

@@ -1,4 +1,4 @@
-"""Are a decoder's greedy tokens the same whatever it verifies at once?"""
+"""Whether a decoder's greedy tokens are the same, however many tokens it verifies at once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from sybil.losslessness.samples import Sample
 def parting(
     reference: Reference, one: Sample, other: Sample, where: str, near_tie: Tolerance
 ) -> tuple[Fault, bool] | None:
-    """Where two greedy texts of one prompt part, and whether rounding can part them there: the target has both tokens
-    within near_tie of its likeliest. None where the texts are the same. where: what the texts are called."""
+    """The place where two greedy texts of one prompt first differ, as a Fault, and whether rounding explains the
+    difference: the target has both tokens within near_tie of its likeliest. None for equal texts. where: the texts'
+    name."""
     place = first_difference(one.tokens, other.tokens)
     if place is None:
         return None

@@ -1,1 +1,1 @@
-"""Whoever answers from outside: HTTP servers, and functions that may never come back. Bounded in time and in size."""
+"""HTTP servers, and functions that may never return: their answers are bounded in time and in size."""

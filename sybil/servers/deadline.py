@@ -1,4 +1,4 @@
-"""How long somebody else's decoder may take for one answer."""
+"""Time limits for one answer of a foreign decoder."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import TypeVar
 
 from sybil.errors import InvalidSetting
 
-TIMEOUT = 300.0  # seconds, where nothing is said
+TIMEOUT = 300.0  # seconds, by default
 LONGEST = 86_400.0
 
 T = TypeVar("T")
 
 
 def checked(timeout: float) -> float:
-    """The seconds, above 0 and a day at most; raises InvalidSetting."""
+    """The timeout in seconds itself. Raises InvalidSetting unless it is above 0 and at most a day."""
     if not 0 < timeout <= LONGEST:
         raise InvalidSetting(f"timeout is {timeout:g}: use seconds above 0, up to {LONGEST:.0f}")
     return timeout
 
 
 def started(work: Callable[[], T]) -> Future[T]:
-    """Work in a thread that nothing waits for. Who gives it a pipe or a socket closes that at the deadline, so that the
-    thread ends."""
+    """Runs work in a daemon thread. A caller whose work reads a pipe or a socket must close it at the deadline, so that
+    the thread ends."""
     outcome: Future[T] = Future()
 
     def run() -> None:
         try:
             outcome.set_result(work())
-        except BaseException as error:  # it is raised again where the outcome is asked for
+        except BaseException as error:  # the future raises it again where its result is read
             outcome.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -38,5 +38,5 @@ def started(work: Callable[[], T]) -> Future[T]:
 
 
 def within(timeout: float, work: Callable[[], T]) -> T:
-    """What work returns or raises; TimeoutError after as many seconds, whatever it is waiting for."""
+    """Returns or raises what work does. Raises TimeoutError after `timeout` seconds, whatever work is waiting for."""
     return started(work).result(timeout)

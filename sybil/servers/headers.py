@@ -1,4 +1,4 @@
-"""Headers that a user gives for a server: checked before they are sent, and never shown."""
+"""HTTP headers that a user gives for a server. They are checked before they are sent, and never shown."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sybil.errors import InvalidSetting, one_line
 
 NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 OURS = {"accept", "accept-encoding", "connection", "content-length", "content-type", "transfer-encoding"}
-LEAST_SECRET = 4  # letters: a shorter value is no secret, and hiding it would hide half of a message
+LEAST_SECRET = 4  # letters; a shorter value is no secret, and hiding it could hide half of a message
 
 
 def parsed(lines: Iterable[str]) -> dict[str, str]:
-    """Headers by name, of lines such as "X-Team: mine"; raises InvalidSetting, which shows no value."""
+    """The headers in lines such as "X-Team: mine", by name. Raises InvalidSetting, whose message shows no value."""
     headers: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         name, colon, value = (part.strip(" \t") for part in line.partition(":"))
@@ -32,6 +32,6 @@ def parsed(lines: Iterable[str]) -> dict[str, str]:
 
 
 def secrets(headers: dict[str, str]) -> dict[str, str]:
-    """What of the headers no message may show, the longest first, and the name that stands in its place."""
+    """The texts in headers that no message may show, the longest first, each with the name that replaces it."""
     hidden = {part: name for name, value in headers.items() for part in (value, value.rpartition(" ")[2])}
     return {part: hidden[part] for part in sorted(hidden, key=len, reverse=True) if len(part) >= LEAST_SECRET}

@@ -1,4 +1,4 @@
-"""A server's JSON answers: within one deadline, of a bounded size, and nothing secret goes elsewhere or is shown."""
+"""Gets JSON answers from a server, bounded in time and size. Secrets go to no other host and aren't shown."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from sybil.servers.deadline import TIMEOUT, checked, started
 
 @dataclass(frozen=True, slots=True)
 class ServerKind:
-    """How messages speak of a server. named: what gave its URL; example: such a URL; what: what has to answer there;
-    key: the environment's variable that holds its key, None where none is sent; slow: what helps where it is slow."""
+    """The words for a kind of server in messages. named: what gave its URL. option: the option for the URL. example:
+    such a URL. what: what has to answer there. key: the environment variable of its key, None if no key is sent.
+    slow: what helps if the server is slow."""
 
     named: str
     option: str
@@ -43,27 +44,29 @@ OPENAI = ServerKind(
     KEY,
     "raise --timeout",
 )
-MOST_BYTES = 2**22  # of one answer: a token with its logprobs takes a hundred or two
-BUSY = {429, 502, 503, 504}  # statuses of a server, or of one before it, that may answer later
+MOST_BYTES = 2**22  # of one answer; a token with its logprobs takes one or two hundred bytes
+BUSY = {429, 502, 503, 504}  # statuses of a server, or of a proxy before it, that may answer later
 
 Said = tuple[int, str, bytes]
-"""An answer's status, its reason, and its content."""
+"""An answer's HTTP status, its reason phrase, and its content."""
 
 
 class Server:
-    """url: as the kind has it, without a user's name or password. The kind's key is sent to that host where it is set,
-    and to no other: no redirect is followed. Of the proxies that the environment names only https_proxy is used, as a
-    tunnel through which the key goes encrypted; plain http goes to the host itself.
+    """A server that answers in JSON. url: of the kind's form, without a user name or password.
 
-    timeout: seconds for the whole of an answer, from finding the host to the last byte. headers: lines as
-    "Name: value", sent as the key is; an Authorization among them takes the key's place. Raises EndpointFailed."""
+    The kind's key, if it is set, is sent to that host and to no other: redirects aren't followed. Of the environment's
+    proxies only https_proxy is used, as a tunnel through which the key goes encrypted. Plain http goes to the host
+    itself.
+
+    timeout: seconds for a whole answer, from looking up the host to the last byte. headers: lines such as "Name:
+    value", which are sent like the key; an Authorization header replaces the key. Raises EndpointFailed."""
 
     def __init__(
         self, url: str, timeout: float = TIMEOUT, headers: Iterable[str] = (), kind: ServerKind = OPENAI
     ) -> None:
         self.kind, self.address = kind, _address(url, kind)
         self.url = self.address.geturl()
-        self.root = self.url.removesuffix("/v1")  # where a server has its own protocol, beside OpenAI's
+        self.root = self.url.removesuffix("/v1")  # where a server has its own protocol besides OpenAI's
         self.timeout, given = checked(timeout), own.parsed(headers)
         secret = _key(kind.key) if kind.key else ""
         self._hidden = {**({secret: str(kind.key)} if secret else {}), **own.secrets(given)}
@@ -71,22 +74,22 @@ class Server:
         self.headers = given if "authorization" in map(str.lower, given) else {**key, **given}
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The JSON object that the server answers with; GET without a body. path: behind url."""
+        """The JSON object of the server's answer. Without a body the request is a GET. path: appended to url."""
         return self.begin(self.url + path, body).answer()
 
     def begin(self, url: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Asking:
-        """Ask, and go on: url begins as url or root does."""
+        """Send a request without waiting for its answer. url: one that begins with the server's url or root."""
         return Asking(self, url, body, timeout or self.timeout)
 
     def shown(self, text: str, most: int = 200) -> str:
-        """What a server said, fit for a message."""
+        """A server's text, made fit for a message."""
         for secret, name in self._hidden.items():
             text = text.replace(secret, f"[{name}]")
         return one_line(text, most)
 
 
 class Asking:
-    """A question under way, within its deadline."""
+    """A request that is under way, with its deadline."""
 
     def __init__(self, server: Server, url: str, body: Mapping[str, Any] | None, timeout: float) -> None:
         self.server, self.url, self._timeout = server, url, timeout
@@ -96,7 +99,7 @@ class Asking:
         self._outcome: Future[Said] = started(lambda: exchange.run(path, body, headers))
 
     def answer(self) -> dict[str, Any]:
-        """The JSON object that the server answers with."""
+        """The JSON object of the server's answer. Raises EndpointFailed, as content() does."""
         content = self.content()
         try:
             answer = json.loads(content, parse_constant=_no_json)
@@ -111,7 +114,7 @@ class Asking:
         return answer
 
     def content(self) -> bytes:
-        """What the server answers; raises EndpointFailed, EndpointLost where it may answer later."""
+        """The content of the server's answer. Raises EndpointFailed, or EndpointLost if the server may answer later."""
         url, shown = self.url, self.server.shown
         try:
             status, reason, content = self._outcome.result(max(0.0, self._ends - time.monotonic()))
@@ -121,7 +124,7 @@ class Asking:
                 f"{url} gave no whole answer within {self._timeout:g} seconds: see the server's log, or "
                 f"{self.server.kind.slow}"
             ) from None
-        except (OSError, ValueError) as error:  # ValueError: a host's name that is none
+        except (OSError, ValueError) as error:  # ValueError: an invalid host name
             said, option = shown(str(error) or type(error).__name__), self.server.kind.option
             raise EndpointLost(f"{url} can't be reached ({said}): start the server, or check {option}") from None
         except HTTPException as error:
@@ -133,7 +136,7 @@ class Asking:
         return content
 
     def end(self) -> None:
-        """Nobody waits for the answer any more."""
+        """Cut the request off, because its answer isn't needed any more."""
         self._exchange.end()
 
     def _refused(self, status: int, reason: str, content: bytes) -> NoReturn:
@@ -148,7 +151,7 @@ class Asking:
 
 
 class _Exchange:
-    """One request and its answer, which end() cuts off from another thread."""
+    """One request and its answer. end() may cut it off from another thread."""
 
     def __init__(self, address: SplitResult, ends: float, timeout: float) -> None:
         self.address, self.ends = address, ends
@@ -178,14 +181,14 @@ class _Exchange:
                 return response.status, response.reason, bytes(content)
 
     def end(self) -> None:
-        """Wake whatever waits for the server."""
+        """Close the connection, so that the thread that waits for the server wakes up."""
         if self.socket is not None:
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
 
 
 class _TooLarge(HTTPException):
-    """An answer that is not taken, however often it comes."""
+    """The answer is too large, so asking again doesn't help."""
 
 
 def _too_large(count: int | None) -> _TooLarge:
@@ -193,7 +196,7 @@ def _too_large(count: int | None) -> _TooLarge:
 
 
 def _address(url: str, kind: ServerKind = OPENAI) -> SplitResult:
-    """The URL in its parts, without a slash at its end; refuses one that isn't fit, and shows nothing secret of it."""
+    """The parts of a URL, without a slash at its end. Raises for an unfit URL, and shows nothing secret of it."""
     example = f"give a URL such as {kind.example}"
     if any(letter in url for letter in "@?#"):
         apart = f", and the server's key in {kind.key}" if kind.key else ""
@@ -212,7 +215,7 @@ def _address(url: str, kind: ServerKind = OPENAI) -> SplitResult:
 
 
 def _key(variable: str) -> str:
-    """The key in a variable, or "". One that no header can hold is refused and not shown: http.client would show it."""
+    """The key in a variable, or "". A key that no header can hold is refused here: http.client would show it."""
     key = os.environ.get(variable, "")
     if not all("!" <= letter <= "~" for letter in key):
         raise EndpointFailed(
@@ -222,7 +225,7 @@ def _key(variable: str) -> str:
 
 
 def _connection(address: SplitResult, timeout: float) -> HTTPConnection:
-    """Not yet connected. An https_proxy of the environment is asked for a tunnel to the host, unless no_proxy says."""
+    """A connection, not yet opened. The environment's https_proxy is its tunnel, unless no_proxy excludes the host."""
     if address.scheme == "http":
         return HTTPConnection(address.netloc, timeout=timeout)
     proxy = getproxies().get("https")
@@ -245,7 +248,7 @@ def _no_json(constant: str) -> NoReturn:
 
 
 def _message(content: bytes) -> str:
-    """The first line of what a server says of its refusal."""
+    """The first line of a server's reason for a refusal."""
     try:
         answer = json.loads(content)
         error = answer.get("error", answer)

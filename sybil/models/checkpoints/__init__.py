@@ -1,1 +1,1 @@
-"""What lies on a disk: configs, families of models, tensors by name."""
+"""Reads models from disk: their configs, their families, and their tensors by name."""

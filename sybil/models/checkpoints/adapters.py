@@ -1,7 +1,7 @@
 """LoRA adapters in peft's format, merged into a model's stored weights: W + scale * B A.
 
-A file of an adapter says which modules it changes. Its adapter_config.json says how large the scale is, and whether the
-adapter does more than that; what Sybil doesn't merge is refused."""
+The names of an adapter's tensors say which modules it changes. Its adapter_config.json has the scale, and says whether
+the adapter does more than that. Adapters that Sybil can't merge are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 REMEDY = "merge it by peft's merge_and_unload() and give the folder that this saves"
 WITHOUT_EFFECT = (True, False, None, "gaussian", "eva", "orthogonal")
-"""What init_lora_weights may be. Its other values change the base's own weights before the training."""
+"""The values that init_lora_weights may have. All others change the base model's weights before the training."""
 MORE: Mapping[str, str] = {
     "use_dora": "DoRA",
     "lora_bias": "biases of its own",
@@ -36,23 +36,23 @@ MORE: Mapping[str, str] = {
     "layer_replication": "replicated layers",
     "alora_invocation_tokens": "activation by tokens (aLoRA)",
 }
-"""Fields of adapter_config.json that mean more than W + scale * B A, where they hold anything."""
+"""Fields of adapter_config.json by which an adapter does more than W + scale * B A, if they are set."""
 HARMLESS = (
     *("use_rslora", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config"),
     *("runtime_config", "velora_config"),
 )
-"""Fields that don't, of those whose names begin with use_ or end with _config: rslora is merged, the others are about
-where a training starts and how it runs. Any further such field may mean anything."""
+"""Fields named use_... or ..._config that are accepted: rslora is merged, and the others are about where a training
+starts and how it runs. Any other field with such a name may mean anything."""
 _PREFIX = "base_model.model."
 _PRODUCT = re.compile(re.escape(_PREFIX) + r"(.+)\.(lora_[AB])\.weight", re.DOTALL)
 _NAME = re.compile(r"\^?[\w.]+")
-"""A key of alpha_pattern that is a module's name, or the end of one; after "^" the whole name."""
+"""A key of alpha_pattern that is the end of a module's name, or after "^" the whole name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What is added to a module's weight (outputs, inputs): scale times the product of up (outputs, rank) and down
-    (rank, inputs), two tensors of the adapter's file by their names."""
+    """What is added to a module's weight (outputs, inputs): scale times up (outputs, rank) times down (rank, inputs).
+    up and down are the names of two tensors in the adapter's file."""
 
     down: str
     up: str
@@ -61,9 +61,9 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter's file. name: as the caller named it; base: the model that the adapter's config names; updates: by the
-    names of modules; replaced: tensors of its own that take the place of a model's, by the model's names;
-    transposed: whether the modules keep their weights as (inputs, outputs)."""
+    """An adapter. name: the caller's name for it. base: the model that the adapter's config names. updates: by module
+    name. replaced: names of the adapter's tensors that replace a model's weights, by the model's names. transposed:
+    whether the modules keep their weights as (inputs, outputs)."""
 
     name: str
     base: str | None
@@ -74,7 +74,7 @@ class Adapter:
 
 
 def read(folder: Path, name: str) -> Adapter:
-    """The adapter in a folder. Raises NotAModel for files that are none, and AdapterMismatch for what isn't merged."""
+    """The adapter in a folder. Raises NotAModel for broken files, and AdapterMismatch for one that can't be merged."""
     where = folder / CONFIG
     if not is_there(where):
         raise NotAModel(f"{folder} holds no {CONFIG}: give an adapter's folder, as peft's save_pretrained() writes it")
@@ -123,8 +123,8 @@ def _check_kind(name: str, content: Mapping[str, Any], config: Fields) -> None:
 
 
 def _sorted(name: str, tensors: Folder, saved: Collection[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """The names of a file's tensors: those of products, by module and then lora_A or lora_B; and those that replace a
-    model's own, by the model's names. saved: modules whose weights are stored whole. Raises AdapterMismatch."""
+    """The names of a file's tensors: those of products, by module and then by lora_A or lora_B; and those that replace
+    a model's weights, by the model's names. saved: modules whose weights are stored whole. Raises AdapterMismatch."""
     products: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
     for each in tensors.shapes:
@@ -145,7 +145,7 @@ def _sorted(name: str, tensors: Folder, saved: Collection[str]) -> tuple[dict[st
 
 
 def _update(name: str, module: str, parts: Mapping[str, str], tensors: Folder, config: Fields) -> Update:
-    """A module's product. Raises AdapterMismatch where it isn't whole."""
+    """The update of a module. Raises AdapterMismatch where a part of it is missing."""
     if len(parts) < 2:
         lacking = "lora_B" if "lora_A" in parts else "lora_A"
         raise AdapterMismatch(f"the adapter {name} lacks {lacking} of {shown(module)}: download or save it again")
@@ -161,7 +161,7 @@ def _update(name: str, module: str, parts: Mapping[str, str], tensors: Folder, c
 
 
 def _alpha(name: str, module: str, config: Fields) -> float:
-    """A module's lora_alpha: that of the first name in alpha_pattern which is the module's or the end of it."""
+    """A module's lora_alpha: that of the first key in alpha_pattern that is the module's name or the end of it."""
     for key, value in (config["alpha_pattern"] or {}).items():
         if not _NAME.fullmatch(str(key)):
             raise AdapterMismatch(
@@ -173,15 +173,15 @@ def _alpha(name: str, module: str, config: Fields) -> float:
 
 
 class Merged:
-    """Stored tensors with an adapter merged into them. A changed weight is computed in float32 at least."""
+    """Stored tensors with an adapter merged into them. Changed weights are computed in float32 at least."""
 
     lasting = False
 
     def __init__(
         self, stored: Stored, adapter: Adapter, is_transposed: Callable[[str], bool], added: Collection[str] = ()
     ) -> None:
-        """is_transposed: whether a weight of that name is (inputs, outputs). added: names of weights that the adapter
-        may bring and that aren't stored. Raises AdapterMismatch where the adapter doesn't fit the tensors."""
+        """is_transposed: whether a weight of that name is (inputs, outputs). added: names of weights that aren't
+        stored and that the adapter may bring. Raises AdapterMismatch where the adapter doesn't fit the tensors."""
         self._stored, self._adapter, self._is_transposed = stored, adapter, is_transposed
         self._updates: dict[str, Update] = {}
         self._replaced: dict[str, str] = {}
@@ -236,7 +236,7 @@ class Merged:
         return None if name in self._updates or name in self._replaced else self._stored.blocks(name)
 
     def _name_of(self, theirs: str, is_head: bool = False) -> str:
-        """What the stored tensors call a weight of the adapter's model. A checkpoint may leave the first part out."""
+        """The stored name of a weight of the adapter's model. A checkpoint may leave out the first part of the name."""
         for name in (theirs, theirs.partition(".")[2]):
             if name in self._stored.shapes:
                 return name

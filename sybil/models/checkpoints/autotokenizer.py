@@ -1,8 +1,8 @@
-"""What transformers' AutoTokenizer makes of a folder, as far as it can be told without importing transformers.
+"""Whether transformers' AutoTokenizer would change a folder's tokenizer.json, told without importing transformers.
 
-AutoTokenizer takes tokenizer.json as it lies, or builds the class that tokenizer_config.json or config.json names anew
-from the vocabulary in it; then it adds the tokens that other files name. What is said here of its classes is so in
-transformers 5.23; tests compare the ids.
+AutoTokenizer either uses tokenizer.json as it is, or builds the class that tokenizer_config.json or config.json names
+from the vocabulary in tokenizer.json. Then it adds the tokens that other files name. This module describes its classes
+as of transformers 5.23, and tests compare the ids.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _UNCHANGING = {
     *("add_bos_token", "add_eos_token", "add_prefix_space", "split_special_tokens", "trim_offsets", "legacy"),
     *("sp_model_kwargs", "use_default_system_prompt", "model_input_names", "response_schema", "response_template"),
 }
-"""Fields of tokenizer_config.json that change no id, or whose change is looked for below."""
+"""Fields of tokenizer_config.json that change no ids, or whose effect is checked below."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Rebuilt:
-    """A byte-level class of transformers that builds its tokenizer anew. tokens: those it names by itself; pattern: by
-    which it splits a text first; keeps_processor: whether what tokenizer.json puts around a text stays; adds_again:
-    whether the tokens that are named are added once more, as plain ones."""
+    """A byte-level class of transformers that rebuilds its tokenizer. tokens: special tokens that the class names by
+    itself. pattern: splits a text first. keeps_processor: whether tokenizer.json's post-processor stays. adds_again:
+    whether the tokens that the settings name are added once more, as plain tokens."""
 
     normalizer: normalizers.Normalizer | None
     tokens: Mapping[str, str]
@@ -44,7 +44,7 @@ class _Rebuilt:
     adds_again: bool = False
 
     def pre_tokenizer(self, add_prefix_space: bool) -> pre_tokenizers.PreTokenizer:
-        """How it cuts a text before bytes are merged."""
+        """How the class splits a text before bytes are merged."""
         if not self.pattern:
             return pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
         split = pre_tokenizers.Split(Regex(self.pattern), "isolated")
@@ -71,16 +71,16 @@ _REGISTERED = {
     "gpt2": "GPT2Tokenizer", "opt": "GPT2Tokenizer", "gpt_neox": "GPTNeoXTokenizer", "qwen3": "Qwen2Tokenizer",
     "llama": None, "mistral": _AS_IT_LIES, "phi3": _AS_IT_LIES, "qwen2": "Qwen2Tokenizer",
 }  # fmt: skip
-"""AutoTokenizer's class by model_type, for the families whose models don't need transformers either."""
+"""AutoTokenizer's class by model_type, for the families that Sybil runs without transformers."""
 
 
 def takes_as_it_lies(folder: Path, config: Mapping[str, Any], content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
-    """Whether its ids are sure to be those of tokenizer.json alone; content: that file's, tokenizer: what it is."""
+    """Whether AutoTokenizer's ids are surely those of tokenizer.json alone. content, tokenizer: of tokenizer.json."""
     settings, specials, added = (
         read_json(folder / name) if is_there(folder / name) else {}
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
-    if "added_tokens_decoder" in settings:  # then the older files aren't read
+    if "added_tokens_decoder" in settings:  # AutoTokenizer reads no older files then
         specials, added = {}, {}
     if is_there(folder / "tekken.json") or settings.get("split_special_tokens"):
         return False
@@ -96,7 +96,7 @@ def takes_as_it_lies(folder: Path, config: Mapping[str, Any], content: Mapping[s
     except (AttributeError, TypeError, ValueError):
         return False
     held = tokenizer.get_added_tokens_decoder()
-    ways = {token.content: repr(token) for token in held.values()}  # a token's text and how it is looked for
+    ways = {token.content: repr(token) for token in held.values()}  # a token's text, and how texts are searched for it
     if named - ways.keys() or any(ways.get(token.content) != repr(token) for token in listed.values()):
         return False
     if any(token not in ways or tokenizer.token_to_id(token) != index for token, index in added.items()):
@@ -112,20 +112,19 @@ def takes_as_it_lies(folder: Path, config: Mapping[str, Any], content: Mapping[s
 
 
 def class_tokens(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, str]:
-    """The special tokens that a folder's tokenizer has where its files name none; settings: tokenizer_config.json.
-
-    Of the classes that are known here."""
+    """The special tokens that the class of a folder's tokenizer has if the files name none. settings:
+    tokenizer_config.json. Empty for a class that this module doesn't describe."""
     kind = _class(config, settings.get("tokenizer_class") or config.get("tokenizer_class"), {})
     return _REBUILT[kind].tokens if kind in _REBUILT else {}
 
 
 def _class(config: Mapping[str, Any], named: Any, content: Mapping[str, Any]) -> str | None:
-    """The class that AutoTokenizer chooses for the folder; None where transformers has to be asked."""
+    """The class that AutoTokenizer chooses for the folder; None if only transformers can tell."""
     kind = config.get("model_type")
     if kind not in _REGISTERED or "model_name" in config or not isinstance(named, str | None):
         return None
     registered = _REGISTERED[kind]
-    if kind == "qwen2" or registered == _AS_IT_LIES:  # whatever a file says
+    if kind == "qwen2" or registered == _AS_IT_LIES:  # whatever the files say
         return registered
     if named in (_AS_IT_LIES, "PreTrainedTokenizerFast"):
         return _AS_IT_LIES
@@ -137,7 +136,7 @@ def _class(config: Mapping[str, Any], named: Any, content: Mapping[str, Any]) ->
 
 
 def _named(settings: Mapping[str, Any]) -> Iterator[str]:
-    """The tokens that settings name; raises TypeError where one is no token."""
+    """The tokens that settings name. Raises TypeError where one is no token."""
     for name, value in settings.items():
         if name in ("additional_special_tokens", "extra_special_tokens"):
             values = value.values() if isinstance(value, dict) else value or ()
@@ -153,9 +152,9 @@ def _named(settings: Mapping[str, Any]) -> Iterator[str]:
 def _cuts_so(
     tokenizer: Tokenizer, vocabulary: Mapping[str, int], rebuilt: _Rebuilt, settings: Mapping[str, Any]
 ) -> bool:
-    """Whether the class cuts and merges as tokenizer.json says."""
+    """Whether the class splits and merges texts as tokenizer.json says."""
     model, add_prefix_space = tokenizer.model, settings.get("add_prefix_space", False)
-    if add_prefix_space is None and rebuilt.pattern:  # Qwen2's class alone takes null
+    if add_prefix_space is None and rebuilt.pattern:  # only Qwen2's class takes null
         add_prefix_space = False
     if not isinstance(model, models.BPE) or not isinstance(add_prefix_space, bool):
         return False
@@ -173,7 +172,7 @@ def _cuts_so(
 
 
 def _numbers_so(tokenizer: Tokenizer, vocabulary: Mapping[str, int], rebuilt: _Rebuilt, named: set[str]) -> bool:
-    """Whether the added tokens keep their ids and their ways when the class adds them anew, in order of their ids."""
+    """Whether the added tokens keep their ids and options when the class adds them again, in the order of their ids."""
     added = tokenizer.get_added_tokens_decoder()
     new = sorted(i for i, token in added.items() if token.content not in vocabulary)
     kept = {
@@ -191,5 +190,5 @@ def _numbers_so(tokenizer: Tokenizer, vocabulary: Mapping[str, int], rebuilt: _R
 
 
 def _state(part: Any) -> Any:
-    """A part of a tokenizer in JSON, without what only changes offsets."""
+    """A part of a tokenizer in JSON, without the options that only change offsets."""
     return json.loads(part.__getstate__(), object_hook=lambda each: {**each, "trim_offsets": None}) if part else None

@@ -1,7 +1,7 @@
-"""transformers' configs as shapes, one function a family, each given a config whose defaults are filled in.
+"""Makes shapes of transformers' configs: one function for each family, which gets a config with its defaults filled in.
 
-A field that isn't allowed raises NotAModel where it is read, and an option that our forward doesn't reproduce
-UnsupportedModel.
+A field whose value isn't allowed raises NotAModel when it is read. An option that Sybil's own forward doesn't reproduce
+raises UnsupportedModel.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FIELDS = {
 
 
 def _fields(config: Fields, **theirs: str) -> dict[str, Any]:
-    """The fields of Shape that every family has; theirs: their names where they aren't the usual ones."""
+    """The fields of Shape that every family has. theirs: the config's names for them, if unusual."""
     names = _FIELDS | theirs
     fields: dict[str, Any] = {ours: config[name] for ours, name in names.items()}
     if fields["activation"] not in _ACTIVATIONS:
@@ -47,7 +47,7 @@ def _fields(config: Fields, **theirs: str) -> dict[str, Any]:
 
 
 def _ratio(config: Fields, whole: str, part: str) -> int:
-    """config[whole] / config[part]; raises WeightsMismatch where that is no number of things."""
+    """config[whole] / config[part]. Raises WeightsMismatch where one isn't a multiple of the other."""
     if config[whole] % config[part]:
         raise WeightsMismatch(
             f"config.json has {whole} {config[whole]} and {part} {config[part]}: "
@@ -99,7 +99,7 @@ def neox(config: Fields) -> Shape:
 
 
 def llama(config: Fields, *, window: int | None = None, part: str = "", **rest: Any) -> Shape:
-    """Llama and its kin. rest: what these have besides; part: see rotary()."""
+    """Llama and similar families. rest: further fields of Shape. part: see rotary()."""
     if config.get("layer_types"):
         raise unknown("layer_types", config["layer_types"])
     fields = _gated(config)
@@ -108,7 +108,7 @@ def llama(config: Fields, *, window: int | None = None, part: str = "", **rest: 
 
 
 def _gated(config: Fields, **theirs: str) -> dict[str, Any]:
-    """The fields of Shape that Llama and its kin share, without attentions. theirs: see _fields."""
+    """The fields of Shape that Llama and similar families share, except attentions. theirs: see _fields."""
     if config["num_key_value_heads"] is not None:
         _ratio(config, "num_attention_heads", "num_key_value_heads")
     fields = _fields(config, epsilon="rms_norm_eps", head_size="head_dim", **theirs)
@@ -128,8 +128,8 @@ def phi3(config: Fields) -> Shape:
 def _attentions(
     config: Fields, default: Sequence[str], window: int | None, rotations: Callable[[int, str], Rotary | None]
 ) -> tuple[Attention, ...]:
-    """Each layer's attention; default: the kinds of layers where the config names none; window: that of layers with
-    one; rotations(layer, kind): its rotations."""
+    """Each layer's attention. default: the kinds of layers where the config names none. window: of the layers that have
+    one. rotations(layer, kind): the rotations of a layer."""
     kinds, layers = config["layer_types"] or default, config["num_hidden_layers"]
     if len(kinds) != layers:
         raise WeightsMismatch(f"config.json has {len(kinds)} layer_types and num_hidden_layers {layers}: name each")
@@ -204,7 +204,7 @@ def gemma2(config: Fields) -> Shape:
 
 
 def gemma3(config: Fields) -> Shape:
-    """Gemma 3's language model, whose attention has no cap, whatever its config says."""
+    """Gemma 3's language model. Its attention has no soft cap, whatever its config says."""
     fields, every = _gemma(config), config["sliding_window_pattern"]
     rotations = of_kinds(config, fields["head_size"], {_FULL: "rope_theta", _SLIDING: "rope_local_base_freq"})
     kinds = [_SLIDING if (layer + 1) % every else _FULL for layer in range(fields["layers"])]
@@ -216,7 +216,7 @@ def gemma3(config: Fields) -> Shape:
 
 
 def _gemma(config: Fields) -> dict[str, Any]:
-    """What Gemma 2 and 3 have in common."""
+    """The fields of Shape that Gemma 2 and 3 share."""
     if config.get("use_bidirectional_attention"):
         raise unknown("use_bidirectional_attention", True)
     fields = _gated(config, activation="hidden_activation")

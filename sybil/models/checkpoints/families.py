@@ -1,4 +1,4 @@
-"""transformers' families: what their tensors are called, and what a config.json that leaves fields out means."""
+"""transformers' families: the names of their tensors, and the defaults of fields that a config.json leaves out."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
 }
-"""By config.json's model_type."""
+"""The families, by config.json's model_type."""
 COMPOSITE: Mapping[str, Family] = {
     "gemma3": replace(
         _GEMMA3,
@@ -306,12 +306,12 @@ COMPOSITE: Mapping[str, Family] = {
         part="text_config",
     )
 }
-"""Models with a part for pictures, by model_type: the language model in them, which a text alone goes through."""
+"""The language models inside models that also read pictures, by model_type. A text alone needs only these."""
 
 
 def understand(config: Mapping[str, Any]) -> tuple[Family, Shape]:
-    """The config's family and shape; raises UnsupportedModel where our own forward doesn't know it, NotAModel where a
-    field isn't allowed, WeightsMismatch where its numbers contradict each other."""
+    """The config's family and shape. Raises UnsupportedModel where Sybil's own forward doesn't know the family or an
+    option, NotAModel where a field's value isn't allowed, WeightsMismatch where numbers contradict each other."""
     outer = Fields(config)
     kind = outer.get("model_type")
     family = FAMILIES.get(kind) or COMPOSITE.get(kind)
@@ -326,12 +326,12 @@ def understand(config: Mapping[str, Any]) -> tuple[Family, Shape]:
                 raise unknown(name, "set")
         if fields.get("is_causal") is False:
             raise unknown("is_causal", False)
-    family.biased(whole)  # read here for its fields to be checked with all others
+    family.biased(whole)  # read here so that its fields are checked with all others
     return family, family.shape(whole)
 
 
 def understood(config: Mapping[str, Any]) -> tuple[Family, Shape] | None:
-    """understand(), but None for what our own forward doesn't know."""
+    """As understand(), but None for what Sybil's own forward doesn't know."""
     try:
         return understand(config)
     except UnsupportedModel:

@@ -1,6 +1,6 @@
-"""What a model's files may say: every field that is read from them, with its type and its range.
+"""The fields that are read from a model's files, each with its type and range.
 
-A field is checked when it is read, so that nothing of a file is used unchecked; what nobody reads may hold anything.
+A field is checked when it is read, so nothing of a file is used unchecked. A field that isn't read may hold anything.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ LONGEST_TEXT = 100
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a field may hold. allowed: in words; taken: what a value is read as, None where it isn't allowed;
-    null: whether null is allowed as well, and read as None."""
+    """What a field may hold. allowed: the allowed values, in words. taken: makes the plain value of a field's, or None
+    for a value that isn't allowed. null: whether null is allowed too, which is read as None."""
 
     allowed: str
     taken: Callable[[Any], Any]
     null: bool = False
 
     def read(self, where: str, name: str, value: object) -> Any:
-        """The value as plain Python has it; raises NotAModel."""
+        """The value as plain Python data. Raises NotAModel for one that isn't allowed."""
         if value is None and self.null:
             return None
         read = self.taken(value)
@@ -41,12 +41,12 @@ class Kind:
 
 
 def or_null(kind: Kind) -> Kind:
-    """That, or null."""
+    """The same kind, with null allowed."""
     return replace(kind, null=True)
 
 
 def whole(least: int, most: int) -> Kind:
-    """A whole number, both ends allowed."""
+    """A whole number from least to most, both included."""
 
     def taken(value: Any) -> int | None:
         fits = isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= int(value) <= most
@@ -56,11 +56,11 @@ def whole(least: int, most: int) -> Kind:
 
 
 def number(least: float, most: float = sys.float_info.max, above: bool = False) -> Kind:
-    """A number from least, or above it, to most; NaN is none."""
+    """A number from least (or with `above` greater than least) to most. NaN isn't allowed."""
 
     def taken(value: Any) -> float | None:
         is_one = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        read = float(value) if is_one and abs(value) <= most else math.nan  # a whole number may be too large for one
+        read = float(value) if is_one and abs(value) <= most else math.nan  # an integer may be too large for a float
         return read if least <= read <= most and not (above and read == least) else None
 
     to = "" if most == sys.float_info.max else f" to {most:g}"
@@ -97,7 +97,7 @@ def _weight_map(value: Any) -> dict[str, str] | None:
 
 
 def _token_ids(value: Any) -> frozenset[int] | None:
-    ids = value.tolist() if hasattr(value, "tolist") else value  # a model object's may be tensors
+    ids = value.tolist() if hasattr(value, "tolist") else value  # a model object may have tensors here
     ids = ids if isinstance(ids, list | tuple | set | frozenset) else [ids]
     read = [_TOKEN_ID.taken(each) for each in ids]
     return None if None in read else frozenset(read)
@@ -105,7 +105,7 @@ def _token_ids(value: Any) -> frozenset[int] | None:
 
 _TOKEN_ID = whole(0, 2**31 - 1)
 TOKEN_IDS = Kind(f"{_TOKEN_ID.allowed}, a list of such", _token_ids)
-"""Of a model or of its tokenizer; one beyond the vocabulary is never drawn."""
+"""Token ids of a model or of its tokenizer. An id beyond the vocabulary is allowed, because it is never drawn."""
 TRUTH, PART = _only(bool, "true or false"), _only(Mapping, "an object")
 TEXT, WORDS = Kind("a word", _text), Kind("a list of words", _words)
 MARKS = Kind("a list of 0 and 1", _marks)
@@ -113,7 +113,7 @@ WIDTH, INNER, HEADS, LAYERS = whole(1, 2**20), whole(1, 2**24), whole(1, 2**16),
 CONTEXT, LENGTH = whole(1, 2**24), whole(1, 2**31 - 1)
 EPSILON, POSITIVE, SHARE = number(0, 1), number(0, above=True), number(0, 1)
 SCALE = number(1e-30, 1e30)
-"""What numbers are multiplied by, in the range of float32."""
+"""A factor, in the range of float32."""
 FACTORS = Kind("a list of numbers above 0", _factors)
 
 FIELDS: Mapping[str, Kind] = {
@@ -201,12 +201,12 @@ FIELDS: Mapping[str, Kind] = {
     "rank_pattern": or_null(PART),
     "alpha_pattern": or_null(PART),
 }
-"""By its name in config.json, generation_config.json, adapter_config.json, the weights' index or a part of one. A name
-means one thing."""
+"""The kind of each field, by its name in config.json, generation_config.json, adapter_config.json, the weights' index,
+or an object inside one of these. A name means the same in all of them."""
 
 
 def unknown(name: str, value: object) -> UnsupportedModel:
-    """The error for an option that has to go through transformers."""
+    """The error for an option that only transformers' own forward knows."""
     return UnsupportedModel(
         f"config.json has {name} {shown(value)}, which Sybil's own forward does not know: "
         "use a Hugging Face model folder, which transformers' forward runs"
@@ -214,7 +214,7 @@ def unknown(name: str, value: object) -> UnsupportedModel:
 
 
 class Fields:
-    """The fields of a file's object, each checked when it is read. defaults: of those that are left out."""
+    """The fields of an object in a file, each checked when it is read. defaults: for fields that are left out."""
 
     def __init__(
         self, values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, where: str = "config.json"
@@ -222,17 +222,17 @@ class Fields:
         self._values, self._where = {**(defaults or {}), **values}, where
 
     def __getitem__(self, name: str) -> Any:
-        """Raises NotAModel where it is left out, or isn't allowed."""
+        """The field's value. Raises NotAModel where it is left out or isn't allowed."""
         if name not in self._values:
             raise NotAModel(f"{self._where} has no {name}, and needs {FIELDS[name].allowed}: download it again")
         return FIELDS[name].read(self._where, name, self._values[name])
 
     def get(self, name: str) -> Any:
-        """None where it is left out; raises NotAModel where it isn't allowed."""
+        """The field's value, None where it is left out. Raises NotAModel where it isn't allowed."""
         return self[name] if name in self._values else None
 
     def part(self, *names: str) -> Fields:
-        """The first of these objects that holds anything; none of them does: an empty one."""
+        """The first of the named objects that holds anything; an empty one if none does."""
         name = next((name for name in names if self.get(name)), None)
         return Fields(self[name] if name else {}, where=f"{name} of {self._where}")
 
@@ -241,7 +241,7 @@ class Fields:
         return {*self._values}
 
     def also(self, other: Fields) -> Fields:
-        """The fields of both; where both have one, the other's."""
+        """The fields of both objects. Where both have a field, the other's counts."""
         return Fields(other._values, self._values, where=other._where if other._values else self._where)
 
     def parts(self) -> list[str]:
@@ -255,15 +255,15 @@ _MODULE_COUNTS = re.compile(r"heads|experts")
 
 
 def check_foreign(config: Mapping[str, Any], tensors: int) -> None:
-    """That what transformers is to build of a config is no more than so many stored tensors can be for.
+    """Checks that a config asks transformers for no larger model than so many stored tensors can be for.
 
-    Raises NotAModel. transformers checks types itself; it makes every layer before it looks for a layer's weights."""
+    Raises NotAModel. transformers checks the types itself, but it builds every layer before it looks for weights."""
     fields: list[tuple[str, Any, int]] = [(name, value, 2**63 - 1) for name, value in config.items()]
     while fields:
         name, value, most = fields.pop()
         if isinstance(value, Mapping):
             fields += [(str(each), inner, most) for each, inner in value.items()]
-        elif isinstance(value, list | tuple):  # a number there may say how often something is repeated
+        elif isinstance(value, list | tuple):  # a number in a list may say how often something is repeated
             fields += [(name, inner, 2**24) for inner in value]
         elif isinstance(value, int):
             if _LAYER_COUNTS.fullmatch(name):

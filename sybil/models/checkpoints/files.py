@@ -1,4 +1,4 @@
-"""JSON files of a model's folder: regular files of a bounded size, or one line that says what they are instead."""
+"""Reads the JSON files of a model's folder. They must be regular files of a bounded size: all else raises NotAModel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READABLE = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json; raises NotAModel where there is none or it is no JSON object."""
+    """The folder's config.json. Raises NotAModel where there is none or it is no JSON object."""
     if not is_there(folder / "config.json"):
         raise NotAModel(
             f"{folder} holds no config.json and no GGUF file: give a Hugging Face model folder, a "
@@ -25,7 +25,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file, and be it none that can be read; raises NotAModel where that can't be told."""
+    """Whether path exists, even if it can't be read. Raises NotAModel where that can't be told."""
     try:
         path.stat()
     except FileNotFoundError:  # also a link that points to nothing
@@ -36,7 +36,7 @@ def is_there(path: Path) -> bool:
 
 
 def check_regular(path: Path) -> int:
-    """The size of a regular file or of one that a link points to, as the hub's cache has them; raises NotAModel."""
+    """The size in bytes of a regular file, or of one that a link points to, as in the hub's cache. Raises NotAModel."""
     try:
         status = path.stat()
     except OSError as error:
@@ -47,14 +47,14 @@ def check_regular(path: Path) -> int:
 
 
 def check_folder(folder: Path) -> None:
-    """That nothing in the folder would keep a reader waiting, as a pipe does; raises NotAModel."""
+    """Checks that no file in the folder would block a reader, as a pipe does. Raises NotAModel."""
     for path in sorted(folder.iterdir()):
         if path.suffix in READABLE and is_there(path):
             check_regular(path)
 
 
 def read_text(path: Path, most: int = JSON_BYTES) -> str:
-    """A file's text; most: how many bytes it may have. Raises NotAModel."""
+    """A file's text. most: the most bytes that it may have. Raises NotAModel."""
     size = check_regular(path)
     if size > most:
         raise NotAModel(f"{path} has {size} bytes, and at most {most} are read: download it again")
@@ -65,12 +65,12 @@ def read_text(path: Path, most: int = JSON_BYTES) -> str:
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
-    """A file's JSON object; most: how many bytes it may have. Raises NotAModel."""
+    """A file's JSON object. most: the most bytes that the file may have. Raises NotAModel."""
     return parsed(path, read_text(path, most))
 
 
 def parsed(path: Path, text: str, hook: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
-    """A file's text as the JSON object that it must be; hook: see json.loads. Raises NotAModel."""
+    """The JSON object in a file's text. hook: json.loads' object_hook. Raises NotAModel for any other text."""
     try:
         content = json.loads(text, object_hook=hook)
     except (ValueError, RecursionError) as error:

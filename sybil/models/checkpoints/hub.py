@@ -1,5 +1,5 @@
-"""A repository of the hub as a local folder: fetched once, of the revision that is asked for, and found again in the
-hub's cache where there is no network. Tokens are the hub's own affair: HF_TOKEN, or `hf auth login`."""
+"""Fetches a repository of the hub, at the revision that is asked for, as a local folder. It is fetched once, and found
+in the hub's cache where there is no network. The hub's library reads access tokens: HF_TOKEN, or `hf auth login`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sybil.progress import download_bar
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 REASON = 120
-"""Letters of another library's reason in a message."""
+"""The most letters of another library's reason in a message."""
 
 
 def fetch(
     name: str, files: Sequence[str], revision: str | None = None, progress: bool | None = None, kind: str = "model"
 ) -> Path:
     """The folder of a repository. revision: a branch, a tag or a commit; None is the main branch. files: patterns of
-    the names that are wanted. progress: see sybil.progress. kind: what the repository is to be, for messages.
+    the file names that are wanted. progress: see sybil.progress. kind: what the repository should hold, for messages.
 
     Raises NotAModel, GatedModel or HubUnreachable."""
     from huggingface_hub import snapshot_download
@@ -32,8 +32,8 @@ def fetch(
 
 @contextmanager
 def asked(name: str, revision: str | None = None, kind: str = "model") -> Iterator[None]:
-    """Around what the hub's library is asked about a repository: what it raises becomes one line of ours. Arguments and
-    errors are fetch()'s."""
+    """A context for calls to the hub's library about a repository. Whatever the library raises becomes one of fetch()'s
+    errors, with a message of one line. The arguments are fetch()'s."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -77,7 +77,7 @@ def asked(name: str, revision: str | None = None, kind: str = "model") -> Iterat
         raise NotAModel(f"the {kind} {name!r} lacks a file ({_reason(error)}): see {page} for those it has") from None
     except SafetensorsParsingError as error:
         raise NotAModel(f"the {kind} {name!r} has weights with a broken header ({_reason(error)}): report it") from None
-    except Exception as error:  # whatever the hub's client, its network or the disk raises
+    except Exception as error:  # the hub's client, the network or the disk may raise anything
         raise HubUnreachable(
             f"the {kind} {name!r} can't be fetched ({_reason(error)}): check the network and the disk, give a folder, "
             "or use the embedded pair 'stdlib'"
@@ -85,6 +85,6 @@ def asked(name: str, revision: str | None = None, kind: str = "model") -> Iterat
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what another library says."""
+    """The first line of another library's error."""
     lines = str(error).strip().split("\n")
     return one_line(f"{type(error).__name__}: {lines[0]}", REASON)

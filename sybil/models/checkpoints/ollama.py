@@ -1,4 +1,4 @@
-"""The GGUF file of a model that Ollama has on this machine, found by its manifest. No server is asked."""
+"""Finds the GGUF file of a model that Ollama has on this machine, by its manifest. No server is asked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sybil.models.checkpoints.files import is_there, read_json
 PREFIX = "ollama:"
 MODELS = "OLLAMA_MODELS"
 FOLDERS = ("~/.ollama/models", "/usr/share/ollama/.ollama/models")
-"""Where models lie if the variable isn't set: the user's own, and the service's."""
+"""The folders of models if the environment variable isn't set: the user's own, and the service's."""
 MANIFEST_BYTES, MOST_LAYERS, LISTED = 1 << 20, 1000, 10
 _MODEL, _ADAPTER = "application/vnd.ollama.image.model", "application/vnd.ollama.image.adapter"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
@@ -24,7 +24,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 def file(name: str) -> Path:
     """The file of [[HOST/]NAMESPACE/]MODEL[:TAG], as `ollama list` names it. Raises NotAModel."""
     path, colon, tag = name.rpartition(":")
-    if not colon or "/" in tag:  # what follows is a port's number, or there is no tag
+    if not colon or "/" in tag:  # the colon is before a port, or there is no tag
         path, tag = name, "latest"
     parts = [*path.split("/"), tag]
     if not 2 <= len(parts) <= 4 or not all(map(_PART.fullmatch, parts)):
@@ -44,7 +44,7 @@ def _roots() -> list[Path]:
 
 
 def _manifests(root: Path, parts: list[str]) -> Iterator[Path]:
-    """manifests/HOST/NAMESPACE/MODEL/TAG, of any host where none is named."""
+    """The manifests HOST/NAMESPACE/MODEL/TAG of a name, of any host if the name has none."""
     hosts, parts = (parts[:1], parts[1:]) if len(parts) == 4 else (_names(root / "manifests"), parts)
     for host in hosts:
         path = root.joinpath("manifests", host, *(parts if len(parts) == 3 else ["library", *parts]))
@@ -63,7 +63,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _there() -> str:
-    """The models that there are, for a message."""
+    """The models that Ollama has, for a message."""
     names = []
     for root in _roots():
         base = root / "manifests"
@@ -79,7 +79,7 @@ def _there() -> str:
 
 
 def _blob(manifest: Path, name: str) -> Path:
-    """The file that a manifest names as the model."""
+    """The file that a manifest names as the model. Raises NotAModel."""
     said = one_line(name, 80)
     layers = read_json(manifest, MANIFEST_BYTES).get("layers")
     kinds: dict[Any, Any] = {}

@@ -1,4 +1,4 @@
-"""Rotations out of transformers' configs: each frequency is the same float32 number as theirs."""
+"""Makes rotations of transformers' configs. Each frequency is the same float32 number as in transformers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from sybil.models.shape import Rotary
 def rotary(
     config: Fields, head_size: int, theta: str = "rope_theta", part: str = "", default_part: float = 1.0
 ) -> Rotary | None:
-    """The rotations of a config whose layers all have the same. theta: the field of their base, beside them; part: the
-    field that says which part of a head is rotated, where the family has one."""
+    """The rotations of a config whose layers all have the same ones.
+
+    theta: the name of the config's field with their base, which is read where the rotations' own object has none. part:
+    the name of the field that says which part of a head is rotated, if the family has one. default_part: that part
+    where the field is left out."""
     return _of(config, config.part("rope_scaling", "rope_parameters"), head_size, theta, part, default_part)
 
 
 def of_kinds(config: Fields, head_size: int, thetas: Mapping[str, str]) -> dict[str, Rotary | None]:
-    """The rotations of a config whose kinds of layers have their own (Gemma 3), by kind. thetas: the field of each
-    kind's base, beside them. In older files rope_scaling belongs to the layers that see everything."""
+    """The rotations of a config in which each kind of layer has its own (Gemma 3), by kind. thetas: the name of the
+    field with each kind's base. In older files rope_scaling belongs to the layers without a window."""
     ropes = config.part("rope_parameters")
     if ropes.names() - thetas.keys():
         raise unknown("rope_parameters", sorted(ropes.names()))
@@ -48,7 +51,7 @@ def _of(
     if not part and rotated != 1:
         raise unknown("partial_rotary_factor", rotated)
     dimensions = int(head_size * rotated)
-    # float32 operations in transformers' order: each frequency is to be the same number
+    # float32 operations in transformers' order, so that each frequency is the same number
     frequencies = 1.0 / (base ** (torch.arange(0, dimensions, 2, dtype=torch.float32, device="cpu") / dimensions))
     if kind == "linear":
         frequencies = frequencies / rope["factor"]
@@ -66,7 +69,7 @@ def _of(
 
 
 def _has_one_factor_each(rope: Fields, kind: str) -> bool:
-    """Whether each frequency is divided by a factor, the same whatever a text's length, as in GGUF files."""
+    """Whether each frequency is divided by a factor of its own that doesn't depend on the text's length, as in GGUF."""
     return kind == "longrope" and rope.get("attention_factor") == 1 and rope["short_factor"] == rope["long_factor"]
 
 
@@ -78,7 +81,8 @@ def _divided(base: float, dimensions: int, factors: tuple[float, ...]) -> Tensor
 
 
 def _llama3(frequencies: Tensor, rope: Fields, original: int) -> Tensor:
-    """Long waves stretched by the factor, short ones as they are, those between interpolated (Llama 3.1)."""
+    """Llama 3.1's frequencies: long waves are stretched by the factor, short ones are kept, and those between are
+    interpolated."""
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     waves = 2 * math.pi / frequencies
     stretched = torch.where(waves > original / low, frequencies / factor, frequencies)

@@ -1,6 +1,6 @@
-"""Tensors of a folder's *.safetensors files, nothing executed.
+"""Reads the tensors of a folder's *.safetensors files. Nothing in them is executed.
 
-They are read one at a time, so that loading takes little more memory than the model."""
+Tensors are read one at a time, so that loading takes little more memory than the model."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 class Folder:
-    """Tensors in a folder's files. A file stays mapped into memory as long as a tensor read from it lives."""
+    """The tensors in a folder's files. A file stays mapped into memory as long as a tensor that was read from it."""
 
     lasting = False
     norms_are_whole = False
     storages: Mapping[str, BlockStorage] = {}
 
     def __init__(self, folder: Path, only: str | None = None) -> None:
-        """only: the name of the one file to be read. Raises NotAModel where a file is missing or broken."""
+        """only: the name of a single file to read. Raises NotAModel where a file is missing or broken."""
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype | str] = {}
@@ -64,12 +64,12 @@ class Folder:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """A folder's files of weights, unopened. Raises NotAModel where one is missing."""
+    """The paths of a folder's weight files, which aren't opened. Raises NotAModel where one is missing."""
     return _weight_files(folder, _index(folder))
 
 
 def _index(folder: Path) -> dict[str, Path]:
-    """Where the folder's index puts each tensor: a file of the folder, which may be a link, as in the hub's cache."""
+    """The file of each tensor, by the folder's index. It is in the folder, and may be a link, as in the hub's cache."""
     if is_there(folder / WHOLE) or not is_there(folder / INDEX):
         return {}
     content = read_json(folder / INDEX, INDEX_BYTES)

@@ -1,4 +1,4 @@
-"""Which stored tensors each of our weights is made of, as a family's description says."""
+"""Describes which stored tensors each of Sybil's weights is made of, for each family."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from sybil.models.shape import Shape
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Which stored tensors one of our weights is made of, one beneath the other.
+    """The stored tensors that one of Sybil's weights is made of, stacked by rows.
 
-    size: ours; parts: each stored name and its shape; heads: where the rows are stored head by head, each head's query,
-    key and value together, and not all queries first; offset: what is added to the stored numbers. The sum is computed
-    and kept in float32 at least. None: nothing is added, and ours is kept as all others."""
+    size: of Sybil's weight. parts: each stored name and its shape. transposed: whether they are stored as (inputs,
+    outputs). heads: the number of heads, where the rows are stored head by head, with each head's query, key and value
+    together; 0 where all queries come first. offset: what is added to the stored numbers. The sum is computed and kept
+    in float32 at least. None: nothing is added, and the weight is kept in the same dtype as all others."""
 
     size: tuple[int, ...]
     parts: tuple[tuple[str, tuple[int, ...]], ...]
@@ -29,15 +30,15 @@ class Source:
 
     @property
     def is_stored_so(self) -> bool:
-        """Whether ours is one stored tensor as it is."""
+        """Whether Sybil's weight is one stored tensor, unchanged."""
         return len(self.parts) == 1 and not self.transposed and not self.heads and not self.offset
 
     def kept_in(self, dtype: torch.dtype) -> torch.dtype:
-        """What ours is kept in where a model's weights are in dtype."""
+        """The dtype that Sybil's weight is kept in, where a model's weights are kept in dtype."""
         return dtype if self.offset is None else torch.promote_types(dtype, torch.float32)
 
     def arranged(self, part: Tensor, dtype: torch.dtype) -> Tensor:
-        """A stored tensor with its rows and columns in our order. An offset is added in dtype."""
+        """A stored tensor with its rows and columns in Sybil's order. An offset is added in dtype."""
         if self.offset:
             return part.to(dtype) + self.offset
         if self.transposed and part.dim() == 2:
@@ -47,12 +48,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A family's config and its names, ours -> theirs; several of theirs are one beneath the other in ours.
+    """A family: how its config is read, and how its tensors are named.
 
-    prefixes: what a checkpoint may put before them; biased: our products that have a bias; transposed: products
-    are stored (inputs, outputs); interleaved: see Source.heads; norm_offset: see Source.offset, of each norm's weight,
-    where the stored ones aren't whole already (Stored.norms_are_whole); part: the field of config.json that holds the
-    language model's config, "" where config.json is that config."""
+    names: Sybil's name -> the family's names, whose tensors are stacked by rows in Sybil's weight. prefixes: what a
+    checkpoint may put before the family's names. biased: gives Sybil's products that have a bias. transposed: products
+    are stored as (inputs, outputs). interleaved: rows are stored head by head, see Source.heads. norm_offset: of each
+    norm's weight, see Source.offset; it isn't added where Stored.norms_are_whole. part: the field of config.json that
+    holds the language model's config, "" where config.json itself is that config."""
 
     defaults: Mapping[str, Any]
     shape: Callable[[Fields], Shape]
@@ -64,23 +66,23 @@ class Family:
     final_norm: str
     positions: str = ""
     head: tuple[str, ...] = ("lm_head.weight",)
-    """Names that the head may have, without a prefix."""
+    """Names that the output head may have, without a prefix."""
     transposed: bool = False
     interleaved: bool = False
     norm_offset: float | None = None
     part: str = ""
 
     def fields(self, config: Mapping[str, Any]) -> Fields:
-        """The fields of the language model, with the family's defaults for those that are left out."""
+        """The fields of the language model's config, with the family's defaults for those that are left out."""
         if not self.part:
             return Fields(config, self.defaults)
         whole = Fields(config)
         inner, name = whole.part(self.part), "tie_word_embeddings"
-        tied = {name: whole[name]} if name in whole.names() else {}  # which transformers reads outside
+        tied = {name: whole[name]} if name in whole.names() else {}  # transformers reads this field outside the part
         return Fields(self.defaults).also(inner).also(Fields(tied, where=f"{self.part} of config.json"))
 
     def prefix(self, stored: Collection[str]) -> str:
-        """The prefix that the stored names have."""
+        """The one of the prefixes that the stored names have."""
         probe = f"{self.layer.format(0)}{self.names['attention_out'][0]}.weight"
         return next((prefix for prefix in self.prefixes if prefix + probe in stored), self.prefixes[0])
 
@@ -93,12 +95,12 @@ class Family:
         head: str,
         norms_are_whole: bool = False,
     ) -> Iterator[tuple[str, Source]]:
-        """Our weights' names and where each comes from; embedding and head are the stored names of those two.
+        """The names of Sybil's weights, each with its source. embedding, head: the stored names of these two.
 
-        They are made as they are asked for: a config may ask for more layers than there is memory for their names."""
+        Names are made one at a time, because a config may ask for more layers than memory has room for their names."""
         width, inner = shape.width, shape.inner
         queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-        products = {  # rows and columns of ours
+        products = {  # the rows and columns of Sybil's weights
             "query_key_value": ((queries, keys, keys), width),
             "attention_out": ((width,), queries),
             "mlp_in": ((inner, inner) if shape.gated else (inner,), width),
@@ -146,5 +148,5 @@ class Family:
 
 
 def _plain(ours: str, theirs: str, *size: int, offset: float | None = None) -> tuple[str, Source]:
-    """A weight that is one stored tensor as it is, but for an offset."""
+    """A weight that is one stored tensor, unchanged except for an offset."""
     return ours, Source(size, ((theirs, size),), offset=offset)

@@ -1,4 +1,4 @@
-"""A folder's chat template and the special tokens that it may name, as transformers' tokenizers hold them (5.23)."""
+"""Reads a folder's chat template and the special tokens that it may name, as transformers' tokenizers do (5.23)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 
 
 def read(folder: Path) -> str | None:
-    """The folder's chat template, the one named default where it has several; None where it has none.
+    """The folder's chat template, or the one named "default" of several; None where there is none.
 
-    chat_template.jinja comes before what tokenizer_config.json says. Raises NotAModel."""
+    chat_template.jinja takes precedence over tokenizer_config.json. Raises NotAModel."""
     others = folder / OTHERS
     if is_there(folder / TEMPLATE):
         return read_text(folder / TEMPLATE, TEMPLATE_BYTES)
-    if others.is_dir() and any(others.glob("*.jinja")):  # which leaves no default
+    if others.is_dir() and any(others.glob("*.jinja")):  # the folder has no default template then
         return read_text(others / "default.jinja", TEMPLATE_BYTES) if is_there(others / "default.jinja") else None
     found = _settings(folder).get("chat_template")
     named = _named(found)
@@ -36,12 +36,12 @@ def read(folder: Path) -> str | None:
 
 
 def choose(held: Any) -> str | None:
-    """The template of a tokenizer's chat_template, a text or several by their names; None where there is none."""
+    """The template in a chat_template field, which holds a text or several templates by name; None for none."""
     return (_named(held) or {}).get("default")
 
 
 def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that the folder's files name, as they are named to a chat template: bos_token, ..."""
+    """The special tokens that the folder's files name, by the names that a chat template knows: bos_token, ..."""
     settings = _settings(folder)
     specials = folder / "special_tokens_map.json"
     old = read_json(specials) if "added_tokens_decoder" not in settings and is_there(specials) else {}
@@ -56,7 +56,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _named(found: Any) -> Mapping[str, str] | None:
-    """Templates by their names, as chat_template holds them; None where that is something else."""
+    """The templates in a chat_template field, by name; None where the field holds something else."""
     if found is None:
         return {}
     if isinstance(found, str):
@@ -69,6 +69,6 @@ def _named(found: Any) -> Mapping[str, str] | None:
 
 
 def _text(token: Any) -> str | None:
-    """The text of a token, which may lie there with the ways in which it is looked for."""
+    """The text of a token, which is given alone or in an object with its options; None for anything else."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None

@@ -1,5 +1,5 @@
-"""A folder's tokenizer, whose token ids are those of transformers' AutoTokenizer. transformers is imported only where
-they may be others than those of tokenizer.json alone."""
+"""Reads a folder's tokenizer, with the same token ids as transformers' AutoTokenizer. transformers is imported only
+where the ids may differ from those of tokenizer.json alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROBE = "A probe: 1 é\n\t<s> 漢字"
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a folder with that config.json, which neither cuts nor pads. Raises NotAModel."""
+    """The tokenizer of a folder, which neither truncates nor pads. config: the folder's. Raises NotAModel."""
     path = folder / "tokenizer.json"
     if is_there(path):
         text = read_text(path, TOKENIZER_BYTES)
@@ -43,13 +43,14 @@ def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         raise NotAModel(
             f"{path} has a token id {largest}, and allowed is at most {MOST_IDS - 1}: export the model again"
         )
-    with tokenizing(f"{path} is no tokenizer"):  # a panic that shows itself is shown before the weights are read
+    with tokenizing(f"{path} is no tokenizer"):  # a panic prints its text: better before the weights are read
         tokenizer.decode(_probed(lambda: tokenizer.encode(PROBE).ids) or [])
     return tokenizer
 
 
 def _as_far_as_it_matters(config: Mapping[str, Any]) -> Any:
-    """transformers' config with what AutoTokenizer reads of it: the other fields are a model's, and may be wrong."""
+    """transformers' config with only the fields that AutoTokenizer reads. The model's fields are left out: they may be
+    wrong."""
     from transformers import AutoConfig, PreTrainedConfig
 
     try:
@@ -64,7 +65,7 @@ def _as_far_as_it_matters(config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its warnings: what it says of a broken folder is said in one line of ours."""
+    """A context without transformers' warnings, because Sybil reports a broken folder in one line of its own."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -76,7 +77,7 @@ def quiet() -> Iterator[None]:
 
 
 def _probed(encode: Callable[[], list[int]]) -> list[int] | None:
-    """The probe's ids; None where the tokenizer has none for some of its letters, which others may not need."""
+    """The probe's ids; None where the tokenizer has no ids for some of the probe's letters, which is no fault."""
     try:
         return list(encode())
     except Exception:
@@ -84,8 +85,8 @@ def _probed(encode: Callable[[], list[int]]) -> list[int] | None:
 
 
 def _check_charsmap(part: dict[str, Any]) -> dict[str, Any]:
-    """A part of tokenizer.json. SentencePiece's map of characters must be as long as its first four bytes say, for so
-    much memory is taken before it is read; raises ValueError."""
+    """Checks and returns a part of tokenizer.json. SentencePiece's character map must be as long as its first four
+    bytes say, because its reader allocates that much memory first. Raises ValueError."""
     if "precompiled_charsmap" in part:
         value = part["precompiled_charsmap"]
         blob = base64.b64decode(value, validate=True) if isinstance(value, str) else b""

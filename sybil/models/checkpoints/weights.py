@@ -1,6 +1,6 @@
-"""Our weights by our names, each made of stored tensors when it is asked for.
+"""Sybil's weights by Sybil's names, each made of stored tensors when it is asked for.
 
-What the stored tensors are called is said in families.py, and how ours are made of them in sources.py."""
+families.py has the names of the stored tensors. sources.py describes how Sybil's weights are made of them."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Stored(Protocol):
-    """Tensors by name; their shapes and dtypes are known before any is read."""
+    """Tensors by name. Their shapes and dtypes are known before any is read."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
     @property
     def dtypes(self) -> Mapping[str, torch.dtype | str]:
-        """A word of the file's where torch has no such dtype."""
+        """The dtype of each tensor, or the file's word for it where torch has no such dtype."""
 
     @property
     def storages(self) -> Mapping[str, BlockStorage]:
-        """What the weights (outputs, inputs) that lie in blocks are kept in. None of them is read for it."""
+        """The storage of each weight (outputs, inputs) that is stored in blocks. No weight is read to know it."""
 
     @property
     def nbytes(self) -> int:
-        """What the tensors take where they are stored."""
+        """The bytes that the tensors take where they are stored."""
 
     @property
     def lasting(self) -> bool:
-        """Whether a tensor may be kept as it is read."""
+        """Whether a tensor that was read may be kept without a copy."""
 
     @property
     def norms_are_whole(self) -> bool:
-        """Whether a norm's weight is stored with what its family adds to it (1 in Gemma's)."""
+        """Whether norms' weights are stored with their family's offset already added (1 in Gemma's families)."""
 
     def read(self, name: str) -> Tensor:
-        """The tensor; in float32 where it lies in blocks."""
+        """The tensor. One that is stored in blocks is given in float32."""
 
     def blocks(self, name: str) -> Blocks | None:
-        """A weight (outputs, inputs) in its file's blocks; None where it isn't in blocks."""
+        """A weight (outputs, inputs) in its file's blocks; None where it isn't stored in blocks."""
 
 
 class State:
@@ -74,7 +74,7 @@ class State:
 
 
 class Watched:
-    """Stored tensors that tell, as each is first read, how many of their bytes that makes."""
+    """Stored tensors that report each tensor's number of bytes when it is read for the first time."""
 
     def __init__(self, stored: Stored, tell: Callable[[int], object]) -> None:
         self._stored, self._tell, self._unread = stored, tell, set(stored.shapes)
@@ -100,7 +100,7 @@ class Watched:
 
 
 class Weights(Mapping[str, Tensor]):
-    """Our weights, each made of the stored ones when it is asked for."""
+    """Sybil's weights by name, each made of stored tensors when it is asked for."""
 
     def __init__(self, sources: Mapping[str, Source], stored: Stored, dtype: torch.dtype, device: torch.device) -> None:
         self.sources, self.stored, self.dtype, self.device = sources, stored, dtype, device
@@ -127,9 +127,9 @@ class Weights(Mapping[str, Tensor]):
         return whole
 
     def blocks(self, name: str) -> tuple[Blocks, ...] | None:
-        """The blocks of the stored tensors that one of ours is made of, with their rows in our order.
+        """The blocks of the stored tensors that one of Sybil's weights is made of, with rows in Sybil's order.
 
-        None where a tensor isn't in blocks, or has to be transposed or added to, which isn't possible in blocks."""
+        None where a tensor isn't in blocks, or must be transposed or have an offset, which isn't possible in blocks."""
         source = self.sources[name]
         parts = [
             None if source.transposed or source.offset else self.stored.blocks(theirs) for theirs, _ in source.parts
@@ -143,7 +143,7 @@ class Weights(Mapping[str, Tensor]):
 
 
 def in_blocks(stored: Stored) -> bool:
-    """Whether some of the weights lie in blocks."""
+    """Whether any of the weights are stored in blocks."""
     return bool(stored.storages)
 
 
@@ -155,7 +155,7 @@ def arrange(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Shape, Weights]:
-    """A checkpoint's shape, as its tensors have it, and its weights, in dtype on the device.
+    """A checkpoint's shape, corrected by its stored tensors, and its weights in dtype on the device.
 
     Raises WeightsMismatch where a tensor is missing, or has another size, or isn't of floating-point numbers."""
     shape, sources = sources_of(name, config, known, stored)
@@ -165,15 +165,15 @@ def arrange(
 def sources_of(
     name: str, config: Mapping[str, Any], known: tuple[Family, Shape], stored: Stored, *, unread: bool = False
 ) -> tuple[Shape, dict[str, Source]]:
-    """A checkpoint's shape, as its tensors have it, and which of them each of our weights is made of.
+    """A checkpoint's shape, corrected by its stored tensors, and the source of each of Sybil's weights.
 
-    unread: no tensor is read. A head that is stored beside the embedding, though the config has one for both, is then
-    taken for the same. Raises WeightsMismatch as arrange() does."""
+    unread: read no tensor. If the config ties head and embedding, and yet a head is stored, the two are then assumed to
+    be the same. Raises WeightsMismatch as arrange() does."""
     family, shape = known
     prefix = family.prefix(stored.shapes)
     embedding = prefix + family.embedding
     head = next((name for name in family.head if name in stored.shapes), family.head[0])
-    if shape.tied_head and head in stored.shapes:  # then transformers goes by what is stored, and so do we
+    if shape.tied_head and head in stored.shapes:  # transformers goes by what is stored then, and so does Sybil
         if embedding not in stored.shapes:
             embedding = head
         elif not unread and not _equal(stored, embedding, head):
@@ -187,7 +187,7 @@ def sources_of(
 
 
 def _check(name: str, stored: Stored, theirs: str, size: tuple[int, ...]) -> None:
-    """That a stored tensor is there, of that size, of numbers that a weight may have; raises WeightsMismatch."""
+    """Checks that a stored tensor exists, with that size and a dtype that a weight may have. Raises WeightsMismatch."""
     if theirs not in stored.shapes:
         raise WeightsMismatch(
             f"{name} lacks the weight {theirs}, which its config asks for: the two don't belong together"
