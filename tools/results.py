@@ -1,9 +1,10 @@
-"""Writes docs/results.md of the rows of four shipped sweeps, and draws the figures that stand on it.
+"""Writes docs/results.md from the rows of four shipped sweeps and one of own pairs, and draws the page's figures.
 
     python -m tools.results FOLDER
 
 The folder holds drafters.jsonl, gamma.jsonl, gamma_temperature.jsonl and pairs.jsonl, as `sybil sweep NAME --results
-FOLDER/NAME.jsonl` wrote them. Every number of the page comes from these rows.
+FOLDER/NAME.jsonl` wrote them, and own_pairs.jsonl, by docs/results/own_pairs.yaml. Every number of the page comes from
+these rows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ FIGURES = {
     "gamma_temperature": ("speedup-gamma-temperature", "theory"),
     "drafters": ("drafters", "time-by-phase"),
     "pairs": ("speedup-pair-domain", "acceptance-domain"),
+    "own_pairs": ("speedup-pair-domain", "acceptance-domain"),
 }
+FILES = {"own_pairs": "docs/results/own_pairs.yaml"}
+"""The sweeps that don't ship."""
 LOOPS = (NONE, "uncached-plain", "uncached")
 OPEN = {"editing": "predictable", "code": "predictable", "conversation": "creative"}
 
@@ -76,8 +80,8 @@ def told(results: Results, name: str) -> str:
     days = sorted({row.finished[:10] for row in rows})
     where = ", ".join(f"{processor} ({capability})" for processor, capability in sorted(kinds))
     return (
-        f"`sybil sweep {name}` at commit {', '.join(commits)}, {first['threads']} threads of {where}, torch "
-        f"{first['torch']}, transformers {first['transformers']}, {', '.join(days)}."
+        f"`sybil sweep {FILES.get(name, name)}` at commit {', '.join(commits)}, {first['threads']} threads of {where}, "
+        f"torch {first['torch']}, transformers {first['transformers']}, {', '.join(days)}."
     )
 
 
@@ -174,6 +178,22 @@ def by_pair(results: Results) -> Iterator[str]:
         "This sweep keeps each model as it is stored. SmolLM2's file has blocks of 4 bits, which leave a copy of the "
         "same model few bytes to save; the tables above have it in float32. Speed-up and acceptance:\n"
     )
+    yield from each_pair(results)
+
+
+def by_own_pair(results: Results) -> Iterator[str]:
+    """The same for two pairs of a user's own."""
+    yield "## Two pairs of one's own"
+    yield (
+        "The same table for two pairs that a user has to name: [own_pairs.toml](results/own_pairs.toml) is the user's "
+        "`pairs.toml` ([models.md](models.md)), and [own_pairs.yaml](results/own_pairs.yaml) the sweep. The draft of "
+        "`smollm2-distilled` was made by `tools/distill_smollm2.sh` ([drafting.md](drafting.md)).\n"
+    )
+    yield from each_pair(results)
+
+
+def each_pair(results: Results) -> Iterator[str]:
+    """A table for each pair, and the pairs that couldn't be measured."""
     for pair in dict.fromkeys(cell.config.pair for cell in results.cells):
         cells = [cell for cell in results.drafted if cell.config.pair == pair]
         yield f"### {pair}, drafter {cells[0].config.drafter if cells else NONE}"
@@ -198,12 +218,18 @@ def figures(results: Results, name: str) -> Iterator[str]:
 def page(folder: Path) -> Iterator[str]:
     yield "# Results\n"
     yield (
-        "Tables that people look for, each from a sweep that ships with Sybil. A speed-up is a median over texts, over "
+        "Tables that people look for, each from a sweep by a named file. A speed-up is a median over texts, over "
         "plain decoding of the same texts in the same run, with its 95 % interval. [sweeping.md](sweeping.md) says how "
         "cells are measured, [reporting.md](reporting.md) how the figures are read. `python -m tools.results FOLDER` "
         "makes this page of the rows.\n"
     )
-    parts = {"drafters": throughput, "gamma": by_gamma, "gamma_temperature": by_temperature, "pairs": by_pair}
+    parts = {
+        "drafters": throughput,
+        "gamma": by_gamma,
+        "gamma_temperature": by_temperature,
+        "pairs": by_pair,
+        "own_pairs": by_own_pair,
+    }
     for name, part in parts.items():
         found = read(folder / f"{name}.jsonl")
         results = replace(found, cells=tuple(ordered(found.cells)))
