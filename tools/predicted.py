@@ -80,7 +80,7 @@ def cells(gemma: Path | None) -> list[Cell]:
 def measured(cell: Cell, threads: int) -> Cell:
     """The cell with the predicted memory, and the memory that a fresh process takes beyond its imports."""
     found = check(cell.source, cell.draft, dtype=cell.dtype, device="cpu", batch=cell.batch, context=CONTEXT)
-    alone = {} if cell.draft else {"draft": None, "helper": None}  # and no draft of a registered pair
+    alone = {} if cell.draft else {"draft": None, "helper": None}  # else a registered pair brings a draft
     arguments = [cell.source, cell.draft, cell.dtype, cell.batch, CONTEXT, NEW_TOKENS, threads]
     command = [sys.executable, "-c", RUN, json.dumps(arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)

@@ -264,7 +264,7 @@ def main(
 
 
 def summed(run: TrainingRun, *names: str) -> dict[str, float]:
-    """The sums over the stages of one model."""
+    """The tokens, steps and minutes of one model's stages, summed."""
     states = [torch.load(run.path(f"{name}.pt"), map_location="cpu") for name in names]
     keys = (("tokens", "seen", 1), ("steps", "step", 1), ("minutes", "spent", 60))
     return {ours: sum(state[theirs] for state in states) / unit for ours, theirs, unit in keys}

@@ -41,7 +41,7 @@ def roofline() -> Series:
 
 
 def kept() -> Series:
-    """How the token rule treats each word after "cat": what it keeps and what it corrects."""
+    """What the token rule does with each word after "cat": how much is kept, rejected and replaced."""
     target, draft = (example.row(models, "cat") for models in (example.TARGET, example.DRAFT))
     both = target.minimum(draft)
     parts = {"kept": both, "rejected": draft - both, "replaced": target - both}

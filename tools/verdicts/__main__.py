@@ -51,7 +51,8 @@ def main(
 
 
 def _is_kept(row: JudgedSystem, record: dict[str, Any] | None) -> bool:
-    """Whether the file holds the row, judged with the installed version and with the same command as now."""
+    """Whether the file holds the row, judged by the same command as now. If the system is installed, the version must
+    be the same, too."""
     if record is None or "missing" in record:
         return False
     with contextlib.suppress(PackageNotFoundError):
