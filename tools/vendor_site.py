@@ -77,7 +77,8 @@ def install(folder: Path) -> Path:
 
 
 def make_whole(site: Path, modules: Path) -> list[str]:
-    """Copy what the page asks for from `modules` to the site's folder vendor, and link it there. Returns a line for each file."""
+    """Copy what the page asks for from `modules` to the site's folder vendor, and link it there. Returns a line
+    for each file."""
     page = (site / "index.html").read_text(encoding="utf-8")
     vendor, said = site / "vendor", []
     vendor.mkdir(exist_ok=True)

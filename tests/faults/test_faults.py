@@ -1,7 +1,6 @@
-"""Every planted fault is seen by the checks that are named for it, and the library as it is by none.
+"""Every planted fault is found by the checks that are named for it, and no check finds a fault in the library as it is.
 
-`pytest tests/faults -s` prints the table, which docs/quality.md holds too.
-"""
+`pytest tests/faults -s` prints the table, which docs/quality.md also holds."""
 
 from __future__ import annotations
 
@@ -18,7 +17,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
 
 
 def sees(name: str, seed: int = 0) -> bool:
-    """Whether a check fails. A crash counts: its test fails too. The loop's own alarm does not: that is `guard`'s."""
+    """Whether a check fails. A crash counts, because a test would fail as well. The loop's own alarm doesn't count,
+    because `guard` is the check for it."""
     try:
         CHECKS[name](seed)
     except CacheOutOfStep:
