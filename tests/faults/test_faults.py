@@ -1,6 +1,7 @@
-"""Every planted fault is found by the checks that are named for it, and no check finds a fault in the library as it is.
+"""Every planted fault is seen by the checks that are named for it, and the library as it is by none.
 
-`pytest tests/faults -s` prints the table, which docs/quality.md also holds."""
+`pytest tests/faults -s` prints the table, which docs/quality.md holds too.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
 
 
 def sees(name: str, seed: int = 0) -> bool:
-    """Whether a check fails. A crash counts, because a test would fail as well. The loop's own alarm doesn't count,
-    because `guard` is the check for it."""
+    """Whether a check fails. A crash counts: its test fails too. The loop's own alarm does not: that is `guard`'s."""
     try:
         CHECKS[name](seed)
     except CacheOutOfStep:
