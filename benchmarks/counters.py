@@ -1,8 +1,9 @@
-"""What decoding counts, exactly: `nox -s counters` compares it with expected.json, `-- --update` writes the file.
+"""What decoding counts, exactly. `nox -s counters` compares the counters with expected.json; `-- --update` writes the
+file.
 
-Seeds are fixed and nothing is timed, so nothing may differ: more work for the same text is a regression, and a gain
-that nobody explains is a suspicion. Exit: 0 all as expected, 1 something differs, 2 there is nothing to compare with.
-"""
+Seeds are fixed and nothing is timed, so every difference has a cause in the code. More work for the same text is a
+regression, and a gain that nobody can explain is suspicious. Exit status: 0 if all is as expected, 1 if something
+differs, 2 if there is nothing to compare with."""
 
 from __future__ import annotations
 
@@ -28,20 +29,22 @@ if TYPE_CHECKING:
 EXPECTED = Path(__file__).with_name("expected.json")
 COUNTERS = ("target forwards", "draft forwards", "proposed", "accepted", "emitted")
 TEXTS, REAL = "texts", "smollm2"
-"""A counter of the cases of blocks and of the real pair alone, a digest of the tokens; and that pair's name."""
+"""TEXTS: a counter that only the cases of GGUF blocks and of the real pair have, a digest of the tokens. REAL: the name
+of the real pair."""
 RULES = ("greedy", "token", "block", "coupled")
 COPIES = ("self:4", "self:8", "hybrid:lookup,self:8", "cascade:self:4,self:8")
 SKIPS = ("skip:2", "hybrid:lookup,skip:2", "cascade:lookup,skip:2")
-"""Drafters that a target has without a second model. A copy rounds activations to 8 bits, so the last bits of a sum,
-which differ between processors, can become a whole step. That was not seen with the tiny target, so copies are counted
-over it alone. Their gamma is fixed, because a tiny copy's bytes are mostly padding, which differs too."""
+"""Drafters that need no second model and are counted over every target. COPIES are counted over the tiny target alone:
+a copy rounds activations to 8 bits, so the last bits of a sum, which differ between processors, can become a whole step
+of that rounding. That was not seen with the tiny target. The copies' gamma is fixed, because most of a tiny copy's
+bytes are padding, which differs between processors too."""
 STORED = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 """The kinds of GGUF blocks that are counted."""
 Counters = dict[str, Any]
 
 
 class Counted:
-    """A model whose forwards are counted, those that read a prompt too."""
+    """A model that counts its forwards, those that read a prompt included."""
 
     def __init__(self, model: Model) -> None:
         self._model, self.forwards = model, 0
@@ -61,7 +64,7 @@ class Counted:
 def count(
     decoder: Decoder, prompts: list[Tensor], batch: int, *, with_texts: bool = False, **settings: Any
 ) -> Counters:
-    """The counters of decoding all prompts, so many at a time; no token ends a text."""
+    """The counters of decoding all prompts, `batch` of them at a time. No token ends a text."""
     from sybil import Decoder
 
     target, helpers, draft = Counted(decoder.target), [Counted(model) for model in decoder.models[1:]], decoder.draft
@@ -85,7 +88,7 @@ def cases() -> Iterator[tuple[str, Counters]]:
     """Each case's name and counters, as they are counted."""
     for name, decoders, prompts, new_tokens in (("tiny", *_tiny(), 40), ("embedded", *_embedded(), 32)):
         for drafter, decoder in decoders.items():
-            for rule in RULES if decoder.draft else RULES[:2]:  # without a draft every rule is the same
+            for rule in RULES if decoder.draft else RULES[:2]:  # without a draft all three sampling rules are the same
                 sampled = {} if rule == "greedy" else {"do_sample": True, "rule": rule}
                 for batch in (1, 3) if rule in RULES[:2] else (1,):
                     found = count(decoder, prompts, batch, max_new_tokens=new_tokens, **sampled)
@@ -101,7 +104,7 @@ def cases() -> Iterator[tuple[str, Counters]]:
 
 
 def stored_cases() -> Iterator[tuple[str, Counters]]:
-    """The tiny target again, each time in another kind of blocks of a GGUF file."""
+    """The cases of the tiny target again, each with its weights in another kind of blocks of a GGUF file."""
     import sybil
     from tests import ggufs
 
@@ -116,7 +119,8 @@ def stored_cases() -> Iterator[tuple[str, Counters]]:
 
 
 def real_cases() -> Iterator[tuple[str, Counters]]:
-    """The same of SmolLM2, whose file a package brings: on the CPU, its weights as they lie in it."""
+    """The cases of SmolLM2, whose file a package brings. It decodes on the CPU, and its weights stay as the file has
+    them."""
     import torch
 
     import sybil
@@ -162,7 +166,8 @@ def _tiny() -> tuple[dict[str, Decoder], list[Tensor]]:
 
 
 def _tiny_models() -> tuple[PreTrainedModel, PreTrainedModel, list[Tensor]]:
-    """A random GPT-2 of two layers in float32, a draft that is the same with noise on its weights, and prompts."""
+    """A random GPT-2 of two layers in float32, a draft that is the same model with noise on its weights, and
+    prompts."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -202,7 +207,7 @@ def _has_native_forward() -> bool:
 def differences(
     expected: dict[str, Counters], found: dict[str, Counters]
 ) -> list[tuple[str, str, int | str | None, int | str | None]]:
-    """(case, counter, expected, found) wherever they aren't the same; None where there is none."""
+    """(case, counter, expected, found) of every counter that differs. None stands for a counter that is missing."""
     return [
         (case, counter, before, after)
         for case in {**expected, **found}
@@ -215,7 +220,7 @@ def main(
     update: Annotated[bool, typer.Option("--update", help="Write what is counted to the file.")] = False,
     path: Annotated[Path, typer.Option("--expected", help="The file to compare with.")] = EXPECTED,
 ) -> None:
-    """Count, and compare with the file. Exit: 0 all as expected, 1 something differs, 2 no file to compare with."""
+    """Count, and compare the counters with the file. Exit status: see the module."""
     console, errors = Console(width=None if Console().is_terminal else 120), Console(stderr=True)
     try:
         expected: dict[str, Counters] = {} if update and not _is_json(path) else json.loads(path.read_text())

@@ -15,7 +15,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 @contextmanager
 def chromium(*arguments: str) -> Iterator[Any]:
-    """The browser, started with these arguments, and closed at the end. The test fails where none is installed."""
+    """The browser, started with these arguments, and closed at the end. The test fails if no browser is installed."""
     from playwright.sync_api import sync_playwright  # here, for the tests without a browser do without
 
     found = next(filter(None, map(shutil.which, CHROMIUM)), None)

@@ -106,7 +106,7 @@ def neox_configs(draw: st.DrawFn) -> GPTNeoXConfig:
 
 
 def gated(draw: st.DrawFn, rope: st.SearchStrategy[dict[str, Any]] = ropes, head_sizes: bool = True) -> dict[str, Any]:
-    """What Llama and its kin have in common."""
+    """The fields that Llama and the families derived from it share."""
     heads, kv_heads = draw(st.sampled_from([(1, 1), (3, 3), (2, 1), (4, 2), (6, 2)]))
     head_size = draw(st.sampled_from([2, 4, 8]))
     width = heads * draw(st.sampled_from([2, 4])) if head_sizes else heads * head_size
@@ -144,7 +144,7 @@ def phi3_configs(draw: st.DrawFn) -> Phi3Config:
 
 
 def kinds(draw: st.DrawFn, layers: int) -> dict[str, Any]:
-    """Layers that see all and layers with a window, by turns or as they come."""
+    """Kinds of layers: with full attention and with a sliding window, alternating or in random order."""
     each = st.sampled_from(["full_attention", "sliding_attention"])
     named = draw(st.one_of(st.none(), st.lists(each, min_size=layers, max_size=layers)))
     return {"layer_types": named, "sliding_window": draw(st.integers(1, 12))}
@@ -200,7 +200,7 @@ def granite_configs(draw: st.DrawFn) -> GraniteConfig:
 
 
 def gemma(draw: st.DrawFn) -> dict[str, Any]:
-    """What both Gemmas have in common."""
+    """The fields that Gemma 2 and Gemma 3 share."""
     fields = gated(draw)
     fields["hidden_activation"] = fields.pop("hidden_act")
     return (
@@ -248,7 +248,7 @@ CONFIGS: dict[str, Callable[[], st.SearchStrategy[PreTrainedConfig]]] = {
 def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
     """A transformers model all of whose weights are random, norms and biases too, as `dtype` rounds them."""
     torch.manual_seed(seed)
-    way = "eager" if config.model_type == "gemma2" else "sdpa"  # which has no cap
+    way = "eager" if config.model_type == "gemma2" else "sdpa"  # sdpa has no cap on attention's logits
     model = AutoModelForCausalLM.from_config(config, attn_implementation=way).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -269,7 +269,7 @@ OWN: Mapping[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 5},
     "gemma3_text": {"head_dim": 8, "sliding_window": 5, "sliding_window_pattern": 2, "query_pre_attn_scalar": 5},
 }
-"""What an example has besides, for its family to be told from others."""
+"""Further fields of a family's example, by which the family can be told from others."""
 
 
 def example(family: str, **changes: Any) -> PreTrainedConfig:

@@ -1,4 +1,4 @@
-"""Deterministic, offline, one thread: what every test shares."""
+"""What every test shares: determinism, no network, and one thread."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _costs_by_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gamma="auto" reckons by the models' sizes and not by the clock, so that a test decodes the same way each time."""
-    if request.module.__name__ != "test_window":  # which tests the clock
+    """gamma="auto" reckons by the models' sizes and not by the clock, so a test decodes the same way each time."""
+    if request.module.__name__ != "test_window":  # test_window tests the clock
         monkeypatch.setattr(auto, "ClockedCosts", costs.SizedCosts)
 
 
 @pytest.fixture(autouse=True)
 def _dtype_by_default() -> Iterator[None]:
-    """No test leaves another default dtype of torch's to those after it."""
+    """Restore torch's default dtype after each test, so that no test changes it for later ones."""
     yield
     left, _ = torch.get_default_dtype(), torch.set_default_dtype(torch.float32)
     assert left == torch.float32

@@ -1,5 +1,5 @@
-"""Texts of every kind that a tokenizer meets: code, prose, many scripts, odd white space, special tokens. Always the
-same ones, made of Python's own sources and of what is written here."""
+"""Texts of every kind that a tokenizer meets: code, prose, many scripts, odd white space, special tokens. They are
+always the same: they are made of Python's own sources and of what is written here."""
 
 # ruff: noqa: RUF001 - letters that look like others are what is wanted here
 
@@ -67,7 +67,7 @@ WRITTEN = (
 
 @cache
 def _code() -> tuple[str, ...]:
-    """Lines of Python as they lie, and whole pieces of twenty."""
+    """Lines of Python, unchanged, and pieces of twenty lines."""
     lines = [
         line
         for module in (argparse, textwrap, difflib)
@@ -95,7 +95,7 @@ def plain() -> list[str]:
 
 
 def texts(specials: Sequence[str] = ()) -> list[str]:
-    """Two thousand and some, with these tokens of a vocabulary in them."""
+    """More than two thousand texts. specials: tokens of a vocabulary that some texts contain."""
     rng = random.Random(2026)
     named = [form for token in specials for form in (token, f"a{token}b", f" {token} ", f"{token}{token}\n{token}")]
     mixed = [*_mixed(rng, WORDS), *_mixed(rng, [*WORDS, *specials[:40] * 2])][: 1800 if specials else 900]

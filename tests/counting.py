@@ -1,10 +1,9 @@
-"""The real loop's output, counted, against the target's exact distribution.
+"""The decode loop's samples, counted, against the target's exact distribution.
 
-A tiny target over four tokens is run by transformers, with transformers' own processors, over every sequence of a few
-tokens: that is the expectation. What the loop samples is counted in two ways, as whole sequences ("joint") and, for
-each prefix and each place in a block at which the next token came to stand, as that token ("places"): whatever place
-a token is given, it must be the target's. Pearson's chi-square on counts, rare cells pooled to 5 expected.
-"""
+transformers runs a tiny target over four tokens, with its own processors, over every sequence of a few tokens: that
+gives the expected distribution. The loop's samples are counted in two ways. "joint" counts whole sequences. "places"
+counts tokens, by their prefix and by the place in a block at which the token came to stand: the token must follow the
+target's distribution at every place. The test is Pearson's chi-square; rare cells are pooled until 5 are expected."""
 
 from __future__ import annotations
 
@@ -47,25 +46,25 @@ PROMPTS = ((1, 3, 2, 1), (0,), (3, 3, 0, 1, 2, 0, 3))
 
 
 class Small(DraftModel):
-    """A draft that says it is small, so that gamma="auto" drafts by it."""
+    """A draft that reports that it is small, so gamma="auto" decides to draft with it."""
 
     step_bytes = (1,)
 
 
 class SmallIntersection(DraftIntersection):
-    """Likewise, with another tokenizer."""
+    """A draft with another tokenizer that reports that it is small."""
 
     step_bytes = (1,)
 
 
 class SmallStrings(DraftStrings):
-    """Likewise, by its text."""
+    """A draft that is translated by its text and reports that it is small."""
 
     step_bytes = (1,)
 
 
 class SmallSelf(DraftSelf):
-    """Likewise, in the target's own cache."""
+    """A self-draft in the target's own cache that reports that it is small."""
 
     step_bytes = (1,)
 
@@ -89,7 +88,7 @@ DRAFTERS: dict[str, DrafterFactory] = {
     "cascade": SmallSelf(in_sybil(perturbed(TARGET, 0.05, seed=2)), helper=DraftLookup(least=0.0)),
 }
 COMPOSED = ("self", "skip", "hybrid", "cascade")
-"""Drafters in the target's own cache, or made of others."""
+"""Drafters in the target's own cache, and drafters that are made of others."""
 TRANSLATED = ("intersection", "strings")
 """Drafters with another tokenizer."""
 PROCESSORS: dict[str, tuple[dict[str, object], LogitsProcessorList]] = {
@@ -115,7 +114,7 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Case:
-    """What is decoded and how. batch: rows of one prompt, or of three of unequal lengths side by side."""
+    """What is decoded, and how. batch: the rows, either of one prompt, or of three prompts of unequal lengths."""
 
     rule: str = "token"
     drafter: str = "model"
@@ -133,7 +132,8 @@ def every_case() -> list[Case]:
 
 
 def covering_cases() -> list[Case]:
-    """Few cases in which any two levels of two factors meet (greedily chosen)."""
+    """A small set of cases in which each level of a factor meets each level of every other factor. It is chosen
+    greedily."""
     cases, chosen = every_case(), []
     names = [field.name for field in fields(Case)]
 
@@ -182,7 +182,8 @@ def expected(prompt: tuple[int, ...], processors: str, end: int | None) -> dict[
 def sampled(
     case: Case, seed: int, sequences: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """(prompt, tokens, places): a row's noise is keyed by its place in the batch, so every batch has its own seed."""
+    """(prompt, tokens, places) of each row. A row's noise is keyed by its place in the batch, so every batch has its
+    own seed."""
     decoder = Decoder(DECODED, DRAFTERS[case.drafter])
     prompts = PROMPTS[:1] if case.batch == "alike" else PROMPTS
     for batch in range(sequences // BATCH):
@@ -207,7 +208,8 @@ def sampled(
 
 
 def p_values(case: Case, seed: int = 0, sequences: int = 30_000) -> dict[str, float]:
-    """Of the whole sequences, and of the tokens by place; 0 where something impossible was emitted."""
+    """The p-values of the whole sequences, and of the tokens by place. They are 0 if something impossible was
+    emitted."""
     end = END if case.stop == "end token" else None
     whole: dict[tuple[int, ...], Counter[tuple[int, ...]]] = defaultdict(Counter)
     by_place: dict[tuple[tuple[int, ...], tuple[int, ...], int], Counter[int]] = defaultdict(Counter)
@@ -224,13 +226,14 @@ def p_values(case: Case, seed: int = 0, sequences: int = 30_000) -> dict[str, fl
 
 
 class ChiSquare:
-    """Pearson's, summed over independent tables of counts."""
+    """Pearson's chi-square statistic, summed over independent tables of counts."""
 
     def __init__(self) -> None:
         self.statistic, self.freedom = 0.0, 0
 
     def add(self, counts: Counter[Any], probabilities: dict[Any, float]) -> None:
-        """One table, its rarest cells pooled until 5 are expected; with fewer than two cells left it says nothing."""
+        """Add one table. Its rarest cells are pooled until 5 are expected in each. A table with fewer than two cells
+        left is ignored."""
         total = sum(counts.values())
         if any(probabilities.get(cell, 0.0) == 0 for cell in counts):
             self.statistic = float("inf")

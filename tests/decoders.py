@@ -1,6 +1,6 @@
-"""Decoders for `sybil verify --decoder decoders:NAME`: some that answer, and every kind of one that doesn't.
+"""Decoders for `sybil verify --decoder decoders:NAME`: some that answer, and others that fail in every way.
 
-It imports no torch, so a process for one of them starts at once."""
+This module doesn't import torch, so a process for one of them starts at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RAISED: list[BaseException] = [
 
 
 def cold(prompt: list[int], *, temperature: float, **settings: Any) -> list[int]:
-    """The tiny target's own tokens, at a lower temperature than was asked for."""
+    """The tiny target's own tokens, sampled at a lower temperature than was asked for."""
     from tiny import gpt2, letters
 
     from sybil.losslessness.samples import Request
@@ -48,12 +48,12 @@ def stubborn(prompt: list[int], *, max_new_tokens: int, **rest: Any) -> list[int
 
 
 def sized(prompt: list[int], *, max_new_tokens: int, gamma: int = 4, **rest: Any) -> list[int]:
-    """Says how many tokens it was to propose at once."""
+    """Returns the number of tokens that it was asked to propose at once."""
     return [gamma] * max_new_tokens
 
 
 def short(prompt: list[int], max_new_tokens: int, temperature: float = 1.0) -> list[int]:
-    """Takes less than it could be given."""
+    """Accepts fewer settings than the judge could give it."""
     return [max_new_tokens] * 2
 
 
@@ -62,7 +62,7 @@ def counts(prompt: list[int], *, max_new_tokens: int, **rest: Any) -> Any:
 
 
 def drafting(prompt: list[int], *, max_new_tokens: int, **rest: Any) -> Any:
-    """Counts what it drafted and accepted, and says nothing of places."""
+    """Reports how many tokens it drafted and accepted, but not their places."""
     return [1] * max_new_tokens, None, (max_new_tokens, 0)
 
 
@@ -124,7 +124,7 @@ def rings(prompt: list[int], **rest: Any) -> None:
 
 def forks(prompt: list[int], **rest: Any) -> None:
     if os.fork():
-        os._exit(0)  # its child goes on, and holds the pipe
+        os._exit(0)  # the child process goes on, and holds the pipe
     time.sleep(60)
 
 

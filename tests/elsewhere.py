@@ -29,7 +29,7 @@ class Machine:
         self.compile_by(f"cp {shlex.quote(str(folder / 'built'))} $made")
 
     def compile_by(self, script: str, version: str = "echo a compiler") -> None:
-        """CC is a shell script that answers --version by the one and is to make $made by the other."""
+        """Make CC a shell script. It answers --version by `version`, and builds the file $made by `script`."""
         file = self.folder / "cc"
         lines = (
             "#!/bin/sh",
@@ -48,7 +48,7 @@ class Machine:
         return library.load()
 
     def keep(self) -> Path:
-        """A library as an earlier process has kept it; this one has not opened it."""
+        """A library that an earlier process has kept, and that this process has not opened."""
         content = (self.folder / "built").read_bytes()
         folder = library.keeping_folder()
         assert folder == self.kept
@@ -69,7 +69,7 @@ class Machine:
 
 
 def library_here(folder: Path) -> bytes:
-    """What this machine's own compiler makes."""
+    """The bytes of the library that this machine's own compiler makes."""
     recipe, kept = compiler.recipe(None), library.keeping_folder()
     file = kept / f"native-{recipe.key}.so" if kept else folder
     return file.read_bytes()[: -library.DIGEST] if file.is_file() else recipe.build(folder).read_bytes()
@@ -85,7 +85,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine
 
 
 def warned(machine: Machine) -> str:
-    """What load() warns of where nothing can be built; operators decode then."""
+    """The warning of load() if nothing can be built; torch's operators decode then."""
     with pytest.warns(RuntimeWarning, match="C forward") as caught:
         assert machine.load() is None
     machine.assert_clean()

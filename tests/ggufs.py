@@ -1,4 +1,4 @@
-"""Tiny GGUF files of transformers' models, written as llama.cpp's converter has it."""
+"""Tiny GGUF files of transformers' models, written as llama.cpp's converter writes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gguf.tensor_mapping import get_tensor_name_map
 from transformers import PreTrainedModel
 
 ARCHITECTURES = {"gpt_neox": "gptneox", "mistral": "llama", "gemma3_text": "gemma3"}
-"""GGUF's names of model types where they are others than transformers'."""
+"""GGUF's names of model types, where they differ from transformers' names."""
 TOKENS = [*"!abcdefghijklmnopqrstuvwxyz", "\u0120", "A", "B", "ab"]
 """A byte-level vocabulary: token 0 is '!', as GPT-2's is, and the space is written as GPT-2 writes it."""
 TURNED = ("llama", "smollm3", "granite")
@@ -27,7 +27,7 @@ def architecture(model: PreTrainedModel) -> str:
 
 
 def metadata(model: PreTrainedModel) -> dict[str, Any]:
-    """A file's keys, those of the tokenizer too."""
+    """The keys of a file, the tokenizer's included."""
     config, name = model.config, architecture(model)
     keys: dict[str, Any] = {
         "context_length": config.max_position_embeddings,
@@ -77,7 +77,7 @@ def metadata(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def tensors(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:
-    """A file's tensors, float32, as the converter lays them out."""
+    """The tensors of a file in float32, in the converter's layout."""
     config, name = model.config, architecture(model)
     kind = next(kind for kind, each in MODEL_ARCH_NAMES.items() if each == name)
     names, state = get_tensor_name_map(kind, config.num_hidden_layers), model.state_dict()
@@ -100,7 +100,7 @@ def tensors(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def packed(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
-    """The values in blocks of that type, or random blocks, of any bytes, where the library can't make them."""
+    """The values in blocks of that type. If the library can't make such blocks, they are random bytes."""
     if kind == GGMLQuantizationType.F32:
         return values
     try:
@@ -111,7 +111,7 @@ def packed(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
 
 
 def add(writer: GGUFWriter, key: str, value: Any) -> None:
-    """A key with the type that its value has in such files."""
+    """Add a key with the type that its value has in real files."""
     if isinstance(value, list):
         writer.add_array(key, value)
     elif isinstance(value, bool):
@@ -132,8 +132,10 @@ def write(
     storage: str = "f32",
     parts: int = 1,
 ) -> Path:
-    """The model as a GGUF file, or its first part's name. changes: keys that are others (None: none); more: tensors
-    besides; storage: of matrices whose rows are long enough."""
+    """Write the model as a GGUF file; returns the file, or the first part's name.
+
+    changes: keys with other values (None removes the key). more: further tensors. storage: the type of the matrices
+    whose rows are long enough for it."""
     writer = GGUFWriter(
         path, architecture(model), split_max_tensors=0 if parts == 1 else -(-len([*tensors(model)]) // parts)
     )

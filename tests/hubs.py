@@ -19,9 +19,11 @@ TOKEN = "hf_planted"
 
 
 class Hub:
-    """revisions: of a repository by its name, the folder of each branch, tag or commit; gated: those that only TOKEN
-    opens; whole: those whose files come whole, whatever part is asked for; asked: the paths that were asked for; sent:
-    how many bytes of each file were, by its name."""
+    """The state of a hub.
+
+    revisions: by a repository's name, the folder of each branch, tag or commit. gated: the repositories that need
+    TOKEN. whole: the repositories whose files are sent whole even if a part is asked for. asked: the paths that were
+    asked for. sent: how many bytes of each file were sent, by its name."""
 
     def __init__(
         self,
@@ -40,7 +42,7 @@ class Hub:
         }
 
     def folder(self, name: str, revision: str) -> tuple[str, Path] | None:
-        """A revision's commit and folder; None where the repository has no such."""
+        """A revision's commit and folder; None if the repository has no such revision."""
         if revision in self._commits:
             return revision, self._commits[revision]
         if revision not in self.revisions[name]:
@@ -48,7 +50,7 @@ class Hub:
         return hashlib.sha1(f"{name} {revision}".encode()).hexdigest(), self.revisions[name][revision]
 
     def answer(self, path: str, token: str | None, part: str = "") -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body. part: of a file, as the header Range says it."""
+        """The status, headers and body of an answer. part: the part of a file that the header Range asks for."""
         self.asked.append(path)
         wants_file = not path.startswith("/api/")
         parts = path.removeprefix("/api/models").strip("/").split("/")
@@ -82,7 +84,7 @@ class Hub:
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
-    """The hub at its own address."""
+    """Serve the hub at an address of its own."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -94,7 +96,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
             self.end_headers()
             if self.command == "GET":
                 file = path.rpartition("/")[2]
-                hub.sent[file] = hub.sent.get(file, 0) + len(body)  # before whoever asks has it and goes on
+                hub.sent[file] = hub.sent.get(file, 0) + len(body)  # counted before the client has the body and goes on
                 self.wfile.write(body)
 
         def do_HEAD(self) -> None:
@@ -116,7 +118,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
 
 def asking(hub: Hub, cache: Path, patch: pytest.MonkeyPatch) -> None:
-    """The hub's library asks this hub from now on, and keeps what it is given in cache."""
+    """From now on huggingface_hub asks this hub, and keeps what it gets in `cache`."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         patch.delenv(name, raising=False)
     patch.setenv("NO_PROXY", "127.0.0.1")
@@ -130,5 +132,5 @@ def asking(hub: Hub, cache: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def offline(patch: pytest.MonkeyPatch, is_offline: bool = True) -> None:
-    """As HF_HUB_OFFLINE sets it, which the library reads when it is imported."""
+    """Set what the variable HF_HUB_OFFLINE sets, which huggingface_hub reads when it is imported."""
     patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", is_offline)

@@ -24,7 +24,7 @@ SIZES = dict(layers=1, width=16, vocabulary=32, window=16, answers=3, steps=16, 
 
 
 def distill(target: Path, data: Path, out: Path, seconds: float = 0.0) -> None:
-    """What `sybil distill` does, in a tenth of a second a stage; seconds: from one checkpoint to the next."""
+    """Do what `sybil distill` does, in a tenth of a second for each stage. seconds: from one checkpoint to the next."""
     torch.set_num_threads(1)
     training.STEP_TOKENS, training.EVALUATIONS, training.CHECKPOINT_SECONDS = 256, 2, seconds
     asked = Recipe(target=str(target), **SIZES)
@@ -43,7 +43,7 @@ def forked(target: Path, data: Path, out: Path) -> int:
 
 
 def main(target: Path, data: Path, out: Path, kills: int) -> int:
-    """Exits with the status of the last process; writes how many were killed before they had ended."""
+    """Write how many processes were killed before they had ended; returns the exit status of the last process."""
     import transformers  # noqa: F401 - once, and not in each process
 
     moments, killed = random.Random(0), 0

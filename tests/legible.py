@@ -1,4 +1,4 @@
-"""Is a figure legible? Whether every text lies on its canvas, in letters large enough, and no two labels of an axis
+"""Is a figure legible? Every text must lie on its canvas in large enough letters, and no two labels of an axis may
 overlap."""
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 SMALLEST = 8
-"""Points, at the printed size."""
+"""The smallest size of a letter, in points at the printed size."""
 SLACK = 0.5
-"""Pixels that may be lost to rounding."""
+"""How many pixels rounding may take away."""
 
 
 def faults(figure: Figure) -> list[str]:
-    """What can't be read, a line each; [] where all can. figure: laid out."""
+    """A line for each thing that can't be read; [] if all is legible. figure: after its layout was computed."""
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     found, left_out = [], set()
     for axes in figure.axes:

@@ -1,4 +1,4 @@
-"""Weights that lie in blocks as in a GGUF file, of every format, and the float32 weights that they stand for."""
+"""Weights in the blocks of a GGUF file, of every format, and the float32 weights that they stand for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sybil.models.storage import BLOCKS, Blocks, BlockStorage, dequantised
 
 
 def random_bytes(storage: BlockStorage, outputs: int, inputs: int, seed: int = 0) -> Blocks:
-    """A weight of random bytes: denormal, infinite and NaN scales are among them."""
+    """A weight of random bytes. Some of its scales are denormal, infinite or NaN."""
     block, nbytes = BLOCKS[storage]
     generator = torch.Generator().manual_seed(seed)
     size = (outputs, inputs // block * nbytes)
@@ -24,8 +24,8 @@ def random_bytes(storage: BlockStorage, outputs: int, inputs: int, seed: int = 0
 
 
 class Lying(dict[str, Tensor]):
-    """Random weights of a shape, its products' parts each in one of the storages that its inputs allow; with those of
-    `given` in place of the random ones."""
+    """Random weights of a shape. Each part of a product's weight is in one of the storages that its number of inputs
+    allows. `given` replaces some of the random weights."""
 
     def __init__(
         self,

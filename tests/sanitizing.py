@@ -1,4 +1,4 @@
-"""What tests/native/driver.c reads and prints: models as they are packed, calls of their forward; how it is built."""
+"""What tests/native/driver.c reads and prints (packed models, and calls of their forward), and how it is built."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Call(ctypes.Structure):
 
 @dataclass
 class Case:
-    """One model and its calls. spoil: what is done to its structs, (model, blocks), before they are written."""
+    """One model and its calls. spoil: changes its structs, (model, blocks), before they are written."""
 
     model: NativeTransformer
     spoil: Callable[[Any, Any], None] = lambda model, blocks: None
@@ -51,8 +51,8 @@ class Case:
     def call(
         self, tokens: Tensor, lengths: list[int], room: int, workers: int = 1, fresh: bool = False, **told: int
     ) -> None:
-        """A forward of tokens (batch, count) at the rows' lengths in a cache of so much room a row, a new one where it
-        is fresh. told: fields of Call that are said otherwise than they are."""
+        """A forward of tokens (batch, count) at the rows' lengths. room: how many tokens a row of the cache can hold.
+        fresh: the cache is a new one. told: fields of Call with other values than the true ones."""
         model, (batch, count) = self.model, tokens.shape
         places, head_size = (-(-size // model._lanes) * model._lanes for size in (room, model.shape.head_size))
         floats = model.shape.layers * batch * model.shape.kv_heads * places * head_size
@@ -95,7 +95,7 @@ class Case:
 
 
 def number_arrays(each: Any, places: dict[int, int]) -> None:
-    """Every address in a struct as the number of its array."""
+    """Replace every address in a struct by the number of its array."""
     for name, kind in each._fields_:
         if kind is ctypes.c_void_p:
             value = getattr(each, name)
@@ -109,14 +109,14 @@ def number_arrays(each: Any, places: dict[int, int]) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """Of a call, or of a model as a whole: what is refused, or ''; the logits, flat."""
+    """The answer to a call, or to a model as a whole: the reason of a refusal, or ''; and the logits, flat."""
 
     refusal: str
     logits: Tensor
 
 
 def build(folder: Path, *flags: str, source: Path = compiler.SOURCE.parent) -> Path:
-    """The driver with the sources in a folder, for this processor, with the sanitizers."""
+    """Build the driver and the sources of a folder for this processor, with the sanitizers."""
     return build_by(compiler.command(), folder / "driver", "-march=native", *SANITIZERS, *flags, source=source)
 
 
@@ -128,8 +128,8 @@ def build_by(command: Sequence[str], made: Path, *flags: str, source: Path = com
 
 
 def instrumented() -> dict[str, str]:
-    """The environment of a Python process whose C forward is built with the sanitizers. Their runtime has to be there
-    before Python is, and C++'s beside it, whose exceptions it looks after."""
+    """The environment of a Python process whose C forward is built with the sanitizers. Their runtime must be loaded
+    before Python, together with C++'s runtime, whose exceptions it intercepts."""
 
     def found(*names: str) -> str:
         said = [
@@ -150,7 +150,8 @@ def instrumented() -> dict[str, str]:
 
 
 def run(driver: Path, cases: Sequence[Case], *emulator: str) -> tuple[list[Answer], str]:
-    """Each model's answer and then its calls', case by case; what a sanitizer said, or '': one ends with the other."""
+    """For each case the answer of the model and the answers of its calls, and a sanitizer's report or ''. A report ends
+    the run."""
     written = struct.pack("q", len(cases)) + b"".join(case.written() for case in cases)
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     done = subprocess.run([*emulator, driver], input=written, capture_output=True, env=environment)
@@ -179,7 +180,7 @@ def random_attention(chance: random.Random, head_size: int) -> Attention:
 
 
 def random_shape(chance: random.Random) -> Shape:
-    """A shape of any family, and of none."""
+    """A random shape: of some family, or of none."""
     kv_heads, group, head_size = chance.randint(1, 3), chance.randint(1, 3), chance.choice((1, 2, 3, 8, 9, 16, 17, 20))
     width = chance.choice((1, 5, 16, 23, 32, 40, 64, 256))
     normed, parallel, layers = chance.choice(("input", "output", "both", "sum")), False, chance.randint(1, 3)
@@ -216,7 +217,7 @@ def random_shape(chance: random.Random) -> Shape:
 
 
 def random_rounding(shape: Shape, chance: random.Random) -> Rounding:
-    """Of any bits, and others for some products."""
+    """A random rounding, with other bits for some products."""
     names = (
         "token_embedding",
         "head",
@@ -227,7 +228,7 @@ def random_rounding(shape: Shape, chance: random.Random) -> Rounding:
 
 
 def random_case(seed: int, lanes: int) -> tuple[Case, list[Tensor]]:
-    """A random model, its tokens put in by random cuts into a cache of random room, and the logits of each cut."""
+    """A random model, its tokens fed in random parts into a cache of random room, and the logits of each part."""
     chance = random.Random(seed)
     shape, storage = random_shape(chance), chance.choice(("float32", "bfloat16", "rounded", "stored", "stored"))
     weights = Lying(shape, seed=seed) if storage == "stored" else random_weights(shape, seed)

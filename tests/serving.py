@@ -18,15 +18,14 @@ from sybil.losslessness.subjects import TransformersSubject
 from sybil.servers.transport import Server
 
 ONE = threading.Lock()
-"""transformers draws by torch's one generator: answers that come at once would take each other's numbers."""
+"""transformers draws from torch's single generator, so answers at the same time would take each other's numbers."""
 Answer = Callable[[dict[str, Any]], Any]
-"""A body's reply: bytes go out as they are, (status, reply) with another status."""
+"""The reply to a body. Bytes are sent as they are; (status, reply) sets another status."""
 
 
 class Good:
-    """answers: one for every path, or by path, and then any other path is 404; metrics: what stands at /metrics.
-
-    bodies, paths and headers: what it was sent."""
+    """A server. answers: one for every path, or answers by path, any other path being 404. metrics: the text at
+    /metrics. bodies, paths, headers: what was sent to the server."""
 
     def __init__(self, answers: Answer | Mapping[str, Answer], models: Any = None, metrics: Any = None) -> None:
         self.answers, self.metrics = answers, metrics
@@ -51,7 +50,7 @@ class Good:
                 self.reply(answer(body))
 
             def reply(self, reply: Any) -> None:
-                if reply is None:  # broken off
+                if reply is None:  # the connection is broken off
                     self.close_connection = True
                     return
                 status, content = reply if isinstance(reply, tuple) else (200, reply)
@@ -69,7 +68,7 @@ class Good:
 
 @contextmanager
 def servers() -> Iterator[Callable[..., Good]]:
-    """What starts them; they end together."""
+    """What starts servers. All of them end together."""
     started: list[Good] = []
 
     def start(*arguments: Any, **named: Any) -> Good:
@@ -89,7 +88,7 @@ def subject_of(server: Good, model: str | None = None, timeout: float = 60, **se
 
 
 def said(prompt: list[int], request: Request, seed: int = 0) -> list[int]:
-    """What the tiny target says."""
+    """The tokens that the tiny target generates."""
     with ONE:
         return list(_said(tuple(prompt), request, seed))
 
@@ -101,7 +100,7 @@ def _said(prompt: tuple[int, ...], request: Request, seed: int) -> tuple[int, ..
 
 
 def decoded(body: dict[str, Any]) -> list[int]:
-    """What the tiny target says to a request of OpenAI's protocol, with vLLM's end tokens."""
+    """The tokens that the tiny target generates for a request of OpenAI's protocol, with vLLM's end tokens."""
     eos = () if body.get("ignore_eos") else tuple(body.get("stop_token_ids", ()))
     stops = tuple(body.get("stop", ()))
     request = Request(

@@ -96,7 +96,7 @@ def random_weights(shape: Shape, seed: int = 0) -> dict[str, Tensor]:
 
 
 def rounded(weights: dict[str, Tensor], storage: Storage) -> dict[str, Tensor]:
-    """The same weights in float64, the products' as the storage keeps them."""
+    """The weights in float64; those of products have the values that the storage keeps."""
 
     def kept(name: str, weight: Tensor) -> Tensor:
         if weight.ndim == 1 or name == "position_embedding":
@@ -112,13 +112,13 @@ def random_tokens(shape: Shape, batch: int, count: int, seed: int = 0) -> Tensor
 
 
 def logits_in_parts(model: Model, tokens: Tensor, parts: list[int], capacity: int = 0) -> Tensor:
-    """(batch, n, vocab) of tokens (batch, n) that go in so many at a time."""
+    """The logits (batch, n, vocab) of tokens (batch, n) that are fed in parts."""
     cache = model.new_cache(len(tokens), capacity or tokens.shape[1])
     return torch.cat([model.forward(part, cache) for part in torch.split(tokens, parts, 1)], 1)
 
 
 def assert_near(found: Tensor, wanted: Tensor) -> None:
-    """float32's rounding: 2e-6 of the largest logit."""
+    """Check that logits agree up to float32's rounding: 2e-6 of the largest logit."""
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-6 * float(wanted.abs().max()))
 
 

@@ -14,7 +14,7 @@ from sybil.sweeping.run import Measured, Memory, Phases, Quantiles, RunConfig, R
 
 TOKENS = 48
 PLAIN_MS = 4.0
-"""Of plain decoding: a token's verification."""
+"""Plain decoding's milliseconds to verify a token."""
 KEPT = {"pair": 0.7, "self": 0.85, "lookup": 0.35}
 COSTS = {"pair": 0.12, "self": 0.4, "lookup": 0.01}
 ENVIRONMENT: dict[str, str | int] = {"processor": "Made Up", "cores": 2, "torch": "2.13.0", "commit": "0123456"}
@@ -43,8 +43,8 @@ def failed(config: RunConfig, error: str = "OutOfMemory: 12 GB are asked for and
 
 
 def measured(config: RunConfig) -> Measured:
-    """Rounds of K tokens, each kept with one chance, less the hotter the sampling is; costs are linear in K, and a text
-    differs a little from the others."""
+    """Rounds of K tokens, each of which is kept with the same probability; it falls as the temperature rises. Costs are
+    linear in K, and the texts differ a little."""
     plain, texts = config.drafter == "none", config.prompts * config.repeats
     gamma = 0 if plain else 3 if config.gamma == "auto" else int(config.gamma)
     hot = 1 - 0.25 * min(config.temperature, 1.5) - (0.1 if config.domain == "conversation" else 0)
@@ -89,7 +89,7 @@ def measured(config: RunConfig) -> Measured:
 
 
 def write(path: Path, rows: Iterable[RunResult]) -> Path:
-    """As `sybil sweep` writes them."""
+    """Write rows as `sybil sweep` writes them."""
     path.write_text("".join(json.dumps(each.model_dump(mode="json")) + "\n" for each in rows))
     return path
 
@@ -108,7 +108,7 @@ def everything() -> list[RunResult]:
 
 
 def hostile(name: str) -> list[RunResult]:
-    """Rows in which every string is `name`."""
+    """Rows in which every string is `name`, to try what a report does with it."""
     made = product(pair=[name], drafter=[name, "self"], gamma=[1, "auto"], domain=[name, "code"])
     rows = [row(each, environment={name: name, "cores": 2}) for each in made]
     return [*rows, failed(cell(pair="other", drafter=name), error=name)]

@@ -30,14 +30,14 @@ QUANTILES = ("ms_per_token", "ms_per_round", "ms_to_first_token")
 
 
 def planned(folder: Path, text: str) -> SweepPlan:
-    """The plan of a file with that text."""
+    """The plan of a configuration file with that text."""
     path = folder / "config.yaml"
     path.write_text(text)
     return plan(path)
 
 
 def counts(row: RunResult) -> dict[str, Any]:
-    """A row without times, memory's growth, and where it was measured."""
+    """A row without its times, the memory's growth, and the machine."""
     found = row.model_dump(exclude={"environment", "finished"})
     if row.measured:
         found["measured"] = row.measured.model_dump(exclude=set(TIMES) | set(QUANTILES))
@@ -48,8 +48,8 @@ def counts(row: RunResult) -> dict[str, Any]:
 
 
 class Desk:
-    """In TargetBench's place: cells that decode nothing. log: of every load, warm-up and pass, in their order; failing:
-    what a cell says of itself, and the error that it raises; stop: raise KeyboardInterrupt after so many passes."""
+    """In place of TargetBench: its cells decode nothing. log: every load, warm-up and pass, in order. failing: by a
+    cell's name, the error that it raises. stop: after how many passes KeyboardInterrupt is raised."""
 
     log: list[tuple[str, str]]
     failing: dict[str, Exception]
@@ -119,7 +119,7 @@ def forked(config: str, out: Path) -> int:
 
 
 def main(config: str, out: Path, kills: int, shortest: float, longest: float) -> int:
-    """Exits with the status of the last process; writes how many were killed before they had ended."""
+    """Write how many processes were killed before they had ended; returns the exit status of the last process."""
     import transformers  # noqa: F401 - once, and not in each process
 
     moments, killed = random.Random(0), 0

@@ -1,4 +1,5 @@
-"""A model that chats: of one-hot embeddings and layers that say nothing, so that a token alone decides the next."""
+"""A model for chats. Its embeddings are one-hot and its layers add nothing, so a token alone determines the next
+one."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from tiny import letters, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 FOLLOWS = {"a": "h", "h": "i", "i": "C", "z": "z"}
-"""A user's message that ends with an a is answered by hi and the end token, one that ends with a z by z for ever."""
+"""A user's message that ends with "a" is answered by "hi" and the end token; one that ends with "z" is answered by "z"
+for ever."""
 END = "C"
 TEMPLATE = """{% for message in messages %}
 {% if message.role == 'system' %}{{ ' ' ~ message.content ~ 'C' }}{% endif %}
@@ -20,7 +22,7 @@ TEMPLATE = """{% for message in messages %}
 
 
 def talker(folder: Path, context: int = 1 << 16) -> Path:
-    """Its folder, with a chat template."""
+    """The folder of the model, with a chat template."""
     config = LlamaConfig(
         vocab_size=31, max_position_embeddings=context, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, bos_token_id=0, eos_token_id=30, tie_word_embeddings=False,

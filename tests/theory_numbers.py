@@ -1,4 +1,5 @@
-"""What the numbers of docs/theory.md are, section by section in reading order, from Sybil's own functions."""
+"""The exact values of the numbers in docs/theory.md, section by section in reading order, from Sybil's own
+functions."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ GAMMA = len(PROPOSAL)
 
 
 def problem(gamma: int = GAMMA, stops: frozenset[int] = frozenset(), certain: bool = False) -> Problem:
-    """The example, for proof.py: a node is a prefix, of which both models know the last word."""
+    """The worked example for proof.py. A node is a prefix, of which both models see only the last word."""
     last = [WORDS.index(example.PROMPT)]
     for depth in range(1, gamma + 1):
         last += [word for _ in range(len(WORDS) ** (depth - 1)) for word in range(len(WORDS))]
@@ -39,7 +40,7 @@ def problem(gamma: int = GAMMA, stops: frozenset[int] = frozenset(), certain: bo
 
 @cache
 def kept_at_least(rule: str, gamma: int = GAMMA) -> list[float]:
-    """s_0 to s_gamma of the example by the shipped rule, all proposals and all noise summed up."""
+    """s_0 to s_gamma of the example by the shipped rule, summed over all proposals and all noise."""
     if rule == "coupled":
         together = torch.stack([both_draw(*pair) for pair in zip(TARGET, DRAFT, strict=True)])
         place = torch.eye(len(WORDS), dtype=torch.float64)[WORDS.index(example.PROMPT)]
@@ -76,7 +77,8 @@ def both_draw(target: Tensor, draft: Tensor) -> Tensor:
 
 
 def left(word: str, weight: float = 1.0) -> Tensor:
-    """What the draft leaves of weight times the target after a word, (words,), from the rules' own residual."""
+    """What remains of weight times the target's distribution after a word when the draft's is taken away, (words,). The
+    rules' own residual computes it."""
     target, draft = row(TARGET, word)[None, None], row(DRAFT, word)[None, None]
     nowhere = native(torch.zeros(1, dtype=torch.int64))
     at = nowhere, nowhere, native(torch.tensor([weight], dtype=torch.float64)), native(torch.tensor([True]))
@@ -116,7 +118,8 @@ def memory() -> Iterator[float]:
 
 
 def flat() -> dict[int, tuple[float, float]]:
-    """Tokens, and the measured times over one token's in float32 and bfloat16, from docs/performance.md."""
+    """By the number of tokens: the measured time over one token's, in float32 and bfloat16, from
+    docs/performance.md."""
     title = "Verification is flat: `python -m benchmarks.engine flat`"
     _, *rows = tables(PERFORMANCE, title)[0]
     found = {}
@@ -195,7 +198,7 @@ def token_rule() -> Iterator[float]:
     yield from (rejected, rejected)
     sat = WORDS.index("sat")
     yield from (both[sat], rejected, target[sat], both[sat] + rejected * target[sat], target[sat])
-    # of the draft's words after "the", those below a threshold are left out
+    # the draft's words after "the" below a threshold are left out
     target, draft, threshold = row(TARGET, "the"), row(DRAFT, "the"), 0.2
     dropped = float(draft[draft < threshold].sum())
     yield from (threshold, dropped, target[sat], dropped * target[sat], target[sat], dropped)
@@ -240,7 +243,7 @@ def two_tokenizers() -> Iterator[float]:
 
 
 def _certain_chances() -> list[float]:
-    """Of each word of the proposal, how often the token rule keeps it where the draft says no probabilities."""
+    """For each word of the proposal, how often the token rule keeps it if the draft gives no probabilities."""
     steps = steps_of(RULES["token"], example.proposed(certain=True))
     return steps[0].tolist()
 
@@ -267,7 +270,7 @@ def rounding_error(bits: Bits) -> float:
 
 
 def copies() -> dict[int, float]:
-    """By bits, what was accepted of the embedded pair's copies at gamma 4, from docs/performance.md."""
+    """By bits: the acceptance rate of the embedded pair's copies at gamma 4, from docs/performance.md."""
     found = {}
     for table in tables(PERFORMANCE, "Drafting without a second model"):
         if table[0][2:3] == ["step, ms (target's: 2.87)"]:

@@ -72,7 +72,8 @@ def windowed() -> MistralForCausalLM:
 
 @lru_cache
 def alternating(kind: str = "gemma3_text") -> PreTrainedModel:
-    """Layers with a window of 5 and layers that see all by turns, in float64 throughout; kind: or gemma2."""
+    """Layers with a window of 5 alternate with layers of full attention, in float64 throughout. kind: gemma3_text or
+    gemma2."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = dict(
         vocab_size=31, max_position_embeddings=64, hidden_size=16, intermediate_size=32, num_hidden_layers=3,
@@ -86,8 +87,9 @@ def alternating(kind: str = "gemma3_text") -> PreTrainedModel:
 
 
 def in_float64(model: PreTrainedModel) -> PreTrainedModel:
-    """The reference: transformers computes RMS norms and the softmax of some attentions in float32 whatever the model's
-    dtype, and rounds Gemma's scale of embeddings to the dtype that the model is made in, so they are replaced."""
+    """The reference model in float64. transformers computes RMS norms and the softmax of some attentions in float32
+    whatever the model's dtype, and rounds Gemma's scale of embeddings to the dtype in which the model is made; these
+    parts are replaced."""
 
     def norm(self: Any, x: Tensor) -> Tensor:
         offset, epsilon = (1, self.eps) if hasattr(self, "eps") else (0, self.variance_epsilon)
@@ -110,7 +112,7 @@ def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float,
     softcap: float | None = None, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' eager attention, all of it in the query's dtype."""
+    """transformers' eager attention, computed entirely in the query's dtype."""
     key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], 1) for each in (key, value))
     scores = query @ key.transpose(2, 3) * scaling
     if softcap is not None:
@@ -126,13 +128,13 @@ def in_sybil(model: PreTrainedModel) -> Any:
 
 
 def from_state(config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype) -> Model:
-    """Sybil's own forward of tensors in memory, named as transformers names them."""
+    """Sybil's own forward with tensors in memory, named as transformers names them."""
     checkpoint = folders.Checkpoint("tiny", config, {}, None, understand(config), State(state))
     return building.load(checkpoint, storage_of(dtype), dtype, torch.device("cpu"))
 
 
 def from_folder(folder: Path, dtype: torch.dtype) -> Model:
-    """Sybil's own forward of a folder that may hold no tokenizer."""
+    """Sybil's own forward of the model in a folder, which needn't hold a tokenizer."""
     if not (folder / "tokenizer.json").exists():
         save_tokenizer(letters(), folder)
     checkpoint = folders.read(folder)
@@ -198,20 +200,21 @@ def letters(size: int = 31) -> Tokenizer:
 
 
 def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer | None = None) -> Path:
-    """An ordinary Hugging Face folder."""
+    """Save the model as an ordinary Hugging Face folder."""
     model.save_pretrained(folder)
     save_tokenizer(tokenizer or letters(), folder)
     return folder
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """As transformers saves a tokenizer that is no model's own: AutoTokenizer takes tokenizer.json as it lies then."""
+    """Save a tokenizer as transformers saves one that belongs to no model. AutoTokenizer then takes tokenizer.json
+    unchanged."""
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
 
 
 def sybil(*arguments: object) -> int:
-    """Run the command in this process; its exit status."""
+    """Run the command in this process, and return its exit status."""
     before, sys.argv = sys.argv, ["sybil", *map(str, arguments)]
     try:
         run()

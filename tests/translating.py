@@ -1,4 +1,4 @@
-"""Tiny drafts whose tokenizer isn't the target's."""
+"""Tiny drafts whose tokenizer differs from the target's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sybil.drafting.vocabulary import Intersection
 
 
 def whole(target: Vocabulary, draft: Vocabulary, tokens: list[int]) -> list[int]:
-    """The draft's own tokens of the target's, encoded at once."""
+    """The draft's tokens of the text of the target's tokens, encoded at once."""
     text = b"".join(target.surfaces[token] for token in tokens)
     if tokens[0] not in target.special:
         text = b" " * draft.opens + text.removeprefix(b" " * target.opens)
@@ -32,7 +32,7 @@ def letters_of(alphabet: str) -> Tokenizer:
 
 
 def drafting(way: str, target: GPT2LMHeadModel, draft: GPT2LMHeadModel, theirs: Tokenizer, own: Tokenizer) -> Any:
-    """The factory of that way."""
+    """The factory of drafters that translate in that way."""
     of_target, of_draft = Vocabulary(theirs), Vocabulary(own)
     if way == "strings":
         return DraftStrings(RetokenizingReader(in_sybil(draft), of_target, of_draft, target.config.n_positions))
@@ -40,7 +40,7 @@ def drafting(way: str, target: GPT2LMHeadModel, draft: GPT2LMHeadModel, theirs: 
 
 
 def with_turned_ids(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """The same model, whose last token comes first."""
+    """The same model with its ids in reverse: the last token comes first."""
     copy = perturbed(model, 0.0)
     with torch.no_grad():
         copy.transformer.wte.weight.copy_(model.transformer.wte.weight.flip(0))

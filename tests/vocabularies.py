@@ -1,4 +1,4 @@
-"""Tokenizers of every kind that decodes in a way of its own, small enough to be read."""
+"""Small tokenizers, one of every kind that decodes in its own way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PIECES = ["ab", "stop", "sto", "op", "p", "pped", "é", "n", "\n", "\n\n", "User
 
 
 def _finished(tokenizer: Tokenizer) -> Tokenizer:
-    """With special tokens, which decoding skips, and with others that were added."""
+    """Add special tokens, which decoding skips, and other added tokens."""
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.add_tokens(list(ADDED))
     return tokenizer
@@ -29,7 +29,7 @@ def _of(vocabulary: Sequence[str], decoder: decoders.Decoder, unknown: str | Non
 
 
 def bytes_alone() -> Tokenizer:
-    """A token a byte: every character beyond ASCII is split."""
+    """A token for each byte, so every character beyond ASCII is split."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,7 +38,7 @@ def bytes_alone() -> Tokenizer:
 
 
 def byte_level(pieces: Sequence[str] = PIECES) -> Tokenizer:
-    """GPT-2's kind: all bytes, and tokens of several, which begin and end inside characters."""
+    """GPT-2's kind: all bytes, and tokens of several bytes, which may begin and end inside a character."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = [level.pre_tokenize_str(piece)[0][0] for piece in pieces]
@@ -92,26 +92,26 @@ def letters_alone(pieces: Sequence[str] = ()) -> Tokenizer:
 
 
 def without_decoder(pieces: Sequence[str] = PIECES) -> Tokenizer:
-    """Words, with a space between any two."""
+    """Words without a decoder: any two are joined by a space."""
     words = dict.fromkeys([*LETTERS, *pieces, "abcdef"])
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="a"))
     return _finished(tokenizer)
 
 
 def few_letters() -> Tokenizer:
-    """Without the letters that transformers puts before a token to see what it adds."""
+    """A tokenizer without the letters that transformers puts before a token to find out what the token adds."""
     tokenizer = Tokenizer(models.WordLevel({"xyz": 0, "##st": 1, "op": 2, "[UNK]": 3}, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
 
 
 def odd() -> Tokenizer:
-    """A decoder whose text of long ago may change: joined first, and replaced then."""
+    """A decoder that may change text from long before: it joins the tokens first, and replaces then."""
     return _of(PIECES, decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "<>")]))
 
 
 def stripped() -> Tokenizer:
-    """Strips, on both sides, token by token and then the text."""
+    """A decoder that strips both sides of each token, and then of the text."""
     steps = [decoders.Strip("p", 1, 0), decoders.Fuse(), decoders.Strip(" ", 2, 0)]
     return _of(PIECES, decoders.Sequence(steps))
 
@@ -156,7 +156,7 @@ CORPUS = [
 
 
 def _trained_byte_level() -> Tokenizer:
-    """GPT-2's kind with merges of its own, words cut by its expression."""
+    """GPT-2's kind with merges that are trained here, and words cut by its regular expression."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -167,7 +167,8 @@ def _trained_byte_level() -> Tokenizer:
 
 
 def _trained_sentencepiece(prefix: bool = False) -> Tokenizer:
-    """Llama's kind, or Gemma's, which puts no space before a text: merges over whole texts, a token for each byte."""
+    """Llama's kind, or Gemma's, which puts no space before a text: merges over whole texts, and a token for each
+    byte."""
     learned = Tokenizer(models.BPE())
     learned.normalizer = normalizers.Replace(" ", "▁")
     trainer = trainers.BpeTrainer(vocab_size=320, show_progress=False, max_token_length=16)  # type: ignore[call-arg]

@@ -48,12 +48,12 @@ SUMMARIES = (
     "Summarize the following text in two sentences:\n\n{}", "{}\n\nSummarize this in your own words.",
     "What are the main points of this text?\n\n{}", "{}\n\nPlease write a short summary of the text above.",
 )  # fmt: skip
-SHORTEST, LONGEST = 200, 1500  # characters of what is to be summarised or edited
-EVERY, EDITS, OTHERS = 5000, 1500, 1500  # messages of each kind, at most
+SHORTEST, LONGEST = 200, 1500  # characters of a text that is to be summarised or edited
+EVERY, EDITS, OTHERS = 5000, 1500, 1500  # the most messages of each kind
 
 
 def functions(source: str) -> Iterator[tuple[str, str, str]]:
-    """Of each function with a docstring: its name, its first lines and docstring, and all of it."""
+    """For each function with a docstring: its name, its first lines and docstring, and its whole text."""
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) and len(node.body) > 1:
@@ -68,7 +68,7 @@ def docstrings(source: str) -> Iterator[str]:
 
 
 def pictures() -> list[str]:
-    """Everyday things by their names in Unicode, of two words at most."""
+    """Everyday things by their Unicode names, of two words at most."""
     names = (unicodedata.name(chr(code), "").lower() for code in PICTURES)
     return [name for name in names if name and len(name.split()) <= 2 and name.replace(" ", "").isalpha()]
 
@@ -95,7 +95,7 @@ def summaries(texts: list[str], chosen: random.Random, count: int) -> Iterator[t
 
 
 def shipped() -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """The shipped prompts, those of odd places in their kind and those of even ones."""
+    """The shipped prompts: those at odd places of their kind, and those at even places."""
     kinds: dict[str, list[dict[str, object]]] = defaultdict(list)
     for each in prompts.load(shipped="prompts/english.jsonl"):
         said = [{"role": role, "content": content} for role, content in each.messages]

@@ -1,4 +1,5 @@
-"""The trained pair as the package ships it: two Hugging Face folders in float16, and what they are worth."""
+"""Export of the trained pair as the package ships it: two Hugging Face folders in float16, and a card with their
+quality."""
 
 from __future__ import annotations
 
@@ -23,14 +24,14 @@ GAMMA, NEW_TOKENS = 4, 64
 
 @dataclass(frozen=True)
 class Loss:
-    """Of one model on the held-out text."""
+    """The loss of one model on the held-out text."""
 
     nats_per_token: float
     bits_per_byte: float
 
 
 def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """config.json, model.safetensors (float16), tokenizer.json and what transformers wants beside them."""
+    """Write config.json, model.safetensors (float16), tokenizer.json, and the other files that transformers needs."""
     folder.mkdir(parents=True, exist_ok=True)
     end = corpora.END_OF_TEXT
     fast = PreTrainedTokenizerFast(
@@ -48,7 +49,8 @@ def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
 
 @torch.no_grad()
 def held_out_loss(model: GPT2LMHeadModel, tokens: np.ndarray, windows: int | None = None) -> float:
-    """Mean nats a token over the held-out text, cut into whole contexts (windows: only so many, spread evenly)."""
+    """The mean loss in nats a token on the held-out text, cut into whole contexts. windows: use only so many of them,
+    spread evenly."""
     context = model.config.n_positions
     count = (len(tokens) - 1) // context
     chosen = range(count) if windows is None else range(0, count, max(1, count // windows))
@@ -60,14 +62,14 @@ def held_out_loss(model: GPT2LMHeadModel, tokens: np.ndarray, windows: int | Non
 
 
 def loss(folder: Path, tokens: np.ndarray, size: int) -> Loss:
-    """The exported model in float32 over the held-out tokens; size is the text's bytes."""
+    """The loss of the exported model in float32 on the held-out tokens. size: the bytes of the text."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     nats = held_out_loss(model, tokens)
     return Loss(nats, nats / math.log(2) * len(tokens) / size)
 
 
 def acceptance(decoder: sybil.Decoder, texts: list[prompts.Prompt], temperature: float) -> sybil.Stats:
-    """The counters over the given prompts, at temperature 0 or sampling."""
+    """The counters of decoding the given prompts, greedily if the temperature is 0."""
     steps = []
     for seed, prompt in enumerate(texts):
         steps += decoder.stream(
@@ -90,7 +92,7 @@ def write_card(
     histories: dict[str, dict[str, float]],
     command: str,
 ) -> None:
-    """Evaluate what lies in the folder, and say so in a model card."""
+    """Evaluate the pair in the folder, and write the results into a model card."""
     folders = {name: path / name for name in ("target", "draft")}
     size = sum(len(text.encode()) for _, text in corpus.held_out)
     losses = {name: loss(folder, held_out, size) for name, folder in folders.items()}
@@ -158,6 +160,6 @@ Muon for the blocks' matrices, Adam for the rest; float32. Seeded; the steps tha
 
 
 def clear(path: Path) -> None:
-    """Remove an earlier export, the prompts left alone."""
+    """Remove an earlier export, but keep the prompts."""
     for name in ("target", "draft"):
         shutil.rmtree(path / name, ignore_errors=True)

@@ -16,14 +16,15 @@ import typer
 import corpus as corpora
 
 WANTED = {"code": 24, "prose": 20, "structured": 20}
-SHORTEST, LONGEST = 60, 700  # characters of a prompt
+SHORTEST, LONGEST = 60, 700  # the least and most characters of a prompt
 LINES_OF_A_TABLE = 6
 
 Prompt = dict[str, str | int]
 
 
 def code(tree: ast.Module, source: str) -> Iterator[tuple[int, str]]:
-    """A function's signature and docstring, at the left margin. No prompt ends in white space: tokens begin with it."""
+    """Signatures and docstrings of functions, at the left margin. No prompt ends in white space, because the next token
+    often begins with it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) and len(node.body) > 1:
             yield node.lineno, lines(source, node.lineno, node.body[0].end_lineno)
@@ -74,7 +75,7 @@ def lines(source: str, first: int, last: int | None) -> str:
 
 
 def choose(domain: str, found: list[list[Prompt]], count: int) -> list[Prompt]:
-    """Round the modules, one prompt from each in turn, until there are enough."""
+    """Take one prompt from each module in turn, until there are enough."""
     chosen: list[Prompt] = []
     while len(chosen) < count and any(found):
         for module in found:

@@ -136,8 +136,8 @@ class _Part:
 
 
 def _placed(piece: str, row: int, column: int) -> Iterable[_Part]:
-    """A piece's parts, from the place where the text before it ended: cut at line ends, and where a panel's line is
-    full."""
+    """The parts of a piece, from the place where the text before it ended. A piece is cut at its line ends, and where a
+    line of the panel is full."""
     for number, line in enumerate(piece.expandtabs(4).split("\n")):
         if number:
             row, column = row + 1, 0
@@ -151,7 +151,7 @@ def _placed(piece: str, row: int, column: int) -> Iterable[_Part]:
 
 
 def _counted(rounds: Sequence[DrawnRound], seconds: float) -> str:
-    """The clock at that time, the tokens by then, and their rate."""
+    """The clock at that time, the number of tokens by then, and their rate."""
     tokens = sum(each.tokens for each in rounds if each.seconds <= seconds)
     forwards = sum(each.seconds <= seconds for each in rounds)
     rate = f"{tokens / seconds:4.0f}" if seconds else "   0"
@@ -207,7 +207,7 @@ def main(
 
 
 def _median(runs: list[list[DrawnRound]]) -> list[DrawnRound]:
-    """The run that took the median time, of an even number the quicker of the two in the middle."""
+    """The run with the median time; of an even number of runs, the quicker of the two in the middle."""
     middle = statistics.median_low(run[-1].seconds for run in runs)
     return next(run for run in runs if run[-1].seconds == middle)
 

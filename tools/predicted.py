@@ -42,7 +42,7 @@ print(json.dumps(resident("VmHWM") - before))
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One measurement of memory; bytes where it has been made."""
+    """One measurement of memory. The bytes are set once it has been made."""
 
     name: str
     source: str
@@ -54,7 +54,7 @@ class Cell:
 
     @property
     def off(self) -> float:
-        """How far the prediction is from what was measured, as a share of that."""
+        """The relative error of the prediction: its difference from the measured bytes, divided by them."""
         return self.predicted / self.measured - 1
 
 
@@ -78,9 +78,9 @@ def cells(gemma: Path | None) -> list[Cell]:
 
 
 def measured(cell: Cell, threads: int) -> Cell:
-    """The cell with what is predicted, and what a fresh process takes above its imports."""
+    """The cell with the predicted memory, and the memory that a fresh process takes beyond its imports."""
     found = check(cell.source, cell.draft, dtype=cell.dtype, device="cpu", batch=cell.batch, context=CONTEXT)
-    alone = {} if cell.draft else {"draft": None, "helper": None}  # and no draft of a registered pair
+    alone = {} if cell.draft else {"draft": None, "helper": None}  # else a registered pair brings a draft
     arguments = [cell.source, cell.draft, cell.dtype, cell.batch, CONTEXT, NEW_TOKENS, threads]
     command = [sys.executable, "-c", RUN, json.dumps(arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
@@ -137,11 +137,12 @@ def speed(
 def _turns(
     plain: sybil.Decoder, drafted: sybil.Decoder, ids: list[list[int]], gamma: int, cost: float, verified: float
 ) -> str:
-    """The rest of a row: plain and drafted decoding take turns on each prompt, the reading of which is left out."""
+    """The rest of a row. Plain and drafted decoding take turns on each prompt; the time to read the prompt isn't
+    counted."""
     ratios, once, drafting, verifying = [], [], [], []
     total = sybil.Stats()
     settings = {"max_new_tokens": NEW_TOKENS, "eos_token_id": [], "do_sample": False}
-    for number, prompt in enumerate([ids[0], *ids]):  # the first warms up
+    for number, prompt in enumerate([ids[0], *ids]):  # the first run warms up
         one = plain.generate([prompt], **settings).stats
         other = drafted.generate([prompt], gamma=gamma, **settings).stats
         if not number:
@@ -166,7 +167,8 @@ def _turns(
 
 
 def _chance(tokens: float, gamma: int) -> float:
-    """That with which a drafted token is kept where rounds of gamma emit so many tokens, by bisection."""
+    """The probability with which a drafted token is kept if rounds of gamma emit that many tokens, found by
+    bisection."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 30 << 20
-"""Bytes of a wheel: the embedded pair is nearly all of it."""
+"""The most bytes that a wheel may have. Nearly all of them are the embedded pair."""
 COMMANDS = (
     ("sybil", "--version"),
     ("sybil", "generate", "def main(", "--pair", "stdlib", "--max-new-tokens", "32"),
@@ -31,14 +31,14 @@ COMMANDS = (
 
 
 def lacking_and_foreign(wheel: Path, tracked: set[str]) -> tuple[set[str], set[str]]:
-    """The tracked files that the wheel lacks, and its files that are neither tracked nor its metadata."""
+    """The tracked files that the wheel lacks, and the wheel's files that are neither tracked nor its metadata."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     return tracked - names, names - tracked
 
 
 def packaged() -> set[str]:
-    """What git has of the library and of pytest's plugin."""
+    """The files of the library and of pytest's plugin that git tracks."""
     command = ["git", "ls-files", "-z", "sybil", "pytest_sybil.py"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return set(filter(None, listed.split("\0")))
@@ -50,7 +50,7 @@ def first_python(text: str) -> str:
 
 
 def tried(name: str, command: list[str], folder: Path) -> None:
-    """Run a command in a folder, print its time, and raise SystemExit where it fails."""
+    """Run a command in a folder and print its time; raises SystemExit if it fails."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     began = time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=environment | {"COLUMNS": "120"})

@@ -36,7 +36,7 @@ OPEN = {"editing": "predictable", "code": "predictable", "conversation": "creati
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Iterator[str]:
-    """A table whose first columns stand to the left."""
+    """A table in Markdown. The first `left` columns are aligned to the left."""
     yield f"| {' | '.join(headings)} |"
     yield f"|{'|'.join(['---'] * left + ['---:'] * (len(headings) - left))}|"
     yield from (f"| {' | '.join(row)} |" for row in rows)
@@ -72,7 +72,7 @@ def speed(cell: MeasuredCell) -> str:
 
 
 def told(results: Results, name: str) -> str:
-    """The command of a sweep, where and when it ran."""
+    """The command of a sweep, and where and when it ran."""
     rows = [cell.row for cell in results.cells]
     kinds = {(str(row.environment["processor"]), str(row.environment["capability"])) for row in rows}
     commits = sorted({str(row.environment["commit"]) for row in rows})
@@ -88,7 +88,7 @@ def told(results: Results, name: str) -> str:
 def matrix(
     cells: Iterable[MeasuredCell], across: Callable[[MeasuredCell], str], value: Callable[[MeasuredCell], str]
 ) -> Iterator[str]:
-    """A row for each number of proposed tokens."""
+    """A table with a row for each number of proposed tokens."""
     by = {(str(cell.config.gamma), across(cell)): value(cell) for cell in cells}
     gammas, columns = dict.fromkeys(gamma for gamma, _ in by), dict.fromkeys(column for _, column in by)
     rows = [[f"K = {gamma}", *(by.get((gamma, column), "") for column in columns)] for gamma in gammas]
@@ -96,7 +96,7 @@ def matrix(
 
 
 def throughput(results: Results) -> Iterator[str]:
-    """Standard against speculative decoding, with the first prototype's loop."""
+    """Standard decoding compared with speculative decoding, the first prototype's loop included."""
     yield "## Standard against speculative decoding"
     yield (
         "The prototype that Sybil grew from printed 10.3 times plain decoding. It kept no keys and values: each token "
@@ -160,7 +160,7 @@ def by_temperature(results: Results) -> Iterator[str]:
 
 
 def off(results: Results) -> Iterator[str]:
-    """The cells whose prediction is off, by the reason that the report gives."""
+    """The cells whose predictions are off, grouped by the reason that the report gives."""
     wrong = [(cell, each) for cell in results.drafted if (each := theory.predict(cell)) and not each.agrees]
     for reason in dict.fromkeys(each.reason for _, each in wrong):
         names = [
@@ -172,7 +172,7 @@ def off(results: Results) -> Iterator[str]:
 
 
 def by_pair(results: Results) -> Iterator[str]:
-    """Pair against domain at four gammas."""
+    """Pairs and domains, at four gammas."""
     yield "## Pair, kind of text, tokens proposed"
     yield (
         "This sweep keeps each model as it is stored. SmolLM2's file has blocks of 4 bits, which leave a copy of the "
@@ -205,7 +205,7 @@ def each_pair(results: Results) -> Iterator[str]:
 
 
 def figures(results: Results, name: str) -> Iterator[str]:
-    """Write the figures of a sweep into docs/results, and show them."""
+    """Write the figures of a sweep into docs/results, and link them."""
     by_name = {chart.name: chart for chart in charts(results)}
     for each in FIGURES[name]:
         if chart := by_name.get(each):

@@ -34,18 +34,18 @@ CONTEXT = 512
 VOCABULARY = 4096
 TARGET_SHAPE = dict(n_layer=8, n_embd=320, n_head=5)
 DRAFT_SHAPE = dict(n_layer=1, n_embd=256, n_head=4)
-TARGET_STEP, DRAFT_STEP = 24 * 256, 8 * 256  # tokens a step of the optimiser
-TOKENS_A_MICROBATCH = 4 * 256  # what two cores' caches hold
+TARGET_STEP, DRAFT_STEP = 24 * 256, 8 * 256  # tokens that a step of the optimiser trains on
+TOKENS_A_MICROBATCH = 4 * 256  # their activations fit the caches of two cores
 SHORT, LONG = 256, CONTEXT
-LONG_FROM = 0.85  # the share of a schedule after which windows are as long as the context
-GROW_AT = 0.6  # the share of the target's schedule that its first, half as deep, form trains for
+LONG_FROM = 0.85  # windows are as long as the context after this share of a schedule
+GROW_AT = 0.6  # the target trains at half its depth for this share of its schedule
 CHECKPOINT_SECONDS = 120
 EXPORT = Path(__file__).resolve().parents[1] / "sybil" / "embedded" / "stdlib"
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What every stage needs to know."""
+    """The settings and data that every stage needs."""
 
     work: Path
     seed: int
@@ -72,9 +72,11 @@ def build(shape: dict[str, int], seed: int) -> GPT2LMHeadModel:
 
 
 def grow(shallow: GPT2LMHeadModel, seed: int) -> GPT2LMHeadModel:
-    """Twice as deep, the same function: after each block a copy whose outputs start at zero.
+    """A model of twice the depth that computes the same function: each block is followed by a copy whose outputs start
+    at zero.
 
-    On a small budget a shallow model learns faster a second, and hands that on (stacking, Gong et al. 2019)."""
+    On a small budget a shallow model learns faster a second, and hands what it learned to the deep one (stacking, Gong
+    et al. 2019)."""
     deep = build(TARGET_SHAPE, seed)
     state = {name: tensor for name, tensor in shallow.state_dict().items() if ".h." not in name}
     for name, tensor in shallow.state_dict().items():
@@ -87,7 +89,7 @@ def grow(shallow: GPT2LMHeadModel, seed: int) -> GPT2LMHeadModel:
 
 
 def encode(tokenizer: Tokenizer, texts: tuple[tuple[str, str], ...]) -> np.ndarray:
-    """All texts in one row of token ids, an end-of-text before each."""
+    """All texts as one row of token ids, with an end-of-text token before each."""
     end = tokenizer.token_to_id(corpora.END_OF_TEXT)
     parts = [[end, *encoding.ids] for encoding in tokenizer.encode_batch([text for _, text in texts])]
     return np.concatenate([np.array(part, dtype=np.int64) for part in parts])
@@ -192,9 +194,9 @@ def make_tokenizer(run: TrainingRun, corpus: corpora.Corpus) -> Tokenizer:
 
 @torch.no_grad()
 def write_target_text(run: TrainingRun, target: GPT2LMHeadModel, tokens: np.ndarray, rows: int) -> np.ndarray:
-    """Text in the target's own hand, half of it greedy and half sampled, after prompts from the corpus.
+    """Text that the target writes itself, half of it greedily and half sampled, after prompts from the corpus.
 
-    A draft is asked about what the target writes, not about what people wrote: it is distilled on both."""
+    A draft has to predict what the target writes, and not what people wrote, so it is distilled on both."""
     path = run.path("target_text.npy")
     if not path.exists():
         torch.manual_seed(run.seed)
@@ -262,7 +264,7 @@ def main(
 
 
 def summed(run: TrainingRun, *names: str) -> dict[str, float]:
-    """What the stages of one model took together."""
+    """The tokens, steps and minutes of one model's stages, summed."""
     states = [torch.load(run.path(f"{name}.pt"), map_location="cpu") for name in names]
     keys = (("tokens", "seen", 1), ("steps", "step", 1), ("minutes", "spent", 60))
     return {ours: sum(state[theirs] for state in states) / unit for ours, theirs, unit in keys}

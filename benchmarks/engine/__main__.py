@@ -42,8 +42,8 @@ OUT, ROWS = Path("sybil-engine.jsonl"), Path("sybil-widths.jsonl")
 def _measure(
     command: str, runs: int, measure: Callable[[bars.Tick], bars.Result], out: Path, spread: str = "95 % interval"
 ) -> None:
-    """Measure under a progress bar of so many runs, print the bars, append the record. spread: what a bar's interval
-    is."""
+    """Measure under a progress bar of `runs` steps, print the bars as a table, and append the record to `out`. spread:
+    what the low and high ends of a bar's interval are, for the table's heading."""
     with make_progress(console) as progress:
         task = progress.add_task(command, total=runs)
         result = measure(lambda what: progress.update(task, advance=1, description=what))

@@ -1,8 +1,8 @@
-"""What a target's copy in few bits, or with layers left out, is worth as its draft: acceptance, and tokens a round.
+"""How good a draft a target's own copy is, in few bits or with layers left out: acceptance rate, and tokens a round.
 
-The copies are the shipped ones, by bits and by layers; and, for a model whose file was four bits before, one whose
-blocks don't coincide with the file's: its inputs are shifted by half a block before they are rounded, and back after.
-That one computes in float32; bits are what is compared, and not speed."""
+Most of the copies are the ones that Sybil ships, by bits and by layers. One more copy is for a model whose file already
+has four bits: its blocks don't coincide with the file's blocks. Its weights' inputs are shifted by half a block before
+they are rounded, and shifted back afterwards. That copy computes in float32, so it compares bits, and not speed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ SETTINGS: Mapping[str, Mapping[str, object]] = {
     "sampled, gamma 4": {"gamma": 4, "do_sample": True, "temperature": 1.0, "top_k": 0, "seed": 0},
 }
 MOST = 96
-"""Tokens of a prompt."""
+"""The most tokens of a prompt that are used; they are its last ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class CopyAcceptance:
-    """accepted: of the tokens proposed; tokens: in a round, of a row."""
+    """What one copy gave at one setting. accepted: the share of the proposed tokens that were accepted. tokens: tokens
+    a round and row. megabytes: the bytes that the copy reads for a step, in MB."""
 
     copy: str
     setting: str
@@ -47,7 +48,8 @@ class CopyAcceptance:
 def measure(
     target: str, prompts: str, names: Sequence[str], shifted: Sequence[Bits], count: int, new_tokens: int
 ) -> Iterator[CopyAcceptance]:
-    """Each of the drafts' names, and copies of so many bits whose blocks are shifted, over so many prompts at once."""
+    """Decode `count` prompts together with each draft, at each of SETTINGS. names: drafts by their names; shifted: the
+    bits of further copies whose blocks are shifted."""
     decoder = load(target, dtype="float32", device=CPU)
     checkpoint = read(target)
     chosen = texts.spread(texts.load(shipped=prompts), count)
@@ -71,7 +73,8 @@ def _no_model(name: str) -> DraftSelf:
 
 
 def _shifted(maker: DraftMaker, bits: Bits) -> NativeTransformer:
-    """A copy in float32 of what the shipped rounding makes of weights whose inputs were shifted."""
+    """A copy in float32. Its weights are shifted by half a block, rounded as the shipped copies are, and shifted
+    back."""
     checkpoint = maker.checkpoint
     assert checkpoint.known
     assert checkpoint.stored

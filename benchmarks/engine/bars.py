@@ -1,4 +1,5 @@
-"""The engine's bars: each function measures one, in one run, and says what was asked for beside what was found."""
+"""The bars of the engine. Each function measures one of them in one run, and returns the bound beside what was
+found."""
 
 from __future__ import annotations
 
@@ -39,12 +40,13 @@ from sybil.models import Model
 
 CPU = torch.device("cpu")
 Tick = Callable[[str], None]
-"""Called with what was measured, each time that something was."""
+"""Called with the name of what was measured, after each measurement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What was found, with its 95 % interval, and the bound it has to keep; None where it is only told."""
+    """What was found with its 95 % interval, and the bound that it must keep. Without a bound the number is only
+    reported."""
 
     what: str
     found: Interval
@@ -62,7 +64,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Bars, and the samples they were made of: JSON-ready."""
+    """The bars, and the samples that they were computed from. Both can be written as JSON."""
 
     bars: list[Bar] = field(default_factory=list)
     samples: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +78,8 @@ def _columns(samples: list[dict[str, float]]) -> dict[str, list[float]]:
 
 
 def flat(passes: int, tick: Tick) -> Result:
-    """Verification is flat: forwards of 1 to 17 tokens after 128, for GPT-2 Medium's shape and the embedded target."""
+    """Verification is flat: forwards of 1 to 17 tokens after 128 tokens, for GPT-2 Medium's shape and the embedded
+    target."""
     medium = SHAPES["gpt2-medium"]
     made: dict[str, Callable[[], Model]] = {
         "gpt2-medium float32": lambda: medium.build(torch.float32, CPU),
@@ -102,7 +105,8 @@ def flat(passes: int, tick: Tick) -> Result:
 
 
 def step(passes: int, tick: Tick) -> Result:
-    """A forward of GPT-2 Medium's shape in float32 beside transformers', 1 and 5 tokens after 128."""
+    """The time of a forward of GPT-2 Medium's shape in float32, over 1 and 5 tokens after 128, beside transformers'
+    forward."""
     medium = SHAPES["gpt2-medium"]
     ours = medium.build(torch.float32, CPU)
     twin = medium.twin(torch.float32, CPU)
@@ -115,7 +119,7 @@ def step(passes: int, tick: Tick) -> Result:
         samples.append(sample)
         tick("gpt2-medium float32")
     ms = _columns(samples)
-    streamed = [bytes_read(ours) / STREAM_BYTES * each for each in ms[STREAM]]  # what reading the weights alone takes
+    streamed = [bytes_read(ours) / STREAM_BYTES * each for each in ms[STREAM]]  # the time to read the weights alone
     bars = [
         Bar(
             f"gpt2-medium float32, tokens: {tokens}: sybil {median(ms[f'sybil {tokens}']):.1f} ms over transformers "
@@ -148,7 +152,8 @@ def _transformers_case(model: Any, tokens: int) -> Callable[[], object]:
 
 @dataclass(frozen=True, slots=True)
 class ReplayPlan:
-    """How much is replayed: prompts of prompt_tokens, each decoded `repetitions` times by each contender."""
+    """How much is replayed: each contender decodes each of `prompts` prompts of `prompt_tokens` tokens `repetitions`
+    times."""
 
     prompts: int = 2
     prompt_tokens: int = 32
@@ -162,12 +167,14 @@ REPLAY_BARS: Mapping[str, Mapping[str, float]] = {
     "gpt2:medium": {AUTOREGRESSIVE: 2.2, TRANSFORMERS: 4.0},
     "opt:1.3b": {AUTOREGRESSIVE: 2.5},
 }
-"""By workload: how many times as fast as these the replay has to be. Who isn't named is neither loaded nor run."""
+"""By workload and contender: how many times as fast as the contender the replay must be. A contender that isn't named
+is neither loaded nor run."""
 
 
 def replay(plan: ReplayPlan, tick: Tick) -> Result:
-    """Whole generations, prompt included, interleaved: a float32 target alone, with an int8 draft that replays it, and
-    in transformers. No speed-up of real text: see workload.record for what is accepted."""
+    """Whole generations, prompt included, which take turns: a float32 target alone, the target with an int8 draft that
+    replays its text, and transformers' generate. It is no speed-up on real text: workload.record decides which tokens
+    are accepted."""
     result = Result()
     rate = token_rate(plan.acceptance_rate, plan.gamma)
     for name, bounds in REPLAY_BARS.items():
@@ -199,7 +206,7 @@ def replay(plan: ReplayPlan, tick: Tick) -> Result:
 
 def _replay_bars(name: str, rows: list[dict[str, Any]], bounds: Mapping[str, float]) -> Iterator[Bar]:
     by_contender = {each: [row for row in rows if row["contender"] == each] for each in (SPECULATIVE, *bounds)}
-    # rows come in rounds of all contenders, so that the n-th of each belong together
+    # Rows come in rounds of all contenders, so the n-th rows of two contenders belong together.
     seconds = {each: [row["seconds"] for row in group] for each, group in by_contender.items()}
     for each, bound in bounds.items():
         ms = " over ".join(
@@ -214,7 +221,7 @@ def _replay_bars(name: str, rows: list[dict[str, Any]], bounds: Mapping[str, flo
     yield Bar(f"{name} replay: tokens a round, measured", _exactly(emitted / rounds))
     for each, group in by_contender.items():
         what = f"{name} replay: texts of {each} that are the recorded ones"
-        ours = each != TRANSFORMERS  # another order of sums may tip a near tie
+        ours = each != TRANSFORMERS  # transformers sums in another order, which may decide a near-tie otherwise
         yield Bar(what, _exactly(sum(row["same"] for row in group) / len(group)), at_least=1.0 if ours else None)
 
 
@@ -232,14 +239,14 @@ RANDOM_PAIRS: Mapping[str, Mapping[str, Any]] = {
     "mistral": {**_SMALL, "num_key_value_heads": 2, "sliding_window": 24},
     "qwen3": {**_SMALL, "num_key_value_heads": 4, "head_dim": 20},
 }
-"""By model_type: small shapes of three layers, whose draft is the first two of them in int8."""
+"""By model_type: small shapes of three layers. The draft is the first two layers in int8."""
 GAMMAS, BATCHES, BITS_NEW_TOKENS = range(1, 9), range(1, 5), 96
 
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """One batch decoded speculatively; compared: tokens; differing: of them, those after which plain decoding of the
-    row alone had said something else, a row's first and all after it."""
+    """One batch, decoded speculatively. compared: the number of tokens. differing: the tokens of each row from the
+    first one on that differs from plain decoding of that row alone."""
 
     pair: str
     dtype: str
@@ -252,8 +259,8 @@ class Bits:
 
 
 def bits(tokens: int, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)) -> Iterator[Bits]:
-    """Greedy tokens of speculative decoding against autoregressive decoding of each row alone, at least `tokens` of
-    them for each dtype: half over the embedded prompts, half over random pairs; gammas and batches take turns."""
+    """Compare speculative greedy tokens with autoregressive decoding of each row alone, at least `tokens` of them in
+    each dtype. Half are from the embedded prompts, half from random pairs; gammas and batch sizes take turns."""
     for dtype in dtypes:
         embedded = load("stdlib", dtype=dtype, device=CPU)
         assert embedded.tokenizer is not None
@@ -290,6 +297,6 @@ def _bits(name: str, dtype: torch.dtype, decoder: Decoder, prompts: list[Tensor]
 
 
 def _differing(said: list[int], wanted: list[int]) -> int:
-    """How many tokens come from the first difference on."""
+    """How many tokens there are from the first difference on."""
     apart = first_difference(said, wanted)
     return 0 if apart is None else max(len(said), len(wanted)) - apart

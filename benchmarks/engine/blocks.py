@@ -1,4 +1,5 @@
-"""What a step costs whose weights stay in a file's blocks: each format by itself, and as SmolLM2's file mixes them."""
+"""The cost of a step whose weights stay in a file's blocks: for each format alone, and for the mix of SmolLM2's
+file."""
 
 from __future__ import annotations
 
@@ -19,19 +20,19 @@ from sybil.models.storage import BLOCKS, Blocks, BlockStorage, dequantised
 CPU = torch.device("cpu")
 TOKENS, DEPTH = (1, 2, 3, 5, 9), 64
 BOUNDS = {5: 1.8, 9: 2.6}
-"""How many times one token's cost so many may cost."""
+"""By the number of tokens: how many times as long as a forward over one token it may take."""
 SMOLLM2 = "SmolLM2's mix"
 MIXES: Mapping[str, tuple[int, BlockStorage, BlockStorage]] = {
     SMOLLM2: (576, "q4_1", "q8_0"),
     **{word: (768, word, word) for word in BLOCKS},
 }
-"""By name: the width, which has to be whole blocks, and what products and the embedding lie in."""
+"""By name: the width, which must be whole blocks, the format of the products' weights, and that of the embedding."""
 
 PLAIN: Mapping[BlockStorage, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def shape_of(width: int, layers: int = 30, vocab_size: int = 49152) -> Shape:
-    """SmolLM2-135M's, of another width where a format's blocks ask for one."""
+    """The shape of SmolLM2-135M, or of a model like it whose width fits a format's blocks."""
     rotary = Rotary(64, tuple(100000.0 ** (-index / 32) for index in range(32)))
     return Shape(
         vocab_size=vocab_size, context=256, layers=layers, heads=width // 64, kv_heads=width // 192, head_size=64,
@@ -41,21 +42,21 @@ def shape_of(width: int, layers: int = 30, vocab_size: int = 49152) -> Shape:
 
 
 def sane(storage: BlockStorage, outputs: int, inputs: int, generator: np.random.Generator) -> Blocks:
-    """A weight as large as a model's, of random numbers: with scales of random bits, denormal ones among them, a step
-    takes a hundred times as long."""
+    """Random numbers as large as a model's weights. Random bytes would not do: some of the scales would be denormal
+    floats, and a step would take a hundred times as long."""
     deviation = float(dequantised(_scaled(storage, 8, inputs, 1.0, generator)).std())
     return _scaled(storage, outputs, inputs, 1 / (deviation * inputs**0.5), generator)
 
 
 def _scaled(storage: BlockStorage, outputs: int, inputs: int, scale: float, generator: np.random.Generator) -> Blocks:
-    """Its blocks' scales are near that one."""
+    """A random weight in that storage; the scales of its blocks are near `scale`."""
     if storage in PLAIN:
         weight = torch.from_numpy(generator.standard_normal((outputs, inputs), np.float32)) * scale
         return Blocks(storage, weight.to(PLAIN[storage]).view(torch.uint8), inputs)
     block, nbytes = BLOCKS[storage]
     numbers = generator.integers(0, 256, (outputs, inputs // block, nbytes), np.uint8)
     for field in LAYOUTS[SAME.get(storage, storage)].scales:
-        if field.size == 2:  # float16; what is of one byte are factors of these
+        if field.size == 2:  # float16 scales; fields of one byte are factors of these
             scales = scale * generator.uniform(0.5, 1.5, (*numbers.shape[:2], field.count))
             numbers[..., field.at : field.at + 2 * field.count] = scales.astype(np.float16).view(np.uint8)
     if storage == "mxfp4":
@@ -64,7 +65,7 @@ def _scaled(storage: BlockStorage, outputs: int, inputs: int, scale: float, gene
 
 
 class Made:
-    """Weights of that shape, a product's parts made as they are asked for."""
+    """Random weights of a shape. The parts of a product's weight are made when they are asked for."""
 
     def __init__(self, shape: Shape, products: BlockStorage, embedding: BlockStorage) -> None:
         self.shape, self.products, self.embedding = shape, products, embedding
@@ -93,7 +94,7 @@ class Made:
 
 
 def measure(passes: int, tick: Tick, names: Iterable[str] = MIXES, lanes: int | None = None) -> Result:
-    """Steps of each mix after DEPTH tokens, all interleaved; the bars are of SmolLM2's."""
+    """Time a step of each mix after DEPTH tokens; all steps take turns. Only SmolLM2's mix has bounds."""
     cases: dict[str, Callable[[], object]] = {}
     nbytes: dict[str, int] = {}
     for name in names:

@@ -1,4 +1,5 @@
-"""The bars of drafting without a second model: what drafters gain, what a copy of the target costs. See bars.py."""
+"""The bars of drafting without a second model: how much faster drafters are, and what a copy of the target costs. See
+bars.py."""
 
 from __future__ import annotations
 
@@ -32,15 +33,17 @@ NEW_TOKENS = 64
 EVERYWHERE = "every kind"
 BITS: tuple[Bits, ...] = (4, 5, 6, 8)
 STEP = 1.3
-"""What a copy's step may cost, over reading its weights at the streaming rate."""
+"""The bound of a copy's step: its time, divided by the time to read the copy's weights at the streaming rate."""
 Rows = dict[str, list[PromptResult]]
 
 
 @dataclass(frozen=True, slots=True)
 class DrafterComparison:
-    """Drafters of one target at gamma auto, beside plain decoding. asked: at least how many times as fast as plain, by
-    drafter and kind of prompt; over_transformers: the same over transformers' generate, which takes part where any is
-    asked. best: asked of the quickest drafter."""
+    """Drafters of one target at gamma auto, beside plain decoding.
+
+    asked: by drafter and kind of prompt, at least how many times as fast as plain decoding it must be.
+    over_transformers: the same, compared with transformers' generate, which takes part only if this names something.
+    best: what the quickest drafter must reach."""
 
     pair: str
     dtype: str
@@ -87,7 +90,8 @@ COMPARISONS: Mapping[str, DrafterComparison] = {
 
 
 def compare(name: str, count: int, gamma: str | int, tick: Tick) -> Result:
-    """One of COMPARISONS over so many of its pair's prompts, each prompt through all decoders before the next."""
+    """Run one of COMPARISONS over `count` prompts of its pair. All decoders run a prompt before the next prompt
+    begins."""
     asked = COMPARISONS[name]
     decoder, making = _loaded(asked.pair, asked.dtype)
     chosen = texts.spread(texts.load(shipped=PAIRS[asked.pair].prompts), count)
@@ -124,7 +128,8 @@ def compare(name: str, count: int, gamma: str | int, tick: Tick) -> Result:
 
 
 def interleaved(contenders: Mapping[str, Contender], prompts: Sequence[Tensor], count: int, tick: Tick) -> Rows:
-    """Every prompt through every contender, a prompt at a time, in alternating order."""
+    """The rows of each contender. Every contender runs a prompt before the next prompt begins, and their order
+    alternates."""
     for contender in contenders.values():
         contender.run(prompts[0], 16)  # warm up
     rows: Rows = {name: [] for name in contenders}
@@ -136,15 +141,15 @@ def interleaved(contenders: Mapping[str, Contender], prompts: Sequence[Tensor], 
 
 
 def quartiles(baseline: Sequence[float], other: Sequence[float]) -> Interval:
-    """The median of baseline / other, in pairs, and their quartiles."""
+    """The median of baseline / other, sample by sample, and the quartiles of these ratios."""
     ratios = np.asarray(baseline, dtype=float) / np.asarray(other, dtype=float)
     low, value, high = np.percentile(ratios, (25, 50, 75))
     return Interval(float(value), float(low), float(high))
 
 
 def copies(pair: str, count: int, passes: int, tick: Tick) -> Result:
-    """Copies of a pair's float32 target by their bits: the step over its bytes at the streaming rate, what they take,
-    what is accepted, and the speed-up at gamma auto."""
+    """Copies of a pair's float32 target, by their bits: the time of a step compared with reading the copy's bytes at
+    the streaming rate, the bytes themselves, the acceptance rate, and the speed-up at gamma auto."""
     decoder, making = _loaded(pair, "float32")
     result, drafted = Result(), {}
     for bits in BITS:
@@ -183,8 +188,9 @@ REPLAYED, REPLAY_BAR = "gpt2:medium", 2.83
 
 
 def replay(bits: Bits, gammas: Sequence[int], repetitions: int, tick: Tick) -> Result:
-    """GPT-2 Medium's shape with random weights, and its own copy in so many bits that replays it, 75 % of what is
-    proposed being accepted at each gamma: how many times as fast as alone. See bars.replay."""
+    """GPT-2 Medium's shape with random weights, and a copy of it in `bits` bits as the draft, which replays the
+    target's text so that 75 % of the proposed tokens are accepted. The bars say, for each gamma, how many times as fast
+    as the target alone that is. See bars.replay."""
     pair = workload(REPLAYED)
     target, copy = pair.target.build(torch.float32, CPU), pair.target.build(torch.float32, CPU, Rounding(bits))
     prompts, result, best = pair.prompts(1, 32), Result(), _exactly(0.0)
@@ -209,7 +215,7 @@ def replay(bits: Bits, gammas: Sequence[int], repetitions: int, tick: Tick) -> R
 
 
 def _loaded(pair: str, dtype: str) -> tuple[Decoder, Drafters]:
-    """The pair's target, and what makes drafters for it."""
+    """The pair's target, and the maker of its drafters."""
     decoder = load(pair, dtype=dtype, device=CPU)
     return decoder, Drafters(decoder, read(PAIRS[pair].source), getattr(torch, dtype))
 
@@ -226,7 +232,8 @@ def _beyond(decoder: Decoder) -> Interval:
 
 
 def _counted(what: str, rows: Sequence[PromptResult], plain: Sequence[PromptResult]) -> list[Bar]:
-    """What was accepted, tokens a round, and the texts that are plain decoding's, which all must be."""
+    """The acceptance rate, the tokens a round, and the share of texts that equal plain decoding's, which must be
+    all."""
     proposed, rounds = sum(row.proposed or 0 for row in rows), sum(row.rounds for row in rows)
     accepted, emitted = sum(row.accepted or 0 for row in rows), sum(len(row.tokens) for row in rows)
     same = sum(row.tokens == other.tokens for row, other in zip(rows, plain, strict=True))

@@ -31,9 +31,10 @@ from sybil.transfer import integers
 NEW_TOKENS = 64
 LLAMA_BARS = {"SmolLM2": 1.5, "Gemma 3": 1.3}
 VERIFIED = {5: 1.8, 9: 2.6}
-"""What verifying so many tokens may cost, over one."""
+"""By the number of tokens: how many times as long as over one token a verification over so many may take."""
 LOADING, BUSY, MEMORY, IDLE = 3.0, 1.25, 250.0, 0.02
-"""Seconds; times one thread alone; MB above the imports; seconds of processor time in a second of doing nothing."""
+"""LOADING: seconds. BUSY: beside a busy process, times as long as one thread alone. MEMORY: MB above the imports. IDLE:
+seconds of processor time in a second in which nothing is decoded."""
 START = """
 import json, sys, time
 from benchmarks.fresh import resident
@@ -51,7 +52,7 @@ print(json.dumps({"load": loaded, "memory": resident("VmHWM") - before, "idle": 
 
 
 def smollm2() -> Path:
-    """The packaged file; raises InvalidSetting where it isn't installed."""
+    """The file that SmolLM2's package brings; raises InvalidSetting if the package isn't installed."""
     pair = PAIRS[SMOLLM2]
     found = packaged_file(str(pair.file))
     if found is None:
@@ -60,7 +61,7 @@ def smollm2() -> Path:
 
 
 def real(passes: int, count: int, gemma: Path | None, tick: Tick) -> Result:
-    """Everything, SmolLM2 first. count: prompts beside llama.cpp."""
+    """All bars, SmolLM2's first. count: the number of prompts beside llama.cpp."""
     result = Result()
     for name, file in (("SmolLM2", smollm2()), ("Gemma 3", gemma)):
         if file is not None:
@@ -72,7 +73,7 @@ def real(passes: int, count: int, gemma: Path | None, tick: Tick) -> Result:
 
 
 def _beside_llama(name: str, file: Path, count: int, result: Result, tick: Tick) -> None:
-    """Plain greedy decoding by both, in turn, the same prompts' token ids and as many threads."""
+    """Plain greedy decoding by Sybil and by llama.cpp, which take turns on the same token ids with as many threads."""
     decoder = load(file, device=CPU)
     found, lacking = peers(file, decoder.target.context, decoder.eos_token_ids)
     if LLAMA_CPP not in found:
@@ -108,7 +109,7 @@ def _beside_llama(name: str, file: Path, count: int, result: Result, tick: Tick)
 
 
 def _verified(passes: int, result: Result, tick: Tick) -> None:
-    """Forwards of several tokens after 128 over one's."""
+    """The time of a forward over several tokens, after 128 tokens, divided by that over one token."""
     model = load(smollm2(), device=CPU).target
     samples = []
     for sample in interleave({str(n): forward_case(model, n, DEPTH) for n in (1, 2, 3, 5, 9, 17)}, passes, CPU):
@@ -139,7 +140,8 @@ def _started(count: int, result: Result, tick: Tick) -> None:
 
 
 def _beside_a_busy_process(passes: int, result: Result, tick: Tick) -> None:
-    """All threads beside a process that keeps the first core busy, over one thread with the machine to itself."""
+    """The time of all threads beside a process that keeps the first core busy, divided by one thread's on an idle
+    machine."""
     decoder, threads = load(smollm2(), device=CPU), torch.get_num_threads()
     settings: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "eos_token_id": []}
 
@@ -164,7 +166,7 @@ def _beside_a_busy_process(passes: int, result: Result, tick: Tick) -> None:
     try:
         for number, name in itertools.product(range(passes + 1), cases):
             found = cases[name]()
-            if number:  # the first warms up
+            if number:  # the first pass warms up
                 ms[name].append(found)
                 tick(f"SmolLM2: {name}")
     finally:
@@ -177,11 +179,11 @@ def _beside_a_busy_process(passes: int, result: Result, tick: Tick) -> None:
 
 @contextmanager
 def _busy() -> Iterator[None]:
-    """Another process that never rests, held to the first of our cores where the system can do that."""
+    """Run another process that never rests. Where the system can, it is bound to the first of this process's cores."""
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(process.pid, [min(os.sched_getaffinity(0))])
-    time.sleep(0.5)  # until it is at it
+    time.sleep(0.5)  # until the process is busy
     try:
         yield
     finally:

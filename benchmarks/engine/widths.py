@@ -1,9 +1,10 @@
-"""Are the bits of a token's logits the same, whatever is verified beside it? On real weights, in their blocks.
+"""Checks on real weights, which stay in their blocks, that the bits of a token's logits don't depend on what is
+verified beside it.
 
-A text is decoded alone, a token at a time, and each position's logits are kept as a digest. Then the same text is
-verified 1 to 9 tokens at a time, in batches of 1 to 4 rows of other texts and lengths; the last tokens of some blocks
-are wrong ones, and are rolled back. Every line that is written is whole, and a run that was cut off goes on.
-"""
+A text is decoded alone, one token at a time, and a digest of each position's logits is kept. Then the same text is
+verified 1 to 9 tokens at a time, in batches of 1 to 4 rows, beside other texts of other lengths. The last tokens of
+some blocks are wrong ones, which are rolled back. Only whole lines are written to the file, so a later run goes on
+where an earlier one was cut off."""
 
 from __future__ import annotations
 
@@ -27,12 +28,13 @@ from sybil.transfer import integers
 WIDTHS, BATCHES = range(1, 10), range(1, 5)
 NEW_TOKENS = 256
 Tick = Callable[[int, str], None]
-"""Called with how many tokens were verified, and how."""
+"""Called with the number of tokens that were verified, and how they were verified."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedText:
-    """A prompt and what is said after it, token by token; digests: one of the logits that gave each new token."""
+    """A prompt and the tokens that follow it. digests: for each new token, the digest of the logits that it was taken
+    from."""
 
     id: str
     prompt: list[int]
@@ -42,8 +44,8 @@ class DecodedText:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """New tokens of some texts verified `width` at a time, so many rows together. differing: those whose logits have
-    other bits; leaving: those that would have been another token."""
+    """New tokens of `batch` texts, verified `width` at a time. differing: the tokens whose logits have other bits.
+    leaving: the tokens for which another token would have been chosen."""
 
     width: int
     batch: int
@@ -54,12 +56,12 @@ class Verified:
 
 
 def digest(logits: Tensor) -> str:
-    """Of a row's bits (vocab,)."""
+    """The digest of the bits of one row of logits (vocab,)."""
     return hashlib.blake2b(logits.numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def plain(decoder: Decoder, name: str, prompt: Sequence[int], new_tokens: int) -> DecodedText:
-    """Decode a prompt greedily, alone; no token ends it."""
+    """Decode a prompt greedily and alone; no token ends the text."""
     model = decoder.target
     cache, known = model.new_cache(1, len(prompt) + new_tokens), list(prompt)
     digests, tokens = [], []
@@ -72,7 +74,8 @@ def plain(decoder: Decoder, name: str, prompt: Sequence[int], new_tokens: int) -
 
 
 def verify(model: Model, chosen: Sequence[DecodedText], width: int, seed: int) -> tuple[int, int, int]:
-    """How many new tokens of the texts, all as long, were compared, have other bits, and would have been others."""
+    """Verify the new tokens of texts that are equally long. Returns how many were compared, how many have logits with
+    other bits, and for how many another token would have been chosen."""
     generator, count = random.Random(seed), min(len(text.tokens) for text in chosen)
     rows = [[*text.prompt, *text.tokens] for text in chosen]
     starts = [len(text.prompt) - 1 for text in chosen]  # the last token of a prompt gives the first new one
@@ -99,7 +102,8 @@ def verify(model: Model, chosen: Sequence[DecodedText], width: int, seed: int) -
 
 
 def run(decoder: Decoder, prompts: Sequence[texts.Prompt], tokens: int, path: Path, tick: Tick) -> Iterator[Verified]:
-    """At least so many tokens, widths and batches taking turns; all that path holds of an earlier run comes first."""
+    """Verify at least `tokens` tokens; widths and batch sizes take turns. What `path` holds of an earlier run isn't
+    done again, but is yielded and counted as well."""
     held = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     known = {row["text"]["id"]: DecodedText(**row["text"]) for row in held if "text" in row}
     done = {(row["width"], row["batch"], row["turn"]): row for row in held if "width" in row}

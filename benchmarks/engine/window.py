@@ -1,4 +1,4 @@
-"""The bars of gamma="auto": beside every fixed gamma by domain, and with a draft that is of no use."""
+"""The bars of gamma="auto": beside every fixed gamma, by kind of prompt, and with a draft that is of no use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from sybil.transfer import integers
 
 GAMMAS = (1, 2, 3, 4, 5, 6, 8)
 OF_BEST, OF_PLAIN = 0.95, 0.96
-"""What auto must reach: of the best fixed gamma on each domain; of plain decoding where the draft is of no use."""
+"""OF_BEST: the share of the best fixed gamma's speed that auto must reach on each domain. OF_PLAIN: the share of plain
+decoding's speed that it must reach with a draft that is of no use."""
 USELESS, USELESS_TOKENS = "useless", 128
 DRAFTERS = {STDLIB: (DRAFT, SELF, USELESS), SMOLLM2: (SELF, USELESS)}
 SMALL = {
@@ -38,8 +39,8 @@ SMALL = {
 
 
 def window(pair: str, drafter: str, count: int, tokens: int, tick: Tick) -> Result:
-    """Plain, auto and fixed gammas over so many of a pair's prompts, each prompt through all before the next; the
-    useless draft at auto only."""
+    """Plain decoding, gamma auto and fixed gammas over `count` prompts of a pair. All of them run a prompt before the
+    next prompt begins. The useless draft runs at gamma auto only."""
     decoder = load(pair, dtype="float32", device=CPU)
     checkpoint = read(PAIRS[pair].source)
     if drafter == USELESS:
@@ -76,7 +77,7 @@ def window(pair: str, drafter: str, count: int, tokens: int, tick: Tick) -> Resu
 
 
 def _useless(pair: str, vocab_size: int) -> Model:
-    """Random weights: in the shape of the pair's own draft, or in a small one where it has none."""
+    """A model with random weights, in the shape of the pair's own draft, or in a small shape if the pair has none."""
     named = PAIRS[pair].draft
     config = read(named).config if named else {**SMALL, "vocab_size": vocab_size}
     return RandomModel(USELESS, config).build(torch.float32, CPU)

@@ -1,4 +1,4 @@
-"""The two sides of the gate: commits, each built from a worktree of its own into an environment of its own."""
+"""The two sides of the gate. Each is a commit that is built from its own worktree into its own environment."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MAIN = ("origin/main", "main")
 
 
 class GateError(Exception):
-    """Nothing was measured, or not all: one line, with the remedy."""
+    """The gate could not measure everything. The message is one line that names the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A built commit. folder: where its environment lies, and nothing else's."""
+    """A built commit. folder: the folder of its environment, which holds nothing else."""
 
     name: str
     revision: str
@@ -43,7 +43,7 @@ class Side:
 
 
 def git(root: Path, *arguments: str, **environment: str) -> str:
-    """git's output; raises GateError with git's last line."""
+    """The output of a git command; raises GateError with the last line that git printed."""
     command = ["git", "-C", str(root), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
@@ -53,7 +53,7 @@ def git(root: Path, *arguments: str, **environment: str) -> str:
 
 
 def resolve(root: Path, revision: str) -> str:
-    """The commit's whole hash; raises GateError."""
+    """The full hash of a commit; raises GateError."""
     try:
         return git(root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     except GateError:
@@ -63,8 +63,8 @@ def resolve(root: Path, revision: str) -> str:
 
 
 def working(root: Path) -> tuple[str, str]:
-    """What is to be gated, as (its name, commit): HEAD, or a commit of the working tree where it has changes (made
-    without touching the index or a branch; files that git ignores stay out)."""
+    """The commit that is to be gated, as (its name, its hash). That is HEAD, or a commit made of the working tree if it
+    has changes. Making that commit touches neither the index nor a branch; files that git ignores are left out."""
     head = resolve(root, "HEAD")
     if not git(root, "status", "--porcelain"):
         return "HEAD", head
@@ -78,7 +78,8 @@ def working(root: Path) -> tuple[str, str]:
 
 
 def default_base(root: Path, new: str) -> tuple[str, str]:
-    """Where new left main, as (its name, commit); raises GateError where that is new itself."""
+    """The commit at which `new` branched off main, as (its name, its hash); raises GateError if that is `new`
+    itself."""
     for main in MAIN:
         try:
             commit = git(root, "merge-base", main, new)
@@ -93,10 +94,10 @@ def default_base(root: Path, new: str) -> tuple[str, str]:
 
 
 def build(root: Path, name: str, revision: str, commit: str, into: Path) -> Side:
-    """Build the commit from a worktree into an environment of its own; raises GateError.
+    """Build a commit from a worktree into its own environment; raises GateError.
 
-    What Sybil depends on is installed once for all commits that ask for the same: the environment has its own Sybil,
-    and finds the rest in the gate's environment, or in one made for other pins."""
+    Sybil's dependencies are installed once for all commits that pin the same ones. The environment holds its own Sybil,
+    and finds the dependencies in the gate's environment, or in one that was made for other pins."""
     folder = into / name
     with _worktree(root, commit) as tree:
         packages = _dependencies(root, tree)
@@ -111,7 +112,8 @@ def build(root: Path, name: str, revision: str, commit: str, into: Path) -> Side
 
 
 def _share(package: str, own: Path) -> None:
-    """Where the gate's environment has that package, the side's has it too, whatever else the side depends on."""
+    """Link a package into a side's environment if the gate's environment has it, whatever the side itself depends
+    on."""
     found = find_spec(package)
     for folder in (found and found.submodule_search_locations) or ():
         (own / package).symlink_to(folder)
@@ -129,9 +131,9 @@ def _worktree(root: Path, commit: str) -> Iterator[Path]:
 
 
 def _dependencies(root: Path, tree: Path) -> Path:
-    """A folder of packages with all that the tree's project depends on, at its pins."""
+    """The folder of packages that holds all dependencies of the tree's project, at its pins."""
     if _wanted(tree) == _wanted(root):
-        return Path(sysconfig.get_path("purelib"))  # `nox -s gate` has installed them here
+        return Path(sysconfig.get_path("purelib"))  # `nox -s gate` has installed the dependencies here
     digest = hashlib.sha256("\n".join([sys.version, *_wanted(tree)]).encode()).hexdigest()[:12]
     folder = root / ".nox" / f"gate-{digest}"
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
@@ -141,14 +143,14 @@ def _dependencies(root: Path, tree: Path) -> Path:
         constraints = folder / "constraints.txt"
         constraints.write_text(pins)
         pip = ("--python", str(folder / "bin" / "python"), "install", "--quiet", "--constraint", str(constraints))
-        for what in (["torch"], names):  # torch first: a resolver that meets it later might prefer another build
+        for what in (["torch"], names):  # torch first: if pip met torch later, it might prefer another build
             _pip(*pip, *what, why="what the base depends on can't be installed")
         (folder / "complete").touch()
     return packages
 
 
 def _wanted(tree: Path) -> list[str]:
-    """The pins' text, then each requirement: the project's own, and what builds it."""
+    """The text of the pins, followed by each requirement of the project and of its build."""
     pins = tree / "constraints.txt"
     try:
         project = tomllib.loads((tree / "pyproject.toml").read_text())

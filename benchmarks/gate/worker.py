@@ -1,8 +1,9 @@
-"""One process of the gate: decodes a round when it is told to, and says how long that took. Run by a side's own Python.
+"""One process of the gate. It decodes a round when it is told to, and answers how long that took. A side's own Python
+runs it.
 
-Lines of JSON: a plan comes first, and is answered once all is loaded and warm. Then each line names a case and a
-prompt, and is answered with the next round of decoding it, [seconds, new tokens], or null after its last.
-"""
+Requests and answers are lines of JSON. The first request is a plan; its answer comes when all models are loaded and
+warm. Each further request names a case and a prompt; its answer is the next round of decoding that prompt, as [seconds,
+new tokens], or null after the last round."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from benchmarks.workloads import Case, Lacking, Workload
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
-    """Answer every line until there is none."""
+    """Answer each request, until there are no more."""
 
     def answer(what: object) -> None:
         answers.write(json.dumps(what) + "\n")
@@ -39,7 +40,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
 
 def _load(cases: Mapping[str, Case], plan: Mapping[str, Any]) -> tuple[dict[str, Workload], dict[str, str]]:
-    """The workloads of the cases, warm; and by case what this Sybil or this environment lacks for it."""
+    """The workloads of the cases, warm, and by case what this version of Sybil or this environment lacks for it."""
     from sybil import SybilError
 
     workloads: dict[str, Workload] = {}
@@ -57,7 +58,7 @@ def _load(cases: Mapping[str, Case], plan: Mapping[str, Any]) -> tuple[dict[str,
 
 
 def _digest(workloads: Mapping[str, Workload]) -> str:
-    """Of all prompts' tokens, which are each side's own."""
+    """The digest of all prompts' tokens. Each side encodes the prompts itself."""
     tokens = {name: [prompt.tolist() for prompt in workload.prompts] for name, workload in sorted(workloads.items())}
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
@@ -77,5 +78,5 @@ def _about(device: str | None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # what a library prints isn't mistaken for an answer
     serve(sys.stdin, replies)

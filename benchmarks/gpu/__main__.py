@@ -26,13 +26,13 @@ from benchmarks.gpu.rows import FULL, PARTS, TINY, GpuPlan, GpuRow, table
 
 WORKER = (sys.executable, "-m", "benchmarks.gpu.work")
 SECONDS = 460.0
-"""What all parts may take together: what has no time left is said to be left out."""
+"""The time, in seconds, that all parts may take together. Parts for which no time is left are reported as left out."""
 
 
 def rows(
     parts: Sequence[str], plan: GpuPlan, device: str, seconds: float = SECONDS, worker: Sequence[str] = WORKER
 ) -> Iterator[GpuRow]:
-    """Every part's rows, as they are found."""
+    """The rows of every part, as they are found."""
     left, ends = list(parts), time.monotonic() + seconds
     while left:
         if time.monotonic() >= ends:
@@ -44,8 +44,8 @@ def rows(
 def _of_one_process(
     left: list[str], plan: GpuPlan, device: str, ends: float, worker: Sequence[str]
 ) -> Iterator[GpuRow]:
-    """The rows of one process, which is ended where a part takes too long. The parts that it begins leave the list: one
-    at least, for one that can't begin is the first one's failure."""
+    """The rows of one process, which is killed when a part takes too long. Each part that it begins is removed from
+    `left`. At least one part is removed: if none can begin, that is the failure of the first one."""
     now, began, count = "", time.monotonic(), len(left)
     with _started(worker) as process:
         assert process.stdin
@@ -75,7 +75,7 @@ def _of_one_process(
 
 @contextlib.contextmanager
 def _started(worker: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process, and those that it starts, which all end with this."""
+    """Start a process, which is killed at the end with every process that it has started."""
     with subprocess.Popen(
         worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -87,7 +87,7 @@ def _started(worker: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def _lines(process: subprocess.Popen[str]) -> queue.Queue[dict[str, Any] | None]:
-    """What a process writes, as it comes; None at its end."""
+    """The JSON lines that a process writes, as they come; None at its end."""
     lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
 
     def read() -> None:
@@ -102,7 +102,7 @@ def _lines(process: subprocess.Popen[str]) -> queue.Queue[dict[str, Any] | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command's status."""
+    """Run the command, and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--device", default="cuda", help="torch's name of it; cpu with --tiny tries the command itself")
     parser.add_argument("--tiny", action="store_true", help="as little as can be of everything")

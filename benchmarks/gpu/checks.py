@@ -1,8 +1,7 @@
-"""What is right or wrong on a GPU: the checks that a GPU's tests run too (tests/test_gpu.py, marker cuda).
+"""The checks of Sybil on a GPU. The tests with the marker cuda run them too (tests/test_gpu.py).
 
-Each takes a plan and a device, and says what it found; an AssertionError says what is wrong. On a CPU they run through
-fixed shapes without graphs, and what needs a GPU says so.
-"""
+Each check takes a plan and a device and returns what it found; it raises an AssertionError that says what is wrong. On
+a CPU the checks run with fixed shapes but without graphs, and a check that needs a GPU says so."""
 
 from __future__ import annotations
 
@@ -40,24 +39,25 @@ def _random(kind: str, layers: int = 3) -> RandomModel:
 
 
 def _model(kind: str, dtype: torch.dtype, device: torch.device, static: bool = True, layers: int = 3) -> Transformer:
-    """A small model of a family by torch's operators, in fixed shapes or not."""
+    """A small model of a family, computed by torch's operators. static: with fixed shapes."""
     random = _random(kind, layers)
     return Transformer(random.shape, random.weights(dtype, device), static=static)
 
 
 def _prompts(count: int, vocab: int, seed: int = 0) -> list[Tensor]:
-    """Of unequal lengths."""
+    """Prompts of unequal lengths."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(vocab, (5 + 17 * index,), generator=generator) for index in range(count)]
 
 
 def _tolerance(dtype: torch.dtype, logits: Tensor) -> float:
-    """How far two forwards in that dtype may be apart in a logit."""
+    """The most by which a logit of two forwards in that dtype may differ."""
     return float(HALF.get(dtype, FLOAT32).of(float(logits.abs().max())))
 
 
 def fixed_shapes(plan: GpuPlan, device: torch.device) -> str:
-    """Forwards of fixed shapes, recorded as graphs on a GPU, say what plain ones say, after rollbacks too."""
+    """Forwards with fixed shapes give the logits of forwards without, after rollbacks too. On a GPU they are recorded
+    as graphs."""
     furthest, before = 0.0, Graphs.recorded
     for kind in plan.families:
         for dtype in map(dtype_of, plan.checked):
@@ -71,7 +71,7 @@ def fixed_shapes(plan: GpuPlan, device: torch.device) -> str:
                 off = float((logits - wanted).abs().max())
                 assert off <= _tolerance(dtype, wanted), f"{kind} in {dtype}: a logit of {count} tokens is off by {off}"
                 furthest = max(furthest, off)
-                for cache in caches:  # rows roll back by unequal numbers
+                for cache in caches:  # rows roll back by unequal numbers of tokens
                     cache.lengths = torch.maximum(cache.lengths - integers([place % 3, place % 2]), integers([1, 1]))
     recorded = Graphs.recorded - before
     assert recorded or device.type != "cuda", "no graph was recorded"
@@ -79,7 +79,8 @@ def fixed_shapes(plan: GpuPlan, device: torch.device) -> str:
 
 
 def greedy(plan: GpuPlan, device: torch.device) -> str:
-    """Speculative greedy texts are plain ones, and transformers', but for near-ties."""
+    """Speculative greedy texts equal plain ones, and plain ones equal transformers', except where two logits nearly
+    tie."""
     parted = texts = 0
     for kind in plan.families:
         for dtype in map(dtype_of, plan.checked):
@@ -112,7 +113,7 @@ def _near_tie(twin: Any, tokens: list[int], what: str) -> None:
 
 
 def seeds(plan: GpuPlan, device: torch.device) -> str:
-    """Coupled sampling is plain sampling, token for token; a seed's text comes again."""
+    """Coupled sampling gives the tokens of plain sampling, and the same seed gives the same text again."""
     for kind in plan.families:
         target, draft = _model(kind, torch.float32, device), _model(kind, torch.float32, device, layers=2)
         asked: dict[str, Any] = {
@@ -133,7 +134,8 @@ def seeds(plan: GpuPlan, device: torch.device) -> str:
 
 
 def noise(plan: GpuPlan, device: torch.device) -> str:
-    """The noise made on the device is the host's, to a logarithm's last bits, and draws the same tokens."""
+    """The noise that is made on the device equals the host's up to the last bits of a logarithm, and draws the same
+    tokens."""
     furthest = 0.0
     for vocab in (31, 4096, plan.vocab):
         places = integers([[5, 6, 1000]])
@@ -149,7 +151,7 @@ def noise(plan: GpuPlan, device: torch.device) -> str:
 
 
 def modes(plan: GpuPlan, device: torch.device) -> str:
-    """A generation in inference mode and one outside, by turns, over one cache."""
+    """Generations inside and outside inference mode, by turns, over one cache, give the same text."""
     target, draft = (_model("gpt2", torch.float32, device, layers=layers) for layers in (3, 2))
     decoder = Decoder(target, DraftModel(draft))
     texts = []
@@ -177,7 +179,7 @@ def waits(plan: GpuPlan, device: torch.device) -> str:
     ):
         decoder = Decoder(target, factory)
         asked: dict[str, Any] = {"max_new_tokens": plan.checked_tokens, "eos_token_id": [], **settings}
-        for _ in range(USES):  # graphs are recorded, which waits
+        for _ in range(USES):  # recording graphs makes the host wait
             decoder.generate([integers([1, 2, 3])], **asked)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -194,7 +196,8 @@ def waits(plan: GpuPlan, device: torch.device) -> str:
 
 
 def unrecordable(plan: GpuPlan, device: torch.device) -> str:
-    """What no graph takes is computed without one, on the stream that was current."""
+    """What a graph can't record is computed without one, and the stream that was current before is current
+    afterwards."""
     if device.type != "cuda":
         return NOT_HERE
     graphs, numbers = Graphs(device), torch.ones(4, dtype=torch.float32, device=device)
@@ -213,7 +216,7 @@ def unrecordable(plan: GpuPlan, device: torch.device) -> str:
 
 
 def kept(plan: GpuPlan, device: torch.device) -> str:
-    """Few forwards are kept, whatever is asked, and they share memory."""
+    """Only a few recorded forwards are kept, whatever is asked for, and they share memory."""
     model = _model("gpt2", torch.float32, device)
     cache = model.new_cache(1, 250)
     for length in (1, 100, 200):
@@ -247,7 +250,7 @@ def growing(plan: GpuPlan, device: torch.device) -> str:
 
 
 def grouped_heads(plan: GpuPlan, device: torch.device) -> str:
-    """Attention of grouped heads under a mask takes torch's quick ways."""
+    """Attention with grouped heads under a mask uses torch's fast kernels."""
     if device.type != "cuda":
         return NOT_HERE
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -256,7 +259,7 @@ def grouped_heads(plan: GpuPlan, device: torch.device) -> str:
     for dtype in (torch.float32, torch.float16):
         model = _model("llama", dtype, device)
         cache = model.new_cache(2, 100)
-        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION]):  # fails where neither can
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION]):  # raises if neither kernel can
             model.prefill(torch.ones(2, 60, dtype=torch.int64), cache)
             for _ in range(USES + 1):
                 cache.lengths = integers([60, 57])
@@ -268,7 +271,7 @@ def grouped_heads(plan: GpuPlan, device: torch.device) -> str:
 def logits(plan: GpuPlan, device: torch.device) -> str:
     """Logits of a model in half precision are float32, and finer than half precision."""
     for dtype in (torch.float16, torch.bfloat16):
-        for kind in ("gpt2", "llama"):  # with the embedding as head, and with a head of its own
+        for kind in ("gpt2", "llama"):  # GPT-2's head is its embedding; this Llama has a head of its own
             model = _model(kind, dtype, device)
             found = model.forward(torch.ones(1, 3, dtype=torch.int64), model.new_cache(1, 3))
             assert found.dtype == torch.float32, f"logits are {found.dtype}"
@@ -278,7 +281,7 @@ def logits(plan: GpuPlan, device: torch.device) -> str:
 
 
 def too_much(plan: GpuPlan, device: torch.device) -> str:
-    """What can't be had of memory is one line."""
+    """An allocation that fails is reported as an error of one line."""
     model = _model("gpt2", torch.float32, device)
     try:
         model.new_cache(64, 1 << 30)
@@ -291,7 +294,7 @@ def too_much(plan: GpuPlan, device: torch.device) -> str:
 
 
 def cards(plan: GpuPlan, device: torch.device) -> str:
-    """A model on the second GPU is timed there."""
+    """A forward on the second GPU is timed on that GPU."""
     if device.type != "cuda" or torch.cuda.device_count() < 2:
         return "needs two GPUs"
     other = torch.device("cuda", 1)
@@ -319,7 +322,7 @@ CHECKS: Mapping[str, Callable[[GpuPlan, torch.device], str]] = {
 
 
 def checks(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
-    """All of them, each by itself."""
+    """The rows of all checks. A check that fails doesn't stop the others."""
     for what, check in CHECKS.items():
         for row in run("checks", plan, str(device), {"checks": _as_part(check)}):
             yield replace(row, what=what)

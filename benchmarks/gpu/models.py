@@ -1,4 +1,4 @@
-"""What is replayed: published shapes with random weights, or tiny ones where the command itself is tried."""
+"""The models that are replayed: published shapes with random weights, or tiny shapes when only the command is tried."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was asked."""
+    """Wait until the device has done all work that was given to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

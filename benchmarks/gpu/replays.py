@@ -1,4 +1,4 @@
-"""Published shapes with random weights, and a draft that replays the target: speed, and a small GPU's memory."""
+"""Published shapes with random weights, and a draft that replays the target's text: speed, and a small GPU's memory."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from sybil.models.operators.transformer import Transformer
 
 GAMMA, ACCEPTANCE, PROMPT = 4, 0.75, 32
 SMALL_GPU, CONTEXT = 4_000_000_000, 600_000_000
-"""The memory of the smallest GPU that Sybil is for, and what CUDA itself takes of it: an estimate."""
+"""The memory in bytes of the smallest GPU that Sybil is meant for, and an estimate of what CUDA itself takes of it."""
 
 
 def _measured(
     contenders: Mapping[str, Contender], prompt: torch.Tensor, plan: GpuPlan
 ) -> dict[str, list[PromptResult]]:
-    """Runs of each, by turns, after one that isn't counted."""
+    """The runs of each contender, by turns, after one run that isn't counted."""
     for each in contenders.values():
         each.run(prompt, plan.replayed_tokens)
     runs: dict[str, list[PromptResult]] = {name: [] for name in contenders}
@@ -44,7 +44,8 @@ def _measured(
 
 
 def _rows(part: str, what: str, runs: Mapping[str, list[PromptResult]]) -> Iterator[GpuRow]:
-    """A row a contender: speed, over plain decoding, and whether it says plain decoding's tokens."""
+    """One row for each contender: its speed, the ratio to plain decoding's, and whether its tokens are plain
+    decoding's."""
     ms = {name: 1e3 * median(run.seconds / len(run.tokens) for run in group) for name, group in runs.items()}
     plain = runs[AUTOREGRESSIVE][0].tokens
     for name, group in runs.items():
@@ -56,11 +57,11 @@ def _rows(part: str, what: str, runs: Mapping[str, list[PromptResult]]) -> Itera
             )
         found += "" if same else "; not plain decoding's text"
         numbers = {"ms": ms[name], "over_plain": over, "same": same}
-        yield GpuRow(part, f"{what}, {name}", found, numbers=numbers)  # random models are full of near-ties
+        yield GpuRow(part, f"{what}, {name}", found, numbers=numbers)  # no verdict: random models have many near-ties
 
 
 def replay(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
-    """Plain, speculative, and transformers."""
+    """Plain decoding, speculative decoding, and transformers' generate."""
     pair = pair_of(plan)
     for name in reversed(plan.dtypes):
         dtype = dtype_of(name)
@@ -77,7 +78,7 @@ def replay(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
 
 
 def self(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
-    """The target's own copy in 8 bits, by whatever library does it."""
+    """The target with its own 8-bit copy as the draft, computed by whichever library does that here."""
     pair, dtype = pair_of(plan), dtype_of(plan.dtypes[-1])
     way = packaged(8, dtype, "self:8") if device.type == "cuda" else "int8"
     weights = dict(pair.target.weights(dtype, device))
@@ -92,7 +93,7 @@ def self(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
 
 
 def memory(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
-    """A whole context within a small GPU's memory. This process gets no more of a larger one."""
+    """Decode a whole context within a small GPU's memory. On a larger GPU this process may use no more than that."""
     pair, dtype = pair_of(plan), dtype_of(plan.dtypes[-1])
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory

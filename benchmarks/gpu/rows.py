@@ -1,4 +1,4 @@
-"""What the GPU command measures, how much of it, and what it says: pure, and quick to import."""
+"""What the GPU command measures, how much of it, and its table. This module is pure and quick to import."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ PARTS: Mapping[str, str] = {
     "self": "benchmarks.gpu.replays:self",
     "memory": "benchmarks.gpu.replays:memory",
 }
-"""Each part's function: (plan, device) -> rows, one at a time. The last one limits what its process may take."""
+"""By part: its function, from (plan, device) to rows, which come one at a time. "memory" must be last, because it
+limits the memory of its process."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuRow:
-    """One line of the table. ok: None where it is only told. error: why there is nothing to tell."""
+    """One line of the table. ok: None where a number is only reported. error: why nothing was found."""
 
     part: str
     what: str
@@ -38,9 +39,11 @@ class GpuRow:
 
 @dataclass(frozen=True, slots=True)
 class GpuPlan:
-    """How much is done. workload: of sybil.measuring.workload, whose target and draft are replayed. dtypes: what texts
-    and verdicts are asked in. families, checked, checked_tokens: model_types, dtypes and new tokens of the checks.
-    seconds: what a part may take before it is ended."""
+    """How much is done.
+
+    workload: a workload of sybil.measuring.workload, whose target and draft are replayed. dtypes: the dtypes of texts
+    and verdicts. families, checked, checked_tokens: the model_types, dtypes and number of new tokens of the checks.
+    seconds: a part that takes longer is ended."""
 
     workload: str = "gpt2:medium"
     dtypes: Sequence[str] = ("float32", "float16")
@@ -78,11 +81,12 @@ TINY = GpuPlan(
     tokens_in_memory=60,
     vocab=5000,
 )  # fmt: skip
-"""For a test on a CPU: everything runs, and nothing of it says anything about speed. "": tiny models are replayed."""
+"""The plan of a test on a CPU: everything runs, but no number says anything about speed. workload "": tiny models are
+replayed."""
 
 
 def table(rows: Sequence[GpuRow]) -> str:
-    """The rows under each other."""
+    """The rows as a text table."""
     lines = [("part", "what", "found", "")]
     for row in rows:
         verdict = "error" if row.error else {True: "ok", False: "NOT OK", None: ""}[row.ok]

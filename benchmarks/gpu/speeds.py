@@ -1,4 +1,4 @@
-"""How fast a GPU is: its memory, forwards with CUDA graphs and without, and the noise that sampling takes."""
+"""How fast a GPU is: its memory, forwards with CUDA graphs and without, and the noise that sampling needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKENS = (1, 5)
 
 
 def device(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
-    """What it is."""
+    """The device, and the versions of what runs on it."""
     about = describe(device)
     numbers = dict(about)
     told = f"torch {about['torch']}, transformers {about['transformers']}, commit {about['commit'] or 'none'}"
@@ -40,7 +40,8 @@ def device(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
 
 
 def graphs(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
-    """The target's forward with graphs and without, and which share of the memory's bandwidth it comes to."""
+    """The time of the target's forward with graphs and without, and the share of the memory's bandwidth that it
+    reaches."""
     pair = pair_of(plan)
     for name in plan.dtypes:
         weights = dict(pair.target.weights(dtype_of(name), device))
@@ -64,7 +65,7 @@ def graphs(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
 
 
 def noise(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
-    """What the exponentials of one position take, made on the host and on the device."""
+    """The time to make the exponentials of one position, on the host and on the device."""
     source, ms = Noise(1), dict[str, float]()
     for name in ("host", "device"):
         times = []

@@ -1,4 +1,4 @@
-"""What the embedded pair says on a GPU: beside transformers, and before the judge."""
+"""The texts of the embedded pair on a GPU: compared with transformers', and judged."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sybil.measuring.summaries import ms_per_token
 from sybil.measuring.task import Task
 from sybil.pairs import PAIRS, STDLIB
 
-LARGEST_LOGIT = 128.0  # GPT-2's lie below, and the embedded pair's
+LARGEST_LOGIT = 128.0  # the logits of GPT-2 and of the embedded pair are smaller
 
 
 def texts(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
-    """Greedy texts of every decoder beside transformers', and how fast they come."""
+    """The greedy texts of every decoder compared with transformers', and the time of a token."""
     pair, chosen = PAIRS[STDLIB], shipped.spread(shipped.load(), plan.prompts)
     for name in plan.dtypes:
         task = Task(
@@ -53,7 +53,7 @@ def texts(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
 
 
 def verify(plan: GpuPlan, device: torch.device) -> Iterator[GpuRow]:
-    """The judge's verdict on Sybil's own decoder. An INCONCLUSIVE one is no failure: few tokens are judged."""
+    """The judge's verdict on Sybil's own decoder. INCONCLUSIVE is no failure, because few tokens are judged."""
     for name in plan.dtypes:
         asked: dict[str, Any] = dict(plan.judged)
         report = sybil.judge("sybil", STDLIB, dtype=name, device=device, resolution=0.4, gamma=4, **asked)

@@ -1,8 +1,7 @@
-"""The process that does the work: part after part, each row told as soon as it is found.
+"""The process that runs the parts one after the other, and reports each row as soon as it is found.
 
-`python -m benchmarks.gpu.work` is what benchmarks.gpu starts, and nobody else: it reads a plan and names of parts from
-its standard input, and writes a JSON line a row to its standard output.
-"""
+Only benchmarks.gpu starts it, as `python -m benchmarks.gpu.work`. It reads a plan and the names of parts from its
+standard input, and writes each row as a JSON line to its standard output."""
 
 from __future__ import annotations
 
@@ -22,7 +21,8 @@ Rows = Callable[[GpuPlan, Any], Iterator[GpuRow]]
 
 
 def run(part: str, plan: GpuPlan, device: str, parts: dict[str, Rows] | None = None) -> Iterator[GpuRow]:
-    """The rows of one part; what it raises is its last row, and no further part's affair."""
+    """The rows of one part. If the part raises an exception, that becomes its last row, and other parts aren't
+    affected."""
     try:
         import torch
 
@@ -39,7 +39,8 @@ def _named(place: str) -> Rows:
 
 
 def released(device: str) -> bool:
-    """Give memory back; False where the GPU answers no more, as after a kernel's fault: a new process is due then."""
+    """Free the GPU's memory. Returns False if the GPU no longer answers, for instance after a fault in a kernel; a new
+    process is needed then."""
     import torch
 
     gc.collect()
@@ -54,7 +55,7 @@ def released(device: str) -> bool:
 
 
 def serve(parts: Sequence[str], plan: GpuPlan, device: str, tell: Callable[[dict[str, Any]], None]) -> None:
-    """Tell of every part that it begins, its rows, and that it is done."""
+    """Report the beginning of every part, its rows, and its end."""
     for part in parts:
         began = time.perf_counter()
         tell({"begins": part})
@@ -69,10 +70,10 @@ if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     asked = json.loads(sys.stdin.readline())
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no row
+    os.dup2(2, 1)  # what a library prints isn't mistaken for a row
 
     def tell(line: dict[str, Any]) -> None:
-        """One line, at once."""
+        """Write one line at once."""
         replies.write(json.dumps(line) + "\n")
         replies.flush()
 

@@ -1,4 +1,4 @@
-"""What `nox -s history` says, as Markdown: for each machine a table of its changes, by the commit that made them."""
+"""The Markdown report of `nox -s history`: for each machine a table of its changes, by the commit that made them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from benchmarks.history.verdict import HistoryFinding, HistoryLimits, Verdict, b
 ORDER: tuple[Verdict, ...] = ("regression", "suspicious", "improvement")
 MOST_ROWS, LONGEST = 60, 72
 BUSY_SHARE = 0.2
-"""Of a commit's cells, for it to be named as one that was measured on a busy machine."""
+"""A commit is named as measured on a busy machine if at least this share of its cells was."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrackRow:
-    """The changes of one track that are one verdict, about one commit. findings: its cells, the surest first."""
+    """The changes of one track that have the same verdict about the same commit. findings: of the track's cells, the
+    surest first."""
 
     verdict: Verdict
     track: str
@@ -33,14 +34,14 @@ def markdown(histories: Sequence[tuple[History, Sequence[HistoryFinding]]], limi
 
 
 def headline(findings: Sequence[HistoryFinding]) -> str:
-    """The verdicts, counted."""
+    """How many findings have which verdict."""
     counted = Counter(finding.verdict for finding in findings)
     said = [f"{counted[verdict]} {verdict}" for verdict in (*ORDER, "too little data", "steady") if counted[verdict]]
     return ", ".join(said) or "no cells"
 
 
 def section(history: History, findings: Sequence[HistoryFinding], limits: HistoryLimits) -> str:
-    """One machine's part."""
+    """The report's part about one machine."""
     commits = history.commits
     span = f"{len(commits)} commits of {plain(history.branch)}"
     if commits:
@@ -57,7 +58,7 @@ def section(history: History, findings: Sequence[HistoryFinding], limits: Histor
 
 
 def rows_of(findings: Sequence[HistoryFinding]) -> Iterator[TrackRow]:
-    """Verdict by verdict and commit by commit."""
+    """The rows of the table, by verdict and then by commit."""
     rows: dict[tuple[int, int, str, Verdict, int], list[HistoryFinding]] = defaultdict(list)
     for finding in findings:
         if finding.change:
@@ -89,7 +90,8 @@ def _columns(row: TrackRow, history: History) -> list[str]:
 
 
 def _place(finding: HistoryFinding, history: History) -> str:
-    """The commit, or the first and the last of a slide; and how many others it may be, that weren't measured."""
+    """The commit of a change, or the first and last commits of a slide. Commits before it that weren't measured may
+    have made the change instead, so their number is named."""
     first, last = history.commits[finding.first], history.commits[finding.last]
     before = history.commits[finding.first - 1].number if finding.first else -1
     unmeasured = first.number - before - 1
@@ -98,7 +100,7 @@ def _place(finding: HistoryFinding, history: History) -> str:
 
 
 def _notes(history: History, findings: Sequence[HistoryFinding], limits: HistoryLimits) -> Iterator[str]:
-    """What else is to be known of a machine's history."""
+    """Notes below the table: busy commits, cells without a verdict, commits off the branch, and the limits."""
     busy = {place: share for place, share in busy_commits(history).items() if share >= BUSY_SHARE}
     if busy:
         named = ", ".join(f"{name(history.commits[place], short=True)} ({share:.0%})" for place, share in busy.items())
@@ -119,12 +121,12 @@ def _notes(history: History, findings: Sequence[HistoryFinding], limits: History
 
 
 def name(commit: Commit, short: bool = False) -> str:
-    """A commit as a person looks for it."""
+    """A commit by its short hash and its subject."""
     return f"`{commit.hash[:9]}`" + ("" if short else f" {plain(commit.subject)}")
 
 
 def plain(text: str, most: int = LONGEST) -> str:
-    """Text that Markdown shows as it is, on one line: whoever wrote it calls nobody and draws no table."""
+    """Text on one line that Markdown shows unchanged: nothing in it can mention a person or break a table."""
     text = " ".join(text.split())
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     for mark, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("`", "'"), ("@", "@\u200b"), ("[", "&#91;")):
@@ -133,7 +135,7 @@ def plain(text: str, most: int = LONGEST) -> str:
 
 
 def plainly(history: History, findings: Sequence[HistoryFinding]) -> dict[str, Any]:
-    """The same for a program."""
+    """The same as data that a program can read."""
     return {
         "machine": history.machine,
         "environment": history.environment,

@@ -1,8 +1,7 @@
 """Mark, on the site of `asv publish`, what was last measured on a busy machine: `python -m benchmarks.history.site`.
 
-asv has no place for such a mark, so it is put before a track's name: in the grid and above its graphs where any of its
-cells is meant, in the list at each such cell of each machine.
-"""
+asv has no place for such a mark, so it is put before a track's name. In the grid and above its graphs a track is marked
+if any of its cells is; in the list each such cell of each machine is marked."""
 
 from __future__ import annotations
 
@@ -19,7 +18,8 @@ MARK = "machine busy: "
 
 
 def mark(site: Path, busy: set[tuple[str, str, str]]) -> int:
-    """Put the mark before those cells, (machine, track, cell) each; how many names have it then."""
+    """Put the mark before the names of those cells, each (machine, track, cell). Returns how many names are marked
+    then."""
     from asv.util import sanitize_filename
 
     index = json.loads((site / "index.json").read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def _rename(thing: dict[str, Any], is_busy: bool, name: str) -> bool:
 
 
 def last_busy(root: Path) -> set[tuple[str, str, str]]:
-    """The cells whose last number has the spread of a busy machine."""
+    """The cells whose last number has the spread of a busy machine, each (machine, track, cell)."""
     return {
         (history.machine, series.track, series.cell)
         for history in read(root)

@@ -1,8 +1,7 @@
-"""What asv stored, as histories: for each machine and environment the numbers of each cell, in the order of a branch's
-commits. A cell is a track with one choice of its parameters.
+"""The results that asv stored, as histories: for each machine and environment the numbers of each cell, in the order of
+a branch's commits. A cell is a track with one choice of its parameters.
 
-asv reads its own files. What it can't read it skips with a warning, and so is every number here that is none.
-"""
+asv reads its own files. It skips what it can't read with a warning; results that are no numbers are skipped here."""
 
 from __future__ import annotations
 
@@ -18,9 +17,10 @@ from statistics import geometric_mean, median
 from typing import Any
 
 USUAL = 0.02, 0.08
-"""What a cell's usual spread is held between: the passes of a run on an idle machine and those on a busy one."""
+"""The least and the greatest usual spread of a cell. The first is that of a run on an idle machine, the second that of
+a run on a busy one."""
 BUSY = 3.0
-"""A number was measured on a busy machine where its spread is so many times the cell's usual one."""
+"""A number was measured on a busy machine if its spread is more than this many times the cell's usual spread."""
 SPEED, OVER_TRANSFORMERS = (
     "rates.Autoregressive.track_tokens_per_second",
     "rates.Autoregressive.track_over_transformers",
@@ -28,12 +28,12 @@ SPEED, OVER_TRANSFORMERS = (
 
 
 class HistoryError(Exception):
-    """There is no history to look at: one line, with the remedy."""
+    """There is no history to look at. The message is one line that names the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit that was measured. number: its place on the branch, of all commits."""
+    """A commit that was measured. number: its place among all commits of the branch."""
 
     hash: str
     subject: str
@@ -42,8 +42,8 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """place: of the commit in History.commits. spread: the quarter-to-quarter range of the samples over their median,
-    None where there is but one number, as of a counter."""
+    """One number. place: the place of its commit in History.commits. spread: the interquartile range of its samples
+    divided by their median; None if there is only one number, as for a counter."""
 
     place: int
     value: float
@@ -52,7 +52,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One cell. cell: its parameters as asv writes them, "" where the track has none."""
+    """The numbers of one cell. cell: its parameters as asv writes them, "" if the track has none."""
 
     track: str
     cell: str
@@ -62,7 +62,7 @@ class Series:
 
     @property
     def is_time(self) -> bool:
-        """Whether a slower machine makes it larger."""
+        """Whether its numbers are times, which a slower machine makes larger."""
         return self.unit == "s" or self.unit.startswith("ms")
 
     @property
@@ -82,8 +82,9 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """commits: those measured, oldest first. series: the cells that may regress. control: by place, transformers' own
-    milliseconds a token in the same run. elsewhere: how many measured commits are not on the branch."""
+    """One machine's history. commits: the measured ones, oldest first. series: the cells that may regress. control: by
+    place, the milliseconds a token of transformers itself in the same run. elsewhere: how many measured commits are not
+    on the branch."""
 
     machine: str
     environment: str
@@ -95,8 +96,9 @@ class History:
 
 
 def read(root: Path, results: Path | None = None, branch: str | None = None) -> list[History]:
-    """The histories of a checkout that has an asv.conf.json; raises HistoryError. results: None is that file's folder;
-    branch: None is its first branch."""
+    """The histories of a checkout that has an asv.conf.json; raises HistoryError. results: the folder of the results;
+    if it is None, the one that asv.conf.json names. branch: if it is None, the first branch that asv.conf.json
+    names."""
     from asv.benchmarks import Benchmarks
     from asv.config import Config
     from asv.results import iter_results
@@ -124,7 +126,7 @@ def read(root: Path, results: Path | None = None, branch: str | None = None) -> 
 
 
 def _commits(root: Path, branch: str) -> dict[str, Commit]:
-    """The branch's commits, oldest first, as asv has them: each merge is one."""
+    """The branch's commits, oldest first, as asv follows them: a merge counts as one commit."""
     command = ["git", "-C", str(root), "log", "--first-parent", "--reverse", "--format=%H%x09%s", branch, "--"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -144,7 +146,7 @@ def _history(
     benchmarks: Mapping[str, Any],
     read_only: Sequence[str],
 ) -> History:
-    """read_only: patterns of tracks that can't regress."""
+    """read_only: patterns of the tracks that can't regress."""
     measured = sorted(
         (each for each in results if each.commit_hash in order), key=lambda each: order[each.commit_hash].number
     )

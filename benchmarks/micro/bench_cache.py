@@ -1,4 +1,4 @@
-"""What it costs to commit a round: to roll the draft's cache back, and to feed it what the target added."""
+"""The costs of ending a round: rolling the draft's cache back, and feeding the draft what the target added."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ pytestmark = pytest.mark.benchmark(group="cache commit")
 DEPTH, GAMMA = 128, 4
 ACCEPTED = {
     "none of 4": [0],
-    "all of 4": [4],  # the last one never went in: two tokens are fed
+    "all of 4": [4],  # the draft was never fed the last proposed token, so it is fed two tokens
     "batch 4 alike": [2, 2, 2, 2],
     "batch 4 unequal": [0, 1, 2, 4],
 }
 
 
 def _drafter(pair: Decoder, batch: int) -> tuple[ModelDrafter, torch.Tensor]:
-    """A drafter that has proposed once after DEPTH tokens a row, and the texts (batch, capacity)."""
+    """A drafter that has proposed once after DEPTH tokens in each row, and the texts (batch, capacity)."""
     (_, model), capacity = pair.models, DEPTH + GAMMA + 1
     cache = pair.target.new_cache(batch, capacity)
     drafter = ModelDrafter(model, Generating(batch, capacity, model.vocab_size, Sampling(), cache))
@@ -33,7 +33,7 @@ def _drafter(pair: Decoder, batch: int) -> tuple[ModelDrafter, torch.Tensor]:
 
 @pytest.mark.parametrize("accepted", ACCEPTED.values(), ids=ACCEPTED)
 def test_roll_back(accepted: list[int], measure: Measure, pair: Decoder) -> None:
-    """The lengths alone, of both models: what is beyond them needs no clearing."""
+    """Set the lengths of both models' caches. What lies beyond a length needs no clearing."""
     drafter, _ = _drafter(pair, len(accepted))
     target = pair.target.new_cache(len(accepted), DEPTH + GAMMA + 1)
     drafted, committed = drafter.cache.lengths, [DEPTH + kept + 1 for kept in accepted]
@@ -51,7 +51,7 @@ def test_roll_back(accepted: list[int], measure: Measure, pair: Decoder) -> None
 
 @pytest.mark.parametrize("accepted", ACCEPTED.values(), ids=ACCEPTED)
 def test_feed(accepted: list[int], measure: Measure, pair: Decoder) -> None:
-    """A roll back and the draft's forward over what it lacks, which the next proposal begins with."""
+    """Roll back, then run the draft's forward over the tokens that it lacks, with which its next proposal begins."""
     drafter, texts = _drafter(pair, len(accepted))
     drafted, lengths = drafter.cache.lengths, torch.tensor([DEPTH + kept + 1 for kept in accepted])
 

@@ -1,4 +1,4 @@
-"""What it costs to read a text for lookup, and to look for its ending in it and in a datastore."""
+"""The costs of lookup: reading a text, and searching it and a datastore for the text's last tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sybil.sampling import Sampling
 
 pytestmark = [
     pytest.mark.benchmark(group="lookup"),
-    pytest.mark.parametrize("device", [torch.device("cpu")], ids=str),  # a search asks no other
+    pytest.mark.parametrize("device", [torch.device("cpu")], ids=str),  # a search needs no other
 ]
 VOCAB, GAMMA, ROUNDS = 50_257, 4, 200
 
 
 class NoCache:
-    """Lookup reads no keys."""
+    """In place of a KV cache: lookup uses none."""
 
     lengths = torch.zeros(1, dtype=torch.int64)
 
@@ -27,7 +27,7 @@ class NoCache:
 
 
 def text(kind: str, length: int) -> list[int]:
-    """Token ids as often as words are (Zipf's law), or ten of them over and over."""
+    """A text of token ids, either distributed as words are (Zipf's law), or ten ids over and over."""
     if kind != "words":
         return [index % 10 for index in range(length)]
     ranks = torch.arange(1, VOCAB + 1).double().pow(-1.3)
@@ -38,7 +38,7 @@ def text(kind: str, length: int) -> list[int]:
 @pytest.mark.parametrize("length", [50, 8_000, 50_000], ids="text {}".format)
 @pytest.mark.parametrize("kind", ["words", "a loop"])
 def test_read(kind: str, length: int, measure: Measure) -> None:
-    """A whole text, as a prompt is read."""
+    """Read a whole text, as a prompt is read."""
     tokens = text(kind, length)
 
     def read() -> Automaton:
@@ -53,7 +53,7 @@ def test_read(kind: str, length: int, measure: Measure) -> None:
 @pytest.mark.parametrize("length", [50, 8_000, 50_000], ids="context {}".format)
 @pytest.mark.parametrize("stored", [0, 100_000], ids="datastore {}".format)
 def test_rounds(stored: int, length: int, measure: Measure) -> None:
-    """Rounds that add a token each: reading it, looking, proposing."""
+    """Rounds that add one token each: reading the token, searching, proposing."""
     tokens = torch.tensor([text("words", length + ROUNDS)])
     factory = DraftLookup(datastore=Datastore.of([text("words", stored)]) if stored else None)
     generating = Generating(1, length + ROUNDS, VOCAB, Sampling(), NoCache())

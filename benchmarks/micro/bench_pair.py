@@ -1,4 +1,4 @@
-"""The embedded pair as it is loaded where nothing is said: its two forwards, a round, a short text."""
+"""The embedded pair with load()'s defaults: the forwards of both models, a round, and a short text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sybil.results import Step
 DEPTH, GAMMA, NEW_TOKENS = 128, 4, 48
 PROMPT = "def main(argv=None):\n    parser = argparse.ArgumentParser("
 FIXED: dict[str, Any] = {"gamma": GAMMA, "seed": 0, "eos_token_id": ()}
-"""Of every text; no end token, so that all are equally long."""
+"""Settings of every text. No token ends a text, so all are equally long."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "token": {"do_sample": True, "top_k": 0},
@@ -36,7 +36,8 @@ def test_draft_step(measure: Measure, pair: Decoder) -> None:
 @pytest.mark.parametrize("tokens", [1, GAMMA + 1], ids="tokens {}".format)
 @pytest.mark.benchmark(group="embedded pair forwards")
 def test_verification(tokens: int, measure: Measure, pair: Decoder) -> None:
-    """The target's forward over a plain step's token, or over a round's: the last one kept and 4 proposed."""
+    """The target's forward over the one token of a plain step, or over a round's five: the last kept token and 4
+    proposed."""
     logits = measure(forward_case(pair.target, tokens, DEPTH), rounds=50, iterations=4)
     assert logits.shape == (1, tokens, pair.target.vocab_size)
     measure.tokens(tokens, "one verified")
@@ -45,7 +46,7 @@ def test_verification(tokens: int, measure: Measure, pair: Decoder) -> None:
 @pytest.mark.parametrize("how", SETTINGS)
 @pytest.mark.benchmark(group="embedded pair round")
 def test_round(how: str, measure: Measure, pair: Decoder) -> None:
-    """The second round of a text: the first has the draft read the prompt."""
+    """The second round of a text; in the first round the draft reads the prompt."""
 
     def begin() -> Iterator[Step]:
         steps = pair.stream(PROMPT, max_new_tokens=NEW_TOKENS, **FIXED, **SETTINGS[how])
@@ -61,7 +62,7 @@ def test_round(how: str, measure: Measure, pair: Decoder) -> None:
 @pytest.mark.parametrize("how", ["no draft", *SETTINGS])
 @pytest.mark.benchmark(group="embedded pair text")
 def test_text(how: str, measure: Measure, pair: Decoder) -> None:
-    """A seeded text of 48 tokens, the prompt's reading included; greedy where there is no draft."""
+    """A seeded text of 48 tokens, reading the prompt included. It is greedy if there is no draft."""
     decoder, settings = (pair, SETTINGS[how]) if how in SETTINGS else (pair.without_draft(), SETTINGS["greedy"])
     out = measure(lambda: decoder.generate(PROMPT, max_new_tokens=NEW_TOKENS, **FIXED, **settings), rounds=10)
     assert out.stats.emitted == len(out.tokens[0]) == NEW_TOKENS

@@ -1,4 +1,4 @@
-"""What it costs to multiply a few rows by large weights: alone, and inside the whole forward."""
+"""The costs of multiplying a few rows by large weights: by themselves, and within a whole forward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sybil.models.operators.linear import Linear, Way, can_pack, linear
 
 ROWS, DEPTH = (1, 2, 5, 9, 17), 128
 OUTPUTS, INPUTS, MATRICES = 4096, 1024, 12
-"""More weights than the processor's caches hold, as a model's are."""
+"""Together the matrices are larger than the processor's caches, as a model's weights are."""
 LAYERS = RandomModel("layers", {"model_type": "gpt2", "n_layer": 4, "n_embd": 1024, "n_head": 16, "vocab_size": 1024})
 """Four layers of GPT-2 Medium's width."""
 by_rows = pytest.mark.parametrize("rows", ROWS, ids="rows {:02}".format)
@@ -21,7 +21,7 @@ by_rows = pytest.mark.parametrize("rows", ROWS, ids="rows {:02}".format)
 
 @pytest.fixture(scope="module", params=["packed", "int8", "plain"], ids=["float32 packed", "int8", "float32 plain"])
 def products(request: pytest.FixtureRequest, device: torch.device) -> list[Linear]:
-    """A dozen seeded matrices behind one of linear()'s ways."""
+    """A dozen seeded matrices, stored for one of the ways in which linear() multiplies."""
     way: Way = request.param
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(OUTPUTS, INPUTS, generator=generator).to(device) for _ in range(MATRICES)]
@@ -33,7 +33,7 @@ def products(request: pytest.FixtureRequest, device: torch.device) -> list[Linea
 @by_rows
 @pytest.mark.benchmark(group="products")
 def test_linear(products: list[Linear], rows: int, measure: Measure, device: torch.device) -> None:
-    """The same rows by each of 12 matrices of 4096 x 1024."""
+    """Multiply the same rows by each of 12 matrices of 4096 x 1024."""
     x = torch.randn(rows, INPUTS, generator=torch.Generator().manual_seed(1)).to(device)
     out = measure(lambda: [product(x) for product in products], rounds=10)
     assert {each.shape for each in out} == {(rows, OUTPUTS)}
@@ -42,7 +42,7 @@ def test_linear(products: list[Linear], rows: int, measure: Measure, device: tor
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.int8], ids=["float32", "int8"])
 def layers(request: pytest.FixtureRequest, device: torch.device) -> Model:
-    """Four layers in the forward that load() would choose: the C forward on a CPU."""
+    """Four layers with the forward that load() would choose: on a CPU that is the C forward."""
     if request.param == torch.int8 and device.type != "cpu":
         pytest.skip("int8 is for CPUs")
     return LAYERS.build(request.param, device)

@@ -1,4 +1,4 @@
-"""What a rule costs: a proposal of 4 tokens judged, over the vocabularies of GPT-2 and Gemma 3."""
+"""The cost of a rule: judging a proposal of 4 tokens, over the vocabularies of GPT-2 and Gemma 3."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sybil.verification import RULES, Proposed
 
 pytestmark = pytest.mark.benchmark(group="rules")
 VOCAB, GAMMA, LENGTH = 50_257, 4, 128
-LARGEST = 262_144  # Gemma 3's
+LARGEST = 262_144  # Gemma 3's vocabulary
 
 
 @pytest.mark.parametrize("vocab", [VOCAB, LARGEST], ids="vocabulary {}".format)
 @pytest.mark.parametrize("batch", [1, 8], ids="batch {}".format)
 @pytest.mark.parametrize("name", RULES)
 def test_rule(name: str, batch: int, vocab: int, measure: Measure, device: torch.device) -> None:
-    """One verdict on a batch; the draft's distributions are like the target's, as a good draft's are."""
+    """One verdict on a batch. The draft's distributions are near the target's, as a good draft's are."""
     logits = spread_logits(batch, GAMMA + 1, vocab)
     near = logits[:, :GAMMA] + 0.2 * spread_logits(batch, GAMMA, vocab, seed=1)
     target, draft = (probabilities(each.to(device), Sampling(temperature=1.0)) for each in (logits, near))

@@ -20,36 +20,36 @@ from sybil.measuring.timing import synchronise
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 WARMUP_ROUNDS = 3
-"""As many as a CUDA graph takes to be captured."""
+"""A CUDA graph is recorded after so many rounds."""
 
 
 def _machine() -> tuple[dict[str, str | int], str]:
-    """What is measured on, and the commit's short hash, "" where there is none."""
+    """The machine that is measured on, and the commit's short hash, "" where there is none."""
     about = describe(torch.device(DEVICES[-1]))
     return about, str(about.pop("commit"))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """A run that is stored is named by its commit."""
+    """Name a stored run by its commit."""
     if config.option.benchmark_autosave:
         config.option.benchmark_autosave = _machine()[1] or "no-commit"
 
 
 def pytest_report_header() -> str:
-    """The machine, above the tables."""
+    """The line about the machine above the tables."""
     about, commit = _machine()
     return f"machine: {', '.join(f'{name} {value}' for name, value in about.items())}; commit {commit or 'none'}"
 
 
 def pytest_benchmark_generate_machine_info() -> dict[str, str | int]:
-    """What must be the same where two runs are compared: pytest-benchmark warns where it isn't."""
+    """The facts that must be equal for two runs to be compared; pytest-benchmark warns if they aren't."""
     return _machine()[0]
 
 
 @pytest.fixture(scope="session", params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device that there is."""
+    """Each device of this machine."""
     return torch.device(request.param)
 
 
@@ -61,19 +61,19 @@ def pair(device: torch.device) -> Decoder:
 
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
-    """Everything runs as the loop runs it."""
+    """Run everything in inference mode, as the decode loop does."""
     with torch.inference_mode():
         yield
 
 
 class Measure:
-    """Runs a case by pytest-benchmark, waiting for the device, and says what its median comes to in tokens."""
+    """Runs a case by pytest-benchmark, waits for the device, and converts the median time to tokens."""
 
     def __init__(self, benchmark: BenchmarkFixture, device: torch.device) -> None:
         self._benchmark, self._device = benchmark, device
 
     def __call__(self, case: Callable[[], Any], *, rounds: int, iterations: int = 1) -> Any:
-        """What the case gave last; a round's time is the mean over its iterations."""
+        """Run the case, and return its last result. The time of a round is the mean over its iterations."""
 
         def run() -> Any:
             result = case()
@@ -83,7 +83,7 @@ class Measure:
         return self._benchmark.pedantic(run, rounds=rounds, iterations=iterations, warmup_rounds=WARMUP_ROUNDS)
 
     def prepared(self, prepare: Callable[[], Any], case: Callable[[Any], Any], *, rounds: int) -> Any:
-        """The same for a case that takes what is prepared anew for each round, off the clock."""
+        """The same for a case whose argument is prepared anew before each round. Preparing isn't timed."""
 
         def setup() -> tuple[tuple[Any], dict[str, Any]]:
             made = prepare()
@@ -98,7 +98,8 @@ class Measure:
         return self._benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=WARMUP_ROUNDS)
 
     def tokens(self, count: int, what: str, acceptance: float | None = None) -> None:
-        """Note how many tokens a call made, what such a token is, and the share of the proposed that was kept."""
+        """Note how many tokens a call makes, what kind of token that is, and which share of the proposed tokens was
+        kept."""
         if self._benchmark.stats is None:  # --benchmark-disable
             return
         seconds = self._benchmark.stats.stats.median
@@ -109,7 +110,7 @@ class Measure:
 
 @pytest.fixture
 def measure(benchmark: BenchmarkFixture, device: torch.device) -> Measure:
-    """The way to measure."""
+    """What measures a case on the device."""
     return Measure(benchmark, device)
 
 

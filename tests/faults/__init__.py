@@ -1,1 +1,1 @@
-"""The faults that decoders had before this one, and the checks of the suite that see each."""
+"""The faults that earlier decoders had, and the checks of the suite that find each of them."""

@@ -1,8 +1,7 @@
 """The suite's checks by name, each small enough to be run on every planted fault.
 
-A check is given a seed, raises AssertionError where it finds something, and returns where it does not. It asks what the
-suite asks elsewhere, by the same helpers, in fewer cases: proof.py, counting.py, transformers' own generate.
-"""
+A check is given a seed. It raises AssertionError if it finds something wrong, and returns otherwise. It asks what the
+suite asks elsewhere, with the same helpers (proof.py, counting.py, transformers' own generate) but in fewer cases."""
 
 from __future__ import annotations
 
@@ -45,27 +44,27 @@ from sybil.verification import Proposed
 Check = Callable[[int], None]
 CHECKS: dict[str, Check] = {}
 
-BITS = (4, 5, 6, 8)  # of a copy
+BITS = (4, 5, 6, 8)  # bits of a copy
 COUNT = 20
 MODELS = (13, 20, 2)  # random weights whose greedy text varies: a text of one token over and over hides much
-ROUNDING = 1e-9  # of logits and probabilities in float64
+ROUNDING = 1e-9  # tolerance of logits and probabilities in float64
 SEQUENCES = 3_000  # counted for each case: shows a relative error of 23 % (root mean square, 63 cells) 99 times in 100
 SAMPLED: dict[str, Any] = {"max_new_tokens": COUNT, "do_sample": True, "top_k": 0, "eos_token_id": []}
 
-# beside the matrix of counting.py, for texts in Python take their time
+# not in the matrix of counting.py, because its texts take long in Python
 DRAFTERS["intersection"] = drafting(
     "intersection", TARGET, gpt2(9, vocab=4, layers=1, width=8), letters(VOCAB), letters_of("c?!a")
 )
 
 
 def check(function: Check) -> Check:
-    """Enter a check by its name."""
+    """Register a check by its name."""
     CHECKS[function.__name__] = function
     return function
 
 
 def model(seed: int) -> GPT2LMHeadModel:
-    """The target, random weights in float64."""
+    """The target: random weights in float64."""
     return gpt2(MODELS[seed % len(MODELS)])
 
 
@@ -75,7 +74,7 @@ def texts(seed: int) -> list[Tensor]:
 
 
 def drafted(seed: int, noise: float = 0.02, **rest: Any) -> Decoder:
-    """A draft that agrees with the target often, not always."""
+    """A decoder whose draft agrees with the target often, but not always."""
     return Decoder(in_sybil(model(seed)), DraftModel(in_sybil(perturbed(model(seed), noise))), **rest)
 
 
@@ -91,7 +90,8 @@ def plain(seed: int) -> list[list[int]]:
 
 
 def mixed_problem(vocab: int, gamma: int, seed: int, stops: frozenset[int], determined: bool = False) -> Problem:
-    """Random distributions, with an equal pair and a one-hot among them where there are several tokens."""
+    """Random distributions. If gamma is above 1, target and draft are equal at one node, and the target is one-hot at
+    another."""
     generator = torch.Generator().manual_seed(seed)
     nodes = sum(vocab**depth for depth in range(gamma + 1))
     target, draft = torch.randn(2, nodes, vocab, dtype=torch.float64, generator=generator).mul(1.5).softmax(-1)
@@ -103,7 +103,8 @@ def mixed_problem(vocab: int, gamma: int, seed: int, stops: frozenset[int], dete
 
 @check
 def proof(seed: int) -> None:
-    """The rules that the loop uses, integrated over all proposals and noise, give the target to rounding."""
+    """The rules that the loop uses give the target's distribution, up to rounding, when all proposals and noise are
+    integrated."""
     problems = [
         mixed_problem(3, 1, seed, frozenset()),
         mixed_problem(2, 2, seed + 100, frozenset({1}), determined=True),
@@ -117,7 +118,8 @@ def proof(seed: int) -> None:
 
 @check
 def equal(seed: int) -> None:
-    """Of equal distributions float32 rejects one token in 2**25: what follows is then drawn from the target itself."""
+    """When target and draft are equal, float32 rejects one token in 2**25. Its replacement is drawn from the target
+    itself."""
     probs = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(seed)).softmax(-1)
     proposed = Proposed(torch.zeros(4, 2, dtype=torch.int64), probs[:, :2], probs, torch.full((4,), 2))
     for name in ("token", "block"):
@@ -145,14 +147,14 @@ def counts(seed: int) -> None:
 
 @check
 def blocks(seed: int) -> None:
-    """The same of the block rule at length, whose places depend on one another more subtly."""
+    """The same as counts() for longer blocks by the block rule, whose places depend on one another in subtler ways."""
     for counted, p_value in p_values(Case(rule="block"), seed, 6 * SEQUENCES).items():
         assert p_value > ALPHA, f"block, {counted}: p = {p_value:.1g}"
 
 
 @check
 def proposals(seed: int) -> None:
-    """Drafted tokens, counted, follow the probabilities that are handed over with them."""
+    """Drafted tokens, counted, follow the probabilities that the draft hands over with them."""
     rows, gamma = SEQUENCES, 3
     for least_confidence, coupled, sampling in (
         (0.0, False, Sampling(0.8, top_k=3)),
@@ -184,7 +186,8 @@ def proposals(seed: int) -> None:
 
 @check
 def greedy(seed: int) -> None:
-    """Greedy speculative tokens are those of transformers' generate: in a batch, alone, with padded vocabularies."""
+    """Greedy speculative tokens equal those of transformers' generate: in a batch, alone, and with padded
+    vocabularies."""
     inputs, wanted = texts(seed), plain(seed)
     for gamma in range(1, 6):
         found = said(drafted(seed), inputs, max_new_tokens=COUNT, gamma=gamma, eos_token_id=[])
@@ -199,8 +202,8 @@ def greedy(seed: int) -> None:
 
 @check
 def itself(seed: int) -> None:
-    """A target that drafts for itself in its own cache says what it says without: greedily transformers' tokens, and
-    by the coupled rule plain sampling's."""
+    """A target that drafts for itself in its own cache gives the tokens that it gives without: greedily those of
+    transformers, and by the coupled rule those of plain sampling."""
     target, inputs = in_sybil(model(seed)), texts(seed)
     sampled = said(Decoder(target), inputs, seed=seed, **SAMPLED)
     for copy in (in_sybil(perturbed(model(seed), 0.02)), target.with_layers([0])):
@@ -215,7 +218,7 @@ def itself(seed: int) -> None:
 
 @check
 def copies(seed: int) -> None:
-    """The numbers that a copy is kept in are no further than half a step from the weights."""
+    """The numbers that a copy keeps differ from the weights by half a step at most."""
     weights = torch.randn(8, 96, generator=torch.Generator().manual_seed(seed))
     blocks = weights.reshape(8, 3, 32)
     for bits in BITS:
@@ -227,7 +230,7 @@ def copies(seed: int) -> None:
 
 @check
 def seeds(seed: int) -> None:
-    """With one seed the coupled rule says what autoregressive sampling says, whatever is drafted and how."""
+    """With the same seed the coupled rule gives the tokens of autoregressive sampling, whatever the drafter."""
     inputs = texts(seed)
     wanted = said(drafted(seed).without_draft(), inputs, seed=seed, **SAMPLED)
     for noise, gamma, window in ((0.02, 1, "constant"), (0.02, 3, "heuristic"), (0.3, 4, "confident")):
@@ -237,7 +240,7 @@ def seeds(seed: int) -> None:
 
 @check
 def rows(seed: int) -> None:
-    """A row of a batch is the same row alone, whatever stands beside it."""
+    """A row of a batch gives the tokens that it gives alone, whatever stands beside it."""
     inputs = texts(seed)
     for chosen in ({}, {"do_sample": True, "seed": seed, "rule": "block", "window": "heuristic"}):
         settings: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": [], "gamma": 3, **chosen}

@@ -48,8 +48,9 @@ NEVER = 2.0  # a uniform that no probability exceeds
 
 @dataclass(frozen=True)
 class Fault:
-    """number: with a letter where a fault has several shapes; seen: where it was met, "" where that is nowhere in
-    particular; plant: puts it into the library until the patch is undone; caught_by: the checks that must see it."""
+    """A fault, and how it is planted. number: with a letter if a fault has several shapes. seen: where the fault was
+    met, "" if nowhere in particular. plant: puts the fault into the library until the patch is undone. caught_by: the
+    checks that must find it."""
 
     number: str
     name: str
@@ -62,7 +63,7 @@ FAULTS: list[Fault] = []
 
 
 def fault(number: str, name: str, seen: str, *caught_by: str) -> Callable[..., Any]:
-    """Enter what plants a fault."""
+    """Register the function that plants a fault."""
 
     def enter(plant: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
         FAULTS.append(Fault(number, name, seen, plant, caught_by))
@@ -72,7 +73,7 @@ def fault(number: str, name: str, seen: str, *caught_by: str) -> Callable[..., A
 
 
 def wrong_rule(number: str, name: str, seen: str, *caught_by: str, rule: str = "token") -> Callable[[Rule], Rule]:
-    """Enter a rule that takes the place of one of the lossless ones."""
+    """Register a rule that takes the place of one of the lossless rules."""
 
     def enter(wrong: Rule) -> Rule:
         fault(number, name, seen, *caught_by)(lambda patch: patch.setitem(verification.RULES, rule, wrong))
@@ -95,7 +96,7 @@ def judged(proposed: Proposed, noise: Tensor, kept: Tensor) -> Verdict:
 
 
 def from_target(proposed: Proposed, places: Tensor, uniforms: Tensor) -> Tensor:
-    """Tokens (batch,) drawn from what the target gives at those places."""
+    """Tokens (batch,) drawn from the target's distributions at those places."""
     return draw(proposed.target_probs[torch.arange(len(places)), places], uniforms)
 
 
@@ -119,7 +120,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 
 def drawn_through(patch: pytest.MonkeyPatch, changed: Callable[[Tensor], Tensor]) -> None:
-    """The draft draws from changed(probs), and hands probs over."""
+    """The draft draws from changed(probs), but hands probs over."""
     original = ModelDrafter._draws
 
     def draws(self: ModelDrafter, *arguments: Any) -> Any:
@@ -189,7 +190,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     original = Context.uniforms
 
     def uniforms(self: Context, count: int, use: int) -> Tensor:
-        first = 0 if use == Noise.PROPOSE else 1  # a judge's first uniform is the next token's
+        first = 0 if use == Noise.PROPOSE else 1  # a judge's first uniform draws the next token
         rows, index = torch.arange(len(self.lengths)), slice(first, first + 1)
         own = [self.noise.uniforms(rows, self.lengths + i, 2, use)[:, index] for i in range(count - first)]
         return torch.cat([original(self, first, use), *own], 1)
@@ -343,7 +344,7 @@ def broken_off(proposed: Proposed, noise: Tensor) -> Verdict:
 
 @fault("19", "residual 0/0 where both distributions agree", "gpt-fast", "equal")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(residual.drawing, "does", lambda rows: False)  # C has its own
+    patch.setattr(residual.drawing, "does", lambda rows: False)  # the C code has a residual of its own
     patch.setattr(residual, "unless_nothing", lambda left, target: left / left.sum(-1)[:, None])
 
 
@@ -351,7 +352,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 
 def rolling_back(patch: pytest.MonkeyPatch, seen: Callable[[KVCache], None]) -> None:
-    """Call seen whenever a cache's lengths are made smaller."""
+    """Call `seen` whenever a cache's lengths become smaller."""
     original = KVCache.__setattr__
 
     def assign(self: KVCache, name: str, value: Any) -> None:
@@ -416,7 +417,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 
 def asked_at_the_end(patch: pytest.MonkeyPatch, what: str, nothing: Any) -> None:
-    """Stops of one kind are asked about a block's last token only."""
+    """Stop conditions of one kind are asked about only the last token of a block."""
     original = Stops.keep
 
     def keep(
@@ -525,7 +526,8 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 
 def masses(patch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What each forward of an intersection's draft gives the tokens of both vocabularies, (batch, 1), as they come."""
+    """For each forward of an intersection's draft, the mass that it gives to the tokens of both vocabularies, (batch,
+    1)."""
     original, seen = RetokenizingReader.forward, list[Tensor]()
 
     def forward(self: Intersection, tokens: Tensor, cache: ReaderCache) -> Tensor:

@@ -22,19 +22,19 @@ NOTE = "<!-- python -m tools.docs.commands writes this page: change the command'
 
 
 def commands() -> dict[str, Any]:
-    """By name, in the order of `sybil --help`."""
+    """The commands by name, in the order of `sybil --help`."""
     group: Any = typer.main.get_command(app)
     return dict(group.commands)
 
 
 def pages() -> dict[str, str]:
-    """Each file's name under docs/commands, and its text."""
+    """The text of each page, by the name of its file under docs/commands."""
     made = {f"{name}.md": page(name, command) for name, command in commands().items()}
     return {"index.md": index(), **made}
 
 
 def index() -> str:
-    """What every command does, and what all of them share."""
+    """The page about all commands: what each does, and the options that they share."""
     rows = [f"| [`sybil {name}`]({name}.md) | {first_sentence(command)} |" for name, command in commands().items()]
     return "\n".join([
         NOTE, "", "# Commands", "",
@@ -47,7 +47,7 @@ def index() -> str:
 
 
 def page(name: str, command: Any) -> str:
-    """One command's: what it does, how it is called, and its options by the panels of --help."""
+    """The page of one command: what it does, how it is called, and its options by the panels of --help."""
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     context = typer.Context(command, info_name=f"sybil {name}")
     usage = f"sybil {name} {' '.join(command.collect_usage_pieces(context))}"
@@ -77,7 +77,7 @@ def table(first: str, rows: list[tuple[str, str]]) -> Iterator[str]:
 
 
 def row(parameter: Any, context: Any) -> tuple[str, str]:
-    """How it is typed and what it means, as --help has them."""
+    """An option as it is typed, and its meaning, as --help shows them."""
     typed, meaning = parameter.get_help_record(context)
     names, _, kind = re.match(r"((?:-\S+,? ?)+|\S+)( ?)(.*)", typed).groups()  # type: ignore[union-attr]
     shown = f"`{names.strip()}`" + (f" `{kind}`" if kind else "")
@@ -85,7 +85,7 @@ def row(parameter: Any, context: Any) -> tuple[str, str]:
 
 
 def cleaned(text: str | None) -> str:
-    """Help as Markdown: an asterisk or an underscore in it is no mark-up, but in code."""
+    """Help as Markdown. Outside code its asterisks and underscores are escaped."""
     parts = inspect.cleandoc(text or "").split("`")
     for place in range(0, len(parts), 2):
         parts[place] = MARKS.sub(r"\\\g<0>", parts[place]).replace("  ", " ")

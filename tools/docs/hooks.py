@@ -20,12 +20,12 @@ FENCED = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
 WRITTEN = re.compile(r"\$`([^`]+)`\$")
 LEAVING = re.compile(r"\[([^\]]*)\]\((\.\./[^)\s]*)\)")
 KEPT = re.compile(r"<p>mathml-(\d+)-kept</p>|mathml-(\d+)-kept")
-NAMED = re.compile(r"<mo>(min|max|lim|log|exp|tanh)</mo>")  # names of functions, which operators' spaces would part
+NAMED = re.compile(r"<mo>(min|max|lim|log|exp|tanh)</mo>")  # names of functions, which would get an operator's spaces
 NOT_CORE = '<mspace width="negativethinmathspace" />'  # a width that browsers don't know
 
 
 def mathml(source: str, display: str) -> str:
-    """The formula; display: inline or block. Raises PluginError where it has what can't be converted."""
+    """The formula as MathML. display: inline or block. Raises PluginError if something in it can't be converted."""
     made = NAMED.sub(r"<mi>\1</mi>", convert(source.strip(), display=display)).replace(NOT_CORE, "")
     if "\\" in made:
         raise PluginError(f"this formula can't be made MathML of: {source.strip()}")
@@ -33,7 +33,8 @@ def mathml(source: str, display: str) -> str:
 
 
 def led_out(text: str, page: str) -> str:
-    """The page's text, its links to files beside docs/ led to the repository. page: its path under docs/."""
+    """The page's text, with its links to files outside docs/ turned into links to the repository. page: its path under
+    docs/."""
     repository = os.environ.get("SYBIL_REPOSITORY", "").rstrip("/")
 
     def changed(link: re.Match[str]) -> str:
@@ -51,7 +52,7 @@ def led_out(text: str, page: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put a word in each formula's place, which Markdown leaves alone, and lead links out."""
+    """Replace each formula by a word that Markdown leaves alone, and turn links to files outside docs/."""
     formulas: list[str] = page.meta.setdefault("formulas", [])
 
     def kept(source: str, display: str) -> str:
@@ -59,7 +60,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"mathml-{len(formulas) - 1}-kept"
 
     text = DISPLAYED.sub(lambda found: f"\n{kept(found[1], 'block')}\n", markdown)
-    parts = FENCED.split(text)  # every second one is code
+    parts = FENCED.split(text)  # every second part is code
     for place in range(0, len(parts), 2):
         parts[place] = WRITTEN.sub(lambda found: kept(found[1], "inline"), parts[place])
         parts[place] = led_out(parts[place], page.file.src_uri)

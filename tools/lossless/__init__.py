@@ -1,1 +1,2 @@
-"""The judge on lossless decoders, a run a seed: it must neither accuse nor sleep. `python -m tools.lossless FILE`."""
+"""Runs of the judge on lossless decoders, each with its own seed: `python -m tools.lossless FILE`. The judge must not
+accuse them, and must not miss what it is there to find."""

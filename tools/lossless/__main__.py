@@ -1,5 +1,6 @@
-"""A/A runs of the judge: `python -m tools.lossless FILE --runs 200`. Each decoder is lossless, each run has a seed of
-its own, and what was judged before is not judged again: FILE has a line a run. Prints the tables of docs/quality.md."""
+"""A/A runs of the judge: `python -m tools.lossless FILE --runs 200`. Each decoder is lossless, and each run has its own
+seed. FILE has a line for each run, and runs that it holds already aren't repeated. Prints the tables of
+docs/quality.md."""
 
 from __future__ import annotations
 
@@ -31,11 +32,12 @@ REQUEST = Request(max_new_tokens=24, temperature=0.8, eos_token_ids=(oddities.EN
 PLAN = Plan(request=REQUEST, repeats=4, greedy=2, stopping=2, widths=2, resolution=0.4, uniformity=0.5)
 PROMPTS = [np.random.default_rng(1).integers(1, oddities.VOCAB, 3 + number % 4).tolist() for number in range(12)]
 Found = dict[str, Any]
-"""A run: decoder, seed, verdict, verdicts by question, p: p-values by check."""
+"""One run: its decoder, seed and verdict, its verdicts by question, and p, the p-values by check."""
 
 
 def contenders(folder: Path) -> dict[str, tuple[Subject, Reference]]:
-    """Decoders by name, each with its target: Sybil's rules over a pair of layers, and the oddities over two chains."""
+    """The decoders by name, each with its target: Sybil's rules over a pair of small models, and the oddities over two
+    chains."""
     decoder, reference = _sybil(folder)
     found: dict[str, tuple[Subject, Reference]] = {}
     for rule in RULES:
@@ -48,7 +50,7 @@ def contenders(folder: Path) -> dict[str, tuple[Subject, Reference]]:
 
 
 def letters() -> Tokenizer:
-    """A character a token."""
+    """A tokenizer with one token for each character."""
     tokenizer = Tokenizer(models.BPE({letter: place for place, letter in enumerate("!abcdefghijk")}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -56,7 +58,8 @@ def letters() -> Tokenizer:
 
 
 def _sybil(folder: Path) -> tuple[sybil.Decoder, Reference]:
-    """Sybil's decoder over two layers of random weights, drafted for by the same with noise, and their reference."""
+    """Sybil's decoder over a random model of two layers, whose draft is the same model with noise, and the
+    reference."""
     torch.manual_seed(5)
     config = GPT2Config(
         vocab_size=oddities.VOCAB, n_positions=oddities.CONTEXT, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3,
@@ -73,7 +76,7 @@ def _sybil(folder: Path) -> tuple[sybil.Decoder, Reference]:
 
 
 def judged(name: str, subject: Subject, reference: Reference, seed: int) -> Found:
-    """One run. No two decoders draw with the same noise: their p-values are put together."""
+    """One run. Every decoder has noise of its own, because the p-values of several decoders are combined."""
     report = verify(subject, reference, PROMPTS, replace(PLAN, seed=seed + (crc32(name.encode()) << 16)))
     p_values = {check.name: check.p_value for check in report.checks if check.p_value is not None}
     p_values |= {f"{check.name}, by ranks": check.alone for check in report.checks if check.alone is not None}
@@ -81,7 +84,7 @@ def judged(name: str, subject: Subject, reference: Reference, seed: int) -> Foun
 
 
 def tables(runs: list[Found]) -> Iterator[str]:
-    """Of the verdicts by decoder, and of the p-values by check, in Markdown."""
+    """Markdown tables: the verdicts by decoder, and the p-values by check."""
     questions = list(dict.fromkeys(question for run in runs for question in run["verdicts"]))
     yield f"| decoder | runs | PASS | {' | '.join(questions)} |"
     yield f"|---|---:|---:|{'---:|' * len(questions)}"
@@ -112,11 +115,11 @@ def main(
     runs: Annotated[int, typer.Option(help="Seeds a decoder, from 0.")] = 200,
     only: Annotated[str, typer.Option(help="Decoders whose name has this in it.")] = "",
 ) -> None:
-    """Judge lossless decoders, and print what came of it."""
+    """Judge lossless decoders, and print the tables of verdicts and p-values."""
     file.touch()
     known = [json.loads(line) for line in file.read_text().splitlines()]
     there = {(run["decoder"], run["seed"]) for run in known}
-    torch.set_num_threads(1)  # the models are tiny
+    torch.set_num_threads(1)  # the models are tiny, so a second thread would not pay
     with TemporaryDirectory() as folder, file.open("a") as kept:
         decoders = contenders(Path(folder))
         for seed in range(runs):

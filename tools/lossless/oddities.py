@@ -1,5 +1,5 @@
-"""Ways to speculate that are lossless, though some look odd. A round is given what target and draft say after a text,
-(vocab,) of probabilities, and gives the tokens that the text gains."""
+"""Lossless ways to speculate, some of which look odd. A round is given the distributions (vocab,) of target and draft
+after any text, and returns the tokens that it appends to the text."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Probs = NDArray[np.float64]
 After = Callable[[list[int]], Probs]
 Round = Callable[[After, After, list[int], int, np.random.Generator], list[int]]
 VOCAB, CONTEXT, END = 12, 64, 0
-UNSURE = 0.3  # a draft that gives its token less proposes no more
+UNSURE = 0.3  # the draft stops proposing after a token to which it gave less than this probability
 
 ROUNDS: dict[str, Round] = {}
 
 
 def odd(name: str) -> Callable[[Round], Round]:
-    """Enter a round by what is said of it."""
+    """Register a round under a description of what it does."""
 
     def enter(way: Round) -> Round:
         ROUNDS[name] = way
@@ -36,7 +36,7 @@ def odd(name: str) -> Callable[[Round], Round]:
 
 
 def pick(weights: Probs, uniform: float) -> int:
-    """A token of weights (vocab,), not normalised."""
+    """Draw a token from weights (vocab,) that needn't sum to 1."""
     cdf = weights.cumsum()
     return int(cdf.searchsorted(uniform * cdf[-1], "right"))
 
@@ -44,7 +44,8 @@ def pick(weights: Probs, uniform: float) -> int:
 def verified(
     target: After, text: list[int], proposed: Sequence[tuple[int, Probs]], rng: np.random.Generator
 ) -> list[int]:
-    """Speculative sampling (Leviathan et al. 2023, Alg. 1) of tokens and what each was drawn from."""
+    """Speculative sampling (Leviathan et al. 2023, Alg. 1) of tokens, each with the distribution that it was drawn
+    from."""
     block = list[int]()
     for token, drawn_from in proposed:
         wanted = target(text + block)
@@ -55,7 +56,8 @@ def verified(
 
 
 def by(drawn_from: Callable[[Probs], Probs], told: Callable[[Probs, int], Probs] = lambda probs, token: probs) -> Round:
-    """A round whose draft draws from drawn_from(its probabilities), and tells the rule told(those, the token)."""
+    """A round whose draft draws its token from drawn_from(the draft's probabilities), and hands the rule told(those,
+    the token)."""
 
     def way(target: After, draft: After, text: list[int], gamma: int, rng: np.random.Generator) -> list[int]:
         proposed = list[tuple[int, Probs]]()
@@ -69,7 +71,7 @@ def by(drawn_from: Callable[[Probs], Probs], told: Callable[[Probs, int], Probs]
 
 
 def only(probs: Probs, token: int) -> Probs:
-    """One-hot."""
+    """A one-hot distribution."""
     return np.eye(len(probs))[token]
 
 
@@ -81,13 +83,13 @@ ROUNDS["the draft's likeliest token, one-hot"] = by(lambda probs: only(probs, in
 
 @odd("draws from the target, and goes on while the draft's token is the same")
 def same_token(target: After, draft: After, text: list[int], gamma: int, rng: np.random.Generator) -> list[int]:
-    """What is said is the target's own draw, always."""
+    """The emitted token is always the one that the target draws itself."""
     return _while_same(target, draft, text, gamma, lambda: (rng.random(), rng.random()))
 
 
 @odd("the same, target and draft with one uniform a place")
 def same_uniform(target: After, draft: After, text: list[int], gamma: int, rng: np.random.Generator) -> list[int]:
-    """The draft is right more often so, and has no say."""
+    """With the same uniform the draft is right more often, but it decides nothing."""
     return _while_same(target, draft, text, gamma, lambda: (rng.random(),) * 2)
 
 
@@ -106,7 +108,7 @@ def _while_same(
 
 @odd("a proposal ends after a token that the draft is unsure of, which stays")
 def ends_unsure(target: After, draft: After, text: list[int], gamma: int, rng: np.random.Generator) -> list[int]:
-    """Leaving that token out, after a look at it, would not be lossless."""
+    """Leaving that token out after looking at it would not be lossless."""
     proposed = list[tuple[int, Probs]]()
     while len(proposed) < gamma:
         probs = draft(text + [token for token, _ in proposed])
@@ -117,7 +119,8 @@ def ends_unsure(target: After, draft: After, text: list[int], gamma: int, rng: n
 
 
 def chain(noise: float = 0.0) -> GPT2LMHeadModel:
-    """A GPT-2 without layers: a token's place and the token alone decide the next, the end token being rare."""
+    """A GPT-2 without layers: the token and its position alone determine the next token's distribution. The end token
+    is rare."""
     torch.manual_seed(3)
     config = GPT2Config(
         vocab_size=VOCAB, n_positions=CONTEXT, n_embd=16, n_layer=0, n_head=2, initializer_range=0.4,
@@ -134,7 +137,7 @@ def chain(noise: float = 0.0) -> GPT2LMHeadModel:
 @lru_cache
 @torch.no_grad()
 def table(model: GPT2LMHeadModel, sampling: Sampling) -> Probs:
-    """All that a chain says: (place, token there, next token)."""
+    """All distributions of a chain: (position, token there, next token)."""
     ids = torch.arange(VOCAB)[:, None].expand(-1, CONTEXT)
     logits: torch.Tensor = model(input_ids=ids).logits
     return probabilities(logits.transpose(0, 1), sampling).numpy()
@@ -142,14 +145,14 @@ def table(model: GPT2LMHeadModel, sampling: Sampling) -> Probs:
 
 @dataclass(frozen=True, slots=True)
 class Chains:
-    """Two chains that speculate."""
+    """A target chain and a draft chain that speculate."""
 
     target: GPT2LMHeadModel
     draft: GPT2LMHeadModel
     tokenizer: Tokenizer
 
     def decoder(self, way: Round) -> Callable[..., tuple[list[int], list[int]]]:
-        """A round over and over, as the judge calls a decoder."""
+        """The decoder that repeats one kind of round, in the form in which the judge calls decoders."""
 
         def decode(
             prompt: list[int], *, max_new_tokens: int, seed: int, eos_token_ids: Sequence[int],

@@ -1,4 +1,4 @@
-"""What a forward costs by the rates of a machine, and what speculation gains at given costs."""
+"""The cost of a forward by the rates of a machine, and the speed-up of speculation at given costs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sybil.models.storage import BLOCKS, FORMATS, Bits
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Bytes that it reads, and operations that it does, a second."""
+    """A machine: the bytes that it reads and the operations that it does in a second."""
 
     name: str
     bandwidth: float
@@ -25,7 +25,7 @@ class Machine:
 
     @property
     def ridge(self) -> float:
-        """Operations for each byte from which on it is bound by arithmetic."""
+        """The operations for each byte from which on arithmetic is the bottleneck, and not memory."""
         return self.operations / self.bandwidth
 
 
@@ -44,8 +44,9 @@ CORES = Machine("two cores", CORES_GB * 1e9, 2 * 2 * CORES_FUSED * 1e9)
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """A model as far as its costs go. read: weights that a forward reads, all but the tables of which a token takes a
-    row. queries, keys: numbers of a layer's queries, and of its keys, of one token."""
+    """The numbers of a model that its costs depend on. read: the weights that a forward reads; tables of which a token
+    takes one row aren't among them. queries, keys: how many numbers one token's queries, and its keys, have in a
+    layer."""
 
     parameters: int
     read: int
@@ -79,7 +80,7 @@ LLAMA_7B = sized(
 
 
 def on_gpu(storage: str) -> Machine:
-    """The GTX 1650 as it computes with weights of a storage: in float16 unless they are float32."""
+    """The GTX 1650, computing with weights in a storage. It computes in float16, unless the weights are float32."""
     return GTX_FLOAT32 if storage == "float32" else GTX_FLOAT16
 
 
@@ -91,75 +92,79 @@ def bytes_a_weight(storage: str) -> float:
 
 
 def cache_bytes(model: Sized, storage: str = "float16") -> float:
-    """Keys and values of one token."""
+    """The bytes of one token's keys and values."""
     return 2 * model.layers * model.keys * bytes_a_weight(storage)
 
 
 def intensity(storage: str, tokens: int = 1) -> float:
-    """Operations for each byte of weights."""
+    """Operations for each byte of weights that is read."""
     return 2 * tokens / bytes_a_weight(storage)
 
 
 def reading(model: Sized, storage: str, machine: Machine, rows: int = 1, text: int = 0) -> float:
-    """Seconds to read the weights once, and the caches of rows of so many tokens of text."""
+    """Seconds to read the weights once, and the KV caches of `rows` rows with `text` tokens each."""
     return (model.read * bytes_a_weight(storage) + rows * text * cache_bytes(model)) / machine.bandwidth
 
 
 def computing(model: Sized, machine: Machine, tokens: int = 1, text: int = 0) -> float:
-    """Seconds of arithmetic; a token's attention multiplies and adds once with each key and once with each value."""
+    """Seconds of arithmetic. For each key in the text, a token's attention does one multiplication and one addition for
+    each number of its queries, and as many for each value."""
     attention = 4 * model.layers * model.queries * text
     return tokens * (2 * model.read + attention) / machine.operations
 
 
 def forward(model: Sized, storage: str, machine: Machine, tokens: int = 1, rows: int = 1, text: int = 0) -> float:
-    """Seconds of a forward over so many tokens of each row, by the larger of its two parts."""
+    """Seconds of a forward over `tokens` tokens of each row: the time to read or the time to compute, whichever is
+    larger."""
     return max(reading(model, storage, machine, rows, text), computing(model, machine, rows * tokens, text))
 
 
 def free_tokens(storage: str, machine: Machine) -> float:
-    """How many tokens a forward may cover in the time of one."""
+    """How many tokens a forward can process in the time of one token."""
     return machine.ridge / intensity(storage)
 
 
 def copy_bytes(model: RandomModel, bits: Bits) -> int:
-    """Of a copy in so many bits, as copies.py rounds it: products in blocks, the head finer, the rest in float32."""
+    """The bytes of a copy with `bits` bits, as copies.py rounds it: products in blocks, the head in more bits, the rest
+    in float32."""
     family, shape = understand(model.config)
     head = "token_embedding" if shape.tied_head else "head.weight"
     total = 0
     for name, source in family.sources(model.config, shape, "", "embedding", "head"):
         if name == "position_embedding" or (name == "token_embedding" and name != head):
-            continue  # a token takes a row of it
+            continue  # a token reads only one row of it
         outputs, *inputs = source.size
         total += outputs * row_bytes(HEAD[bits] if name == head else bits, *inputs) if inputs else 4 * outputs
     return total
 
 
 def survivals(kept: float, most: int) -> list[float]:
-    """s_1 to s_most, where each token is kept with the same probability."""
+    """s_1 to s_most, if each token is kept with the same probability."""
     return list(accumulate([kept] * most, mul))
 
 
 def costs(step: float) -> SizedCosts:
-    """Sybil's own, by sizes, of a draft whose token takes so much of a forward of the target over one."""
+    """Sybil's costs by sizes. step: the time of a draft's token, as a share of the target's forward over one token."""
     return SizedCosts(MOST, 100, [round(100 * (step - STEP))])
 
 
 def speed_ups(kept: float, costs: SizedCosts) -> list[float]:
-    """By the number of proposed tokens, from 0 on; costs by their own unit."""
+    """The speed-ups with 0, 1, 2, ... proposed tokens. costs: in any unit."""
     emitted = accumulate([1.0, *survivals(kept, costs.most)])
     verify, draft = costs.verify, costs.draft[0]
     return [each * verify[1] / (draft[k] + verify[k + 1]) for k, each in enumerate(emitted)]
 
 
 def best(kept: float, costs: SizedCosts) -> tuple[float, int]:
-    """The greatest speed-up and the number of tokens that gives it, as gamma="auto" finds it."""
+    """The greatest speed-up, and the number of proposed tokens at which it is reached, as gamma="auto" finds it."""
     expected = list(accumulate([0.0, *survivals(kept, costs.most)]))
     k = longest_that_pay({0: [expected]}, 1, costs)[0]
     return speed_ups(kept, costs)[k], k
 
 
 class Batch(SizedCosts):
-    """Costs of GPT-2 Medium in float16 on a GTX 1650, in seconds, for a draft whose token takes a share of its step."""
+    """Costs in seconds of GPT-2 Medium in float16 on a GTX 1650, with a draft whose token takes a share of the target's
+    step."""
 
     def __init__(self, rows: int, text: int, step: float) -> None:
         super().__init__(MOST, 100, [0])
@@ -168,10 +173,10 @@ class Batch(SizedCosts):
 
 
 def flat(costs: SizedCosts, tokens: int) -> float:
-    """The time of a forward over so many tokens, as a multiple of that over one."""
+    """The time of a forward over `tokens` tokens, divided by the time of a forward over one."""
     return costs.verify[tokens] / costs.verify[1]
 
 
 def rate(kept: float, most: int) -> float:
-    """Kept over proposed tokens."""
+    """The acceptance rate: kept tokens divided by proposed ones."""
     return sum(survivals(kept, most)) / most

@@ -1,4 +1,5 @@
-"""The worked example of docs/theory.md: 5 words, two models that know the last word alone, one round by each rule."""
+"""The worked example of docs/theory.md: 5 words, two models whose next word depends on the last word alone, and one
+round by each rule."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ TARGET = torch.tensor(
     ],
     dtype=torch.float64,
 )
-"""A row is the last word, a column the next one."""
+"""The target's probabilities. The row is the last word, the column the next one."""
 
 DRAFT = torch.tensor(
     [
@@ -38,20 +39,20 @@ PROMPT = "the"
 PROPOSAL = ("cat", "sat", "on", "the")
 
 UNIFORMS = torch.tensor([[0.65, 0.30, 0.70, 0.20, 0.90]], dtype=torch.float64)
-"""As the rules take them: the first draws the next word, the others judge the proposed ones."""
+"""The uniforms that the rules take. The first one draws the next word; the others judge the proposed words."""
 
 EXPONENTIALS = torch.tensor(
     [[1.00, 0.30, 0.50, 2.00, 0.45], [0.90, 1.40, 0.60, 0.25, 0.80]],
     dtype=torch.float64,
 )
-"""Of places 1 and 2; the round by the coupled rule ends there."""
+"""The exponentials of places 1 and 2. The round by the coupled rule ends there."""
 
 OTHER_WORD = ("mat", "dog")
-"""A word of the target's, and what a draft with another vocabulary has in its place."""
+"""A word of the target, and the word that a draft with another vocabulary has in its place."""
 
 
 def row(models: Tensor, word: str) -> Tensor:
-    """What a model says after a word, (words,)."""
+    """A model's distribution (words,) after a word."""
     return models[WORDS.index(word)]
 
 
@@ -60,7 +61,7 @@ def ids(words: Sequence[str]) -> list[int]:
 
 
 def proposed(words: Sequence[str] = PROPOSAL, certain: bool = False) -> Proposed:
-    """What a rule sees of a proposal after the prompt. certain: the draft gives no probabilities."""
+    """What a rule is given of a proposal after the prompt. certain: the draft gives no probabilities."""
     before = ids([PROMPT, *words])
     counts = torch.tensor([len(words)])
     draft = None if certain else DRAFT[before[:-1]][None]
@@ -68,6 +69,6 @@ def proposed(words: Sequence[str] = PROPOSAL, certain: bool = False) -> Proposed
 
 
 def exponentials() -> Tensor:
-    """As the coupled rule takes them, (1, 5, words); of the places that don't count, ones."""
+    """The exponentials as the coupled rule takes them, (1, 5, words). At the places that don't matter they are 1."""
     rest = torch.ones(len(PROPOSAL) + 1 - len(EXPONENTIALS), len(WORDS), dtype=torch.float64)
     return torch.cat([EXPONENTIALS, rest])[None]

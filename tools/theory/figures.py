@@ -1,4 +1,4 @@
-"""The figures of docs/theory.md, and the numbers that each was drawn from, which stand in the file itself."""
+"""The figures of docs/theory.md. Each file holds the numbers that its figure was drawn from."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"  # told
 Series = Mapping[str, Sequence[float]]
 
 COVERED = (1, 5, 9, 17)
-"""Tokens of a forward whose places under the roof are drawn."""
+"""The numbers of tokens of a forward that are drawn as points under the roof."""
 DRAFTS = ((0.9, 0.1), (0.8, 0.1), (0.8, 0.35), (0.5, 0.5))
-"""How often each token is kept, and what it costs."""
+"""Drafts: how often each token is kept, and what a token costs."""
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32)
 TEXT = 1024
 
 
 def roofline() -> Series:
-    """GFLOP/s of forwards of GPT-2 Medium over COVERED tokens, by operations for each byte."""
+    """GFLOP/s of forwards of GPT-2 Medium over COVERED tokens, by the operations for each byte."""
     found: dict[str, Sequence[float]] = {}
     for machine, storage in ((costs.GTX_FLOAT16, "float16"), (costs.CORES, "float32")):
         operations = 2 * costs.MEDIUM.read
@@ -41,7 +41,7 @@ def roofline() -> Series:
 
 
 def kept() -> Series:
-    """What becomes of each word after "cat" by the token rule."""
+    """What the token rule does with each word after "cat": how much is kept, rejected and replaced."""
     target, draft = (example.row(models, "cat") for models in (example.TARGET, example.DRAFT))
     both = target.minimum(draft)
     parts = {"kept": both, "rejected": draft - both, "replaced": target - both}
@@ -49,12 +49,12 @@ def kept() -> Series:
 
 
 def speedup() -> Series:
-    """By the number of proposed tokens from 0 on."""
+    """Speed-ups with 0, 1, 2, ... proposed tokens."""
     return {_named(kept, step): costs.speed_ups(kept, costs.costs(step)) for kept, step in DRAFTS}
 
 
 def batches() -> Series:
-    """Speed-up by the rows of a batch."""
+    """Speed-ups by the number of rows in a batch."""
     short, long = ([costs.Batch(rows, text, 0.1) for rows in ROWS] for text in (0, TEXT))
     return {
         "rows": ROWS,
@@ -144,7 +144,7 @@ FIGURES: Mapping[str, tuple[Callable[[], Series], Callable[[Any, Series], None]]
 
 
 def draw(folder: Path = FOLDER) -> None:
-    """Every figure, as an SVG file that is the same each time; its numbers are in its description."""
+    """Draw every figure as an SVG file, which is the same each time. Its description holds its numbers."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,1 +1,1 @@
-"""`python -m tools.verdicts`: other systems' decoders before the judge, and docs/verdicts.md of what it said."""
+"""`python -m tools.verdicts`: judge other systems' decoders, and write docs/verdicts.md about the results."""

@@ -1,4 +1,4 @@
-"""Judge each row that docs/verdicts.jsonl doesn't hold yet, and write docs/verdicts.md of those that it holds."""
+"""Judge each row that docs/verdicts.jsonl doesn't hold yet, and write docs/verdicts.md about all rows that it holds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools.verdicts import decoders, page
 from tools.verdicts.rows import MODELS, ROWS, JudgedSystem
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 3600.0  # seconds for a row
+TIMEOUT = 3600.0  # the most seconds that a row may take
 OUT = "sybil-verify"
 
 
@@ -51,7 +51,8 @@ def main(
 
 
 def _is_kept(row: JudgedSystem, record: dict[str, Any] | None) -> bool:
-    """Whether the row is there, of the version that is installed, asked as it would be now."""
+    """Whether the file holds the row, judged by the same command as now. If the system is installed, the version must
+    be the same, too."""
     if record is None or "missing" in record:
         return False
     with contextlib.suppress(PackageNotFoundError):
@@ -60,7 +61,7 @@ def _is_kept(row: JudgedSystem, record: dict[str, Any] | None) -> bool:
 
 
 def _judged(row: JudgedSystem, found: str) -> dict[str, Any]:
-    """What `sybil verify` says of a row, in a process of its own."""
+    """The report of `sybil verify` on a row, which runs in its own process."""
     began = time.monotonic()
     try:
         with _url(row) as url:
@@ -81,7 +82,7 @@ def _judged(row: JudgedSystem, found: str) -> dict[str, Any]:
 
 
 def _is_changed() -> bool:
-    """Whether the checkout differs from its commit by more than what this program writes."""
+    """Whether the checkout differs from its commit by more than the files that this program writes."""
     written = (f":(exclude){path.relative_to(ROOT)}" for path in (page.RECORDS, page.PAGE))
     command = ["git", "diff", "--quiet", "HEAD", "--", ".", *written]
     return subprocess.run(command, cwd=ROOT, check=False).returncode != 0
@@ -89,7 +90,7 @@ def _is_changed() -> bool:
 
 @contextlib.contextmanager
 def _url(row: JudgedSystem) -> Iterator[str]:
-    """Where llama.cpp's server of a row listens; "" for a row without any."""
+    """The address of llama.cpp's server for a row, which runs meanwhile; "" for a row that needs none."""
     if row.decoder:
         yield ""
         return

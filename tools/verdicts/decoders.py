@@ -1,7 +1,8 @@
 """flashspec's and economize's decoders as functions that `sybil verify --decoder tools.verdicts.decoders:NAME` takes.
 
-Both work on transformers' models. TARGET and DRAFT in the environment name them. Neither library has stop strings as
-the judge asks for them, so the text is cut behind them here, and what the judge says of those is about this cut."""
+Both libraries work on transformers' models, which the environment variables TARGET and DRAFT name. Neither has stop
+strings as the judge asks for them, so the text is cut behind them here. What the judge says of stop strings is about
+this cut."""
 
 from __future__ import annotations
 
@@ -25,21 +26,21 @@ Function = Callable[..., Any]
 
 @cache
 def model(variable: str) -> PreTrainedModel:
-    """transformers' model that an environment variable names, without defaults for sampling of its own."""
+    """The transformers model that an environment variable names, without sampling defaults of its own."""
     loaded = load_transformers(read(os.environ[variable]), torch.float32, CPU).eval()
     loaded.generation_config = GenerationConfig()
     return loaded
 
 
 def cut(tokens: list[int], stop_strings: Sequence[str]) -> list[int]:
-    """Tokens up to the one that completes a stop string."""
+    """The tokens up to the one that completes a stop string."""
     stops = Stops(strings=tuple(stop_strings), tokenizer=read(os.environ[TARGET]).tokenizer)
     return tokens[: stops.keep((), (), tokens)[0]] if stop_strings else tokens
 
 
 @cache
 def of_flashspec(with_draft: bool) -> tuple[Any, list[Any]]:
-    """flashspec's wrappers of the target, and of the draft or of prompt lookup."""
+    """flashspec's wrappers: the target's, and the draft's or that of prompt lookup."""
     from flashspec.engine import HuggingFaceDrafter, NgramDrafter, TargetModel
 
     target = TargetModel("target", CPU, torch.float32, model=model(TARGET))
@@ -49,7 +50,7 @@ def of_flashspec(with_draft: bool) -> tuple[Any, list[Any]]:
 
 
 def flashspec(strategy: str, with_draft: bool = True) -> Function:
-    """flashspec's engine by one of its strategies; "bandit" with one drafter is that drafter alone."""
+    """flashspec's engine with one of its strategies. With one drafter "bandit" always takes that drafter."""
 
     def decode(
         prompt: list[int], *, max_new_tokens: int, temperature: float, top_k: int, top_p: float, min_p: float,
@@ -77,7 +78,7 @@ def flashspec(strategy: str, with_draft: bool = True) -> Function:
 
 @cache
 def of_economize(technique: str) -> Any:
-    """economize's model with one technique attached to the target."""
+    """economize's model: the target with one technique attached."""
     import economize
     from economize.techniques.draft_model import DraftModelConfig
     from economize.techniques.early_exit import EarlyExitConfig
@@ -95,7 +96,7 @@ def of_economize(technique: str) -> Any:
 
 
 def economize(technique: str) -> Function:
-    """economize's loop, by its transformers-like generate, under its rule for sampling without loss."""
+    """economize's loop by its generate, which is called like transformers', with its rule for lossless sampling."""
 
     def decode(
         prompt: list[int], *, max_new_tokens: int, temperature: float, top_k: int, top_p: float, min_p: float,

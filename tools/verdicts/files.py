@@ -1,7 +1,8 @@
-"""The models that the rows need: made from SmolLM2's file, under a folder of the user's cache.
+"""The models that the rows need. They are made from SmolLM2's file, in a folder of the user's cache.
 
-smollm2.q8_0.gguf: its weights in Q8_0, which OpenVINO GenAI imports right. smollm2.q4_0.gguf: in Q4_0, rounded enough
-to be a draft that is often right and often wrong. smollm2.draft: the same as a Hugging Face folder, for economize."""
+smollm2.q8_0.gguf: the weights in Q8_0, a type that OpenVINO GenAI imports correctly. smollm2.q4_0.gguf: the weights in
+Q4_0; as a draft this model is often right and often wrong. smollm2.draft: the same as a Hugging Face folder, for
+economize."""
 
 from __future__ import annotations
 
@@ -20,12 +21,12 @@ from sybil.models.pretrained import load_transformers
 from sybil.pairs import PAIRS
 
 STORED = {"q8_0": LlamaFileType.MOSTLY_Q8_0, "q4_0": LlamaFileType.MOSTLY_Q4_0}
-BLOCK = 32  # weights; rows of another multiple stay float32
+BLOCK = 32  # weights in a block; matrices whose rows aren't whole blocks stay float32
 OWN = ("general.architecture", "general.file_type", "general.quantization_version")
 
 
 def folder() -> Path:
-    """Where they are kept."""
+    """The folder that the models are kept in."""
     said = Path(os.environ.get("XDG_CACHE_HOME", ""))
     found = (said if said.is_absolute() else Path.home() / ".cache") / "sybil-verdicts"
     found.mkdir(parents=True, exist_ok=True)
@@ -33,12 +34,12 @@ def folder() -> Path:
 
 
 def smollm2() -> Path:
-    """The file of its package; raises NotAModel where that isn't installed."""
+    """The file that SmolLM2's package brings; raises NotAModel if the package isn't installed."""
     return locate(PAIRS["smollm2"].source)
 
 
 def stored(kind: str) -> Path:
-    """SmolLM2 in blocks of another kind."""
+    """The file of SmolLM2 in another kind of blocks."""
     path = folder() / f"smollm2.{kind}.gguf"
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}")
@@ -48,7 +49,7 @@ def stored(kind: str) -> Path:
 
 
 def rewrite(source: Path, out: Path, kind: str) -> None:
-    """A GGUF file anew, its matrices in blocks of a kind."""
+    """Write a GGUF file again with its matrices in one kind of blocks."""
     reader = GGUFReader(source)
     writer = GGUFWriter(out, str(reader.fields["general.architecture"].contents()))
     for field in reader.fields.values():

@@ -1,6 +1,6 @@
 """llama.cpp's server for a GGUF file, by the package xllamacpp: `python -m tools.verdicts.server FILE [DRAFT]`.
 
-It says where it listens, and ends when its standard input does. Imports neither torch nor Sybil."""
+It prints its address, and ends when its standard input is closed. It imports neither torch nor Sybil."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTEXT, GAMMA = 1024, 4
 
 
 def main(file: str, draft: str | None = None) -> None:
-    """At its defaults but for these, on loopback, at a port of its choice."""
+    """Run the server on loopback, at a port that it chooses, with its defaults except for the settings below."""
     said = os.fdopen(os.dup(1), "w")  # llama.cpp writes to the standard output, too
     os.dup2(2, 1)
     params = xllamacpp.CommonParams()
