@@ -81,8 +81,8 @@ class CutShort(NotAModel):
 
 
 def read(path: Path, known: int | None = None) -> Contents:
-    """What one file holds. known: how many bytes at its start are the real ones, where the other bytes are a hole; None:
-    all are.
+    """What one file holds. known: how many bytes at its start are the real ones, where the others are a hole; None: all
+    are.
 
     Raises NotAModel where the file is broken, CutShort where the header is longer than `known`, UnsupportedModel where
     Sybil doesn't read a tensor's type."""
