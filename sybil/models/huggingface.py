@@ -241,10 +241,8 @@ def context_of(config: Any) -> int:
     the tokens that are verified with it."""
     context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    nested = [
-        scaling,
-        *(part for part in scaling.values() if isinstance(part, dict)),
-    ]  # each kind of layer may have one
+    # each kind of layer may have its own scaling
+    nested = [scaling, *(part for part in scaling.values() if isinstance(part, dict))]
     for part in nested:
         if part.get("rope_type") in ("longrope", "dynamic"):
             original = part.get("original_max_position_embeddings")
