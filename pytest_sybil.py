@@ -24,8 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def lossless(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Callable[..., Report]:
     """lossless(decoder, target, ...) takes the arguments of sybil.judge() and returns its report. It fails the test
-    where the verdict isn't PASS. The marker `lossless` gives settings. If there are several such markers, the one nearest to
-    the test counts."""
+    where the verdict isn't PASS. The marker `lossless` gives settings. If several markers give the same
+    setting, the one nearest to the test counts."""
     marked: dict[str, Any] = {}
     for mark in request.node.iter_markers("lossless"):
         if mark.args:

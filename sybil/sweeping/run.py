@@ -170,8 +170,8 @@ class Measured(_Strict):
 
     @property
     def survival(self) -> tuple[float, ...]:
-        """accepted_at / proposed_at for each place: the share of the proposals that reach the place of which all tokens
-        up to the place were accepted."""
+        """accepted_at / proposed_at for each place of a proposal. It is the share of the proposals of at least that
+        length of which all tokens up to the place were accepted."""
         return tuple(kept / asked for kept, asked in zip(self.accepted_at, self.proposed_at, strict=True) if asked)
 
 
