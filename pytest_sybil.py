@@ -1,7 +1,7 @@
-"""The judge in pytest: a test that asks for the fixture `lossless` fails where a decoder isn't.
+"""A pytest plugin with the fixture `lossless`, which fails a test where a decoder isn't lossless.
 
-`pip install project-sybil[pytest]` brings it. It stands beside the package and not in it, because pytest imports it in
-every run, and importing sybil takes torch's seconds."""
+`pip install project-sybil[pytest]` installs what it needs. It isn't a part of the package sybil, because pytest imports
+the plugin in every run, and importing sybil takes seconds, since it imports torch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ MARKER = "lossless(**settings): what the fixture lossless gives sybil.judge(), s
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the marker known."""
+    """Makes the marker `lossless` known to pytest."""
     config.addinivalue_line("markers", MARKER)
 
 
 @pytest.fixture
 def lossless(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Callable[..., Report]:
-    """lossless(decoder, target, ...) takes what sybil.judge() takes, gives its report, and fails the test where the
-    verdict isn't PASS. The marker of the same name gives settings, the one nearest to the test first."""
+    """lossless(decoder, target, ...) takes the arguments of sybil.judge() and returns its report. It fails the test
+    where the verdict isn't PASS. The marker `lossless` gives settings. If several markers give the same
+    setting, the one nearest to the test counts."""
     marked: dict[str, Any] = {}
     for mark in request.node.iter_markers("lossless"):
         if mark.args:

@@ -3,7 +3,7 @@
     python examples/gguf_file.py
     python examples/gguf_file.py model.gguf --prompt "The first thing to do"
 
-An Ollama model goes by the name that `ollama list` shows: python examples/gguf_file.py ollama:smollm2:135m
+A model of Ollama has the name that `ollama list` shows: python examples/gguf_file.py ollama:smollm2:135m
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TYPE = gguf.GGMLQuantizationType.Q8_0
 
 
 def write(folder: Path, path: Path) -> None:
-    """The GPT-2 model of a folder as a GGUF file with its matrices in blocks of 8 bits."""
+    """Writes the GPT-2 model of a folder to a GGUF file, with its matrices in blocks of 8 bits."""
     config = json.loads((folder / "config.json").read_text())
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]
     tokens = sorted(vocabulary["vocab"], key=vocabulary["vocab"].get)
@@ -40,7 +40,7 @@ def write(folder: Path, path: Path) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3, *[1] * (len(tokens) - 1)])  # token 0 ends a text and is no part of one
+    writer.add_token_types([3, *[1] * (len(tokens) - 1)])  # token 0 is special: it ends a text
     writer.add_token_merges([" ".join(pair) for pair in vocabulary["merges"]])
     writer.add_eos_token_id(config["eos_token_id"])
     for name, values in load_file(folder / "model.safetensors").items():
@@ -48,7 +48,7 @@ def write(folder: Path, path: Path) -> None:
         if values.ndim == 1:  # a bias, or a norm's scale
             writer.add_tensor(names.get_name(name, (".weight", ".bias")), values)
             continue
-        matrix = values.T if ".h." in name else values  # GPT-2 has its layers' matrices the other way round
+        matrix = values.T if ".h." in name else values  # GPT-2's folder has the layers' matrices transposed
         blocks = gguf.quants.quantize(matrix.copy(), TYPE)
         writer.add_tensor(names.get_name(name, (".weight", ".bias")), blocks, raw_dtype=TYPE)
     writer.write_header_to_file()
@@ -58,7 +58,7 @@ def write(folder: Path, path: Path) -> None:
 
 
 def main() -> None:
-    """Print what the file gives from its blocks, and with a draft made of it."""
+    """Prints a text of the file's model with a draft, and whether it is the same without one."""
     options = argparse.ArgumentParser()
     options.add_argument("file", nargs="?", help="a GGUF file, or ollama:NAME; if left out, one is written")
     options.add_argument("--draft", default="lookup", help="a second file, or lookup, self, ...")

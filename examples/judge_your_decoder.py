@@ -25,7 +25,7 @@ STATUS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
 
 def main() -> int:
-    """Print the report; the exit status is the verdict's."""
+    """Prints the report. Returns the exit status of the verdict."""
     options = argparse.ArgumentParser()
     options.add_argument("--target", default=str(EMBEDDED), help="a hub id or a folder")
     options.add_argument("--wrong", action="store_true", help="judge a decoder that is wrong")
@@ -40,7 +40,8 @@ def main() -> int:
         prompt: list[int], *, max_new_tokens: int, temperature: float, top_k: int, top_p: float, eos_token_ids: Any,
         seed: int,
     ) -> list[int]:  # fmt: skip
-        """The decoder that is judged: from token ids to new token ids. What it doesn't take isn't asked of it."""
+        """The decoder that is judged: takes a prompt's token ids and returns new ones. sybil.judge() gives it only the
+        settings that it takes."""
         torch.manual_seed(seed)
         sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p) if temperature else {}
         if asked.wrong and temperature:

@@ -3,7 +3,7 @@
     python examples/own_model_without_draft.py
     python examples/own_model_without_draft.py --target my-model --prompt "The first thing to do"
 
-`sybil compare --target my-model --drafters all` measures the same over many prompts, and the time besides.
+`sybil compare --target my-model --drafters all` measures the same over many prompts, and the speed as well.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import argparse
 import sybil
 
 DRAFTS = "self", "lookup", "hybrid:lookup,self"
-EMBEDDED = sybil.PAIRS["stdlib"].target  # by its own name, so that its draft stays out
+EMBEDDED = sybil.PAIRS["stdlib"].target  # the target's own name: "stdlib" would bring the pair's draft
 
 
 def main() -> None:
-    """Print a line a draft: what was kept, how many tokens a round gave, and whether the text is the target's."""
+    """Prints a line for each draft: the acceptance rate, the tokens per round, and whether the text is the target's."""
     options = argparse.ArgumentParser()
     options.add_argument("--target", default=EMBEDDED, help="a hub id, a folder or a GGUF file")
     options.add_argument("--prompt", default="def read_lines(path):\n    with open(path")

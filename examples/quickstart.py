@@ -12,7 +12,7 @@ import sybil
 
 
 def main() -> None:
-    """Print a text as it comes, round by round, then what the draft was worth."""
+    """Prints what each round gave, then the text, then the draft's acceptance rate and the tokens per round."""
     options = argparse.ArgumentParser()
     options.add_argument("--target", default="stdlib", help="a pair's name, a hub id, a folder or a GGUF file")
     options.add_argument("--draft", help="a model, or self, lookup, ...; the pair's own if left out")

@@ -19,7 +19,7 @@ EMBEDDED = Path(str(files("sybil"))) / "embedded" / "stdlib"
 
 
 def main() -> None:
-    """Print a greedy text and a sampled one, and whether the greedy one is that of generate() alone."""
+    """Prints a greedy text and a sampled one, and whether generate() alone gives the same greedy text."""
     options = argparse.ArgumentParser()
     options.add_argument("--target", default=str(EMBEDDED / "target"), help="a hub id or a folder")
     options.add_argument("--draft", default=str(EMBEDDED / "draft"), help="a hub id or a folder")

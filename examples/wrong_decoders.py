@@ -1,7 +1,7 @@
 """Four faults that speculative decoders have really had, each over the embedded pair, and the same loop without any.
 
-`sybil verify --decoder examples.wrong_decoders:typical` finds one out; `:right` passes. In greedy decoding every one of
-them is right, so comparing greedy outputs finds none.
+`sybil verify --decoder examples.wrong_decoders:typical` finds the fault of `typical`, and `:right` passes. In greedy
+decoding all of them give the right text, so comparing greedy outputs finds none of the faults.
 """
 
 from __future__ import annotations
@@ -22,38 +22,39 @@ from sybil.stopping import Stops
 
 GAMMA = 4
 Tokens = tuple[list[int], list[int]]
-"""New tokens, and the place of each in its block."""
+"""(new tokens, the place of each one in its round's block)"""
 
 
 def drawn(probs: Tensor, uniform: float) -> int:
-    """A token of probs (vocab,)."""
+    """A token drawn from probs (vocab,)."""
     return int(draw(probs, torch.tensor(uniform)))
 
 
 def likeliest(probs: Tensor, uniform: float) -> int:
-    """The token of probs (vocab,) with most of them."""
+    """The likeliest token of probs (vocab,)."""
     return int(probs.argmax())
 
 
 def independent(generator: np.random.Generator, count: int) -> list[float]:
-    """A uniform for each of count tokens."""
+    """A uniform number for each of `count` tokens."""
     return generator.random(count).tolist()
 
 
 def by_ratio(target_probs: Tensor, draft_probs: Tensor, token: int, uniform: float) -> bool:
-    """Keep with probability min(1, target / draft)."""
+    """Whether a token is kept: with probability min(1, target / draft)."""
     return bool(uniform * draft_probs[token] < target_probs[token])
 
 
 def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
-    """What the draft proposes too seldom."""
+    """The weights of the tokens that the draft proposes too seldom, from which a token is drawn after a rejection."""
     left = (target_probs - draft_probs).clamp(min=0)
-    return left if left.any() else target_probs  # equal but for rounding
+    return left if left.any() else target_probs  # the two are equal except for rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """What makes speculative sampling right (Leviathan et al. 2023, Alg. 1), each to be replaced by a wrong one."""
+    """The pieces of speculative sampling (Leviathan et al. 2023, Alg. 1). The defaults are right. Each wrong decoder
+    replaces some of them by wrong ones."""
 
     propose: Callable[[Tensor, float], int] = drawn
     uniforms: Callable[[np.random.Generator, int], list[float]] = independent
@@ -64,7 +65,7 @@ class Pieces:
 
 @torch.inference_mode()
 def speculate(pieces: Pieces, prompt: Sequence[int], limit: int, sampling: Sampling, stops: Stops, seed: int) -> Tokens:
-    """Continue prompt by at most limit tokens."""
+    """Continues a prompt by at most `limit` tokens."""
     decoder, generator = pair(), np.random.default_rng(seed)
     (target, draft), capacity = decoder.models, len(prompt) + limit
     target_cache, draft_cache = target.new_cache(1, capacity), draft.new_cache(1, capacity)
@@ -106,12 +107,12 @@ def speculate(pieces: Pieces, prompt: Sequence[int], limit: int, sampling: Sampl
 
 @cache
 def pair() -> sybil.Decoder:
-    """The embedded pair, loaded when it is first asked for."""
+    """The embedded pair's decoder. It is loaded at the first call."""
     return sybil.load("stdlib")
 
 
 def decoder(pieces: Pieces) -> Callable[..., Tokens]:
-    """The loop with these pieces, as `sybil verify` calls a decoder."""
+    """The loop with these pieces, as a function that `sybil verify` can call."""
 
     def decode(
         prompt: list[int], *, max_new_tokens: int, seed: int, eos_token_ids: Sequence[int],
@@ -125,23 +126,24 @@ def decoder(pieces: Pieces) -> Callable[..., Tokens]:
 
 
 def same_for_all(generator: np.random.Generator, count: int) -> list[float]:
-    """One uniform for a whole block: a token that is kept makes the next one likelier to be."""
+    """One uniform number for a whole block. Wrong: a token that is kept makes it likelier that the next one is kept."""
     return [generator.random()] * count
 
 
 def if_typical(target_probs: Tensor, draft_probs: Tensor, token: int, uniform: float) -> bool:
-    """Typical acceptance (Cai et al. 2024, Medusa): keep what the target finds likely enough, whatever was drawn."""
+    """Typical acceptance (Cai et al. 2024, Medusa). Wrong: it keeps a token that the target finds likely enough,
+    however often the draft proposes it."""
     entropy = torch.special.entr(target_probs).sum()
     return bool(target_probs[token] > torch.clamp(0.09 * torch.exp(-entropy), max=0.3))
 
 
 def target_itself(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
-    """In place of the residual: what the draft proposes often comes too often."""
+    """The target's distribution in place of the residual. Wrong: what the draft proposes often comes too often."""
     return target_probs
 
 
 right: Callable[..., Any] = decoder(Pieces())
-argmax_draft: Callable[..., Any] = decoder(Pieces(propose=likeliest))  # while the ratio divides by its softmax
+argmax_draft: Callable[..., Any] = decoder(Pieces(propose=likeliest))  # but the ratio divides by its softmax
 no_residual: Callable[..., Any] = decoder(Pieces(left=target_itself))
 one_uniform: Callable[..., Any] = decoder(Pieces(uniforms=same_for_all))
 typical: Callable[..., Any] = decoder(Pieces(keep=if_typical, left=target_itself, choose=likeliest))

@@ -12,17 +12,18 @@ from sybil.transfer import count_to, integers, upload
 
 
 class Cache(Protocol):
-    """What the loop and the drafters know of a cache."""
+    """The part of a KV cache that the decoding loop and the drafters use."""
 
     lengths: Tensor
-    """(batch,) int64 on the CPU: how many tokens of each row are in. Assign to roll back."""
+    """(batch,) int64 on the CPU: how many tokens of each row the cache holds. Assigning smaller numbers rolls back."""
 
     def take_over(self, other: Any) -> None:
-        """Hold the tokens of another cache of the same model and rows, which is not used again and has no more room."""
+        """Take the tokens of another cache of the same model and rows. The other has no more room than this one, and
+        isn't used afterwards."""
 
 
 class Model(Protocol):
-    """All that the loop and the drafters know of a model."""
+    """The part of a model that the decoding loop and the drafters use."""
 
     vocab_size: int
     context: int
@@ -31,7 +32,7 @@ class Model(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """What the weights take, packed copies included."""
+        """The bytes that the weights take, packed copies included."""
 
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty cache for batch rows of at most capacity tokens."""
@@ -45,10 +46,12 @@ class Model(Protocol):
 
 
 def feed(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> Tensor:
-    """Bring a cache up to `until` tokens a row, tokens being (batch, capacity); logits (batch, vocab) after the last.
+    """Runs the model over the tokens that a cache lacks. Returns the logits (batch, vocab) after each row's last token.
 
-    Rows may lack unequal numbers: all go in as one block, whose first tokens are, for some rows, in already
-    (they are written again) and whose last, for rows too short, are padding beyond their length."""
+    tokens: (batch, capacity). until: (batch,), how many tokens of each row the cache holds afterwards. Rows may lack
+    different numbers of tokens; all rows go in as one block of equal length. Where a row lacks fewer, the block's first
+    tokens are in the cache already and are written again. Where a row is too short, the block's last tokens lie beyond
+    the row's length and don't count."""
     ends, held = until.tolist(), cache.lengths.tolist()
     count = max(map(operator.sub, ends, held))
     if count > 2:  # more than a round leaves: a prompt, whose logits nobody asked for
@@ -65,7 +68,7 @@ def feed(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> Tensor:
 
 
 def prefill(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> None:
-    """feed() without the logits; until may be what is there already."""
+    """feed() without the logits. `until` may be what the cache holds already."""
     ends = until.tolist()
     count = max(map(operator.sub, ends, cache.lengths.tolist()))
     if count > 0:
@@ -75,7 +78,8 @@ def prefill(model: Model, cache: Cache, tokens: Tensor, until: Tensor) -> None:
 
 
 def missing(cache: Cache, tokens: Tensor, ends: list[int], count: int) -> tuple[list[int], Tensor]:
-    """Where each row goes on, and the `count` tokens (batch, count) that bring the last of them up to date."""
+    """(where each row's block starts, the blocks' tokens (batch, count)). A block ends at the row's end in `ends`,
+    unless that is less than `count`. Sets the cache's lengths to the starts."""
     starts = [max(end - count, 0) for end in ends]
     cache.lengths = integers(starts)
     if len(starts) == 1 or len(set(starts)) == 1:

@@ -1,4 +1,5 @@
-"""How large the inputs of a model's products are, which says where an error of a weight counts."""
+"""Measures how large the inputs of a model's products are. An error in a weight counts more where its input is
+larger."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from sybil.models.shape import Shape
 
 
 def mean_squares(shape: Shape, weights: Mapping[str, Tensor], text: Tensor) -> dict[str, Tensor]:
-    """For each product, by its name, the mean square (inputs,) of each of its inputs over a text (rows, tokens).
+    """The mean square (inputs,) of each input of each product over a text (rows, tokens), by the products' names.
 
-    A product's error over that text is the sum over its inputs of mean square times squared error of the weight, where
-    inputs don't go together. weights: in float32, on a CPU, read once, a layer at a time."""
+    If the inputs are uncorrelated, a product's mean squared error over that text is the sum, over its inputs, of the
+    input's mean square times the weight's squared error. weights: in float32, on a CPU; they are read once, one layer
+    at a time."""
     sums: dict[str, Tensor] = {}
 
     def observe(name: str, x: Tensor) -> None:

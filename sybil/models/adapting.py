@@ -13,15 +13,15 @@ from sybil.models.folders import Checkpoint
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _HEAD = ("lm_head.weight",)
-"""The name of a head where Sybil doesn't know the family."""
+"""The names that a head's weight may have where Sybil doesn't know the family."""
 
 
 def adapted(checkpoint: Checkpoint, adapter: str | Path, progress: bool | None = None) -> Checkpoint:
-    """The checkpoint with a LoRA adapter merged into its weights. adapter: a folder or a hub id, in peft's format;
+    """The checkpoint with a LoRA adapter merged into its weights. adapter: a folder or a hub id, in peft's format.
     progress: see sybil.progress.
 
-    Raises AdapterMismatch, InvalidSetting for a checkpoint that isn't a folder's, and NotAModel, GatedModel or
-    HubUnreachable where there is no such adapter."""
+    Raises AdapterMismatch where the two don't belong together, InvalidSetting where the checkpoint is a model object, a
+    GGUF file or quantised, and NotAModel, GatedModel or HubUnreachable where the adapter can't be had."""
     stored, known = checkpoint.stored, checkpoint.known
     if checkpoint.folder is None or stored is None or checkpoint.config.get("quantization_config"):
         kind = "an object" if checkpoint.model else "a GGUF file" if checkpoint.file else "quantised"
@@ -42,7 +42,7 @@ def adapted(checkpoint: Checkpoint, adapter: str | Path, progress: bool | None =
 
 
 def _located(adapter: str | Path, progress: bool | None) -> Path:
-    """The adapter's folder, fetched where it is a hub id."""
+    """The adapter's folder. A hub id is fetched."""
     name, folder = str(adapter), Path(adapter).expanduser()
     if folder.is_dir():
         return folder
@@ -52,8 +52,8 @@ def _located(adapter: str | Path, progress: bool | None) -> Path:
 
 
 def _check_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
-    """Raises AdapterMismatch where an adapter names another model of the hub than the target. Owners may differ, since
-    mirrors hold the same models. A folder has no name to compare."""
+    """Raises AdapterMismatch where the adapter was made for another model of the hub than the target. Owners may
+    differ, since mirrors hold the same models. A folder's name says nothing, so it isn't compared."""
     base, target = adapter.base or "", checkpoint.name
     if not (_HUB_ID.fullmatch(base) and _HUB_ID.fullmatch(target)) or Path(target).exists():
         return
@@ -66,8 +66,8 @@ def _check_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
 
 
 def _check_tied(checkpoint: Checkpoint, merged: Merged, adapter: str) -> None:
-    """Raises AdapterMismatch where an adapter changes one of embedding and head, and the target has one weight for
-    both: whether the other changes with it can't be told."""
+    """Raises AdapterMismatch where the target has one weight for embedding and head, and the adapter changes only one
+    of the two: it isn't known whether the other one should change as well."""
     if checkpoint.known:
         family, shape = checkpoint.known
         tied, heads, embeddings = shape.tied_head, {*family.head}, {family.prefix(merged.shapes) + family.embedding}

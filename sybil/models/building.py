@@ -1,4 +1,4 @@
-"""From a checkpoint to a model that computes: the one place where what lies on a disk meets what multiplies."""
+"""Builds a model that computes, from a checkpoint. This is the one place where what lies on a disk meets a forward."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from sybil.models.storage import FORMATS, QUANTISED, Kept, Rounding, Storage, st
 
 
 def load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, device: torch.device) -> Model:
-    """The checkpoint's model: our own forward where it knows the family, with weights kept in storage; transformers'
-    elsewhere, in foreign_dtype unless it is an object. Raises the errors of sybil.errors.
+    """The checkpoint's model. Where Sybil's own forward knows the family, it computes, with weights kept in `storage`.
+    Elsewhere transformers' forward computes, in foreign_dtype; a model object keeps its own dtype.
 
-    Without the C forward "stored" becomes foreign_dtype, with a UserWarning where that takes more memory."""
+    Without the C forward the storage "stored" becomes foreign_dtype, with a UserWarning where that takes more memory.
+    Raises the errors of sybil.errors."""
     with as_out_of_memory(f"{checkpoint.name} takes more memory than is free on {device}", OF_WEIGHTS):
         return _load(checkpoint, storage, foreign_dtype, device)
 
@@ -53,10 +54,10 @@ def _load(checkpoint: Checkpoint, storage: Kept, foreign_dtype: torch.dtype, dev
 
 
 def build(shape: Shape, weights: Mapping[str, Tensor], storage: Kept, device: torch.device) -> Model:
-    """The forward for a shape: in one call on a CPU where the C forward can be built, by torch's operators elsewhere.
+    """A model of a shape: the C forward on a CPU where it can be built, torch's operators elsewhere.
 
-    weights: as the storage has them read; they may be made as they are asked for, each once. The C forward takes 8 bits
-    in blocks for int8, and the operators int8 for any bits."""
+    weights: in the dtype that the storage is read in (Format.read_as). Each is asked for once, so it may be made then.
+    For int8 the C forward keeps blocks of 8 bits; for any number of bits torch's operators keep int8."""
     storage, is_native = planning.resolved(storage, device)
     if storage in QUANTISED:
         return native.NativeTransformer(shape, InBlocks(weights, storage), storage)
@@ -66,8 +67,8 @@ def build(shape: Shape, weights: Mapping[str, Tensor], storage: Kept, device: to
 
 
 def check_kept(storage: Kept, device: torch.device, argument: str, asked: Asked = None) -> None:
-    """Raises InvalidSetting where the device has no forward for weights kept so. argument: which of load()'s it is;
-    asked: what it asked for.
+    """Raises InvalidSetting where the device has no forward for weights in that storage. argument: the argument of
+    load() that asked for it. asked: the argument's value.
 
     | storage | CPU with a C compiler | CPU without | cuda | mps |
     |---|---|---|---|---|

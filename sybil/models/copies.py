@@ -1,4 +1,5 @@
-"""Copies of a model that compute over its own caches: in fewer bits, or without some of its layers."""
+"""Makes a copy of a model in fewer bits, with which the model drafts for itself. The copy computes over the model's own
+caches."""
 
 from __future__ import annotations
 
@@ -25,13 +26,15 @@ from sybil.models.storage import BLOCKS, Bits, Rounding
 
 BITS: tuple[Bits, ...] = get_args(Bits)
 HEAD: Mapping[Bits, Bits] = {4: 6, 5: 6, 6: 8, 8: 8}
-"""The bits of the head, whose errors cost most for their bytes, by those of the rest."""
+"""The bits of the head, by the bits of the other weights. The head has more, because its errors cost most for their
+bytes."""
 Ours = NativeTransformer | Transformer
 """The forwards whose caches a copy may share."""
 
 
 def ours(model: Model, checkpoint: Checkpoint, draft: str) -> Ours:
-    """The checkpoint's model, if its forward is ours; else raises InvalidSetting. draft: its name, for the message."""
+    """The model, if its forward is Sybil's own; raises InvalidSetting if not. draft: the draft's name, for the
+    message."""
     if isinstance(model, NativeTransformer | Transformer):
         return model
     raise InvalidSetting(
@@ -41,8 +44,8 @@ def ours(model: Model, checkpoint: Checkpoint, draft: str) -> Ours:
 
 
 def best_bits(checkpoint: Checkpoint) -> Bits:
-    """The bits of a copy where nobody has named them: 6; 4 or 5 where most of the checkpoint's weights lie in a file's
-    blocks of no more. A copy in as many bits as the file's then agrees as well, and is smaller."""
+    """The bits of a copy where nobody has named them. These are 6, or 4 or 5 where most of the checkpoint's weights lie
+    in a file's blocks of about as few bits: there a smaller copy agrees with the model as well."""
     stored = checkpoint.stored
     weights = 0 if stored is None else sum(len(size) == 2 for size in stored.shapes.values())
     sizes = [] if stored is None else [BLOCKS[each] for each in stored.storages.values()]
@@ -51,9 +54,11 @@ def best_bits(checkpoint: Checkpoint) -> Bits:
 
 
 def rounded(checkpoint: Checkpoint, model: Ours, bits: Bits, text: Callable[[], Tensor]) -> Ours:
-    """The checkpoint's model in so many bits, by the forward that the model has. text: makes (rows, tokens), over which
-    the products' errors are to be small; 8 bits don't ask for it. Without the C forward all bits are int8 on a CPU; on
-    a GPU a library keeps them. Raises the errors of sybil.errors."""
+    """A copy of the checkpoint's model in so many bits, with the same kind of forward as `model`.
+
+    text: makes a text (rows, tokens) over which the products' errors are kept small; it isn't called for 8 bits.
+    Without the C forward the copy is in int8 on a CPU, whatever the bits; on a GPU the weights are kept by a library.
+    Raises the errors of sybil.errors."""
     assert checkpoint.known
     assert checkpoint.stored
     dtype = torch.float32 if isinstance(model, NativeTransformer) else model.dtype
@@ -74,12 +79,12 @@ def rounded(checkpoint: Checkpoint, model: Ours, bits: Bits, text: Callable[[], 
 
 
 def rounding(shape: Shape, bits: Bits, importance: Mapping[str, Tensor]) -> Rounding:
-    """What a copy in so many bits is kept in; importance: see Rounding."""
+    """The storage of a copy in so many bits. importance: see Rounding."""
     return Rounding(bits, {"token_embedding" if shape.tied_head else "head": HEAD[bits]}, importance)
 
 
 class _Sharing(Mapping[str, Tensor]):
-    """Weights of which a model of operators holds the token embedding already."""
+    """Weights whose token embedding is the one that a model of torch's operators holds already."""
 
     def __init__(self, weights: Mapping[str, Tensor], model: Transformer) -> None:
         self._weights, self._held = weights, model.token_embedding

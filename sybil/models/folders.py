@@ -1,4 +1,4 @@
-"""Reads a Checkpoint once, from a folder, a GGUF file or a hub id. objects.py makes one of a model object."""
+"""Reads a Checkpoint from a folder, a GGUF file or a hub id. objects.py makes one from a model object."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ EMBEDDED, PACKAGED = "embedded:", "packaged:"
 class Checkpoint:
     """All that is known of a model before it is built.
 
-    generation: what generation_config.json says, None where there is none. known: the family and shape, None where
-    Sybil's own forward doesn't know the model. stored: the tensors by name, None of an object that runs as it is.
-    folder: where it lies, or file: the GGUF file, or model: the object that it is. special_tokens: the texts of
-    bos_token, eos_token and so on, which a chat template may name; None where only the config's ids tell them.
-    unknown: where known is None, why Sybil's own forward doesn't run the model. adapter: what is merged into stored; no
-    file of the folder has it. None where nothing is."""
+    name: as the user gave it. generation: the fields of generation_config.json, None where there is none. known: the
+    family and shape, None where Sybil's own forward doesn't know the model. stored: the tensors by name, None for a
+    model object that runs as it is. folder, file, model: the folder, the GGUF file or the model object that the
+    checkpoint comes from; the other two are None. special_tokens: the texts of bos_token, eos_token and so on, which a
+    chat template may name; None where only the config's ids tell them. unknown: where known is None, why Sybil's own
+    forward doesn't run the model. adapter: the name of the adapter that is merged into `stored`, and not into the files
+    of the folder; None where there is none."""
 
     name: str
     config: Mapping[str, Any]
@@ -56,9 +57,9 @@ class Checkpoint:
 
 
 def read(source: str | Path, revision: str | None = None, progress: bool | None = None) -> Checkpoint:
-    """The checkpoint of a folder, a GGUF file, an embedded pair's model or a hub id; raises the errors of sybil.errors.
+    """The checkpoint of a folder, a GGUF file, an embedded pair's model or a hub id.
 
-    revision: of a hub id; progress: see sybil.progress."""
+    revision: of a hub id. progress: see sybil.progress. Raises the errors of sybil.errors."""
     folder = locate(source, revision, progress)
     if not folder.is_dir():
         return _of_file(str(source), folder)
@@ -103,16 +104,17 @@ def _of_file(name: str, file: Path) -> Checkpoint:
 
 
 def _known(where: str, config: Mapping[str, Any]) -> tuple[Family, Shape]:
-    """The family and shape of a GGUF file. An unknown one is an error: only Sybil's own forward runs such files."""
+    """The family and shape of a GGUF file. Raises an error of sybil.errors where Sybil's own forward doesn't know the
+    model, because no other forward runs GGUF files."""
     try:
         family, shape = understand(config)
     except SybilError as error:
         raise type(error)(f"{where}: {str(error).replace('config.json', 'its metadata')}") from None
-    return replace(family, transposed=False, interleaved=False), shape  # ggml has products as torch has them
+    return replace(family, transposed=False, interleaved=False), shape  # ggml arranges products' weights as torch does
 
 
 def _check_end_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> None:
-    """Raises NotAModel where these are no token ids."""
+    """Raises NotAModel where eos_token_id, in either file, isn't a token id or a list of them."""
     for source in (Fields(generation, where="generation_config.json"), Fields(config)):
         source.get("eos_token_id")
 
@@ -125,9 +127,9 @@ def _understood(name: str, config: Mapping[str, Any]) -> tuple[Family, Shape] | 
 
 
 def plain(tokenizer: Any) -> Tokenizer | None:
-    """A tokenizer of our own that neither cuts nor pads, whatever its file or its owner has set.
+    """A copy of a tokenizer that neither truncates nor pads, whatever its file or its owner has set; None for None.
 
-    Raises InvalidSetting for what is no tokenizer of transformers' fast ones or of tokenizers'."""
+    Raises InvalidSetting unless it is one of transformers' fast tokenizers or a tokenizers.Tokenizer."""
     if tokenizer is None:
         return None
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
@@ -137,21 +139,21 @@ def plain(tokenizer: Any) -> Tokenizer | None:
             "or a tokenizers.Tokenizer"
         )
     copy: Tokenizer = Tokenizer.from_str(backend.to_str())
-    copy.encode_special_tokens = backend.encode_special_tokens  # which to_str() leaves out
+    copy.encode_special_tokens = backend.encode_special_tokens  # to_str() leaves this out
     copy.no_truncation()
     copy.no_padding()
     return copy
 
 
 def embedded_folder(name: str) -> Path:
-    """Where a folder of the package's embedded pairs lies."""
+    """Where a model of Sybil's embedded pairs lies. name: its folder below sybil/embedded."""
     return Path(str(resources.files("sybil"))) / "embedded" / name
 
 
 def packaged_file(name: str) -> Path | None:
-    """Where packaged:package/file lies in the environment, None where the package isn't installed or lacks the file.
+    """Where the file of a name packaged:package/file lies; None where the package isn't installed or lacks the file.
 
-    The package is looked for and not imported: it may do what it likes when it is."""
+    The package isn't imported, because importing it would run its code."""
     package, _, file = name.removeprefix(PACKAGED).partition("/")
     found = importlib.util.find_spec(package)
     places = found.submodule_search_locations if found else None
@@ -159,10 +161,11 @@ def packaged_file(name: str) -> Path | None:
 
 
 def locate(source: str | Path, revision: str | None = None, progress: bool | None = None) -> Path:
-    """The local place of an embedded pair, a package's file, a path, a local Ollama's model or a hub id (fetched where
-    it isn't cached): a folder, or a GGUF file. revision: of a hub id; progress: see sybil.progress.
+    """The local folder or GGUF file of a source: an embedded pair's model, a package's file, a path, a local Ollama's
+    model, or a hub id, which is fetched where it isn't cached. revision: of a hub id. progress: see sybil.progress.
 
-    Raises NotAModel, GatedModel or HubUnreachable; InvalidSetting for the revision of what is no hub id."""
+    Raises NotAModel, GatedModel or HubUnreachable, and InvalidSetting where a revision is given and the source is no
+    hub id."""
     name, found = str(source), here(source)
     if found is None:
         return hub.fetch(name, hub.MODEL_FILES, revision, progress)
@@ -175,7 +178,8 @@ def locate(source: str | Path, revision: str | None = None, progress: bool | Non
 
 
 def here(source: str | Path) -> Path | None:
-    """Where a source lies on this machine; None for a hub id. Raises NotAModel for what is neither."""
+    """Where a source lies on this machine; None for a hub id. Raises NotAModel where it is neither on this machine nor
+    a hub id."""
     name = str(source)
     if name.startswith(EMBEDDED):
         return embedded_folder(name.removeprefix(EMBEDDED))
@@ -189,7 +193,7 @@ def here(source: str | Path) -> Path | None:
     try:
         folder = Path(source).expanduser()
         is_folder, is_there = folder.is_dir(), folder.exists()
-    except (OSError, RuntimeError) as error:  # too long for a file's name, a home that isn't there
+    except (OSError, RuntimeError) as error:  # the name is too long for a file's, or a home doesn't exist
         raise NotAModel(
             f"{one_line(name, 80)} can't be looked for ({told(error)}): give a Hugging Face model folder, a GGUF file, "
             "a hub id, or a pair's name"

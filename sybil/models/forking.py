@@ -1,5 +1,5 @@
-"""A forked process has lost the threads of torch's operators. They stay in its parent, and whatever waits for them
-waits forever. (The C forward starts workers of its own.)"""
+"""Lets a forked process compute with torch's operators. Their threads stay in its parent, so the process would wait for
+them forever; it computes with one thread. (The C forward starts its own threads again.)"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _used = False
 
 
 def note_use() -> None:
-    """Note that a model computes in this process from now on, and torch's operators with it."""
+    """Notes that a model, and so torch's operators, compute in this process from now on."""
     global _used
     _used = True
 

@@ -1,8 +1,8 @@
-"""Any other causal language model of transformers as a Model, also quantised, offloaded or spread over devices.
+"""Runs any other causal language model of transformers as a Model, also a quantised, offloaded or distributed one.
 
-transformers' caches only grow at the end, the same for every row. Rows that roll back by unequal numbers would
-leave holes there, so they are moved until they end side by side again; the attention mask hides what lies before
-a row's first token, while each token keeps its own position.
+transformers' caches grow only at the end, by the same number of slots for every row. Rows that roll back by different
+numbers of tokens would leave holes there. So their tokens are moved until all rows end at the last slot again. The
+attention mask hides what lies before a row's first token, and each token keeps its own position.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "global
 class AlignedCache:
     """A DynamicCache whose rows all end at its last slot.
 
-    A row's tokens stand next to each other, so that what a model counts in slots (a sliding window) is right, and
-    there are never more slots than the longest row has tokens. Moving the rows every round costs about what
-    DynamicCache's own concatenation costs in every forward (measured on a CPU: 1.2 to 1.4 times it)."""
+    A row's tokens lie next to each other, so a sliding window, which models count in slots, is right. There are never
+    more slots than the longest row has tokens. Moving the rows in every round costs about what DynamicCache's own
+    concatenation costs in every forward (measured on a CPU: 1.2 to 1.4 times as much)."""
 
     def __init__(self, batch: int) -> None:
         self.lengths = torch.zeros(batch, dtype=torch.int64, device="cpu")
-        self.held = self.lengths  # tokens a row in the slots, rejected ones included; the largest is the slots' number
-        self.slots = DynamicCache()  # every token of every layer: a window that forgets could not be rolled back
+        self.held = self.lengths  # tokens a row, rejected ones included; the largest is the number of slots
+        self.slots = DynamicCache()  # keeps all tokens of all layers: forgotten ones can't be rolled back to
 
     def take_over(self, other: AlignedCache) -> None:
         """See models.Cache."""
         self.lengths, self.held, self.slots = other.lengths, other.held, other.slots
 
     def settle(self) -> None:
-        """Drop what lies beyond each row's length; the rows then end side by side."""
+        """Drops the tokens beyond each row's length. All rows end at the last slot afterwards."""
         rejected = self.held - self.lengths
         if bool((rejected != rejected[0]).any()):
             self._move(rejected)
@@ -51,10 +51,10 @@ class AlignedCache:
         self.held = self.lengths
 
     def _move(self, rejected: Tensor) -> None:
-        """Each row's tokens towards the end, over those it has rejected."""
+        """Moves each row's tokens towards the end, over the row's rejected tokens."""
         slots = int(self.held.max())
         kept = count_to(slots)[slots - int(self.lengths.max()) :]
-        kept = (kept - rejected[:, None]).clamp(min=0)  # (batch, slots from now on); hidden ones hold anything
+        kept = (kept - rejected[:, None]).clamp(min=0)  # (batch, slots from now on); hidden slots may hold anything
         layers = [layer for layer in self.slots.layers if layer.is_initialized]  # one may use another's keys
         kept_on = {device: upload(kept, device) for device in {layer.keys.device for layer in layers}}
         for layer in layers:
@@ -62,19 +62,19 @@ class AlignedCache:
             layer.values = _pick(layer.values, kept_on[layer.keys.device])
 
     def append(self, count: int) -> Tensor:
-        """Count the next tokens in; their positions (batch, count)."""
+        """Counts the next tokens as held. Returns their positions (batch, count)."""
         positions = self.lengths[:, None] + count_to(count)
         self.lengths = self.held = self.lengths + count
         return positions
 
     def mask(self) -> Tensor:
-        """(batch, slots), 1 where there is a token of the row."""
+        """The attention mask (batch, slots): 1 where a slot holds a token of the row."""
         slots = int(self.held.max())
         return (count_to(slots) >= slots - self.held[:, None]).long()
 
 
 def _pick(states: Tensor, slots: Tensor) -> Tensor:
-    """Of states (batch, heads, all slots, head size) those in slots (batch, count)."""
+    """The states in some slots of each row. states: (batch, heads, all slots, head size). slots: (batch, count)."""
     batch, heads, count, size = states.shape
     firsts = torch.arange(batch * heads, dtype=torch.int64, device=slots.device).view(batch, heads, 1) * count
     picked = states.reshape(-1, size).index_select(0, (firsts + slots[:, None]).flatten())
@@ -82,13 +82,14 @@ def _pick(states: Tensor, slots: Tensor) -> Tensor:
 
 
 class HuggingFaceModel:
-    """forward(tokens, cache) -> logits for a transformers model with a growing key-value cache.
+    """A Model over a transformers model with a growing KV cache.
 
-    The model is called as it is, by its own forward, in evaluation mode; it stays where it is and is left as it was.
-    device is where its token ids go."""
+    The model's own forward is called, in evaluation mode. The model isn't moved, and is in its former mode afterwards.
+    device: where its token ids go."""
 
     def __init__(self, model: nn.Module) -> None:
-        """model: of transformers, or a module around one. Raises UnsupportedModel."""
+        """model: a transformers model, or a module around one. Raises UnsupportedModel where it can't be rolled back or
+        its logits would be wrong."""
         self.model, self._inner = model, inside(model)
         inner, config = self._inner, self._inner.config
         text = config.get_text_config()
@@ -112,7 +113,7 @@ class HuggingFaceModel:
             _check_around(model, type(inner).__name__, takes & {*KEYWORDS})
         self._parts = tuple(model.modules())
         self.counts_slots = "position_ids" not in takes or "local" in layers
-        # a head that was replaced may not have the config's size
+        # a head that was replaced may have another size than the config says
         self.vocab_size = int(getattr(inner.get_output_embeddings(), "out_features", text.vocab_size))
         self.context = context_of(text)
         self.device = entrance(inner)
@@ -120,12 +121,12 @@ class HuggingFaceModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Wherever they lie, quantised ones' buffers included."""
+        """The bytes of the weights, on whatever device, with the buffers of quantised ones."""
         return int(self._inner.get_memory_footprint())
 
     def new_cache(self, batch: int, capacity: int) -> AlignedCache:
-        """Raises UnsupportedModel for several rows where the model makes up positions, or masks no longer than its
-        context, from the number of slots."""
+        """An empty cache for `batch` rows. Raises UnsupportedModel for several rows where the model computes positions
+        or masks from the number of slots."""
         if batch > 1 and self.counts_slots:
             raise UnsupportedModel(
                 f"{type(self._inner).__name__} makes up positions or masks from the number of cache slots, which would "
@@ -148,16 +149,16 @@ class HuggingFaceModel:
         return upload(logits, drawn_at(logits.device))
 
     def prefill(self, tokens: Tensor, cache: AlignedCache) -> None:
-        """forward() with the last token's logits only, which nobody reads."""
+        """forward() without the logits, except for the last token's, which aren't read."""
         self._run(tokens, cache, logits_to_keep=1)
 
-    # as transformers' generate() runs it: what its parts keep in inference mode they could never be trained on
+    # as in transformers' generate(): tensors that a part keeps from inference mode can't be trained on later
     @torch.inference_mode(False)
     @torch.no_grad()
     def _run(self, tokens: Tensor, cache: AlignedCache, logits_to_keep: int) -> Any:
-        """The logits, or what the forward gives in their place."""
+        """The forward's logits, or its whole output where that has no field of this name."""
         cache.settle()
-        # a padded row may run past the context: what is computed there is never read
+        # a padded row may run past the context; what is computed there is never read
         positions = cache.append(tokens.shape[1]).clamp(max=self.context - 1)
         known = {"position_ids": upload(positions, self.device), "logits_to_keep": logits_to_keep}
         tokens = tokens.clone() if tokens.is_inference() else tokens
@@ -173,7 +174,8 @@ class HuggingFaceModel:
 
 
 def keywords_of(model: PreTrainedModel) -> set[str]:
-    """What forward() may be given by name. One that takes any passes them on to the forward that it replaces."""
+    """The names of the arguments that a model's forward() takes. Where it takes any (**kwargs), the names of the
+    forward that it replaces are added, since it passes its arguments on to that."""
     names: set[str] = set()
     for forward in (model.forward, *(vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind))):
         parameters = inspect.signature(forward).parameters
@@ -188,7 +190,8 @@ def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
 
 
 def _check_around(model: nn.Module, inner: str, needed: set[str]) -> None:
-    """Raises UnsupportedModel for a module around a model whose forward is no longer one token's logits a token."""
+    """Raises UnsupportedModel where a module around a model lacks arguments, spreads the model over several GPUs, or
+    adds learned tokens. inner: the name of the model's class. needed: the arguments that the forward must take."""
     kind = type(model).__name__
     takes = inspect.signature(model.forward).parameters
     lacking = sorted(needed - takes.keys())
@@ -207,9 +210,9 @@ def _check_around(model: nn.Module, inner: str, needed: set[str]) -> None:
 
 @contextmanager
 def evaluating(parts: Iterable[nn.Module]) -> Iterator[None]:
-    """Every part in evaluation mode, where dropout is off, and afterwards as it was.
+    """A context in which every part is in evaluation mode, where dropout is off. Each is in its former mode afterwards.
 
-    The flags are set one by one: a module's own eval() may do more, such as merging adapters into weights."""
+    The flags are set one by one, because a module's own eval() may do more, such as merging adapters into weights."""
     training = [part for part in parts if part.training]
     for part in training:
         part.training = False
@@ -221,7 +224,7 @@ def evaluating(parts: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def entrance(model: PreTrainedModel) -> torch.device:
-    """Where token ids go: the embedding's device, or the one where accelerate brings its offloaded weights."""
+    """The device that token ids go to: the embedding's, or the one to which accelerate brings its offloaded weights."""
     embedding = model.get_input_embeddings()
     hook = getattr(embedding, "_hf_hook", None)
     for each in getattr(hook, "hooks", (hook,)):
@@ -233,11 +236,13 @@ def entrance(model: PreTrainedModel) -> torch.device:
 
 
 def context_of(config: Any) -> int:
-    """How long a sequence may get. Rotary scalings that depend on the longest sequence in a call stop where they
-    set in: beyond, a token's logits would depend on the tokens verified with it."""
+    """The most tokens that a sequence may have. Some rotary scalings set in at a certain length and depend on the
+    longest sequence in a call. For those models that length is the limit: beyond it, a token's logits would depend on
+    the tokens that are verified with it."""
     context = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    nested = [scaling, *(part for part in scaling.values() if isinstance(part, dict))]  # one a kind of layer, or one
+    # each kind of layer may have its own scaling
+    nested = [scaling, *(part for part in scaling.values() if isinstance(part, dict))]
     for part in nested:
         if part.get("rope_type") in ("longrope", "dynamic"):
             original = part.get("original_max_position_embeddings")

@@ -1,8 +1,8 @@
-"""A transformers model in memory: is its forward sure to be the one that our own forward computes?
+"""Decides whether Sybil's own forward may run a transformers model in memory.
 
-A model object is its forward, not only its weights: hooks, adapters and patches change what it says. So it is compared,
-part by part, with a model that transformers makes from the object's config alone, and all code that it calls must be
-transformers' or torch's own."""
+It may only where the two compute the same. Hooks, adapters and patches can change what a model object computes. So the
+object is compared, part by part, with a model that transformers makes from the object's config alone. All code that the
+object calls must be transformers' or torch's own."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def inside(model: object) -> PreTrainedModel:
 
 
 def of_model(model: nn.Module, tokenizer: Any) -> Checkpoint:
-    """The checkpoint of a transformers model in memory, or of a module around one; raises UnsupportedModel.
+    """The checkpoint of a transformers model in memory, or of a module around one. Raises UnsupportedModel.
 
-    Why an object runs through its own forward is logged."""
+    If the object runs by its own forward, the reason is logged."""
     inner = inside(model)
     config, generation = inner.config.to_dict(), getattr(inner, "generation_config", None)
     known = _known(config)
@@ -92,8 +92,9 @@ def of_model(model: nn.Module, tokenizer: Any) -> Checkpoint:
 
 
 def _known(config: Mapping[str, Any]) -> tuple[Family, Shape] | None:
-    """The family and shape. None also for a config that contradicts itself: the object may work all the same; and for
-    a model of texts and pictures, whose object may be given both."""
+    """The family and shape; None where Sybil's own forward doesn't know the config. None also for a config that
+    contradicts itself, because the object may work nevertheless, and for a model of texts and pictures, because the
+    object may be given both."""
     try:
         known = understood(config)
     except SybilError:
@@ -102,13 +103,13 @@ def _known(config: Mapping[str, Any]) -> tuple[Family, Shape] | None:
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    """By every name that each has: hooks may change what state_dict() gives."""
+    """The weights, by each of their names. state_dict() isn't used, because hooks may change what it gives."""
     return {name: weight.detach() for name, weight in model.named_parameters(remove_duplicate=False)}
 
 
 def _with_buffers(shape: Shape, model: PreTrainedModel) -> Shape:
-    """The shape with numbers of the object in place of the config's: its dtype may have rounded them. They are rotary
-    frequencies, by kind of layer where there are several, and the scale of embeddings."""
+    """The shape with the object's own rotary frequencies and scale of embeddings in place of the config's: the object's
+    dtype may have rounded them. Rotary frequencies may differ between kinds of layers."""
     held = {name.rpartition(".")[2]: buffer for name, buffer in model.named_buffers()}
     kinds = getattr(model.config, "layer_types", None) or [""] * shape.layers
     attentions = []
@@ -123,9 +124,10 @@ def _with_buffers(shape: Shape, model: PreTrainedModel) -> Shape:
 
 
 def difference(model: nn.Module) -> str:
-    """Why a model's forward may not be the one of its family and config, of which ours is another; "" where it is that.
+    """Why a model's forward may compute something else than Sybil's own forward does for its config; "" where both
+    compute the same.
 
-    The config must be one that our own forward knows."""
+    The config must be one that Sybil's own forward knows."""
     if not isinstance(model, PreTrainedModel):
         return f"it is wrapped in {type(model).__name__}"
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
@@ -141,7 +143,8 @@ def difference(model: nn.Module) -> str:
 
 
 def _of_weights(model: PreTrainedModel) -> str:
-    """What is odd about the weights: offloaded, quantised, sparse, in several places or dtypes."""
+    """Why the weights can't be used: they are offloaded, quantised, sparse, or in several places or dtypes. "" where
+    they can."""
     kinds = {(type(weight), weight.device, weight.dtype, weight.layout) for weight in model.parameters()}
     if len(kinds) != 1:
         return "its weights are of several types or dtypes, or in several places"
@@ -152,7 +155,7 @@ def _of_weights(model: PreTrainedModel) -> str:
 
 
 def _of_parts(model: PreTrainedModel, pristine: PreTrainedModel) -> str:
-    """How the parts differ from those of a model made from the same config."""
+    """How the parts differ from those of a model made from the same config; "" where they don't."""
     held, wanted = (dict(each.named_modules(remove_duplicate=False)) for each in (model, pristine))
     odd = sorted(held.keys() ^ wanted.keys())
     if odd:
@@ -168,7 +171,7 @@ def _of_parts(model: PreTrainedModel, pristine: PreTrainedModel) -> str:
 
 
 def _of_part(part: nn.Module, pristine: nn.Module) -> Iterator[str]:
-    """How one part differs from the same part of a model made from the same config."""
+    """Yields how one part differs from the same part of a model made from the same config."""
     if type(part) is not type(pristine):
         yield f"is a {type(part).__name__} where the config makes a {type(pristine).__name__}"
         return
@@ -180,7 +183,7 @@ def _of_part(part: nn.Module, pristine: nn.Module) -> Iterator[str]:
     if _sizes(held["_buffers"]) != _sizes(wanted["_buffers"]) or not all(map(_is_number_of_shape, held["_buffers"])):
         yield "has other buffers than rotary frequencies and a scale of embeddings"
     for name in (held.keys() | wanted.keys()) - OF_EVERY_MODULE - WITHOUT_EFFECT - {"config"}:
-        if name not in wanted:  # what code doesn't know, it doesn't ask for, unless the class has it too
+        if name not in wanted:  # it matters only where the class has one of that name, for its code to read
             if hasattr(type(part), name):
                 yield f"has a {name} of its own"
         elif not name.startswith("_") and not _same(held.get(name), wanted[name]):
@@ -192,7 +195,7 @@ def _sizes(tensors: Mapping[str, Tensor | None]) -> dict[str, torch.Size]:
 
 
 def _is_number_of_shape(name: str) -> bool:
-    """Whether ours has a buffer's numbers in its shape: _with_buffers."""
+    """Whether _with_buffers() takes a buffer's numbers into the shape."""
     return name == _EMBEDDING_SCALE or name.endswith(("inv_freq", "original_inv_freq"))
 
 
@@ -203,13 +206,13 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _only_listens(hook: Any) -> bool:
-    """Whether a hook is one of transformers' own that leave what they hear as it is."""
+    """Whether a hook is one of transformers' own that change nothing."""
     name = getattr(hook, "__qualname__", "").rpartition(".")[2]
     return name in ("output_capturing_hook", "make_inputs_require_grads") and _is_theirs(hook)
 
 
 def _of_code(model: PreTrainedModel) -> str:
-    """What of the code that the model calls is neither transformers' nor torch's own."""
+    """Which code that the model calls is neither transformers' nor torch's own; "" where there is none."""
     if every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
         return "there are forward hooks for every module"
     home = sys.modules[type(model).__module__]
@@ -227,7 +230,7 @@ def _of_code(model: PreTrainedModel) -> str:
 
 
 def _is_as_written(kind: type, name: str, value: Any, home: str) -> bool:
-    """Whether a class's attribute is what its file says, as far as a forward may call it."""
+    """Whether a class's attribute is the one that its file defines. True also where no forward calls it."""
     function = value.__func__ if isinstance(value, staticmethod) else value
     if name not in CALLED and not (kind.__module__ == home and isinstance(function, FunctionType)):
         return True
@@ -236,7 +239,7 @@ def _is_as_written(kind: type, name: str, value: Any, home: str) -> bool:
 
 
 def _is_theirs(function: Any) -> bool:
-    """Whether a function, and each that it wraps, stands in a file of torch's or transformers'."""
+    """Whether a function, and each function that it wraps, is defined in a file of torch or transformers."""
     while isinstance(function, FunctionType):
         if not function.__code__.co_filename.startswith(HOMES):
             return False
@@ -245,7 +248,8 @@ def _is_theirs(function: Any) -> bool:
 
 
 def _of_attention(model: PreTrainedModel) -> str:
-    """Whether another attention than transformers' own is chosen, or registered under the name of one of its own."""
+    """Why the attention isn't transformers' own: another one is chosen, or is registered under the name of one of
+    transformers'. "" where it is transformers' own."""
     home = sys.modules[type(model).__module__]
     for way in {str(part.config._attn_implementation) for part in model.modules() if hasattr(part, "config")}:
         if way not in ATTENTION or (

@@ -16,7 +16,7 @@ from sybil.models.storage import FORMATS, QUANTISED, Kept, Rounding, Storage, st
 
 
 def weights(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, device: torch.device) -> budget.WeightBytes:
-    """What building.load() would make of the checkpoint's weights, in bytes. Raises WeightsMismatch."""
+    """The memory of the checkpoint's weights as building.load() would load them. Raises WeightsMismatch."""
     assert checkpoint.stored is not None
     if checkpoint.known is None:
         quantised = bool(checkpoint.config.get("quantization_config"))
@@ -27,7 +27,7 @@ def weights(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, devi
 
 
 def fitting(checkpoint: Checkpoint, tokens: int, device: torch.device) -> int:
-    """The most memory while the weights of a copy in few bits are fitted to so many tokens, in bytes."""
+    """The peak, in bytes, while the weights of a copy in few bits are fitted to a text of so many tokens."""
     assert checkpoint.known
     assert checkpoint.stored
     shape, sources = sources_of(checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, unread=True)
@@ -35,14 +35,14 @@ def fitting(checkpoint: Checkpoint, tokens: int, device: torch.device) -> int:
 
 
 def shape_of(checkpoint: Checkpoint) -> Shape | None:
-    """The checkpoint's shape, as its tensors have it; None where Sybil's own forward doesn't know it."""
+    """The checkpoint's shape, corrected by its tensors; None where Sybil's own forward doesn't know the model."""
     if checkpoint.known is None or checkpoint.stored is None:
         return None
     return sources_of(checkpoint.name, checkpoint.config, checkpoint.known, checkpoint.stored, unread=True)[0]
 
 
 def engine(kept: Kept, device: torch.device) -> budget.Engine:
-    """The forward that computes with weights that are kept so."""
+    """The forward that computes with weights in that storage on a device."""
     kept, is_native = resolved(kept, device)
     if is_native:
         library = native.library.load()
@@ -55,7 +55,7 @@ def engine(kept: Kept, device: torch.device) -> budget.Engine:
 
 
 def resolved(kept: Kept, device: torch.device) -> tuple[Kept, bool]:
-    """What the forward keeps, for what it is asked to keep, and whether it is the C forward."""
+    """(the storage that the forward really uses for the one it is asked for, whether it is the C forward)"""
     if kept == "int8" and has_native(device):
         kept = Rounding(8)
     is_taken = isinstance(kept, Rounding) or kept in (*native.STORAGES, *QUANTISED, "stored")
@@ -63,12 +63,13 @@ def resolved(kept: Kept, device: torch.device) -> tuple[Kept, bool]:
 
 
 def has_native(device: torch.device) -> bool:
-    """Whether the C forward can compute there."""
+    """Whether the C forward can compute on a device."""
     return device.type == "cpu" and native.library.load() is not None
 
 
 def choices(checkpoint: Checkpoint, device: torch.device) -> list[Kept]:
-    """What a target's weights may be kept in on a device, the largest first. Those of a file's blocks have few bits."""
+    """The storages to choose from for a target's weights on a device, the largest first. "stored" stands in place of
+    rounding where the file has blocks of few bits already."""
     if not has_native(device):
         return ["float32", "bfloat16"] if device.type == "cpu" else ["float16", "bfloat16"]
     lying = checkpoint.stored is not None and bool(checkpoint.stored.storages)
@@ -77,7 +78,7 @@ def choices(checkpoint: Checkpoint, device: torch.device) -> list[Kept]:
 
 
 def check_fits(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, device: torch.device) -> None:
-    """Raises OutOfMemory, with what would fit, where building.load() needs more memory than there is."""
+    """Raises OutOfMemory where building.load() needs more memory than is free. The message says what would fit."""
     stored = checkpoint.stored
     if stored is None or stored.lasting:  # an object's weights are there already
         return
@@ -96,5 +97,5 @@ def check_fits(checkpoint: Checkpoint, kept: Kept, foreign_dtype: torch.dtype, d
 
 
 def dtype_of(kept: Kept, otherwise: torch.dtype) -> torch.dtype:
-    """The dtype of a storage that is one, for a model that runs by transformers' forward."""
+    """The dtype of a storage; `otherwise` for a storage that isn't a dtype."""
     return FORMATS[cast(Storage, kept)].dtype if isinstance(kept, str) and kept in FORMATS else otherwise

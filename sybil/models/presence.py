@@ -11,11 +11,13 @@ from sybil.models.checkpoints.gguf import names
 from sybil.models.folders import EMBEDDED, PACKAGED, packaged_file
 
 Place = Literal["embedded", "package", "ollama", "file", "folder", "cache"]
-"""In Sybil's own package, in another one, a local Ollama's, a GGUF file, a folder, or in the hub's local cache."""
+"""Where weights lie: in Sybil's own package, in another package, in a local Ollama, in a GGUF file, in a folder, or in
+the hub's local cache."""
 
 
 def place(source: str) -> Place | None:
-    """Where a model's weights lie, by the name that sybil.load takes; None where some of them aren't here."""
+    """Where the weights of a model lie; None where some of them aren't on this machine. source: the name that
+    sybil.load takes."""
     if source.startswith(EMBEDDED):
         return "embedded"
     if source.startswith(PACKAGED):
@@ -30,7 +32,7 @@ def place(source: str) -> Place | None:
         if names.is_one(path):
             return "file"
         return "cache" if _is_cached(source) else None
-    except (NotAModel, OSError, RuntimeError):  # a home that isn't there is a RuntimeError
+    except (NotAModel, OSError, RuntimeError):  # pathlib raises RuntimeError where a home doesn't exist
         return None
 
 
@@ -41,6 +43,6 @@ def _is_cached(name: str) -> bool:
 
     try:
         config = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:  # no hub id
+    except HFValidationError:  # the name isn't a hub id
         return False
     return isinstance(config, str) and bool(safetensors.weight_files(Path(config).parent))

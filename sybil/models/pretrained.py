@@ -1,5 +1,5 @@
-"""transformers' own model: of a folder that Sybil's own forward doesn't know or whose weights are quantised, and of any
-other that Sybil is compared with."""
+"""Loads a checkpoint as transformers' own model. It is needed where Sybil's own forward doesn't know a folder's model,
+where a folder's weights are quantised, and where Sybil is compared with transformers."""
 
 from __future__ import annotations
 
@@ -46,28 +46,29 @@ PACKAGES: Mapping[str, Mapping[str, str]] = {
     "torchao": {"torchao": "torchao"},
     "vptq": {"vptq": "vptq"},
 }
-"""By quant_method: modules that transformers imports for it, and the packages that pip installs them from."""
+"""By quant_method: the modules that transformers imports for it, each with the package that pip installs it from."""
 PARAMETERS_A_BYTE = 8  # no quantisation keeps a parameter in less than a bit
-SPARE_BYTES = 1 << 28  # tables that aren't stored, masks above all
+SPARE_BYTES = 1 << 28  # for tables that aren't stored, mainly masks
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> HuggingFaceModel:
-    """load_transformers() as a Model, tried on two tokens, because a model that loads may still not compute."""
+    """The model of load_transformers() as a Model of Sybil. It is tried on two tokens, because a model that loads may
+    still fail to compute."""
     model = load_transformers(checkpoint, dtype, device)
     try:
         ours = HuggingFaceModel(model)
         ours.forward(integers([[0, 0]]), ours.new_cache(1, 2))
     except SybilError:
         raise
-    except Exception as error:  # whatever a config makes of a forward
+    except Exception as error:  # a forward may raise anything if its config is wrong
         raise NotAModel(f"{checkpoint.folder} loads and can't compute ({told(error)}): check its config.json") from None
     return ours
 
 
 def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """transformers' own model of a checkpoint in a folder, from safetensors, or of a GGUF file's dequantised weights.
+    """transformers' own model: from a folder's safetensors, or from a GGUF file's weights, dequantised.
 
-    Raises NotAModel, WeightsMismatch, PackageMissing, or OutOfMemory."""
+    Raises NotAModel, WeightsMismatch, PackageMissing or OutOfMemory."""
     if checkpoint.file is not None:
         return _of_file(checkpoint, dtype, device)
     folder, quantised = checkpoint.folder, bool(checkpoint.config.get("quantization_config"))
@@ -84,12 +85,12 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
         raise
     except ImportError as error:
         raise PackageMissing(f"{folder} needs a package that isn't installed ({told(error)})") from None
-    except Exception as error:  # a file may be wrong in ways that transformers doesn't check
+    except Exception as error:  # files may be broken in ways that transformers doesn't check
         raise NotAModel(
             f"{folder} can't be loaded as a causal language model ({told(error)}): check its config and weights"
         ) from None
     missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if missing:  # transformers would go on with random numbers there
+    if missing:  # transformers would fill these with random numbers
         raise WeightsMismatch(
             f"{folder} lacks {len(missing)} weights that its config asks for, {missing[0]} the first: "
             "mend config.json or fetch the weights that belong to it"
@@ -98,8 +99,9 @@ def load_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.
 
 
 def _of_folder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | None) -> tuple[Any, Any]:
-    """The model of a folder's files, or of the weights that an adapter is merged into, and what transformers reports.
-    device: where quantised weights are to be, which can't be moved later."""
+    """(the model, what transformers reports of its loading). The model is made from the folder's files, or from the
+    weights that an adapter is merged into. device: for quantised weights, which can't be moved later; None for
+    others."""
     loaded: tuple[Any, Any]
     if checkpoint.adapter is None:
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -121,7 +123,7 @@ def _of_folder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device 
 
 
 def _of_file(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """transformers' own model of a GGUF file, whose weights are named and arranged as transformers has them."""
+    """transformers' own model, from a GGUF file's weights."""
     assert checkpoint.stored is not None
     fields = {name: value for name, value in checkpoint.config.items() if name != "model_type"}
     family = FAMILIES[checkpoint.config["model_type"]]
@@ -159,8 +161,8 @@ def _in_memory(checkpoint: Checkpoint, device: torch.device) -> contextlib.Abstr
 
 
 def _theirs(checkpoint: Checkpoint, family: Family, name: str) -> Tensor:
-    """A GGUF file's weight as transformers has it. What Gemma adds to its norms is taken off: this rounds, by less than
-    the norms of a model in bfloat16 are rounded already."""
+    """A GGUF file's weight, arranged as transformers has it. The file's norms of a Gemma contain an offset that is
+    subtracted here. The subtraction rounds, but by less than bfloat16 has rounded the model's norms already."""
     assert checkpoint.stored is not None
     assert checkpoint.known is not None
     weight, prefix = checkpoint.stored.read(name), family.prefixes[0]
@@ -175,8 +177,8 @@ def _theirs(checkpoint: Checkpoint, family: Family, name: str) -> Tensor:
 
 
 def _check_packages(checkpoint: Checkpoint) -> None:
-    """Checks that what the quantisation needs is installed. Raises PackageMissing, and NotAModel where it names
-    none."""
+    """Raises PackageMissing where a package that the quantisation needs isn't installed, NotAModel where the config's
+    quantisation is malformed."""
     method = Fields(checkpoint.config).part("quantization_config").get("quant_method") or "a method without a name"
     needed = {"accelerate": "accelerate", **PACKAGES.get(method, {})}
     missing = [package for module, package in needed.items() if not _is_installed(module)]
@@ -190,18 +192,18 @@ def _check_packages(checkpoint: Checkpoint) -> None:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it is in
+    except ModuleNotFoundError:  # the package that the module is in isn't installed either
         return False
 
 
 def _check_size(checkpoint: Checkpoint) -> None:
-    """Checks, before any memory is taken, that the config asks for no more than the weights can be for: transformers
-    makes up missing weights before it says so."""
+    """Raises WeightsMismatch where the config asks for more parameters than the stored weights can be. This is checked
+    before memory is taken, because transformers allocates missing weights before it reports them."""
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception:  # not every architecture can be made without memory
+    except Exception:  # not every architecture can be built on the device meta
         return
     stored = checkpoint.stored.nbytes if checkpoint.stored else 0
     wanted = sum(parameter.numel() for parameter in model.parameters())

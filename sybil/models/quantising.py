@@ -1,7 +1,8 @@
-"""Weights rounded to the blocks of a GGUF file as a model is loaded, for a target or a draft in few bits.
+"""Rounds weights to the blocks of GGUF files as a model is loaded, for a target or a draft in few bits.
 
-The forward takes such a block to float32 exactly and rounds no activation. So a model in these blocks is one of its
-own, whose weights are the numbers that the blocks stand for. models/rounding.py has the other kind, for drafts alone.
+The forward converts such a block to float32 exactly and rounds no activation. So a model in these blocks is a model by
+itself, whose weights are the numbers that the blocks stand for. models/rounding.py has the other way to round, which
+is only for drafts.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from sybil.models.native.making import in_float32
 from sybil.models.storage import AT_ONCE, BLOCKS, Blocks, BlockStorage
 
 WIDE: BlockStorage = "q6_k"
-"""What the embedding and the head are rounded to at least: their errors cost most for their bytes."""
+"""The fewest bits that the embedding and the head are rounded to, because their errors cost most for their bytes."""
 SMALLER: Mapping[BlockStorage, BlockStorage] = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
-"""What takes the place of blocks of 256 where a row isn't whole ones: the blocks of 32 that llama.cpp takes there."""
+"""What replaces blocks of 256 inputs where the length of a row isn't a multiple of 256: the blocks of 32 inputs that
+llama.cpp uses there."""
 ENDS = ("token_embedding", "head.weight")
 HALF, RUNS = 128, 4
-"""Of a q6_k block: the inputs of a half, and the runs of 32 that share a byte of high bits."""
+"""A q6_k block has two halves of HALF inputs. A half has RUNS runs of 32 inputs. A byte of high bits has two bits of
+one input of each run."""
 
 
 class InBlocks(Mapping[str, Tensor]):
-    """Weights by our names (storage.StoredWeights), each rounded when its blocks are asked for. What lies in such
-    blocks already stays as it is; what isn't whole blocks isn't rounded."""
+    """Weights by Sybil's names (storage.StoredWeights). Each weight is rounded when its blocks are asked for. A weight
+    that is stored in such blocks stays as it is. A weight whose rows aren't whole blocks isn't rounded."""
 
     def __init__(self, weights: Mapping[str, Tensor], storage: BlockStorage) -> None:
         self._weights, self._storage = weights, storage
@@ -53,7 +56,8 @@ class InBlocks(Mapping[str, Tensor]):
 
 
 def storage_for(name: str, storage: BlockStorage, inputs: int) -> BlockStorage | None:
-    """What a weight of that name and so many inputs is rounded to, in a model of that storage. None: no blocks fit."""
+    """The storage that a weight is rounded to, in a model of that storage; None where its inputs aren't whole blocks.
+    name, inputs: the weight's."""
     if name in ENDS and _bits(storage) < _bits(WIDE):
         storage = WIDE
     if inputs % BLOCKS[storage][0]:
@@ -67,8 +71,8 @@ def _bits(storage: BlockStorage) -> float:
 
 
 def quantised(weight: Tensor, storage: BlockStorage) -> Blocks:
-    """A weight (outputs, inputs), inputs being whole blocks, in blocks of that storage, one of storage.QUANTISED. Some
-    rows are rounded at a time. What comes of NaN is NaN."""
+    """A weight (outputs, inputs), rounded to blocks. storage: one of storage.QUANTISED, whose blocks must divide the
+    inputs. A few rows are rounded at a time. A block with NaN among its weights becomes NaN."""
     inputs, nbytes = BLOCKS[storage]
     weight = weight.detach().to("cpu", torch.float32).contiguous()
     numbers = torch.empty(len(weight), weight.shape[1] // inputs * nbytes, dtype=torch.uint8, device="cpu")
@@ -86,15 +90,15 @@ def quantised(weight: Tensor, storage: BlockStorage) -> Blocks:
 
 
 def _by_the_library(weight: Tensor, storage: BlockStorage) -> Tensor:
-    from gguf import GGMLQuantizationType, quants  # 80 ms, for who has such models
+    from gguf import GGMLQuantizationType, quants  # takes 80 ms, so it is imported only where it is needed
 
     with np.errstate(all="ignore"):  # infinite and NaN weights
         return torch.from_numpy(quants.quantize(weight.numpy(), GGMLQuantizationType[storage.upper()]))
 
 
 def _with_minima(weight: Tensor, bits: int) -> Tensor:
-    """q4_k and q5_k: weight (blocks, 8, 32) -> bytes (blocks, nbytes). A weight becomes d sc q - dmin mn; each run of
-    32 has a scale sc and a minimum mn of six bits."""
+    """q4_k and q5_k: weight (blocks, 8, 32) -> bytes (blocks, nbytes). A weight becomes d sc q - dmin mn. Each run of
+    32 weights has a scale sc and a minimum mn of six bits."""
     levels = (1 << bits) - 1
     least = (-weight.amin(-1)).clamp(min=0)
     step = (weight.amax(-1) + least) / levels
@@ -113,8 +117,8 @@ def _with_minima(weight: Tensor, bits: int) -> Tensor:
 
 
 def _in_six_bits(weight: Tensor) -> Tensor:
-    """q6_k: weight (blocks, 16, 16) -> bytes (blocks, 210). A weight becomes d sc (q - 32); each run of 16 has a scale
-    sc of eight bits with a sign, so that the run's largest number is -32 of its steps."""
+    """q6_k: weight (blocks, 16, 16) -> bytes (blocks, 210). A weight becomes d sc (q - 32). Each run of 16 weights has
+    a scale sc of eight bits. Its sign is such that the run's weight of the largest magnitude is -32 steps of d sc."""
     largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True)).squeeze(-1)
     step = largest / -32
     scale = _half(step.abs().amax(-1) / 127)
@@ -133,22 +137,22 @@ def _in_six_bits(weight: Tensor) -> Tensor:
 
 
 def _half(numbers: Tensor) -> Tensor:
-    """As float16 keeps them, in float32."""
+    """Numbers rounded to float16, in float32."""
     return numbers.half().float()
 
 
 def _bytes_of(scale: Tensor) -> Tensor:
-    """(blocks,) -> (blocks, 2), float16's."""
+    """(blocks,) -> the bytes (blocks, 2) of float16."""
     return scale.half()[:, None].view(torch.uint8)
 
 
 def _whole(numbers: Tensor, step: Tensor, least: int, most: int) -> Tensor:
-    """How many steps come nearest; 0 where a step is 0, or no number."""
+    """The whole number of steps that is nearest to each number; 0 where the step is 0 or the result isn't a number."""
     return (numbers / step).where(step != 0, 0.0).round_().nan_to_num_(0.0, 0.0, 0.0).clamp_(least, most)
 
 
 def _sixes(scales: Tensor, minima: Tensor) -> Tensor:
-    """Eight scales and eight minima of six bits, (blocks, 8) uint8 each, in 12 bytes: the last four of each have their
-    two high bits in the bytes of the first four."""
+    """Packs eight scales and eight minima of six bits, (blocks, 8) uint8 each, into 12 bytes. The two high bits of the
+    last four of each are in the bytes of the first four."""
     first = [each[:, :4] | each[:, 4:] >> 4 << 6 for each in (scales, minima)]
     return torch.cat([*first, scales[:, 4:] & 15 | (minima[:, 4:] & 15) << 4], 1)

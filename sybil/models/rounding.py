@@ -1,15 +1,17 @@
-"""A weight in few bits: blocks of 32 inputs, each with a scale d and a minimum m in float16. A weight is d q + m.
+"""Rounds a weight to few bits: blocks of 32 inputs, each with a scale d and a minimum m in float16. A weight becomes
+d q + m.
 
-A block's bytes are d, m and then little-endian words of 4 bytes. Byte b of a word belongs to input 4 g + b of the
-block, g being a number from 0 to 7:
+The bytes of a block are d, m and then little-endian words of 4 bytes. The 32 inputs are divided into 8 groups of four,
+numbered g = 0 to 7. Byte b of a word has bits of input 4 g + b, for one group g or several:
 
-- 8 bits: word g has the q of each byte's input;
-- 4, 5, 6 bits: word w has the lowest four bits of q, those of g = 2 w in each byte's low half, those of
-  g = 2 w + 1 in its high half;
-- 5 bits: one word more, whose bit g of a byte is the fifth bit of q;
-- 6 bits: two words more, word h for g = 4 h to 4 h + 3, two bits of a byte each, from its lowest bits on.
+- 8 bits: word g has the q of each input of group g;
+- 4, 5, 6 bits: word w has the lowest four bits of q, those of group 2 w in the low half of each byte and those of
+  group 2 w + 1 in the high half;
+- 5 bits: one word more, in which bit g of each byte is the fifth bit of q in group g;
+- 6 bits: two words more, in which word h has the two high bits of q in the groups 4 h to 4 h + 3, from each byte's
+  lowest bits on.
 
-So one shift and one mask give the same bits of four inputs: models/native/integers.h multiplies them together.
+So one shift and one mask give the same bits of four inputs, which models/native/integers.h multiplies together.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from torch import Tensor
 from sybil.models.storage import Bits
 
 BLOCK = 32
-"""Inputs of a block. Where a row's last block is not full, the row's last weight fills it."""
+"""The inputs of a block. If a row's last block isn't full, it is filled with copies of the row's last weight."""
 AT_ONCE = 1 << 18
-"""Weights that are rounded together: their temporaries stay in the processor's cache."""
+"""The number of weights that are rounded together. Their temporaries fit into the processor's cache."""
 
 
 def block_bytes(bits: Bits) -> int:
@@ -32,18 +34,20 @@ def block_bytes(bits: Bits) -> int:
 
 
 def row_bytes(bits: Bits, inputs: int) -> int:
-    """The bytes of an output's weights."""
+    """The bytes of the weights of one output."""
     return -(-inputs // BLOCK) * block_bytes(bits)
 
 
 def rounded(weight: Tensor, bits: Bits, importance: Tensor | None = None) -> Tensor:
-    """weight (outputs, inputs), inputs > 0, as blocks (outputs, bytes of a row) uint8. Some rows are rounded at a time.
+    """A weight (outputs, inputs), inputs > 0, as blocks (outputs, bytes of a row) uint8. A few rows are rounded at a
+    time.
 
-    importance: (inputs,), what the square of an error at that input counts; its scale is of no account. Without it no
-    weight is clipped: m is at most a block's least weight, and d q + m reaches its largest. With it d and m are those
-    of least weighted squared error for that q, where that makes the error less, and weights that count little may be
-    clipped. q is what comes nearest with the d and m that are kept. Where a weight is NaN or infinite, or too large for
-    float16, d and m are NaN."""
+    importance: (inputs,), how much the squared error at each input counts; only its proportions matter. Without it no
+    weight is clipped: m is at most the block's smallest weight, and d q + m reaches the largest. With it, d and m are
+    fitted to the q that these give, for the smallest weighted squared error. The fitted ones are kept where they make
+    that error smaller; inputs that count little may then be clipped. In both cases q is the nearest to the weight, with
+    the d and m that are kept. In a block with a weight that is NaN, infinite or too large for float16, d and m are
+    NaN."""
     outputs, inputs = weight.shape
     numbers = torch.empty(outputs, row_bytes(bits, inputs), dtype=torch.uint8, device="cpu")
     rows, missing = max(1, AT_ONCE // inputs), -inputs % BLOCK
@@ -57,8 +61,8 @@ def rounded(weight: Tensor, bits: Bits, importance: Tensor | None = None) -> Ten
 
 
 def decoded(numbers: Tensor, bits: Bits, inputs: int) -> Tensor:
-    """What rounded() gave, as the float32 weight (outputs, inputs) that it stands for: d q is exact, and its sum with
-    m is rounded once."""
+    """The float32 weight (outputs, inputs) that the blocks of rounded() stand for. d q is exact, and its sum with m is
+    rounded once."""
     blocks = numbers.view(len(numbers), -1, block_bytes(bits))
     scale, least = blocks[..., :4].contiguous().view(torch.float16).float().unbind(-1)
     words = blocks[..., 4:].contiguous().view(torch.int32)
@@ -85,15 +89,16 @@ def _blocks(weight: Tensor, bits: Bits, counting: Tensor | None) -> Tensor:
 
 
 def _nearest(weight: Tensor, scale: Tensor, least: Tensor, levels: int) -> Tensor:
-    """The q, as floats, with which scale q + least is nearest to the weights of each block."""
+    """The q, as floats, for which scale * q + least is nearest to each weight."""
     step = scale.float()
     q = (weight - least.float()[..., None]).mul_((1 / step).where(step > 0, 0.0)[..., None])
     return q.round_().clamp_(0, levels)
 
 
 def counting_of(importance: Tensor, inputs: int) -> Tensor:
-    """(blocks, 32) float64: shares of the mean, never nothing; alike where they aren't numbers. What fills a row up
-    counts nothing. A share has 21 bits, so that its product with a weight and a q is exact in float64."""
+    """The importance of each input divided by the mean, (blocks, 32) float64. These shares are above 0, except for the
+    inputs that fill up a row's last block, whose shares are 0. If the importance isn't finite, all shares are 1. A
+    share has 21 bits, so that its product with a weight and a q is exact in float64."""
     shares = importance.float() / importance.float().mean()
     shares = shares.clamp(min=1e-6) if shares.isfinite().all() else torch.ones_like(shares)
     shares = (shares.view(torch.int32) & ~7).view(torch.float32).double()
@@ -101,7 +106,8 @@ def counting_of(importance: Tensor, inputs: int) -> Tensor:
 
 
 def _sum(terms: Tensor) -> Tensor:
-    """The sum of each block's 32 numbers, in one order: halves are added, number by number, until one is left."""
+    """The sum of each block's 32 numbers, always in the same order: the two halves are added, number by number, until
+    one number is left."""
     while terms.shape[-1] > 1:
         first, second = terms.chunk(2, -1)
         terms = first + second
@@ -109,8 +115,8 @@ def _sum(terms: Tensor) -> Tensor:
 
 
 def _fitted(weight: Tensor, scale: Tensor, least: Tensor, levels: int, counting: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and minimum of least squares for the q that the given ones lead to, each input counting as it does; the
-    given ones where these are no better."""
+    """(scale, minimum) by least squares, for the q that the given scale and minimum lead to. The squared errors are
+    weighted by `counting`. Where the result isn't better than the given scale and minimum, these are returned."""
     q = _nearest(weight, scale, least, levels)
     total, counted = _sum(counting), q * counting
     of_q, of_weight = _sum(counted), _sum(weight * counting)
@@ -124,28 +130,29 @@ def _fitted(weight: Tensor, scale: Tensor, least: Tensor, levels: int, counting:
         return _sum(away.square_() * counting)
 
     new = error(new_scale, new_least, _nearest(weight, new_scale, new_least, levels))
-    better = (new_scale > 0) & (new < error(scale, least, q))  # never where a number is NaN
+    better = (new_scale > 0) & (new < error(scale, least, q))  # False where a number is NaN
     return new_scale.where(better, scale), new_least.where(better, least)
 
 
 def _half_below(numbers: Tensor) -> Tensor:
-    """The largest float16 numbers that are at most these; NaN and infinities as they are."""
+    """The largest float16 number that isn't above each number. NaN and infinities stay as they are."""
     near = numbers.half()
     bits = near.view(torch.int16)
-    away = torch.where(bits < 0, 1, -1)  # a step of the bits of a negative number makes it smaller
+    away = torch.where(bits < 0, 1, -1)  # one more in the bits of a negative number makes it smaller
     return (bits + away.where(near.float() > numbers, 0).to(torch.int16)).view(torch.float16)
 
 
 def _half_above(numbers: Tensor) -> Tensor:
-    """The least float16 numbers that are at least these, which are not negative; one that is less by no more than
-    float32's rounding will do, so that weights which lie on a grid already keep it."""
+    """The smallest float16 number that isn't below each number; no number is negative. A float16 number that is below
+    by no more than float32's rounding is taken too, so weights that lie on a grid already keep that grid."""
     near = numbers.half()
     below = near.float() < numbers * (1 - 2.0**-20)
     return (near.view(torch.int16) + below.to(torch.int16)).view(torch.float16)
 
 
 def _packed(words: Tensor, bits: Bits) -> Tensor:
-    """words (..., 8) int32 of four q each -> (..., bits): see the top of this file."""
+    """Packs words (..., 8) int32, which have four q each, into words (..., bits), as described at the top of this
+    file."""
     if bits == 8:
         return words
     low = words & 0x0F0F0F0F
@@ -159,7 +166,7 @@ def _packed(words: Tensor, bits: Bits) -> Tensor:
 
 
 def _unpacked(words: Tensor, bits: Bits) -> Tensor:
-    """What _packed() gave, back: (..., 8) int32."""
+    """Undoes _packed(): the words (..., 8) int32."""
     if bits == 8:
         return words
     q, above = torch.stack([words[..., :4], words[..., :4] >> 4], -1).flatten(-2) & 0x0F0F0F0F, bits - 4
@@ -169,5 +176,5 @@ def _unpacked(words: Tensor, bits: Bits) -> Tensor:
 
 
 def _above_four(words: Tensor, above: int) -> Tensor:
-    """The lowest bits of each byte, so many."""
+    """The lowest `above` bits of each byte."""
     return words & ((1 << above) - 1) * 0x01010101

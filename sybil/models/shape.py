@@ -1,4 +1,4 @@
-"""What a decoder-only model is, in our words: the description that every forward of ours takes."""
+"""Describes a decoder-only model in Sybil's words. Every forward of Sybil's own takes this description."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _OF_INPUTS, _OF_OUTPUTS = ("attention_norm", "mlp_norm"), ("attention_out_norm",
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """Rotary position embedding of the first `size` dimensions of each head, halves rotated against each other."""
+    """Rotary position embedding. The first `size` dimensions of each head are rotated, one half against the other."""
 
     size: int
     inverse_frequencies: tuple[float, ...]
-    """size / 2 of them, radians a token: float32 values, whatever the model's dtype."""
+    """size / 2 angles, in radians a token. They are float32 values, whatever the model's dtype."""
 
     def tables(
         self, positions: range, dtype: torch.dtype = torch.float32, device: torch.device = CPU
     ) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (positions, size / 2) each; angles in float32 in every dtype, as transformers has them."""
+        """(cosines, sines), each (positions, size / 2). Angles are computed in float32 for every dtype, as in
+        transformers."""
         count = len(positions)
         with taking(16 * count * len(self.inverse_frequencies), f"rotations of {count} positions", device):
             frequencies = torch.tensor(self.inverse_frequencies, dtype=torch.float32, device=device)
@@ -49,47 +50,50 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A checkpoint's config. Where 0 is the default, it stands for the value named beside it."""
+    """A checkpoint's config. Where a field's default is 0, it stands for the value that the field's text names."""
 
     vocab_size: int
     context: int
     layers: int
     heads: int
     kv_heads: int = 0
-    """Heads of keys and values, each shared by heads / kv_heads queries; 0: heads."""
+    """The heads of keys and values. Each is shared by heads / kv_heads heads of queries. 0: as many as heads."""
     head_size: int = 0
     """0: width / heads."""
     width: int
     embedding_width: int = 0
-    """Of the token embedding and the head; where it isn't the blocks' width, products lead in and out. 0: width."""
+    """The width of the token embedding and the head. If it isn't `width`, a product before the first layer and one
+    after the last convert between them. 0: width."""
     inner: int
     activation: Activation
     gated: bool = False
-    """act(gate) * up in place of act(in)."""
+    """Whether the MLP computes act(gate) * up instead of act(in)."""
     norm: Literal["layer", "rms"] = "layer"
     epsilon: float
     normed: Literal["input", "output", "both", "sum"] = "input"
-    """x + f(norm(x)), x + norm(f(x)), x + norm(f(norm(x))) or norm(x + f(x))."""
+    """Where norms are. In the order of these words: x + f(norm(x)), x + norm(f(x)), x + norm(f(norm(x))) and
+    norm(x + f(x)), where f is the attention or the MLP."""
     parallel: bool = False
-    """x + attention(norm(x)) + mlp(other norm(x)) in place of one after the other."""
+    """Whether a layer computes x + attention(norm(x)) + mlp(other norm(x)) instead of one after the other."""
     final_norm: bool = True
     embedding_scale: float = 1.0
-    """What a token's embedding is multiplied by. A head of the same weights isn't multiplied."""
+    """A token's embedding is multiplied by this. A head that shares the embedding's weight isn't."""
     residual_scale: float = 1.0
-    """What f's output is multiplied by before it is added."""
+    """The output of attention and MLP is multiplied by this before it is added to x."""
     logit_divisor: float = 1.0
     logit_cap: float = 0.0
     """logits = cap * tanh(logits / cap); 0: no cap."""
     attention_scale: float = 0.0
     """0: 1 / sqrt(head_size)."""
     attention_cap: float = 0.0
-    """cap * tanh(scaled score / cap) before the softmax; 0: no cap."""
+    """Scaled scores become cap * tanh(score / cap) before the softmax; 0: no cap."""
     position_offset: int | None = None
-    """Row of the first position in the table of learned positions; None: no table."""
+    """The row of the first position in the table of learned positions; None: there is no table."""
     attentions: tuple[Attention, ...] = ()
-    """The attention of each layer; (): none is rotated, and each sees everything before it."""
+    """The attention of each layer; (): every layer has Attention(), without rotation and window."""
     query_key_norm: Literal["none", "head", "whole"] = "none"
-    """Queries and keys are normalised before they are rotated: each head by itself, or all heads as one."""
+    """How queries and keys are normalised before they are rotated: not at all, each head by itself, or all heads
+    together."""
     tied_head: bool
 
     def __post_init__(self) -> None:
@@ -100,7 +104,7 @@ class Shape:
         self._default("attentions", (Attention(),) * self.layers)
 
     def norms(self) -> dict[str, int]:
-        """The names of a layer's norms, and over how many numbers each is."""
+        """The norms of a layer: the number of values that each one normalises over, by the norm's name."""
         names = {"input": _OF_INPUTS, "output": _OF_OUTPUTS, "both": _OF_INPUTS + _OF_OUTPUTS, "sum": _OF_INPUTS}
         sizes = dict.fromkeys(names[self.normed], self.width)
         if self.query_key_norm == "none":
@@ -114,6 +118,7 @@ class Shape:
 
 
 def check_layers(layers: Sequence[int], every: Sequence[int]) -> None:
-    """Raises InvalidSetting unless layers are some of a model's, at least one, in their order."""
+    """Raises InvalidSetting unless `layers` are at least one of a model's layers, in the model's order. every: all of
+    the model's layers."""
     if list(layers) != sorted(set(layers) & set(every)) or not layers:
         raise InvalidSetting(f"layers {[*layers]} of a model that has {[*every]}: name some, in their order")

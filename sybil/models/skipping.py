@@ -1,4 +1,4 @@
-"""Which layers a model may leave out when it drafts for itself."""
+"""Chooses the layers that a model leaves out when it drafts for itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONGEST = 8
 
 
 class Layered(Model, Protocol):
-    """A model of which some layers may compute by themselves, over its own caches."""
+    """A model from which a copy with only some of its layers can be made. The copy computes over the model's caches."""
 
     shape: Shape
 
@@ -23,12 +23,13 @@ class Layered(Model, Protocol):
 
 
 def kept(model: Layered, text: Tensor, count: int | None = None) -> tuple[int, ...]:
-    """The layers that are left when `count` of them, 1 or more and not all, are left out; None: as many as pay.
+    """The layers that are kept when `count` of them are left out. count: at least 1 and not all; None: the number that
+    gives the most tokens for the time.
 
-    text: (rows, tokens) of the model's own. A layer's cost is how far the predictions diverge from the whole model's
-    when that layer alone is left out. Layers of the least cost are left out first. As many pay as give the most tokens
-    for the time; a drafted token's chance to be kept is taken to be the share of the whole model's choices that the
-    remaining layers make too."""
+    text: (rows, tokens) that the model has generated. A layer's cost is the divergence between the whole model's
+    predictions and those without that layer alone. The layers of the least cost are left out first. The chance that a
+    drafted token is accepted is taken to be the share of places of the text where the remaining layers have the same
+    likeliest token as the whole model."""
     shape, wanted = model.shape, _logits(model, text)
     every = range(shape.layers)
     costs = {layer: _divergence(wanted, _logits(_without(model, [layer]), text)) for layer in every}
@@ -46,13 +47,14 @@ def kept(model: Layered, text: Tensor, count: int | None = None) -> tuple[int, .
 
 
 def worth(agreed: float, cost: float) -> float:
-    """Tokens for the time of a target's step, at the best number proposed: agreed is the chance that a drafted token is
-    kept where those before it are, cost a draft's step in target's steps (Leviathan et al. 2023, section 3.3)."""
+    """The expected number of tokens in the time of one target step, with the best gamma up to LONGEST (Leviathan et al.
+    2023, section 3.3). agreed: the chance that a drafted token is accepted if those before it are. cost: the time of a
+    draft step, in target steps."""
     return max(_expected(agreed, gamma) / (1 + gamma * cost) for gamma in range(1, LONGEST + 1))
 
 
 def share(shape: Shape, layers: int) -> float:
-    """What share of the model's products a step of so many of its layers multiplies by."""
+    """The share of the model's product weights that a step of so many of its layers multiplies by."""
     heads = shape.heads + 2 * shape.kv_heads
     layer = shape.width * shape.head_size * (heads + shape.heads) + (2 + shape.gated) * shape.width * shape.inner
     ends = shape.vocab_size * shape.embedding_width
@@ -72,6 +74,6 @@ def _logits(model: Model, text: Tensor) -> Tensor:
 
 
 def _divergence(wanted: Tensor, found: Tensor) -> float:
-    """Kullback-Leibler, nats a token."""
+    """The Kullback-Leibler divergence of `found` from `wanted`, in nats a token."""
     here, there = wanted.float().log_softmax(-1), found.float().log_softmax(-1)
     return float((here.exp() * (here - there)).sum(-1).mean())

@@ -1,4 +1,4 @@
-"""Reads what a sweep's file asks for. Each value is checked by itself before any model is read."""
+"""Reads what a sweep's file asks for. Each value is checked before any model is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sybil.sweeping.sheet import Place, Sheet
 from sybil.verification import rule_named
 
 PAIR, ALL = "pair", "all"
-"""PAIR stands for the pair's own draft, ALL for every domain of the pair's prompts."""
+"""PAIR is the drafter's name for the pair's own draft. ALL stands for every domain of the pair's prompts."""
 MOST = 10_000
 """The most cells of a sweep."""
 GAMMAS = 64
@@ -32,10 +32,10 @@ Positive = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 class SweepConfig(BaseModel):
-    """Lists, of whose product each entry is a cell, and what all cells share. The fields are RunConfig's, whose names
-    the lists have in the plural.
+    """What a sweep's file asks for. Each combination of one entry from each list is a cell. The other fields have the
+    same value in all cells. The fields are those of RunConfig; the lists have their names in the plural.
 
-    warm_ups: runs of a cell's first batch before its first repeat, which aren't counted."""
+    warm_ups: how many times a cell's first batch is run before the first repeat. These runs aren't counted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -67,9 +67,10 @@ class SweepConfig(BaseModel):
 
 
 def asked(sheet: Sheet, elsewhere: bool) -> SweepConfig:
-    """What the sheet asks for. elsewhere: whether the cells run on another machine, whose devices aren't known here.
+    """The checked configuration of a sheet. elsewhere: whether the cells run on another machine, whose devices aren't
+    known here.
 
-    Raises InvalidSetting; the message names the line and the key."""
+    Raises InvalidSetting. The message names the line and the key."""
     found = _validated(sheet)
     checks: dict[str, Callable[[Any], object]] = {
         "pairs": pair,
@@ -119,7 +120,7 @@ def _validated(sheet: Sheet) -> SweepConfig:
 
 
 def _entries(key: str, value: Any) -> Iterator[tuple[Place, Any, list[Any]]]:
-    """For each value of a key: (its place in the file, the value, the values before it in its list)."""
+    """Yields (its place in the file, the value, the values before it in its list) for each value of a key."""
     if isinstance(value, list):
         yield from (((key, number), each, value[:number]) for number, each in enumerate(value))
     else:
@@ -146,7 +147,8 @@ def _check_together(sheet: Sheet, found: SweepConfig) -> None:
 
 
 def _check_drafter(name: str) -> None:
-    """Raises InvalidSetting for a draft's name that no grammar rule of drafts.py matches."""
+    """Raises InvalidSetting for a draft's name that drafts.py can't parse, or whose model is neither a hub id nor on
+    this machine."""
     if name in (NONE, PAIR, UNCACHED, UNCACHED_PLAIN):
         return
     try:
@@ -168,6 +170,6 @@ def _check_batch(batch: int, prompts: int) -> None:
 
 
 def _check_word(device: str) -> None:
-    """Raises InvalidSetting for a word that names no device."""
+    """Raises InvalidSetting for a word that isn't the name of a device."""
     if device.partition(":")[0] not in (AUTO, "cpu", "cuda", "mps"):
         raise InvalidSetting(f"device is {described(device)}: use 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'")

@@ -1,4 +1,5 @@
-"""One cell of a sweep: what is run, and what was measured. Rows of a JSONL file, which later versions still read."""
+"""One cell of a sweep: what it runs, and what was measured. A sweep's JSONL file has a row for each cell. Later
+versions of Sybil still read the rows of earlier ones."""
 
 from __future__ import annotations
 
@@ -9,12 +10,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 VERSION = 1
-"""Of RunResult. A later version reads the rows of earlier ones; an earlier version refuses those of later ones."""
+"""The version of RunResult. A later version reads the rows of earlier ones. An earlier version refuses the rows of
+later ones."""
 NONE = "none"
-"""The drafter of plain decoding."""
+"""The drafter's name for plain decoding."""
 UNCACHED, UNCACHED_PLAIN = "uncached", "uncached-plain"
-"""The drafters of uncached.py: loops over transformers' forward that keep no keys and values, with the pair's draft and
-without one. They are measured, and used for nothing else."""
+"""The drafters of uncached.py: loops over transformers' forward without a KV cache, the first with the pair's draft and
+the second without a draft. They are only there to be measured."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -29,11 +31,12 @@ class _Strict(BaseModel):
 class RunConfig(_Strict):
     """What one cell decodes, and how. The field names are those of `sybil.load` and `Decoder.generate`.
 
-    drafter: a draft's name as `sybil.load` takes it ("self", "lookup", "hybrid:lookup,self", a model), "pair" for the
-    pair's own draft, or the best one known where it has none, "none" for plain decoding, UNCACHED, UNCACHED_PLAIN;
-    domain: of the pair's prompts, or else of the English ones, "all" for each of the pair's in turn; prompts: how many
-    texts of the domain; batch: rows decoded together; repeats: passes over the prompts. At temperature 0 the filters
-    are off, for nothing is drawn."""
+    drafter: a draft's name as `sybil.load` takes it ("self", "lookup", "hybrid:lookup,self", a model); "pair" for the
+    pair's own draft, or the best one known where the pair has none; "none" for plain decoding; UNCACHED or
+    UNCACHED_PLAIN. domain: the domain of the prompts, which are the pair's where it has that domain and the English
+    ones otherwise; "all" for each domain of the pair in turn. prompts: how many prompts of the domain are decoded.
+    batch: how many rows are decoded together. repeats: how many times all prompts are decoded. At temperature 0 nothing
+    is drawn, so the filters are off."""
 
     pair: str
     drafter: str = NONE
@@ -56,15 +59,16 @@ class RunConfig(_Strict):
 
     @property
     def hash(self) -> str:
-        """12 hex digits of SHA-256 over the canonical JSON: keys sorted, no spaces. Fields of later versions must be
-        left out of the JSON where they have their defaults, so that the hashes of earlier rows stay."""
+        """12 hex digits of SHA-256 over the canonical JSON, whose keys are sorted and which has no spaces. If a later
+        version adds a field, the JSON must leave it out where it has its default. Otherwise the hashes of earlier rows
+        would change."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property
     def label(self) -> str:
-        """As the papers' tables say it: "AR" for plain decoding, "SD-K4" for gamma 4, "SD-auto"; "-uncached" follows
-        where no cache is kept."""
+        """The cell's name in the style of the papers' tables: "AR" for plain decoding, "SD-K4" for gamma 4, "SD-auto"
+        for gamma "auto". "-uncached" follows where no KV cache is kept."""
         if self.plain:
             return "AR" if self.drafter == NONE else "AR-uncached"
         drafted = f"SD-K{self.gamma}" if self.gamma != "auto" else "SD-auto"
@@ -77,15 +81,15 @@ class RunConfig(_Strict):
 
     @property
     def baseline(self) -> RunConfig:
-        """The plain decoding that this cell's speed-up is measured against: the same texts without a draft, and for
-        UNCACHED without a cache too. That of plain decoding is itself."""
+        """The plain decoding that this cell's speed-up is measured against: the same texts without a draft. The
+        baseline of UNCACHED has no KV cache either. The baseline of plain decoding is itself."""
         drafter = UNCACHED_PLAIN if self.drafter == UNCACHED else NONE
         plain = {"drafter": drafter, "rule": "token", "gamma": "auto", "window": "constant", "draft_dtype": None}
         return self.model_copy(update=plain)
 
 
 class Quantiles(_Strict):
-    """A distribution: how many samples, and its quantiles at 0 %, 1 %, ..., 100 % (milliseconds)."""
+    """A distribution of times. count: of samples. at: its quantiles at 0 %, 1 %, ..., 100 %, in milliseconds."""
 
     count: Count
     at: Annotated[tuple[float, ...], Field(min_length=101, max_length=101)]
@@ -104,7 +108,7 @@ class Quantiles(_Strict):
 
 
 class Phases(_Strict):
-    """Seconds of all texts by phase, as `sybil.results.Timings` has them."""
+    """The seconds that all texts together took in each phase. The phases are those of `sybil.results.Timings`."""
 
     prefill: Seconds
     draft: Seconds
@@ -114,8 +118,8 @@ class Phases(_Strict):
 
 
 class Memory(_Strict):
-    """Bytes: the weights, and the peak growth above them while prompts were read and while tokens were decoded; None
-    where the system doesn't tell."""
+    """Memory in bytes. weights: of the models. prefill, decode: the peak growth above the weights while prompts were
+    read, and while tokens were decoded; None where the system doesn't tell."""
 
     weights: Bytes
     prefill: Bytes | None = None
@@ -123,13 +127,13 @@ class Memory(_Strict):
 
 
 class Measured(_Strict):
-    """What a cell's texts came to, all repeats together.
+    """What was measured over all texts of a cell, in all repeats.
 
-    proposed_at[i]: rounds in which at least i + 1 tokens were proposed; accepted_at[i]: in which at least i + 1 were
-    accepted: their quotient is the survival of place i. accepted_in_round[n]: rounds in which exactly n were.
-    text_seconds: of each text; text_tokens: its new tokens; text_acceptance: accepted / proposed of each, None where
-    nothing was proposed, texts in the order of the prompts, repeats behind each other. A batch of rows shares its
-    seconds: each row has the batch's. tokens_per_second of each repeat is in passes."""
+    proposed_at[i]: the number of rounds in which at least i + 1 tokens were proposed. accepted_at[i]: the number of
+    rounds in which at least i + 1 tokens were accepted. accepted_in_round[n]: the number of rounds in which exactly n
+    tokens were accepted. passes: the tokens per second of each repeat. text_seconds, text_tokens, text_acceptance: for
+    each text its seconds, its new tokens, and accepted / proposed, or None where nothing was proposed. The texts are in
+    the order of the prompts, one repeat after the other. Each row of a batch has the seconds of the whole batch."""
 
     texts: Count
     emitted: Count
@@ -166,7 +170,8 @@ class Measured(_Strict):
 
     @property
     def survival(self) -> tuple[float, ...]:
-        """The share of proposals of that length that were kept up to each place."""
+        """accepted_at / proposed_at for each place of a proposal. It is the share of the proposals of at least that
+        length of which all tokens up to the place were accepted."""
         return tuple(kept / asked for kept, asked in zip(self.accepted_at, self.proposed_at, strict=True) if asked)
 
 
@@ -181,4 +186,4 @@ class RunResult(_Strict):
     error: str | None = None
     environment: dict[str, str | int]
     finished: str
-    """When, in UTC: ISO 8601."""
+    """The time at which the cell finished, in UTC, as ISO 8601."""

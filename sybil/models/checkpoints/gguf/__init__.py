@@ -1,1 +1,2 @@
-"""GGUF files: config, tokenizer and tensors as transformers has them, out of one file or of its parts."""
+"""GGUF files: gives their config, tokenizer and tensors as transformers has them, from one file or from all parts of
+it."""

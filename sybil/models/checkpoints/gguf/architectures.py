@@ -1,4 +1,5 @@
-"""GGUF's architectures and their keys, as llama.cpp's converter writes them, and what transformers calls both."""
+"""The GGUF architectures that Sybil reads, with the keys that llama.cpp's converter writes for them, and transformers'
+names for both."""
 
 from __future__ import annotations
 
@@ -38,11 +39,13 @@ _GRANITE = {
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What an architecture of GGUF is in transformers. needed, optional: its keys, without its name before them, and
-    transformers' fields; fixed: what transformers' config says besides.
+    """How transformers' config describes a GGUF architecture.
 
-    rotated_rows: whether the file has the two halves of a head that are rotated against each other row by row;
-    pattern: one layer in so many is global, and the others have a window."""
+    model_type: transformers' name of the architecture. needed, optional: transformers' field for each GGUF key, the key
+    without the architecture's name in front. fixed: further fields of transformers' config, unless a key of the file
+    gives another value. rotated_rows: whether the rows of a head's two halves, which are rotated against each other,
+    alternate in the file. pattern: every pattern-th layer attends to all tokens, and the other layers have a window; 0:
+    there is no such pattern."""
 
     model_type: str
     needed: Mapping[str, str]
@@ -75,4 +78,4 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "olmo2": Architecture("olmo2", _LLAMA),
     "granite": Architecture("granite", _LLAMA, _GRANITE, rotated_rows=True),
 }
-"""By general.architecture. What files leave out has the values that llama.cpp fills in."""
+"""By the value of general.architecture. Where a file leaves a key out, the value is the one that llama.cpp uses."""

@@ -1,6 +1,6 @@
-"""What a GGUF file's metadata says of its architecture, in the words of transformers' config.json.
+"""Translates a GGUF file's metadata into the fields of transformers' config.json.
 
-A key that would change what is computed and isn't known here is refused by its name.
+A file is refused if it has a key that Sybil doesn't know and that could change what is computed. The error names it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from sybil.models.checkpoints.gguf.architectures import ARCHITECTURES
 from sybil.models.checkpoints.gguf.header import Contents
 
 UNREAD = frozenset({"rope_freqs.weight"})
-"""Tensors that are no weights."""
+"""Tensors that aren't weights."""
 PICTURES = ("v.", "mm.", "vision.")
-"""Tensors and keys whose names begin so are for pictures. Texts are computed without them."""
+"""How the names of tensors and keys begin that are for pictures. The forward over texts doesn't need these."""
 _INDIFFERENT = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
-"""Keys that aren't read: with the values that other keys may have here, they change nothing."""
+"""Keys that aren't read. They change nothing as long as the other keys have values that Sybil accepts."""
 _NEUTRAL: Mapping[str, Any] = {
     "expert_count": 0,
     "expert_used_count": 0,
@@ -33,12 +33,12 @@ _NEUTRAL: Mapping[str, Any] = {
     "pooling_type": 0,
     "rope.scaling.attn_factor": 1,
 }
-"""Keys that change nothing with this value."""
+"""Keys that aren't read, each with the value at which it changes nothing."""
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 
 
 class Keys:
-    """The keys of a file's architecture, each checked when it is read."""
+    """The keys of a file that begin with its architecture's name. Each value is checked when it is read."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str, where: str) -> None:
         self.prefix, self.where = f"{architecture}.", where
@@ -48,9 +48,10 @@ class Keys:
         self.read: set[str] = set()
 
     def get(self, key: str, name: str) -> Any:
-        """A key's value, checked as transformers' field of that name; None where the key is left out.
+        """The value of a key, or None where the key is left out. name: the field of transformers' config that the
+        value is checked as.
 
-        Raises NotAModel, or UnsupportedModel where layers have other values."""
+        Raises NotAModel where the value isn't allowed, UnsupportedModel where it differs between layers."""
         self.read.add(key)
         value = self.values.get(key)
         if value is None:
@@ -65,14 +66,14 @@ class Keys:
         return FIELDS[name].read(self.where, self.prefix + key, value)
 
     def __getitem__(self, pair: tuple[str, str]) -> Any:
-        """get(), for a key that must be there."""
+        """get() of (key, name), for a key that must be there. Raises NotAModel where it isn't."""
         value = self.get(*pair)
         if value is None:
             raise NotAModel(f"{self.where} has no {self.prefix}{pair[0]}: download it again")
         return value
 
     def refuse_others(self) -> None:
-        """Raises UnsupportedModel where a key would change what is computed and hasn't been read."""
+        """Raises UnsupportedModel where a key that hasn't been read could change what is computed."""
         for key in self.values.keys() - self.read - _INDIFFERENT:
             value = self.values[key]
             if not key.startswith(PICTURES) and _NEUTRAL.get(key, ()) != value:
@@ -83,7 +84,9 @@ class Keys:
 
 
 def architecture(contents: Contents, where: str) -> str:
-    """The file's, one of ARCHITECTURES; raises UnsupportedModel, or NotAModel where it names none."""
+    """The name of the file's architecture, a key of ARCHITECTURES.
+
+    Raises NotAModel where the file names no architecture, UnsupportedModel where it names another one."""
     name = contents.metadata.get("general.architecture")
     if name is None:
         raise NotAModel(f"{where} has no general.architecture: it is no language model, or download it again")
@@ -96,7 +99,7 @@ def architecture(contents: Contents, where: str) -> str:
 
 
 def config(contents: Contents, where: str) -> dict[str, Any]:
-    """What config.json would say. Raises NotAModel or UnsupportedModel."""
+    """The fields that the model's config.json would have. Raises NotAModel or UnsupportedModel."""
     name = architecture(contents, where)
     known, keys, tensors = ARCHITECTURES[name], Keys(contents.metadata, name, where), contents.tensors
     if "token_embd.weight" not in tensors:
@@ -115,7 +118,8 @@ def config(contents: Contents, where: str) -> dict[str, Any]:
 
 
 def _attention(keys: Keys, found: Mapping[str, Any], name: str, contents: Contents) -> dict[str, Any]:
-    """The fields of architectures with rotary positions: heads, biases, rotations, and what each has besides."""
+    """The fields of an architecture with rotary positions: heads, biases, rotations, and those that only this
+    architecture has."""
     heads, tensors = found["num_attention_heads"], contents.tensors
     said, width = keys.get("attention.key_length", "head_dim"), found["hidden_size"] // heads
     size = said or max(width, 1)
@@ -143,15 +147,16 @@ def _attention(keys: Keys, found: Mapping[str, Any], name: str, contents: Conten
 
 
 def _granite(keys: Keys, found: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """The scale of queries. Without the key it is 1 / sqrt(head size), and not transformers' default of 1."""
+    """A Granite's attention scale. Where the file leaves it out, it is 1 / sqrt(head size); transformers' default of 1
+    would be wrong."""
     if keys.values.get("rope.scaling.finetuned") is False:  # false switches rotations off in a Granite
         raise UnsupportedModel(f"{keys.where} is a Granite without rotary positions: use a file of another model")
     return {"attention_multiplier": found.get("attention_multiplier") or 1 / math.sqrt(size)}
 
 
 def _gemma(keys: Keys, found: Mapping[str, Any], name: str, size: int) -> dict[str, Any]:
-    """Kinds of layers and the scale of queries. The scale is the head's size, except in the 27B models. No key tells
-    these, so they are known by their number of layers."""
+    """A Gemma's kinds of layers, activation and query_pre_attn_scalar. The latter is the head's size, except in the 27B
+    models, where it is width / heads. No key says that a model is one of these, so the number of layers decides."""
     layers, heads = found["num_hidden_layers"], found["num_attention_heads"]
     return {
         "layer_types": _layer_types(keys, layers, ARCHITECTURES[name].pattern),
@@ -161,7 +166,7 @@ def _gemma(keys: Keys, found: Mapping[str, Any], name: str, size: int) -> dict[s
 
 
 def _layer_types(keys: Keys, layers: int, pattern: int) -> list[str]:
-    """Each layer's kind, as transformers names them."""
+    """The kind of each layer, in transformers' words."""
     keys.read.add("attention.sliding_window_pattern")
     said = keys.values.get("attention.sliding_window_pattern", pattern)
     if isinstance(said, int) and said > 0:
@@ -175,7 +180,7 @@ def _layer_types(keys: Keys, layers: int, pattern: int) -> list[str]:
 
 
 def _rope(keys: Keys, size: int, contents: Contents) -> dict[str, Any]:
-    """transformers' rope_parameters for heads of that size."""
+    """transformers' rope_parameters. size: of a head."""
     base = keys.get("rope.freq_base", "rope_theta") or keys.get("rope.global.freq_base", "rope_theta")  # Ollama's own
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base or 10000.0}
     kind, factor = keys.get("rope.scaling.type", "rope_type"), keys.get("rope.scaling.factor", "factor")
@@ -197,7 +202,8 @@ def _rope(keys: Keys, size: int, contents: Contents) -> dict[str, Any]:
 
 
 def _factors(contents: Contents, turned: int, rope: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
-    """A factor for each frequency, as Llama 3.1 has them. transformers' longrope divides frequencies by these."""
+    """rope_parameters for a file with a factor for each frequency, such as Llama 3.1's. They are given to transformers
+    as longrope, which divides each frequency by its factor. turned: the dimensions of a head that are rotated."""
     place = contents.tensors["rope_freqs.weight"]
     if place.shape != (turned // 2,) or place.type.name != "F32":
         raise NotAModel(

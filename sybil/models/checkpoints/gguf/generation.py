@@ -1,4 +1,4 @@
-"""What a GGUF file says of texts and generations: special tokens, end tokens, sampling, the chat template."""
+"""Reads from a GGUF file's metadata its special tokens, end tokens, sampling defaults and chat template."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from sybil.models.checkpoints.fields import POSITIVE, SHARE, TOKEN_IDS, Kind, or
 from sybil.models.checkpoints.templates import TEMPLATE_BYTES
 
 CONTROL, USER_DEFINED = 3, 4
-"""Of tokenizer.ggml.token_type: special tokens, and other added tokens, which a text keeps whole."""
+"""Values of tokenizer.ggml.token_type: a special token, and another added token. Neither is split when a text is
+tokenized."""
 NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"}
-"""transformers' names of special tokens, and GGUF's."""
+"""GGUF's name of each special token, by transformers' name."""
 ENDING = ("eos", "eot", "eom")
 SEVERAL = "tokenizer.ggml.eos_token_ids"  # in files of Ollama's own
 ENDS_OF_TURN = frozenset({"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>"})
@@ -26,7 +27,7 @@ _SAMPLING: Mapping[str, tuple[str, Kind]] = {
 
 
 def tokens(metadata: Mapping[str, Any], rows: int, where: str) -> list[str]:
-    """The vocabulary; rows: of the embedding, one a token. Raises NotAModel."""
+    """The texts of all tokens, by id. rows: of the embedding; there must be one for each token. Raises NotAModel."""
     found = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(found, list) or not {*map(type, found)} <= {str}:
         raise NotAModel(f"{where} has no list tokenizer.ggml.tokens of texts: download it again")
@@ -39,12 +40,14 @@ def tokens(metadata: Mapping[str, Any], rows: int, where: str) -> list[str]:
 
 
 def special_ids(metadata: Mapping[str, Any], count: int, where: str) -> dict[str, int]:
-    """The token ids that the file names: bos, eos, eot, ... Raises NotAModel where one is no token."""
+    """The ids of the special tokens that the file names, by name: bos, eos, eot, ... count: of all tokens.
+
+    Raises NotAModel where an id isn't a token's."""
     kind, found = or_null(whole(0, count - 1)), {}
     for name, theirs in {**NAMED, "eot": "eot", "eom": "eom"}.items():
         key = f"tokenizer.ggml.{theirs}_token_id"
         value = metadata.get(key)
-        if value not in (None, 0xFFFFFFFF, -1):  # which is how none is said
+        if value not in (None, 0xFFFFFFFF, -1):  # 0xFFFFFFFF and -1 stand for no token
             found[name] = kind.read(where, key, value)
     return found
 
@@ -52,11 +55,12 @@ def special_ids(metadata: Mapping[str, Any], count: int, where: str) -> dict[str
 def generation(
     metadata: Mapping[str, Any], vocabulary: list[str], ids: Mapping[str, int], where: str
 ) -> dict[str, Any]:
-    """What generation_config.json would say. Raises NotAModel.
+    """The fields that the model's generation_config.json would have. Raises NotAModel.
 
-    A text ends at the tokens that the file names as ends, at those whose texts end a turn, and at <|endoftext|> where
-    the file pads or begins with it: instruct models do so and name another end. The file's sampling numbers are
-    defaults for a caller who samples. They don't switch sampling on."""
+    A text ends at three kinds of tokens: those that the file names as ends, those whose texts are in ENDS_OF_TURN, and
+    <|endoftext|> where it is the file's padding or beginning-of-text token. The last kind is there for instruct models,
+    which name another token as the end. The file's sampling numbers are defaults for a caller who samples; they don't
+    switch sampling on."""
     ends = {ids[name] for name in ENDING if name in ids}
     several = TOKEN_IDS.read(where, SEVERAL, metadata.get(SEVERAL, []))
     ends |= {index for index in several if index < len(vocabulary)}
@@ -71,13 +75,14 @@ def generation(
     found: dict[str, Any] = {"eos_token_id": sorted(ends)} if ends else {}
     for theirs, (name, kind) in _SAMPLING.items():
         key = f"general.sampling.{theirs}"
-        if metadata.get(key):  # 0 is how none is said
+        if metadata.get(key):  # 0 stands for no value
             found[name] = kind.read(where, key, metadata[key])
     return found
 
 
 def chat_template(metadata: Mapping[str, Any], where: str) -> str | None:
-    """The file's chat template: the one without a name, or else the one named default. Raises NotAModel."""
+    """The file's chat template: the one without a name, or else the one named default; None where it has neither.
+    Raises NotAModel where it is no text or too long."""
     for key in ("tokenizer.chat_template", "tokenizer.chat_template.default"):
         found = metadata.get(key)
         if found is None:

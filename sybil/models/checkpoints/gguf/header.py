@@ -1,8 +1,8 @@
-"""A GGUF file's header: metadata, and where its tensors lie. Every count, length and offset is held to the bytes that
-are there before it is followed.
+"""Reads the header of a GGUF file: its metadata, and where its tensors lie. Every count, length and offset is compared
+with the file's size before it is used.
 
-The package gguf says what the numbers mean (types and their sizes). Its reader isn't used: it trusts the header, and
-makes an array of each text, which takes 25 s for a file of 262,144 tokens.
+The constants, such as types and their sizes, are those of the package gguf. Its reader isn't used: it trusts the header
+and makes an array of each text, which takes 25 s for a file of 262,144 tokens.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from sybil.models.storage import BlockStorage
 
 VERSIONS = (2, 3)
 MOST_NAMED, MOST_ENTRIES = 1 << 16, 1 << 22
-"""The most keys or tensors of a file; the most numbers and texts in all its arrays together."""
+"""MOST_NAMED: the most keys, and the most tensors, that a file may have. MOST_ENTRIES: the most numbers and texts in
+all its arrays together."""
 LONGEST_TEXT = 64 << 20
 STORED = {GGMLQuantizationType[word.upper()]: word for word in get_args(BlockStorage)}
-"""The types that are read, and our words for them."""
+"""The tensor types that are read, with Sybil's words for them."""
 
 _NUMBERS = {
     GGUFValueType.UINT8: "B", GGUFValueType.INT8: "b", GGUFValueType.UINT16: "H", GGUFValueType.INT16: "h",
     GGUFValueType.UINT32: "I", GGUFValueType.INT32: "i", GGUFValueType.UINT64: "Q", GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT32: "f", GGUFValueType.FLOAT64: "d", GGUFValueType.BOOL: "?",
 }  # fmt: skip
-"""struct's and numpy's letters."""
+"""The letter of each number's type in struct and numpy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor lies: start, in bytes; shape, in torch's order."""
+    """Where a tensor lies. start: the byte of the file at which it begins. shape: in torch's order."""
 
     file: Path
     start: int
@@ -60,28 +61,31 @@ class Place:
         return math.prod(self.shape[:-1]) * self.row_bytes
 
     def numbers(self) -> Tensor:
-        """The file's bytes, (rows, bytes of a row) uint8, mapped as long as the tensor lives. Raises NotAModel."""
+        """The tensor's bytes, (rows, bytes of a row) uint8. The file stays mapped as long as the result lives.
+
+        Raises NotAModel where the file can't be mapped."""
         shape = math.prod(self.shape[:-1]), self.row_bytes
         return torch.from_numpy(_mapped(self.file, "c", self.start, shape))
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A file, or several that are the parts of one."""
+    """What one file holds, or all parts of a model that is split over several files."""
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, Place]
 
 
 class CutShort(NotAModel):
-    """A header that goes on behind the bytes of it that are known."""
+    """The header is longer than the part of it that is known."""
 
 
 def read(path: Path, known: int | None = None) -> Contents:
-    """What one file holds. known: how many of its first bytes are known, where the others are a hole; None: all.
+    """What one file holds. known: how many bytes at its start are the real ones, where the others are a hole; None: all
+    are.
 
-    Raises NotAModel where it is broken, CutShort where more of it has to be known, UnsupportedModel where a tensor's
-    type isn't read."""
+    Raises NotAModel where the file is broken, CutShort where the header is longer than `known`, UnsupportedModel where
+    Sybil doesn't read a tensor's type."""
     size = check_regular(path)
     if size < 24:
         raise NotAModel(f"{path} has {size} bytes, which is no GGUF file: download it again")
@@ -99,8 +103,10 @@ def read(path: Path, known: int | None = None) -> Contents:
 def _mapped(
     file: Path, mode: Literal["r", "c"], start: int = 0, shape: tuple[int, ...] | None = None
 ) -> NDArray[np.uint8]:
-    """A file's bytes, which take memory as they are read. mode: r, or c for arrays that torch takes without a warning.
-    Nobody writes to them, and what were written would not reach the file."""
+    """A file's bytes, mapped: they take memory only as they are read. mode: r; or c, which makes an array that torch
+    takes without a warning. Nothing is written to the array. If something were, the file would not change.
+
+    Raises NotAModel where the file can't be mapped."""
     try:
         return np.memmap(file, np.uint8, mode, start, shape)
     except (ValueError, OSError) as error:
@@ -108,7 +114,7 @@ def _mapped(
 
 
 class _Header:
-    """A file's header, read from its start to its end. Every size in it is held to the bytes that are left."""
+    """Reads a file's header from its start to its end. Every size in it is compared with the bytes that are left."""
 
     def __init__(self, path: Path, known: int) -> None:
         self.path, self.known, self.place, self.entries = path, known, 0, 0
@@ -119,7 +125,7 @@ class _Header:
         return NotAModel(f"{self.path} {what}: download it again")
 
     def start(self) -> tuple[int, int]:
-        """How many tensors and how many keys there are."""
+        """(number of tensors, number of keys)"""
         if self.bytes[:4] != MAGIC:
             raise NotAModel(f"{self.path} doesn't start with GGUF: give a GGUF file, or a Hugging Face model folder")
         self.place = 4
@@ -149,7 +155,8 @@ class _Header:
             raise CutShort(f"{self.path} has a header of more than {self.known} bytes")
 
     def count(self, of: str, most: int, least_bytes: int) -> int:
-        """How many follow; each takes least_bytes."""
+        """Reads how many things follow. of: what they are, in an error's words. most: how many are allowed.
+        least_bytes: the fewest bytes that one of them takes."""
         count: int = self.number("Q")
         if count > most:
             raise self.broken(f"says that it has {count} {of}, and allowed are {most}")
@@ -195,7 +202,7 @@ class _Header:
             raise self.broken(f"has {shown(key)} of the type {number}, which GGUF doesn't have") from None
 
     def places(self, count: int, alignment: Any) -> dict[str, Place]:
-        """Where the tensors lie; alignment: what their places are multiples of."""
+        """Where each of `count` tensors lies. alignment: every offset is a multiple of it."""
         if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             raise self.broken(f"has general.alignment {shown(alignment)}, and allowed are powers of two from 8")
         listed = {}
@@ -212,7 +219,7 @@ class _Header:
         return places
 
     def tensor(self) -> tuple[tuple[int, ...], int, int]:
-        """A tensor's shape, in torch's order, its type and its offset."""
+        """(a tensor's shape in torch's order, the number of its type, its offset)"""
         dimensions = self.number("I")
         if dimensions > 4:
             raise self.broken(f"has a tensor of {dimensions} dimensions at byte {self.place}, and allowed are 4")

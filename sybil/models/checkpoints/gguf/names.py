@@ -1,4 +1,4 @@
-"""Which files are GGUF files. This doesn't import the package gguf, which takes a tenth of a second."""
+"""Tells which files are GGUF files, without importing the package gguf: that would take a tenth of a second."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 def is_one(path: Path) -> bool:
-    """Whether a path is a file that begins with GGUF's magic or is named .gguf."""
+    """Whether a path is a file that begins with the bytes GGUF or is named .gguf."""
     try:
         if not path.is_file():
             return False
@@ -23,9 +23,10 @@ def is_one(path: Path) -> bool:
 
 
 def within(folder: Path) -> Path | None:
-    """The GGUF file, or the first of its parts, in a folder without a config.json; None where there is none.
+    """The GGUF file of a folder, or the first of its parts. None where the folder has no such file, or has a
+    config.json.
 
-    Raises NotAModel where it holds several."""
+    Raises NotAModel where the folder holds several GGUF files."""
     if (folder / "config.json").exists():
         return None
     firsts = [

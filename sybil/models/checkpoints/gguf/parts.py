@@ -1,4 +1,4 @@
-"""GGUF files: metadata and tensors by ggml's names, of one file or of several that are its parts."""
+"""Reads the metadata and the tensors, by ggml's names, of a GGUF file or of a model that is split over several."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sybil.models.checkpoints.gguf.names import PART
 
 
 def read(path: Path) -> Contents:
-    """What a file holds, and the files beside it that are its other parts.
+    """What a file holds, joined with what its other parts hold where it is one of several. These lie beside it.
 
-    Raises NotAModel where a file is broken or missing, UnsupportedModel where a tensor's type isn't read."""
+    Raises NotAModel where a file is broken or missing, UnsupportedModel where Sybil doesn't read a tensor's type."""
     one = header.read(path)
     count = _whole(one.metadata, "split.count", 1)
     if count in (0, 1):

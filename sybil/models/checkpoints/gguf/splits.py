@@ -1,9 +1,9 @@
-"""How a byte-level vocabulary cuts a text into words before it merges bytes, by the name that a GGUF file gives it.
+"""The ways in which byte-level tokenizers cut a text into words before they merge bytes.
 
-The names are llama.cpp's (`tokenizer.ggml.pre`); what each stands for is what tokenizer.json says in the folders of the
-models of that name. transformers 5.23 differs in three things for a GGUF file: it cuts `smollm`, `refact`, `starcoder`
-and `command-r` as GPT-2, where a digit is no word of its own; it leaves NFC out; it merges words that are tokens
-already."""
+A GGUF file names its way in `tokenizer.ggml.pre`. The names are llama.cpp's. What each stands for is taken from the
+tokenizer.json of the models of that name. transformers 5.23 reads GGUF files differently in three points: it cuts
+`smollm`, `refact`, `starcoder` and `command-r` as GPT-2, where a digit isn't a word by itself; it leaves NFC out; and
+it merges the bytes of words that are tokens already."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _QWEN_35 = (
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_BLANKS}"
 )
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_WORD = r"[^\r\n\p{L}\p{N}]?" + _UPPER  # a word that turns to small letters once, as in camelCase
+_WORD = r"[^\r\n\p{L}\p{N}]?" + _UPPER  # capitals and then small letters: camelCase is two words
 _TEKKEN = rf"{_WORD}*{_LOWER}+|{_WORD}+{_LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_BLANKS}"
 _GPT_4O = (
     rf"{_WORD}*{_LOWER}+{_CONTRACTIONS}?|{_WORD}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}"
@@ -29,9 +29,12 @@ _GPT_4O = (
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One way to cut. pattern: what a word is, GPT-2's own where it is empty; digits: each digit is a word by itself;
-    composes: the text is taken to NFC first; whole: a word that is a token isn't merged from its bytes; begins: a text
-    begins with the beginning-of-text token where the file doesn't say."""
+    """One way to cut a text into words.
+
+    pattern: a regular expression for a word; GPT-2's where it is empty. digits: whether each digit is a word by itself.
+    composes: whether the text is brought to NFC first. whole: whether a word that is a token is taken as it is, and not
+    merged from its bytes. begins: whether the beginning-of-text token is put before a text, where the file doesn't
+    say."""
 
     pattern: str = ""
     digits: bool = False
@@ -40,11 +43,11 @@ class Split:
     begins: bool = False
 
     def normalizer(self) -> normalizers.Normalizer | None:
-        """What is done to a text before it is cut."""
+        """What is done to a text before it is cut; None for nothing."""
         return normalizers.NFC() if self.composes else None
 
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
-        """Cuts a text into words, in the letters that stand for bytes."""
+        """What cuts a text into words, and writes each byte of a word as the letter that stands for it."""
         steps: list[pre_tokenizers.PreTokenizer] = []
         if self.digits:
             steps.append(pre_tokenizers.Digits(individual_digits=True))

@@ -1,8 +1,8 @@
 """A GGUF file's tokenizer, built from its metadata by the library `tokenizers`.
 
-Its ids are those of the model's own tokenizer. Two kinds are read: byte-level BPE (`gpt2`: GPT-2, Llama 3, Qwen), which
-splits.py cuts into words, and SentencePiece's BPE (`llama`: Llama 2, Mistral, Gemma), whose merges follow from its
-scores. What is said here of transformers is so in 5.23.
+Its ids are those of the model's own tokenizer. Two kinds are read. Byte-level BPE (`gpt2`: GPT-2, Llama 3, Qwen) cuts a
+text into words as splits.py says. The merges of SentencePiece's BPE (`llama`: Llama 2, Mistral, Gemma) follow from the
+tokens' scores. Remarks on transformers in this file hold for 5.23.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from sybil.models.checkpoints.gguf.splits import GPT_2, SPLITS
 from sybil.models.checkpoints.tokenizers import MOST_IDS, PROBE
 from sybil.text import tokenizing
 
-UNKNOWN = 2  # of tokenizer.ggml.token_type, as CONTROL and USER_DEFINED
+UNKNOWN = 2  # a value of tokenizer.ggml.token_type, like CONTROL and USER_DEFINED
 LONGEST_TOKEN = 1 << 12  # characters
-MOST_LETTERS = 1 << 23  # of all tokens: each is a place where a token might be cut in two
+MOST_LETTERS = 1 << 23  # of all tokens together: each is a place where a token might be cut in two
 MERGES_A_TOKEN = 16  # Llama 2 and Gemma have 2
 SPACE = "▁"
 
 
 @dataclass(frozen=True, slots=True)
 class _VocabularyKeys:
-    """The keys tokenizer.ggml.* of a file, each checked when it is read."""
+    """The keys tokenizer.ggml.* of a file. Each value is checked when it is read."""
 
     values: Mapping[str, Any]
     where: str
 
     def get(self, name: str, kind: Kind) -> Any:
-        """None where it is left out; raises NotAModel where it isn't allowed."""
+        """The value of a key, or None where the key is left out. Raises NotAModel where the value isn't allowed."""
         key = f"tokenizer.ggml.{name}"
         return kind.read(self.where, key, self.values[key]) if key in self.values else None
 
     def column(self, name: str, types: set[type], like: int | None = None) -> list[Any] | None:
-        """A list of one of these types, as long as `like` where that is said; None where it is left out."""
+        """The list of a key, or None where the key is left out. types: of its entries. like: how many entries it must
+        have; None: any number. Raises NotAModel."""
         key, words = f"tokenizer.ggml.{name}", " or ".join(sorted(each.__name__ for each in types))
         if key not in self.values:
             return None
@@ -55,7 +56,7 @@ class _VocabularyKeys:
         return values
 
     def wrong(self, what: str) -> NotAModel:
-        """The error that says so."""
+        """The error that says what the file has."""
         return NotAModel(f"{self.where} has {what}: download the file again or convert the model anew")
 
 
@@ -63,9 +64,9 @@ _WORD = Kind("a word", lambda value: value if isinstance(value, str) else None)
 
 
 def read(metadata: Mapping[str, Any], where: str) -> Tokenizer:
-    """The tokenizer that a GGUF file's metadata describes (key -> plain Python value), which neither cuts nor pads.
+    """The tokenizer that a GGUF file's metadata describes. It neither truncates nor pads.
 
-    where: the file, as messages name it. Raises NotAModel."""
+    metadata: plain Python values by key. where: the file's name in messages. Raises NotAModel."""
     keys = _VocabularyKeys(metadata, where)
     model = keys.get("model", _WORD)
     if model not in ("gpt2", "llama"):
@@ -91,7 +92,7 @@ _NAMED = ("bos", "eos", "unknown", "padding")
 
 
 def _tokens(keys: _VocabularyKeys) -> list[str]:
-    """All tokens by their ids: no two alike."""
+    """The texts of all tokens, by id. Raises NotAModel where two are the same."""
     tokens = keys.column("tokens", {str})
     if not tokens:
         raise keys.wrong("no tokenizer.ggml.tokens")
@@ -119,8 +120,8 @@ def _types(keys: _VocabularyKeys, count: int) -> list[int]:
 
 
 def _byte_level(keys: _VocabularyKeys, tokens: list[str]) -> tuple[Tokenizer, bool]:
-    """The tokenizer, and whether a text begins with the beginning-of-text token where the file doesn't say. Without
-    tokenizer.ggml.pre a text is cut as by GPT-2, which is what transformers does."""
+    """(the tokenizer; whether the beginning-of-text token is put before a text where the file doesn't say). Without
+    tokenizer.ggml.pre a text is cut as by GPT-2, as in transformers."""
     name = keys.get("pre", _WORD)
     if name is not None and name not in SPLITS:
         raise NotAModel(
@@ -141,7 +142,7 @@ def _byte_level(keys: _VocabularyKeys, tokens: list[str]) -> tuple[Tokenizer, bo
 
 
 def _listed(keys: _VocabularyKeys, ids: Mapping[str, int]) -> list[tuple[str, str]] | None:
-    """The merges that the file lists, two tokens each that make a third; None where it lists none."""
+    """The merges that the file lists, or None where it lists none. A merge is two tokens that together make a third."""
     lines = keys.column("merges", {str})
     if lines is None:
         return None
@@ -155,10 +156,11 @@ def _listed(keys: _VocabularyKeys, ids: Mapping[str, int]) -> list[tuple[str, st
 
 
 def _sentencepiece(keys: _VocabularyKeys, tokens: list[str], types: list[int], unknown: int | None) -> Tokenizer:
-    """As transformers' LlamaTokenizer has it, or its GemmaTokenizer, or Phi 3's tokenizer.json."""
+    """A tokenizer like transformers' LlamaTokenizer, its GemmaTokenizer for a Gemma, or Phi 3's tokenizer.json.
+    unknown: the id of the unknown token, where the file names one."""
     architecture = str(keys.values.get("general.architecture"))
     is_gemma = architecture.startswith("gemma")
-    if is_gemma:  # a run of spaces is written as spaces; it is merged like any other piece, and not looked for
+    if is_gemma:  # Gemma's files write a token of spaces as spaces; here it is a piece that is merged like any other
         tokens = [SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
     ids = {token: index for index, token in enumerate(tokens)}
     if len(ids) != len(tokens):
@@ -184,8 +186,8 @@ def _sentencepiece(keys: _VocabularyKeys, tokens: list[str], types: list[int], u
 
 
 def _ranks(keys: _VocabularyKeys, count: int, in_order: bool) -> Sequence[float]:
-    """A rank for each token: merges that make a token of a lower rank come first. in_order: the ranks are the tokens'
-    order, as in Gemma, whose added tokens all have one score."""
+    """A rank for each token. Merges that make a token of a lower rank come first. in_order: whether the ranks are the
+    order of the tokens and not their scores, as in Gemma, whose added tokens all have the same score."""
     scores = keys.column("scores", {float, int}, count)
     if in_order:
         return range(count)
@@ -199,7 +201,8 @@ def _ranks(keys: _VocabularyKeys, count: int, in_order: bool) -> Sequence[float]
 def _made(
     keys: _VocabularyKeys, tokens: list[str], ids: Mapping[str, int], ranks: Sequence[float]
 ) -> list[tuple[str, str]]:
-    """Every pair of tokens that makes a third: by the third's rank, and then the longest left part first."""
+    """Every pair of tokens that together make a third token, by the rank of the third. Pairs that make the same token
+    are in the order of the left part's length, the longest first."""
     pairs = (
         (left, right)
         for token in [tokens[index] for index in sorted(ids.values(), key=ranks.__getitem__)]
@@ -210,13 +213,14 @@ def _made(
     merges = [*islice(pairs, most + 1)]
     if len(merges) > most:
         raise keys.wrong(f"tokens that two others make in more than {most} ways, as in no vocabulary")
-    if len({*ranks}) < len(tokens):  # else they are in order
+    if len({*ranks}) < len(tokens):  # where all ranks differ, the merges are in order already
         merges.sort(key=lambda pair: (ranks[ids[pair[0] + pair[1]]], -len(pair[0]), -len(pair[1])))
     return merges
 
 
 def _add(tokenizer: Tokenizer, tokens: list[str], types: list[int], named: Mapping[str, int | None]) -> None:
-    """Add the tokens that are looked for in a text before it is cut. Control tokens and named ones are special."""
+    """Adds to the tokenizer the tokens that it looks for in a text before it cuts the text. Control tokens and those
+    that the file names, such as bos, are special."""
     control = [index for index, kind in enumerate(types) if kind == CONTROL]
     users = [index for index, kind in enumerate(types) if kind == USER_DEFINED]
     others = {index for index in named.values() if index is not None} - {*control, *users}
@@ -228,7 +232,8 @@ def _add(tokenizer: Tokenizer, tokens: list[str], types: list[int], named: Mappi
 def _around(
     keys: _VocabularyKeys, tokens: list[str], begins: bool, named: Mapping[str, int | None]
 ) -> processors.TemplateProcessing:
-    """What is put before and after a text; begins: whether the first token is where the file doesn't say."""
+    """What puts special tokens before and after a text. begins: whether the beginning-of-text token is put before it
+    where the file doesn't say."""
     says = keys.get("add_bos_token", TRUTH)
     first = named["bos"] if (begins if says is None else says) else None
     last = named["eos"] if keys.get("add_eos_token", TRUTH) else None

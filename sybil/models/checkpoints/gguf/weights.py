@@ -1,4 +1,4 @@
-"""A GGUF file's tensors by transformers' names, with transformers' rows."""
+"""Gives a GGUF file's tensors by transformers' names, with their rows in transformers' order."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _AS_THEY_ARE = {
 
 
 class FileTensors:
-    """Tensors of a GGUF file by transformers' names. What is in blocks reads as float32.
+    """Tensors of a GGUF file by transformers' names. A tensor in blocks is read as float32.
 
-    rotated: how many heads a tensor has, for tensors whose heads have the two halves that are rotated against each
-    other row by row. transformers has one half after the other."""
+    rotated: the number of heads of each tensor whose rows are reordered. In the file, the rows of a head's two halves,
+    which are rotated against each other, alternate; in transformers one half follows the other."""
 
     lasting = False
     norms_are_whole = True
@@ -43,7 +43,7 @@ class FileTensors:
         self.nbytes = sum(place.nbytes for place in places.values())
 
     def read(self, name: str) -> Tensor:
-        """Raises NotAModel where the file has changed, or heads have odd rows."""
+        """One tensor's numbers. Raises NotAModel where the file has changed, or a head has an odd number of rows."""
         place = self.places[name]
         numbers, kept = place.numbers(), _AS_THEY_ARE.get(place.type)
         if kept:
@@ -52,8 +52,9 @@ class FileTensors:
         return self._arranged(name, dequantised(blocks).view(place.shape))
 
     def blocks(self, name: str) -> Blocks | None:
-        """A product's weight, or the embedding, as it lies. Raises NotAModel where the file has changed, or heads
-        have odd rows."""
+        """A product's weight or the embedding, in the file's own blocks; None for a tensor that isn't a matrix.
+
+        Raises NotAModel where the file has changed, or a head has an odd number of rows."""
         place = self.places[name]
         if len(place.shape) != 2:
             return None
@@ -71,9 +72,10 @@ class FileTensors:
 
 
 def stored(contents: Contents, known: tuple[Family, Shape], where: str) -> FileTensors:
-    """A file's tensors for the model that its metadata describe.
+    """A file's tensors, for the model that its metadata describes.
 
-    Raises UnsupportedModel where one has no name in transformers: it would change what the model computes."""
+    Raises UnsupportedModel where a tensor has no name in transformers: leaving it out could change what the model
+    computes."""
     name, (family, shape), tensors = contents.metadata["general.architecture"], known, contents.tensors
     layers = min(shape.layers, len(tensors))
     found = {ggml: theirs for theirs, ggml in _names(name, family, layers) if ggml in tensors}
@@ -89,7 +91,7 @@ def stored(contents: Contents, known: tuple[Family, Shape], where: str) -> FileT
 
 
 def _names(architecture: str, family: Family, layers: int) -> Iterator[tuple[str, str]]:
-    """transformers' names of a family's tensors and ggml's, whether a file has them or not."""
+    """(transformers' name, ggml's name) of each tensor that a model of the family may have."""
     kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
     known, prefix = get_tensor_name_map(kind, 1), family.prefixes[0]
     ends = ("weight", "bias")
