@@ -414,6 +414,8 @@ def test_the_folder_drafts_losslessly(target: Path, undisturbed: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(undisturbed)
     assert (model.config.vocab_size, model.config.sliding_window) == (32, 16)
     assert len(getattr(model.config, DRAFT_TOKENS)) == 31
+    files = [path for path in undisturbed.iterdir() if path.is_file()]
+    assert len({path.stat().st_mode for path in files}) == 1  # whoever may read one may read all
 
 
 @pytest.mark.parametrize("kind", ["hybrid:lookup,{}", "cascade:lookup,{}"])

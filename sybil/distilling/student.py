@@ -128,6 +128,7 @@ def save(
     made.mkdir(parents=True)
     config.save_pretrained(made)
     save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+    shutil.copymode(made / "config.json", made / "model.safetensors")  # safetensors lets nobody but its owner read it
     tokenizer.save(str(made / "tokenizer.json"))
     (made / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend"}))
     for file in sorted(made.iterdir(), key=lambda each: each.suffix == ".safetensors"):
